@@ -1,0 +1,287 @@
+"""Every setting of a pre-training job: frozen dataclasses, validated, one docstring a field.
+
+The field names are a contract (DESIGN.md section 8): programs set them as ``--group.field value`` or in YAML.
+Settings of the other verbs stand beside the code that reads them; they follow the same form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ca2cl.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _require(holds: bool, name: str, value: object, remedy: str) -> None:
+    if not holds:
+        raise InputError(f"{name} is {value!r}: {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the tiles come from and in which order."""
+
+    shards: str = ""
+    """Folder or URL that ``ca2cl shard`` wrote: tars, index and manifest."""
+    image_size: int = 224
+    """Side in pixels of the views that the encoder sees."""
+    lanes: int = 64
+    """Number of parallel reading positions. Fixes the content of every batch; must be a multiple of the number of
+    processes and divide run.batch_size."""
+    workers: int = 2
+    """Decoding processes for each training process; 0 decodes in the training process. Never changes a result."""
+    cache_dir: str | None = None
+    """Local folder in which remote shards are kept. Needed for remote shards only."""
+    max_bad_rate: float = 0.01
+    """The run stops when more than this share of the samples read so far could not be decoded."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 32, "data.image_size", self.image_size, "use at least 32 pixels")
+        _require(self.lanes >= 1, "data.lanes", self.lanes, "use at least 1 lane")
+        _require(self.workers >= 0, "data.workers", self.workers, "use 0 or more worker processes")
+        _require(0 <= self.max_bad_rate <= 1, "data.max_bad_rate", self.max_bad_rate, "use a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder and its heads."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    """Backbone; its final classifier is removed."""
+    weights: str = "random"
+    """Where the backbone starts: random, torchvision:IMAGENET1K_V1, or anything the encoder resolver takes."""
+    norm: Literal["sync", "frozen", "lane_group"] = "sync"
+    """Whose samples a BatchNorm's statistics are taken over. sync: one forward pass's samples on all processes;
+    frozen: the running statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware."""
+    norm_group: int = 16
+    """Samples in one group of lane_group normalisation."""
+    projection_dim: int = 128
+    """Outputs of the projector and of the group head."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the input's channels, in [0, 1], subtracted before the encoder."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of the input's channels, divided by before the encoder."""
+
+    def __post_init__(self) -> None:
+        _require(self.projection_dim >= 2, "model.projection_dim", self.projection_dim, "use at least 2")
+        _require(self.norm_group >= 2, "model.norm_group", self.norm_group, "use at least 2 samples a group")
+        _require(min(self.std) > 0, "model.std", self.std, "use positive numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """How a tile becomes its two views."""
+
+    recipe: Literal["ca2cl", "crop"] = "ca2cl"
+    """ca2cl: the paper's strong and weak views; crop: two random resized crops, for training from scratch."""
+    strength: float = 1.0
+    """Multiplies the colour and stain jitter of the crop recipe."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the tile's area that a view of the crop recipe covers."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        _require(0 < low <= high <= 1, "views.crop_scale", self.crop_scale, "use 0 < smallest <= largest <= 1")
+        _require(self.strength >= 0, "views.strength", self.strength, "use 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss: NT-Xent + cluster loss, and NT-Xent again under an adversarial stem (CA2CL, JBHI 2025)."""
+
+    temperature: float = 0.2
+    """Temperature T of NT-Xent."""
+    clusters: int = 10
+    """Number of k-means clusters K in a batch."""
+    cluster_weight: float = 0.1
+    """Weight of the cluster loss; 0 leaves it out."""
+    cluster_temperature: float = 0.2
+    """Temperature of the cluster loss's softmax over centroids."""
+    lloyd_iterations: int = 10
+    """Lloyd iterations of k-means."""
+    mutual_information: float = 0.0
+    """Weight of the mutual-information term between the two views' soft assignments; 0 leaves it out."""
+    adversary: bool = True
+    """Whether the adversarial branch is computed."""
+    epsilon: float = 1.0
+    """Size of the adversarial step on the stem's weight."""
+    epsilon_mode: Literal["absolute", "relative"] = "absolute"
+    """absolute: the step's norm is epsilon; relative: epsilon times the norm of the stem's weight."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "objective.temperature", self.temperature, "use a positive number")
+        _require(
+            self.cluster_temperature > 0,
+            "objective.cluster_temperature",
+            self.cluster_temperature,
+            "use a positive number",
+        )
+        _require(self.clusters >= 2, "objective.clusters", self.clusters, "use at least 2 clusters")
+        _require(self.cluster_weight >= 0, "objective.cluster_weight", self.cluster_weight, "use 0 or more")
+        _require(self.lloyd_iterations >= 1, "objective.lloyd_iterations", self.lloyd_iterations, "use at least 1")
+        _require(
+            self.epsilon > 0, "objective.epsilon", self.epsilon, "use a positive number, or --objective.adversary false"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
+    """adam: L2 penalty inside the gradient, as the paper; adamw: decoupled decay; sgd: Nesterov momentum; lars: large
+    batches (You et al., 2017), biases and BatchNorm excluded from decay and adaptation."""
+    lr: float = 6e-4
+    """Peak learning rate."""
+    weight_decay: float = 1e-4
+    """L2 penalty or decay."""
+    momentum: float = 0.9
+    """Momentum of sgd and lars; first beta of adam and adamw."""
+    schedule: Literal["cosine_epoch", "cosine_step", "constant"] = "cosine_epoch"
+    """cosine_epoch: half a cosine to 0, changed once an epoch, as the paper; cosine_step: changed every step."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 0 before the schedule starts."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; none leaves it alone."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "use a positive number")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "use 0 or more")
+        _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "use a number in [0, 1)")
+        _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "use 0 or more")
+        clip = self.clip_norm
+        _require(clip is None or clip > 0, "optim.clip_norm", clip, "use a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Size, length and folder of the run."""
+
+    output_dir: str = ""
+    """The run's folder: journal, configuration, checkpoints."""
+    batch_size: int = 256
+    """Tiles in one optimizer step, over all processes and micro-batches."""
+    micro_batch_size: int | None = None
+    """Tiles that one process holds at a time; none takes its whole share of the batch at once."""
+    accumulation: Literal["exact", "plain"] = "exact"
+    """What micro-batches mean. exact: the result of the whole batch; plain: negatives only within a micro-batch."""
+    epochs: int | None = None
+    """Length of the run in passes over the data. Give this or run.steps."""
+    steps: int | None = None
+    """Length of the run in optimizer steps. Give this or run.epochs."""
+    seed: int = 0
+    """Seed of the initial weights, the order and the views."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast precision of the encoder and heads; the losses are always computed in fp32."""
+    checkpoint_every: int = 1000
+    """Optimizer steps between checkpoints; one is always written at the end."""
+    keep_last: int = 2
+    """Number of newest checkpoints to keep."""
+    log_every: int = 1
+    """Optimizer steps between journal lines."""
+    figures_every: int = 5
+    """Epochs between figures of the curves and of the clusters; 0 draws them only at the end."""
+    resume: str = "auto"
+    """auto: go on from the newest checkpoint in run.output_dir if there is one; never: refuse a used folder; or the
+    path of a checkpoint."""
+    max_skipped: int = 20
+    """Steps in a row that may be skipped for a non-finite loss before the run stops."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "run.batch_size", self.batch_size, "use at least 2 tiles")
+        micro = self.micro_batch_size
+        _require(micro is None or micro >= 2, "run.micro_batch_size", micro, "use at least 2 tiles")
+        _require(self.epochs is None or self.epochs >= 1, "run.epochs", self.epochs, "use at least 1")
+        _require(self.steps is None or self.steps >= 1, "run.steps", self.steps, "use at least 1")
+        for name in ("checkpoint_every", "keep_last", "log_every", "max_skipped"):
+            _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "use at least 1")
+        _require(0 <= self.seed < 2**31, "run.seed", self.seed, "use a number from 0 to 2147483647")
+        _require(self.figures_every >= 0, "run.figures_every", self.figures_every, "use 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where the numbers and the encoder go."""
+
+    uri: str | None = None
+    """MLflow tracking URI; none takes MLFLOW_TRACKING_URI, or else an embedded SQLite store under tracking.root."""
+    root: str = "ca2cl-runs"
+    """Folder of the embedded store: database and artifacts side by side."""
+    experiment: str = "ca2cl"
+    """MLflow experiment."""
+    run_name: str | None = None
+    """Name of the run; none takes the output folder's name."""
+    register_as: str | None = "ca2cl-encoder"
+    """Registered model that the finished encoder becomes a version of; none registers nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A pre-training job."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the tiles come from and in which order."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The encoder and its heads."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """How a tile becomes its two views."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Size, length and folder of the run."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the numbers and the encoder go."""
+
+    def __post_init__(self) -> None:
+        run, data = self.run, self.data
+        _require(
+            run.batch_size % data.lanes == 0,
+            "run.batch_size",
+            run.batch_size,
+            f"a batch takes the same number of tiles from each of data.lanes = {data.lanes} lanes; "
+            f"use a multiple, or --data.lanes {math.gcd(run.batch_size, data.lanes)}",
+        )
+        smallest = run.batch_size
+        if run.accumulation == "plain" and run.micro_batch_size:
+            smallest = run.micro_batch_size
+        _require(
+            self.objective.cluster_weight == 0 or smallest >= self.objective.clusters,
+            "run.batch_size",
+            smallest,
+            f"k-means needs at least objective.clusters = {self.objective.clusters} tiles; "
+            "use a larger batch or fewer clusters",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def flatten(config: Any) -> dict[str, str | int | float | bool | None]:
+    """A configuration as ``{"group.field": value}``; lists and tuples become their JSON."""
+    flat: dict[str, str | int | float | bool | None] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(f"{prefix}.{name}" if prefix else name, inner)
+        else:
+            flat[prefix] = json.dumps(value) if isinstance(value, (list, tuple)) else value
+
+    walk("", to_dict(config))
+    return flat
+
+
+def digest(config: Any) -> str:
+    """SHA-256 of a configuration's canonical JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()

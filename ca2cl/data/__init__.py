@@ -1,0 +1,1 @@
+"""Sources, shards and their index, lanes (the stream), splits, made-up tissue."""
