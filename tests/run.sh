@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Makes an environment, installs the project and runs every check: style, types, tests.
+# Further arguments go to pytest: `bash tests/run.sh -m slow`, `bash tests/run.sh tests/test_lanes.py`.
+# CA2CL_VENV names the environment's folder (default .venv-test).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+venv=${CA2CL_VENV:-.venv-test}
+make_environment "$venv" "[test]"
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+# One intra-op thread a process: the tests start processes of their own, and results must not depend on the machine.
+export OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true HF_HUB_OFFLINE=1
+"$venv/bin/python" -m pytest "$@"
