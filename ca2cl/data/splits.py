@@ -1,0 +1,73 @@
+"""Which tiles count as labelled: stratified subsets and folds that are pure functions of (labels, budget, seed)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.errors import InputError
+
+IntArray = npt.NDArray[np.int64]
+
+
+def check_budget(budget: float) -> None:
+    """Refuse what is neither a fraction of the labels nor a whole number of tiles a class.
+
+    Raises:
+        InputError: 0, negative, not finite, or above 1 without being whole.
+    """
+    if not math.isfinite(budget) or budget <= 0 or (budget > 1 and budget != int(budget)):
+        raise InputError(
+            f"labels is {budget!r}: use a fraction above 0 and up to 1, or a whole number of tiles a class from 2 up"
+        )
+
+
+def describe_budget(budget: float) -> str:
+    """``1 %`` for a fraction, ``20/class`` for a number of tiles a class."""
+    return f"{budget * 100:g} %" if budget <= 1 else f"{int(budget)}/class"
+
+
+def labelled_subset(labels_N: IntArray, budget: float, seed: int) -> IntArray:
+    """Row numbers of a stratified labelled subset, ascending, without replacement.
+
+    Every class present gives ``round(budget * n)`` of its n tiles (halves up, at least one) for a fraction, or
+    ``min(budget, n)`` tiles for a number above 1. Each class is shuffled once a seed and its first tiles are taken, so
+    for one seed a smaller budget's subset lies inside a larger one's, and budgets are compared on the same draw.
+
+    Args:
+        labels_N: class of every tile, shape (N,).
+        budget: a fraction in (0, 1], or a whole number of tiles a class above 1.
+        seed: 0 or more; another seed is another draw.
+
+    Raises:
+        InputError: the budget is neither.
+    """
+    check_budget(budget)
+    chosen = []
+    for label in np.unique(labels_N):
+        rows = np.flatnonzero(labels_N == label)
+        wanted = max(1, math.floor(budget * len(rows) + 0.5)) if budget <= 1 else int(budget)
+        chosen.append(rows[_permutation(len(rows), seed, int(label))[:wanted]])
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def stratified_folds(labels_N: IntArray, folds: int, seed: int) -> IntArray:
+    """Fold of every tile, shape (N,), in 0..folds-1.
+
+    A class is dealt round as evenly as it goes: in no class do two folds differ by more than one tile, and where every
+    class has at least ``folds`` tiles every fold holds every class.
+    """
+    fold_N = np.empty(len(labels_N), np.int64)
+    for label in np.unique(labels_N):
+        rows = np.flatnonzero(labels_N == label)
+        fold_N[rows[_permutation(len(rows), seed, int(label))]] = np.arange(len(rows)) % folds
+    return fold_N
+
+
+def _permutation(count: int, seed: int, stream: int) -> IntArray:
+    """A permutation that is the same in every version of numpy: only a bit generator's raw stream is guaranteed."""
+    # https://numpy.org/neps/nep-0019-rng-policy.html: Generator.permutation may change, Philox's words may not
+    words = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(count)
+    return np.argsort(words, kind="stable").astype(np.int64)

@@ -1,0 +1,150 @@
+"""The two classifiers that read frozen features: logistic regression and k nearest neighbours.
+
+Legend: N labelled tiles, M test tiles, D features, K classes. Labels are 0..K-1 and every class has a labelled tile.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.data.splits import stratified_folds
+
+logger = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Values of C, scikit-learn's inverse L2 strength, that are tried; ascending."""
+DEFAULT_STRENGTH = 1e-2
+"""C where a class has fewer than ``FOLDS`` labelled tiles, too few to hold any out of every fold."""
+FOLDS = 5
+"""A fold is the fifth of the labelled tiles that is held out."""
+HELD_OUT_TILES = 200
+"""Folds are held out in turn until this many tiles have been, so that few labels do not mean a choice by five tiles."""
+MAX_ITERATIONS = 2000
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities of the test tiles, shape (M, K), and the setting that the classifier ended with."""
+
+    probabilities: npt.NDArray[np.float64]
+    setting: dict[str, float]
+
+
+def logistic_regression(
+    train_ND: FloatArray,
+    labels_N: IntArray,
+    test_MD: FloatArray,
+    *,
+    seed: int,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Prediction:
+    """Multinomial logistic regression by L-BFGS on features standardised with the labelled tiles' mean and sd.
+
+    The L2 strength is the one with the lowest mean log-loss on held-out *labelled* tiles (the smaller C of equals):
+    log-loss, because a few held-out tiles cannot tell accuracies apart. Test tiles take no part in it.
+    """
+    strength = choose_strength(train_ND, labels_N, seed=seed, strengths=strengths)
+    train_ND, test_MD = _standardise(train_ND, test_MD)
+    model = _model(strength)
+    _fit(model, train_ND, labels_N)
+    return Prediction(np.asarray(model.predict_proba(test_MD), np.float64), {"C": strength})
+
+
+def choose_strength(
+    train_ND: FloatArray, labels_N: IntArray, *, seed: int, strengths: Sequence[float] = STRENGTHS
+) -> float:
+    """The C of ``strengths`` that predicts held-out labelled tiles best; ``DEFAULT_STRENGTH`` with too few labels."""
+    if np.bincount(labels_N).min() < FOLDS:
+        return DEFAULT_STRENGTH
+    fold_N = stratified_folds(labels_N, FOLDS, seed)
+    rounds = min(FOLDS, math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N)))
+    losses = np.zeros(len(strengths))
+    for fold in range(rounds):
+        held_N = fold_N == fold
+        fit_ND, held_MD = _standardise(train_ND[~held_N], train_ND[held_N])
+        losses += _losses(fit_ND, labels_N[~held_N], held_MD, labels_N[held_N], strengths)
+    return float(strengths[int(losses.argmin())])
+
+
+def _losses(
+    fit_ND: FloatArray, labels_N: IntArray, held_MD: FloatArray, truth_M: IntArray, strengths: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """Summed log-loss on the held-out tiles for each strength."""
+    # Ascending C from the last solution: the path costs little more than its last, least regularised fit.
+    model = _model(strengths[0])
+    losses = []
+    for strength in strengths:
+        model.set_params(C=strength)
+        _fit(model, fit_ND, labels_N)
+        log_probability_MK = model.predict_log_proba(held_MD)
+        losses.append(-log_probability_MK[np.arange(len(truth_M)), truth_M].sum())
+    return np.array(losses)
+
+
+def _model(strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression  # loaded when a probe runs: it takes a second
+
+    return LogisticRegression(C=strength, solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True)
+
+
+def _fit(model: Any, train_ND: FloatArray, labels_N: IntArray) -> None:
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(train_ND, labels_N)
+    if any(issubclass(entry.category, ConvergenceWarning) for entry in caught):
+        logger.warning("logistic regression with C = %g stopped after %d iterations", model.C, MAX_ITERATIONS)
+
+
+def _standardise(train_ND: FloatArray, test_MD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Both with the mean and sd of ``train_ND``; a feature that is constant there is only centred."""
+    mean_D = train_ND.mean(axis=0, dtype=np.float64)
+    sd_D = train_ND.std(axis=0, dtype=np.float64)
+    # Rounding leaves a constant feature a tiny sd; dividing by it would blow up the test tiles' differences.
+    sd_D[sd_D <= 1e-7 * np.maximum(np.abs(mean_D), 1e-30)] = 1.0
+    return (
+        ((train_ND - mean_D) / sd_D).astype(train_ND.dtype),
+        ((test_MD - mean_D) / sd_D).astype(train_ND.dtype),
+    )
+
+
+def nearest_neighbours(
+    train_ND: FloatArray, labels_N: IntArray, test_MD: FloatArray, *, k: int, rows: int = 1024
+) -> Prediction:
+    """The k nearest labelled tiles by cosine vote, each with its similarity as weight (0 where it is negative).
+
+    Probabilities are shares of the votes. There is no temperature: nothing to tune on the test set, and nearly a
+    majority vote with ties going to the nearer class. ``k`` is cut to the number of labelled tiles. Features are not
+    standardised; a tile whose features are all zero is equally far from all.
+
+    Args:
+        rows: test tiles compared at a time; bounds memory to rows x N numbers.
+    """
+    k = min(k, len(train_ND))
+    unit_ND, classes = _unit(train_ND), int(labels_N.max()) + 1
+    votes_MK = np.empty((len(test_MD), classes))
+    for start in range(0, len(test_MD), rows):
+        similarity_MN = _unit(test_MD[start : start + rows]) @ unit_ND.T
+        nearest_Mk = np.argpartition(-similarity_MN, k - 1, axis=1)[:, :k]
+        # The floor lets a tile that is orthogonal to all its neighbours still get their majority.
+        weight_Mk = np.maximum(np.take_along_axis(similarity_MN, nearest_Mk, axis=1), 1e-9)
+        onehot_MkK = np.eye(classes)[labels_N[nearest_Mk]]
+        votes_MK[start : start + rows] = np.einsum("mk,mkc->mc", weight_Mk, onehot_MkK)
+    return Prediction(votes_MK / votes_MK.sum(axis=1, keepdims=True), {"k": float(k)})
+
+
+def _unit(features: FloatArray) -> FloatArray:
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(norm, np.finfo(features.dtype).tiny), features.dtype)
