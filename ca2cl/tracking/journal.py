@@ -1,0 +1,175 @@
+"""The journal of a run: one JSON object a line, the truth that MLflow only mirrors.
+
+A training line has ``step`` and ``loss`` and no ``event``; every other line has an ``event`` and never a ``step``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+JOURNAL_NAME = "journal.jsonl"
+NONFINITE = "nonfinite"
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_QUERY = re.compile(
+    r"([?&][^=&\s]*(?:token|key|secret|password|signature|sig|credential)[^=&\s]*=)[^&\s]+", re.I
+)
+_log = logging.getLogger(__name__)
+
+
+def redact(text: str) -> str:
+    """``text`` without the user names, passwords and tokens that its URIs carry."""
+    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("", text))
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` so that a reader, or a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Journal:
+    """Appends records to a journal; safe to call from several threads of one process.
+
+    Args:
+        path: the file; it is created, and a torn last line that a killed writer left is cut off.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        _cut_torn_line(self.path)
+        self._file = self.path.open("ab")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line and hand it to the operating system.
+
+        ``time`` (Unix seconds) is added unless given. NaN and infinities are not JSON: they become null and are
+        named under ``nonfinite``. Secrets inside URIs are removed.
+        """
+        line = encode({"time": time.time(), **record})
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+
+    def rewind_to_step(self, step: int) -> int:
+        """Drop the training lines past ``step``, which a resumed run will write again; events stay.
+
+        The file is replaced in one rename. Returns the number of lines dropped.
+        """
+        with self._lock:
+            self._file.flush()
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if not _is_past(line, step)]
+            if len(kept) < len(lines):
+                self._file.close()
+                write_atomic(self.path, b"".join(kept))
+                self._file = self.path.open("ab")
+        return len(lines) - len(kept)
+
+    def sync(self) -> None:
+        """Return once everything written so far is on the disk."""
+        with self._lock:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        with self._lock:
+            self._file.close()
+
+
+def read_journal(path: str | Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Records from byte ``offset`` on, each with the byte offset of its line's end.
+
+    A last line without its newline is still being written, or was torn by a kill: it is not yielded. A damaged line
+    in the middle is skipped with a warning.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            record = _decode(line)
+            if record is None:
+                _log.warning("%s: skipped a damaged line that ends at byte %d", path, offset)
+            else:
+                yield record, offset
+
+
+def training_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The training lines of a journal, in file order."""
+    return (record for record, _ in read_journal(path) if is_training(record))
+
+
+def is_training(record: Mapping[str, Any]) -> bool:
+    """Whether a record tells of an optimizer step."""
+    return "event" not in record and "step" in record
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """A record as one line of strict JSON (RFC 8259: no NaN, no infinities)."""
+    nonfinite: dict[str, str] = {}
+    clean = {str(name): _clean(value, str(name), nonfinite) for name, value in record.items()}
+    if nonfinite:
+        clean[NONFINITE] = nonfinite
+    return json.dumps(clean, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _clean(value: Any, name: str, nonfinite: dict[str, str]) -> Any:
+    if isinstance(value, bool) or value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        nonfinite[name] = str(value)
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _clean(inner, f"{name}.{key}", nonfinite) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(inner, f"{name}.{place}", nonfinite) for place, inner in enumerate(value)]
+    if hasattr(value, "item"):  # a NumPy scalar or a tensor of one element
+        return _clean(value.item(), name, nonfinite)
+    return redact(str(value)).encode("utf-8", "replace").decode()
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _is_past(line: bytes, step: int) -> bool:
+    record = _decode(line)
+    return record is not None and is_training(record) and int(record["step"]) > step
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end > 0:  # backwards in blocks, so that a long journal is not read whole
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            end = start + newline + 1 if newline >= 0 else start
+            if newline >= 0:
+                break
+        if end < size:
+            file.truncate(end)
+            _log.warning("%s: cut off a torn last line of %d bytes", path, size - end)
