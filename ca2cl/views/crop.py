@@ -1,0 +1,91 @@
+"""The ``crop`` recipe: random resized crops, flips, colour and H&E-stain jitter, for training from scratch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ca2cl.views import colour, geometry
+from ca2cl.views.filters import gaussian_blur
+from ca2cl.views.random import Draws
+
+_RATIO = (3.0 / 4.0, 4.0 / 3.0)
+_JITTER_PROBABILITY = 0.8
+_BRIGHTNESS = _CONTRAST = 0.4
+_SATURATION = 0.2
+_HUE_TURNS = 0.05
+_STAIN_GAIN, _STAIN_BIAS = 0.25, 0.05
+_GREY_PROBABILITY = 0.2
+_BLUR_PROBABILITY = 0.5
+# Of a 224-pixel view, as SimCLR (Chen et al., 2020) has it; smaller views are blurred less in proportion.
+_SIGMA, _SIGMA_SIDE = (0.1, 2.0), 224
+
+
+class CropRecipe:
+    """Both views are drawn from the same distribution, independently.
+
+    Args:
+        size: side of the views in pixels.
+        scale: smallest and largest share of the tile's area that a view covers.
+        strength: multiplies the ranges of colour and stain jitter.
+    """
+
+    def __init__(self, size: int, *, scale: tuple[float, float] = (0.2, 1.0), strength: float = 1.0) -> None:
+        self.size = size
+        self.scale = scale
+        self.strength = strength
+
+    def strong(self, images: Tensor, draws: Draws) -> Tensor:
+        """One view, float32 (B, 3, S, S) in [0, 1], of tiles float32 (B, 3, H, W) in [0, 1]."""
+        out = self._jitter(self._crop(images, draws), draws)
+        return self._blur(out, draws)
+
+    weak = strong
+
+    def _crop(self, images: Tensor, draws: Draws) -> Tensor:
+        height, width = images.shape[-2:]
+        area = draws.uniform("crop.area", *self.scale)
+        ratio = torch.exp(draws.uniform("crop.ratio", math.log(_RATIO[0]), math.log(_RATIO[1])))
+        # A window that would pass the tile's edge is narrowed to it rather than drawn again: no draw decides another.
+        wide = torch.sqrt(area * ratio).clamp(max=1.0)
+        high = torch.sqrt(area / ratio).clamp(max=1.0)
+        left, top = draws.uniform("crop.left") * (1.0 - wide), draws.uniform("crop.top") * (1.0 - high)
+        turn = geometry.dihedral(
+            draws.chance("transpose", 0.5), draws.chance("flip.vertical", 0.5), draws.chance("flip.horizontal", 0.5)
+        )
+        x, y = geometry.affine_grid(turn.then(geometry.crop(left, top, wide, high)), self.size)
+        factors = [1]
+        if min(height, width) >= 2 * self.size:
+            factors = geometry.reduction(torch.minimum(wide * width, high * height), self.size).tolist()
+        return geometry.sample_reduced(images, factors, x, y)
+
+    def _jitter(self, images: Tensor, draws: Draws) -> Tensor:
+        images = self._stain(images, draws)
+        jitter = draws.chance("jitter", _JITTER_PROBABILITY).double() * self.strength
+        brightness = 1.0 + jitter * draws.uniform("brightness", -_BRIGHTNESS, _BRIGHTNESS)
+        contrast = 1.0 + jitter * draws.uniform("contrast", -_CONTRAST, _CONTRAST)
+        saturation = 1.0 + jitter * draws.uniform("saturation", -_SATURATION, _SATURATION)
+        hue = jitter * draws.uniform("hue", -_HUE_TURNS, _HUE_TURNS)
+        grey = draws.chance("grey", _GREY_PROBABILITY).double()
+        linear = colour.Linear.identity(len(images), images.device).scaled(brightness.clamp(min=0.0))
+        linear = colour.contrast(linear, contrast.clamp(min=0.0), images.double().mean((2, 3)))
+        linear = linear.then(colour.saturation_matrix(saturation.clamp(min=0.0) * (1.0 - grey)))
+        linear = linear.then(colour.hue_matrix(hue * (1.0 - grey)))
+        return linear(images).clamp_(0.0, 1.0)
+
+    def _stain(self, images: Tensor, draws: Draws) -> Tensor:
+        names = ("haematoxylin", "eosin", "residual")
+        on = draws.chance("stain", _JITTER_PROBABILITY).double() * self.strength
+        gain = torch.stack([1.0 + on * draws.uniform(f"{n}.gain", -_STAIN_GAIN, _STAIN_GAIN) for n in names], dim=-1)
+        bias = torch.stack([on * draws.uniform(f"{n}.bias", -_STAIN_BIAS, _STAIN_BIAS) for n in names], dim=-1)
+        return colour.stain_jitter(images, gain, bias)
+
+    def _blur(self, images: Tensor, draws: Draws) -> Tensor:
+        rows = torch.nonzero(draws.chance("blur", _BLUR_PROBABILITY)).flatten()
+        scale = self.size / _SIGMA_SIDE
+        sigma = draws.uniform("blur.sigma", _SIGMA[0] * scale, _SIGMA[1] * scale)
+        if len(rows) > 0:
+            images[rows] = gaussian_blur(images[rows], sigma[rows], radius=math.ceil(3.0 * _SIGMA[1] * scale))
+        return images

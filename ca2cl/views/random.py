@@ -1,0 +1,99 @@
+"""Randomness without state: every draw is a function of (seed, epoch, sample key, view, name of the draw).
+
+A sample is therefore augmented alike whatever the batch, the rank or the worker that it meets, and a resumed run
+goes on with the same views. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), whose
+wrapping products int64 tensors compute alike on every device; logical shifts are arithmetic ones, masked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same 64 bits as an unsigned word."""
+    word &= _MASK
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's output function: a bijection of 64-bit words in which every input bit flips half of the output's.
+
+    Args:
+        x: int64, any shape; its bits are taken as unsigned words.
+
+    Returns:
+        int64 of the same shape.
+    """
+    x = x + _signed(_GOLDEN)
+    x = (x ^ _shift(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift(x, 27)) * _signed(_MIX_2)
+    return x ^ _shift(x, 31)
+
+
+def word_of(*parts: int | str) -> int:
+    """A 64-bit word, as a signed int, that stands for a tuple of numbers and names on every platform."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return _signed(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
+
+
+class Draws:
+    """The draws of one view of a batch.
+
+    Args:
+        key_hash: int64 (B,), one word a sample.
+        seed: the run's seed.
+        epoch: number of the pass over the data.
+        view: name of the view; two views draw independently.
+    """
+
+    def __init__(self, key_hash: Tensor, *, seed: int, epoch: int, view: str) -> None:
+        if key_hash.dtype != torch.int64 or key_hash.ndim != 1:
+            raise ValueError(f"key_hash is {key_hash.dtype} {tuple(key_hash.shape)}: give int64 (B,)")
+        # Two rounds: the key is spread before the stream's word meets it, so that related keys stay unrelated.
+        self._state = mix(mix(key_hash) ^ word_of(seed, epoch, view))
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the draws lie."""
+        return self._state.device
+
+    def words(self, name: str) -> Tensor:
+        """Uniform 64-bit words, int64 (B,)."""
+        return mix(self._state ^ word_of(name))
+
+    def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Uniform numbers in [low, high), float64 (B,), from the top 53 bits."""
+        unit = _shift(self.words(name), 11).double() * 2.0**-53
+        return unit * (high - low) + low
+
+    def chance(self, name: str, probability: float | Tensor) -> Tensor:
+        """True with a probability, bool (B,)."""
+        return self.uniform(name) < probability
+
+    def choice(self, name: str, count: int) -> Tensor:
+        """One of 0 … count-1, each as likely, int64 (B,)."""
+        return (self.uniform(name) * count).long()
+
+    def field(self, name: str, *shape: int) -> Tensor:
+        """A table of uniform numbers in [0, 1) for every sample, float32 (B, *shape), from the top 24 bits."""
+        count = int(torch.Size(shape).numel())
+        # An odd multiplier steps through all words; mixing then makes neighbours independent.
+        steps = torch.arange(1, count + 1, device=self.device, dtype=torch.int64) * _signed(_GOLDEN)
+        words = mix(self.words(name)[:, None] + steps)
+        return (_shift(words, 40).float() * 2.0**-24).view(len(self), *shape)
