@@ -1,0 +1,64 @@
+"""The two heads on the encoder's features, and the network that joins them.
+
+Shapes: B local batch, D embedding, d features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ca2cl.model.encoder import Encoder
+from ca2cl.model.norm import statistics
+
+
+class Projector(nn.Module):
+    """z = norm(Linear(d, d) -> ReLU -> Linear(d, D)), the instance embedding of SimCLR (arXiv 2002.05709)."""
+
+    def __init__(self, features: int, dim: int = 128) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, features)
+        self.out = nn.Linear(features, dim)
+
+    def forward(self, h_Bd: Tensor) -> Tensor:
+        """Unit vectors z (B, D), fp32."""
+        return F.normalize(self.out(F.relu(self.hidden(h_Bd))).float(), dim=1)
+
+
+class GroupHead(nn.Module):
+    """g = norm(norm(h) V) with V's columns of unit norm: the embedding in which k-means groups the batch."""
+
+    def __init__(self, features: int, dim: int = 128) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features, dim) / features**0.5)
+
+    def forward(self, h_Bd: Tensor) -> Tensor:
+        """Unit vectors g (B, D), fp32."""
+        directions = F.normalize(self.weight, dim=0)
+        return F.normalize((F.normalize(h_Bd.float(), dim=1) @ directions).float(), dim=1)
+
+
+class Embeddings(NamedTuple):
+    """What one pass gives: z (B, D) for NT-Xent and g (B, D) for the clusters, both unit vectors in fp32."""
+
+    z: Tensor
+    g: Tensor
+
+
+class Network(nn.Module):
+    """Encoder and heads: what the engine wraps and the optimizer sees."""
+
+    def __init__(self, encoder: Encoder, dim: int = 128) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = Projector(encoder.feature_dim, dim)
+        self.group_head = GroupHead(encoder.feature_dim, dim)
+
+    def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, update_statistics: bool = True) -> Embeddings:
+        """Embeddings of one view, its own forward pass with its own BatchNorm statistics."""
+        with statistics(self, update=update_statistics):
+            h_Bd = self.encoder(x_BCHW, stem_delta)
+        return Embeddings(self.projector(h_Bd), self.group_head(h_Bd))

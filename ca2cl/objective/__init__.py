@@ -1,0 +1,1 @@
+"""NT-Xent, clusters, adversary: pure mathematics, no engine, no files."""

@@ -1,0 +1,29 @@
+"""The adversarial direction on the stem's weight (CA2CL, section III; DESIGN.md 3.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def perturbation(
+    gradient: Tensor, weight: Tensor, epsilon: float, mode: Literal["absolute", "relative"]
+) -> tuple[Tensor, Tensor]:
+    """delta = epsilon * gradient / |gradient|_F, times |weight|_F when ``mode`` is relative.
+
+    Args:
+        gradient: dL1/dW over the global batch, the shape of W, in any positive scale.
+        weight: W.
+
+    Returns:
+        delta (zeros where there is no direction) and a boolean scalar, False for a zero or non-finite norm.
+    """
+    # Divided by the largest entry first: a loss scale of fp16 must not overflow the sum of squares.
+    largest = gradient.abs().amax()
+    scaled = gradient / largest
+    size = weight.detach().norm() if mode == "relative" else 1.0
+    delta = epsilon * size * scaled / scaled.norm()
+    valid = torch.isfinite(largest) & (largest > 0)
+    return torch.where(valid, delta, torch.zeros_like(delta)), valid

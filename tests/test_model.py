@@ -1,0 +1,66 @@
+"""The encoder is torchvision's, its stem takes a perturbation, and only clean passes move running statistics."""
+
+import pytest
+import torch
+import torchvision
+
+from ca2cl.errors import InputError
+from ca2cl.model.encoder import ARCHITECTURES, build_encoder
+from ca2cl.model.heads import Network
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_encoder_has_torchvisions_keys_and_features(arch: str) -> None:
+    encoder = build_encoder(arch).eval()
+    reference = torchvision.models.get_model(arch).eval()
+    expected = {key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")}
+    encoder.load_state_dict(expected, strict=True)
+    reference.fc = torch.nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    features = encoder(x)
+    assert features.shape == (2, encoder.feature_dim)
+    torch.testing.assert_close(features, reference(x))
+
+
+def test_a_perturbation_acts_as_if_written_into_the_weight_and_is_not() -> None:
+    encoder = build_encoder("resnet18").eval()
+    delta = torch.randn_like(encoder.conv1.weight)
+    x = torch.randn(2, 3, 32, 32)
+    before = encoder.conv1.weight.clone()
+    through_input = encoder(x, delta)
+    assert torch.equal(encoder.conv1.weight, before)
+    with torch.no_grad():
+        encoder.conv1.weight += delta
+    torch.testing.assert_close(through_input, encoder(x))
+
+
+def test_an_adversarial_pass_leaves_the_running_statistics_alone() -> None:
+    network = Network(build_encoder("resnet18")).train()
+    x = torch.randn(4, 3, 32, 32)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    quiet = network(x, None, update_statistics=False)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    loud = network(x)
+    torch.testing.assert_close(quiet, loud)
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert {key.rsplit(".", 1)[1] for key in changed} == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_frozen_normalisation_ignores_the_batch() -> None:
+    encoder = build_encoder("resnet18", "frozen").train()
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(encoder(x)[:1], encoder(x[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_embeddings_are_unit_vectors_in_full_precision_under_autocast() -> None:
+    network = Network(build_encoder("resnet18")).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        z, g = network(torch.randn(4, 3, 32, 32))
+    assert z.dtype == g.dtype == torch.float32
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(g.norm(dim=1), torch.ones(4))
+
+
+def test_an_unknown_architecture_is_named() -> None:
+    with pytest.raises(InputError, match="resnet19.*resnet18, resnet34, resnet50"):
+        build_encoder("resnet19")

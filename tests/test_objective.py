@@ -1,0 +1,142 @@
+"""The objective against the mathematics, written as slow loops."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ca2cl.objective.adversary import perturbation
+from ca2cl.objective.clusters import cluster_loss, k_means, mutual_information
+from ca2cl.objective.nt_xent import nt_xent
+
+
+def unit_rows(rows: int, dim: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=1)
+
+
+def slow_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> float:
+    rows = [*z1, *z2]
+    pairs = len(z1)
+    total = 0.0
+    for i, anchor in enumerate(rows):
+        positive = rows[(i + pairs) % (2 * pairs)]
+        others = sum(math.exp(float(anchor @ row) / temperature) for k, row in enumerate(rows) if k != i)
+        total += -math.log(math.exp(float(anchor @ positive) / temperature) / others)
+    return total / (2 * pairs)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 5, 16])
+@pytest.mark.parametrize("temperature", [0.1, 0.2, 1.0])
+def test_nt_xent_is_the_papers_equation(pairs: int, temperature: float) -> None:
+    z1, z2 = unit_rows(pairs, 6, 0), unit_rows(pairs, 6, 1)
+    loss = nt_xent(z1, z2, z1, z2, torch.arange(pairs), temperature)
+    assert float(loss) == pytest.approx(slow_nt_xent(z1, z2, temperature), rel=1e-12)
+
+
+def test_shares_of_any_rows_in_any_order_sum_to_the_whole_loss() -> None:
+    z1, z2 = unit_rows(8, 6, 2), unit_rows(8, 6, 3)
+    whole = nt_xent(z1, z2, z1, z2, torch.arange(8), 0.2)
+    parts = [torch.tensor([5, 0, 3]), torch.tensor([1]), torch.tensor([7, 6, 2, 4])]
+    shares = [nt_xent(z1[own], z2[own], z1, z2, own, 0.2) for own in parts]
+    assert float(sum(shares)) == pytest.approx(float(whole), rel=1e-12)
+
+
+def slow_k_means(g: Tensor, clusters: int, iterations: int) -> tuple[list[int], list[Tensor], list[int]]:
+    centroids = [g[k].clone() for k in range(clusters)]
+    assignments: list[int] = []
+    for _ in range(iterations):
+        assignments = []
+        for row in g:
+            distances = [float(((row - c) ** 2).sum()) for c in centroids]
+            assignments.append(distances.index(min(distances)))
+        for k in range(clusters):
+            members = [g[i] for i, a in enumerate(assignments) if a == k]
+            if members:
+                centroids[k] = sum(members[1:], start=members[0]) / len(members)
+    return assignments, centroids, [assignments.count(k) for k in range(clusters)]
+
+
+@pytest.mark.parametrize(("rows", "clusters"), [(12, 3), (40, 10), (5, 5)])
+def test_k_means_is_lloyds_algorithm_from_the_first_rows(rows: int, clusters: int) -> None:
+    g = unit_rows(rows, 4, 4)
+    found = k_means(g, clusters, 10)
+    assignments, centroids, sizes = slow_k_means(g, clusters, 10)
+    assert found.assignments.tolist() == assignments
+    assert found.sizes.tolist() == sizes
+    for k, centroid in enumerate(centroids):
+        if sizes[k]:
+            torch.testing.assert_close(found.centroids[k], centroid)
+
+
+def slow_cluster_loss(g1: Tensor, g2: Tensor, clusters: int, temperature: float) -> float:
+    a1, c1, s1 = slow_k_means(g1, clusters, 10)
+    a2, c2, s2 = slow_k_means(g2, clusters, 10)
+    total = 0.0
+    for g, a, c, s in ((g1, a2, c2, s2), (g2, a1, c1, s1)):
+        for i, row in enumerate(g):
+            terms = {k: math.exp(float(row @ c[k]) / temperature) for k in range(clusters) if s[k]}
+            total += -math.log(terms[a[i]] / sum(terms.values())) / len(g)
+    return total / 2
+
+
+def test_cluster_loss_is_the_papers_equation() -> None:
+    g1, g2 = unit_rows(30, 4, 5), unit_rows(30, 4, 6)
+    loss = cluster_loss(g1, g2, k_means(g1, 6, 10), k_means(g2, 6, 10), torch.arange(30), 0.2)
+    assert float(loss) == pytest.approx(slow_cluster_loss(g1, g2, 6, 0.2), rel=1e-12)
+
+
+def test_an_empty_cluster_attracts_nothing() -> None:
+    g = unit_rows(4, 3, 7)[[0, 0, 1, 1, 2, 3]]  # two equal starting rows: the second never wins a tie
+    clusters = k_means(g, 3, 10)
+    assert 0 in clusters.sizes.tolist()
+    loss = cluster_loss(g, g, clusters, clusters, torch.arange(6), 0.2)
+    assert float(loss) == pytest.approx(slow_cluster_loss(g, g, 3, 0.2), rel=1e-12)
+
+
+def test_gradients_in_double_precision() -> None:
+    own = torch.arange(6)
+
+    def total(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> Tensor:
+        z1, z2, g1, g2 = (F.normalize(x, dim=1) for x in (a1, a2, b1, b2))
+        k1, k2 = k_means(g1, 3, 10), k_means(g2, 3, 10)
+        information = mutual_information(g1, g2, k1, k2, 0.5)
+        return nt_xent(z1, z2, z1, z2, own, 0.2) + cluster_loss(g1, g2, k1, k2, own, 0.5) - information
+
+    inputs = [unit_rows(6, 4, seed).requires_grad_() for seed in range(4)]
+    assert torch.autograd.gradcheck(total, inputs)
+
+
+def test_the_centroids_carry_gradient_and_the_assignments_do_not() -> None:
+    g = unit_rows(12, 4, 8).requires_grad_()
+    clusters = k_means(g, 3, 10)
+    (gradient,) = torch.autograd.grad(clusters.centroids[0].sum(), g)
+    members = clusters.assignments == 0
+    torch.testing.assert_close(gradient[members], torch.full_like(gradient[members], 1 / int(members.sum())))
+    assert not gradient[~members].any()
+
+
+def test_mutual_information_is_zero_for_constants_and_log_k_for_agreement() -> None:
+    corners = torch.eye(3, dtype=torch.float64).repeat(4, 1)
+    clusters = k_means(corners, 3, 10)
+    assert float(mutual_information(corners, corners, clusters, clusters, 0.01)) == pytest.approx(math.log(3), rel=1e-6)
+    assert float(mutual_information(corners, corners, clusters, clusters, 1e6)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("absolute", 0.5), ("relative", 0.5 * 6.0)])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_perturbation_has_the_stated_norm_in_the_gradients_direction(mode: str, size: float, scale: float) -> None:
+    weight = torch.full((3, 3), 2.0)
+    gradient = torch.arange(9.0).reshape(3, 3)
+    delta, valid = perturbation(gradient * scale, weight, 0.5, mode)  # type: ignore[arg-type]
+    assert bool(valid)
+    torch.testing.assert_close(delta, size * gradient / gradient.norm())
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_no_direction_gives_no_perturbation(bad: float) -> None:
+    delta, valid = perturbation(torch.full((2, 2), bad), torch.ones(2, 2), 1.0, "absolute")
+    assert not bool(valid)
+    assert not delta.any()
