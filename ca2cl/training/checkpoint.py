@@ -1,0 +1,167 @@
+"""Checkpoints: a folder of safetensors and JSON, independent of engine and world size, and atomic.
+
+Collective by signature: every rank calls ``save`` (saving under ``is_main_process`` deadlocks:
+latent-consistency-model#110). No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ca2cl.errors import InputError
+from ca2cl.training.engine import AccelerateEngine
+
+SCHEMA_VERSION = 1
+_MODEL, _OPTIMIZER, _STATE, _LATEST = "model.safetensors", "optimizer.safetensors", "state.json", "latest"
+
+
+class Checkpointer:
+    """Writes and finds the checkpoints of one run.
+
+    Args:
+        folder: ``checkpoints/`` of the run.
+        keep_last: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        pointer = self.folder / _LATEST
+        if not pointer.exists():
+            return None
+        path = self.folder / pointer.read_text(encoding="utf-8").strip()
+        if not (path / _STATE).exists():
+            raise InputError(f"{pointer}: names {path.name}, which is not there; give --run.resume PATH of another")
+        return path
+
+    def save(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:
+        """Write the checkpoint of ``step`` optimizer steps done. Every rank must call it."""
+        if engine.accelerator.is_main_process:
+            try:
+                self._write(step, engine, state)
+            except OSError as error:
+                raise InputError(
+                    f"{self.folder}: cannot write a checkpoint ({error.strerror}); free some room"
+                ) from None
+        engine.accelerator.wait_for_everyone()
+
+    def _write(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"step-{step:09d}"
+        temporary = self.folder / f".{target.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        bare = engine.bare
+        model = {name: _portable(value) for name, value in bare.state_dict().items()}
+        save_file(model, temporary / _MODEL)
+        tensors, scalars = _optimizer_state(engine, bare)
+        save_file(tensors, temporary / _OPTIMIZER)
+        scaler = engine.accelerator.scaler
+        content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
+        content["scaler"] = scaler.state_dict() if scaler is not None else None
+        (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        for file in temporary.iterdir():
+            _fsync(file)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _fsync(self.folder)
+        self._point_at(target)
+        self._prune()
+
+    def _point_at(self, target: Path) -> None:
+        temporary = self.folder / f".{_LATEST}.tmp"
+        temporary.write_text(target.name, encoding="utf-8")
+        _fsync(temporary)
+        temporary.replace(self.folder / _LATEST)
+        _fsync(self.folder)
+
+    def _prune(self) -> None:
+        for old in sorted(self.folder.glob("step-*"))[: -self.keep_last]:
+            shutil.rmtree(old)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of the checkpoint at ``path``.
+
+    Raises:
+        InputError: missing, damaged, or of a newer schema.
+    """
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a checkpoint ({error}); give the path of a step-* folder") from None
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise InputError(f"{path}: not a checkpoint of ca2cl; give the path of a step-* folder")
+    if state.get("schema_version", 0) > SCHEMA_VERSION:
+        raise InputError(f"{path}: schema {state['schema_version']} is newer than {SCHEMA_VERSION}; upgrade ca2cl")
+    return state
+
+
+def restore(path: Path, engine: AccelerateEngine) -> None:
+    """Load weights, optimizer state and loss scale of the checkpoint at ``path`` into ``engine``. Every rank calls it.
+
+    Raises:
+        InputError: damaged, or of another architecture.
+    """
+    bare, state = engine.bare, read_state(path)
+    try:
+        bare.load_state_dict(load_file(path / _MODEL), strict=True)
+        tensors = load_file(path / _OPTIMIZER)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: does not fit this network ({reason}); use the configuration it was made with"
+        ) from None
+    names = [name for name, parameter in bare.named_parameters() if parameter.requires_grad]
+    entries: dict[int, dict[str, Any]] = {}
+    for number, name in enumerate(names):
+        entry: dict[str, Any] = {key: t for key, n, t in _entries(tensors) if n == name}
+        entry.update(state["optimizer"].get(name, {}))
+        if entry:
+            entries[number] = entry
+    inner = engine.optimizer.state_dict()
+    engine.optimizer.load_state_dict({"state": entries, "param_groups": inner["param_groups"]})
+    if engine.accelerator.scaler is not None and state["scaler"]:
+        engine.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _entries(tensors: dict[str, Tensor]) -> list[tuple[str, str, Tensor]]:
+    return [(*key.split("/", 1), value) for key, value in tensors.items()]  # type: ignore[misc]
+
+
+def _optimizer_state(engine: AccelerateEngine, bare: Any) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Optimizer state by parameter name: tensors as ``moment/parameter``, and plain numbers."""
+    names = [name for name, parameter in bare.named_parameters() if parameter.requires_grad]
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for number, entry in engine.optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"{key}/{names[number]}"] = _portable(value)
+            else:
+                scalars.setdefault(names[number], {})[key] = value
+    return tensors, scalars
+
+
+def _portable(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

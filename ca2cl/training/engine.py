@@ -1,0 +1,88 @@
+"""accelerate as the engine: devices, precision, gradient exchange, one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from ca2cl.config import RunConfig
+
+
+def build_accelerator(config: RunConfig) -> Accelerator:
+    """The accelerator of this process, from the launcher's environment and ``run.precision``."""
+    # broadcast_buffers=False: with several forwards before one backward DDP would write BatchNorm's buffers in place
+    # between them (pytorch#175024); ours need no broadcast, every rank computes the same ones.
+    return Accelerator(
+        mixed_precision=config.precision,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+        ],
+    )
+
+
+class OptimizerStep(NamedTuple):
+    """Norm of the whole gradient before clipping, and whether fp16's scaler left the step out."""
+
+    grad_norm: float
+    skipped: bool
+
+
+class AccelerateEngine:
+    """Carries a method's gradient (``objective.method.Engine``) and steps the optimizer exactly once a step."""
+
+    def __init__(self, accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.accelerator = accelerator
+        network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+
+    @property
+    def bare(self) -> Any:
+        """The network inside the engine's wrapper."""
+        return self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return cast(torch.device, self.accelerator.device)
+
+    @property
+    def loss_scale(self) -> float:
+        """fp16's current scale, 1 in any other precision."""
+        scaler = self.accelerator.scaler
+        return float(scaler.get_scale()) if scaler is not None else 1.0
+
+    @contextmanager
+    def micro_step(self, *, last: bool) -> Iterator[None]:
+        """Gradients are exchanged in the last micro-batch of a step only."""
+        if last:
+            yield
+        else:
+            with self.accelerator.no_sync(self.network):
+                yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of ``loss``, averaged over ranks."""
+        self.accelerator.backward(loss)
+
+    def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
+        """Apply the accumulated gradient with rate ``lr`` and forget it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        limit = float("inf") if clip_norm is None else clip_norm
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
+        self.optimizer.step()
+        skipped = bool(self.accelerator.optimizer_step_was_skipped)
+        self.optimizer.zero_grad(set_to_none=True)
+        return OptimizerStep(float(norm), skipped)
+
+    def drop_gradient(self) -> None:
+        """Forget the accumulated gradient: the step is left out."""
+        self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,176 @@
+"""The loop: fetch -> step -> journal -> checkpoint -> stop flag."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.errors import InputError
+from ca2cl.training.checkpoint import Checkpointer
+from ca2cl.training.engine import AccelerateEngine
+from ca2cl.training.preempt import StopFlag
+from ca2cl.training.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+class StepData(Protocol):
+    """One optimizer step's share of this rank."""
+
+    @property
+    def epoch(self) -> int:
+        """Pass over the data, from 0."""
+
+    @property
+    def bad_samples(self) -> int:
+        """Tiles of this rank's share that had to be replaced."""
+
+    @property
+    def micro_batches(self) -> Sequence[Any]:
+        """What the method takes, made when it is asked for."""
+
+
+class Method(Protocol):
+    """A way to make a step's gradient."""
+
+    def step(self, engine: Any, micro_batches: Sequence[Any]) -> dict[str, Tensor]:
+        """Accumulate the gradient; return the step's terms, ``loss`` among them, the same on every rank."""
+
+
+class Observer(Protocol):
+    """Sees the run go by; on ranks other than 0 it may do nothing."""
+
+    def log_step(self, record: dict[str, Any]) -> None:
+        """A journal line."""
+
+    def after_epoch(self, epoch: int, engine: AccelerateEngine) -> None:
+        """An epoch has ended. Every rank calls it."""
+
+
+@dataclass
+class Progress:
+    """Counts that a resumed run goes on with."""
+
+    step: int = 0
+    bad_samples: int = 0
+    skipped_steps: int = 0
+    skipped_adversaries: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the loop needs, made by the launcher."""
+
+    engine: AccelerateEngine
+    method: Method
+    data: Iterator[StepData]
+    observer: Observer
+    checkpointer: Checkpointer
+    stop: StopFlag
+    run: RunConfig
+    optim: OptimConfig
+    total_steps: int
+    steps_per_epoch: int
+    check_bad: Callable[[int, int], None]
+    """Called on every rank with bad and seen tiles over all ranks; raises when there are too many bad ones."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """What every checkpoint carries besides weights and counts: run id, digests."""
+
+
+def train(job: Job, progress: Progress) -> bool:
+    """Train from ``progress.step`` to the end.
+
+    Returns:
+        True when all steps are done, False when a signal asked for an earlier end (a checkpoint has been written).
+
+    Raises:
+        InputError: too many bad tiles, or too many non-finite losses in a row.
+    """
+    skipped_in_a_row = 0
+    while progress.step < job.total_steps:
+        # fetch
+        started = time.perf_counter()
+        data = next(job.data)
+        waited = time.perf_counter() - started
+
+        # step: gradient, then the update unless the loss is not finite on any rank
+        terms = {name: float(value) for name, value in job.method.step(job.engine, data.micro_batches).items()}
+        lr = learning_rate(job.optim, progress.step, job.total_steps, job.steps_per_epoch)
+        grad_norm, skipped = _update(job, terms["loss"], lr)
+        skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
+        stop, bad = _agree(job, data.bad_samples)
+        progress.step += 1
+        progress.bad_samples += bad
+        progress.skipped_steps += skipped
+        progress.skipped_adversaries += round(terms.pop("skipped_adversaries", 0.0))
+
+        # journal
+        if progress.step % job.run.log_every == 0 or progress.step == job.total_steps:
+            seconds = time.perf_counter() - started
+            job.observer.log_step(_record(job, progress, data.epoch, terms, lr, grad_norm, seconds, waited))
+        job.check_bad(progress.bad_samples, progress.step * job.run.batch_size)
+        if skipped_in_a_row >= job.run.max_skipped:
+            raise InputError(
+                f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss: "
+                "lower optim.lr, or use run.precision bf16 or no"
+            )
+        if progress.step % job.steps_per_epoch == 0:
+            job.observer.after_epoch(data.epoch, job.engine)
+
+        # checkpoint
+        last = progress.step == job.total_steps
+        if stop or last or progress.step % job.run.checkpoint_every == 0:
+            job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": vars(progress)})
+
+        # stop flag
+        if stop and not last:
+            logger.warning("stopped by a signal after step %d; start again to go on", progress.step)
+            return False
+    return True
+
+
+def _update(job: Job, loss: float, lr: float) -> tuple[float, bool]:
+    if not math.isfinite(loss):
+        job.engine.drop_gradient()
+        return float("nan"), True
+    return job.engine.optimizer_step(lr, job.optim.clip_norm)
+
+
+def _agree(job: Job, bad: int) -> tuple[bool, int]:
+    """Stop flag and bad tiles over all ranks, by one small collective a step."""
+    mine = torch.tensor([float(job.stop.raised), float(bad)], device=job.engine.device)
+    total = job.engine.accelerator.reduce(mine, reduction="sum")
+    return bool(total[0] > 0), int(total[1])
+
+
+def _record(
+    job: Job,
+    progress: Progress,
+    epoch: int,
+    terms: dict[str, float],
+    lr: float,
+    grad_norm: float,
+    seconds: float,
+    waited: float,
+) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "epoch": epoch,
+        "samples": progress.step * job.run.batch_size,
+        **terms,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "tiles_per_s": job.run.batch_size / seconds,
+        "data_wait_s": waited,
+        "bad_samples": progress.bad_samples,
+        "skipped_adversaries": progress.skipped_adversaries,
+        "skipped_steps": progress.skipped_steps,
+    }
