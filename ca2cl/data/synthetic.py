@@ -28,6 +28,7 @@ from ca2cl.data.synthetic_paint import (
     sample_field,
     scatter,
     stamp,
+    strands,
 )
 from ca2cl.errors import InputError
 
@@ -40,8 +41,7 @@ def _adipose(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     """Fat: a honeycomb of empty cells with thin walls and a few flat nuclei in them."""
     shape = (size, size)
     points = scatter(rng, shape, rng.uniform(25, 34) * unit, 0.16)
-    gap, _ = cells(points, shape)
-    gap = gap + 0.8 * unit * noise(rng, shape, 12 * unit)
+    gap = cells(points, shape) + 0.8 * unit * noise(rng, shape, 12 * unit)
     wall = ramp(gap, rng.uniform(3.5, 5.5) * unit, 1.5 * unit)
     spots = scatter(rng, shape, 9 * unit)
     spots = spots[(sample_field(gap, spots) < 2 * unit) & (rng.random(len(spots)) < 0.5)]
@@ -59,7 +59,7 @@ def _background(rng: np.random.Generator, size: int, unit: float) -> _Stains:
         shape, points, rng.uniform(0.8, 2.0, len(points)) * unit, 0.8 * unit, rng.uniform(0, np.pi, len(points))
     )
     haze = noise(rng, shape, rng.uniform(50, 90) * unit)
-    return 0.15 + 0.05 * haze + 0.5 * specks, 0.3 + 0.1 * haze + 0.2 * specks
+    return 0.15 + 0.02 * haze + 0.4 * specks, 0.3 + 0.04 * haze + 0.2 * specks
 
 
 def _debris(rng: np.random.Generator, size: int, unit: float) -> _Stains:
@@ -82,9 +82,8 @@ def _lymphocytes(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     points = points[rng.random(len(points)) < 0.93]
     radius = rng.normal(2.7, 0.2, len(points)) * unit
     nuclei = stamp(shape, points, radius * rng.uniform(1, 1.2, len(points)), radius, rng.uniform(0, np.pi, len(points)))
-    return 0.1 + nuclei * (1 + 0.15 * noise(rng, shape, 2 * unit)), 0.3 + 0.05 * noise(
-        rng, shape, 10 * unit
-    ) - 0.1 * nuclei
+    cytoplasm = 0.25 + 0.12 * nuclei + 0.03 * noise(rng, shape, 14 * unit)
+    return 0.08 + nuclei * (1 + 0.15 * noise(rng, shape, 2 * unit)), cytoplasm
 
 
 def _mucus(rng: np.random.Generator, size: int, unit: float) -> _Stains:
@@ -92,14 +91,13 @@ def _mucus(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     shape = (size, size)
     y, x = grid(*shape)
     angle = rng.uniform(0, np.pi)
-    swirl = noise(rng, shape, 55 * unit) * 14 * unit + noise(rng, shape, 24 * unit) * 3 * unit
+    swirl = noise(rng, shape, 60 * unit) * 9 * unit + noise(rng, shape, 24 * unit) * 1.5 * unit
     phase = (x * np.sin(angle) - y * np.cos(angle) + swirl) / (rng.uniform(9, 13) * unit)
-    streaks = 0.5 + 0.5 * np.sin(2 * np.pi * phase)
+    streaks = strands(rng, phase) * ramp(noise(rng, shape, 45 * unit), -1.5, 1)
     points = scatter(rng, shape, 30 * unit)
     points = points[rng.random(len(points)) < 0.4]
     nuclei = stamp(shape, points, 2.6 * unit, 2.0 * unit, rng.uniform(0, np.pi, len(points)))
-    streaks = streaks * (0.7 + 0.3 * noise(rng, shape, 30 * unit))
-    return 0.2 + 0.16 * streaks + 0.8 * nuclei, 0.18 + 0.12 * streaks
+    return 0.2 + 0.07 * streaks + 0.6 * nuclei, 0.18 + 0.06 * streaks
 
 
 def _muscle(rng: np.random.Generator, size: int, unit: float) -> _Stains:
@@ -127,21 +125,22 @@ def _stroma(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     angle = rng.uniform(0, np.pi)
     bend = noise(rng, shape, 36 * unit) * 7 * unit
     phase = (x * np.sin(angle) - y * np.cos(angle) + bend) / unit
-    waves = np.sin(2 * np.pi * (phase / 6 + 0.35 * noise(rng, shape, 18 * unit))) + 0.5 * noise(rng, shape, 4 * unit)
+    waves = strands(rng, phase / 5 + 0.35 * noise(rng, shape, 18 * unit)) + 0.4 * noise(rng, shape, 5 * unit)
     gaps = ramp(noise(rng, shape, 30 * unit, 9 * unit, angle), 0.9, 1.5)
     dy, dx = np.gradient(phase)
     points = scatter(rng, shape, 11 * unit)
     points = points[rng.random(len(points)) < 0.5]
     turn = np.arctan2(sample_field(dx, points), -sample_field(dy, points)) + rng.normal(0, 0.15, len(points))
     nuclei = stamp(shape, points, rng.uniform(3.5, 5.5, len(points)) * unit, 1.2 * unit, turn)
-    return 0.08 + 0.9 * nuclei, (0.5 + 0.25 * waves) * (1 - gaps) + 0.05
+    return 0.08 + 0.9 * nuclei, (0.5 + 0.2 * waves) * (1 - gaps) + 0.05
 
 
 def _tumour(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     """Adenocarcinoma epithelium: large crowded nuclei of uneven size and direction around slits of lumen."""
     shape = (size, size)
     fold = noise(rng, shape, rng.uniform(20, 30) * unit)
-    slit = ramp(np.abs(fold) + 0.25 * noise(rng, shape, 60 * unit), 0.22, 0.08)
+    width = np.minimum(0.3 * noise(rng, shape, 35 * unit), 0.6)
+    slit = ramp(width - np.abs(fold), 0, 0.12)
     points = scatter(rng, shape, rng.uniform(8.5, 9.8) * unit, 0.17)
     points = points[sample_field(slit, points) < 0.3]
     dy, dx = np.gradient(fold)
@@ -151,7 +150,7 @@ def _tumour(rng: np.random.Generator, size: int, unit: float) -> _Stains:
         shape, points, long, long * rng.uniform(0.55, 0.85, len(points)), turn, rng.uniform(0.6, 1, len(points))
     )
     chromatin = 1 + 0.3 * noise(rng, shape, 1.8 * unit)
-    return (0.15 + 0.75 * nuclei * chromatin) * (1 - slit), 0.6 * (1 - slit) + 0.06 * noise(rng, shape, 6 * unit)
+    return (0.12 + 0.9 * nuclei * chromatin) * (1 - slit), (0.5 + 0.1 * nuclei) * (1 - slit)
 
 
 _PAINTERS: dict[str, Callable[[np.random.Generator, int, float], _Stains]] = {
@@ -192,12 +191,12 @@ def _stain(rng: np.random.Generator, haematoxylin: npt.NDArray[Any], eosin: npt.
     Mean and contrast of each stain are moved to drawn targets, so a class's own amount of stain tells little.
     """
     shape = haematoxylin.shape
-    means, spreads = rng.uniform((0.2, 0.3), (0.45, 0.6)), rng.uniform((0.06, 0.06), (0.2, 0.2))
+    means, spreads = rng.uniform((0.15, 0.25), (0.45, 0.65)), rng.uniform((0.09, 0.06), (0.25, 0.2))
     layers = [
         _match(rng, layer, mean, spread)
         for layer, mean, spread in zip((haematoxylin, eosin), means, spreads, strict=True)
     ]
-    uneven, grain = rng.uniform((0.01, 0.01), (0.06, 0.05))
+    uneven, grain = rng.uniform((0.01, 0.01), (0.07, 0.04))
     light = rng.uniform(0.85, 1) + uneven * noise(rng, shape, 120 * unit) + grain * noise(rng, shape, 1.5)
     stains = STAINS * np.exp(rng.normal(0, 0.08, STAINS.shape))
     return render(layers[0], layers[1], light.astype(np.float32), stains.astype(np.float32))
@@ -209,7 +208,7 @@ def _match(rng: np.random.Generator, layer: npt.NDArray[Any], mean: float, sprea
     Not all the way, or the haze on empty glass would look like tissue.
     """
     low, high = layer.min(), layer.max()
-    toned = ((layer - low) / (high - low + 1e-6)) ** np.exp(rng.uniform(-0.6, 0.6))
+    toned = ((layer - low) / (high - low + 1e-6)) ** np.exp(rng.uniform(-0.7, 0.7))
     contrast = spread**0.8 * layer.std() ** 0.2 / (toned.std() + 1e-6)
     matched = np.maximum(mean + (toned - toned.mean()) * contrast, 0)
     return np.asarray(matched * (mean / matched.mean()), np.float32)

@@ -108,18 +108,28 @@ def stamp(
     return canvas.reshape(shape)
 
 
-def cells(points: Array, shape: tuple[int, int]) -> tuple[Field, npt.NDArray[np.intp]]:
-    """Voronoi cells of ``points``: distance in pixels to the nearest wall's two sides' difference, and the owner.
+def cells(points: Array, shape: tuple[int, int]) -> Field:
+    """Voronoi cells of ``points`` (N, 2), N >= 2: second-nearest minus nearest distance in pixels (H, W).
 
-    Returns:
-        (H, W) second-nearest minus nearest distance (0 on a wall), and (H, W) index of the nearest point.
+    It is 0 on a wall.
     """
     y, x = grid(*shape)
-    distance = np.hypot(y[..., None] - points[:, 0], x[..., None] - points[:, 1]).astype(np.float32)
-    nearest = distance.argmin(-1)
-    first = np.take_along_axis(distance, nearest[..., None], -1)
-    np.put_along_axis(distance, nearest[..., None], np.float32(np.inf), -1)
-    return np.asarray(distance.min(-1) - first[..., 0], np.float32), nearest
+    at = points.astype(np.float32)
+    square = (y[..., None] - at[:, 0]) ** 2 + (x[..., None] - at[:, 1]) ** 2
+    first, second = np.sqrt(np.moveaxis(np.partition(square, 1, axis=-1)[..., :2], -1, 0))
+    return np.asarray(second - first, np.float32)
+
+
+def strands(rng: np.random.Generator, phase: Field) -> Field:
+    """Irregular bands along the level lines of ``phase`` (H, W), about one a unit of phase: mean 0, deviation about 1.
+
+    The profile across the bands is smooth noise and not a sine, or they would look like a fingerprint.
+    """
+    low, high = float(phase.min()), float(phase.max())
+    knots = np.arange(low - 1, high + 1.125, 0.125)
+    ripple = np.exp(-(np.linspace(-2, 2, 13) ** 2))
+    profile = np.convolve(rng.standard_normal(len(knots) + 12), ripple / np.sqrt((ripple**2).sum()), "valid")
+    return np.interp(phase.ravel(), knots, profile).reshape(phase.shape).astype(np.float32)
 
 
 def render(haematoxylin: Field, eosin: Field, light: Field | float = 1.0, stains: Field = STAINS) -> Image:
