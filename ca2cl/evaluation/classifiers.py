@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Values of C, scikit-learn's inverse L2 strength, that are tried; ascending."""
 DEFAULT_STRENGTH = 1e-2
 """C where a class has fewer than ``FOLDS`` labelled tiles, too few to hold any out of every fold."""
@@ -30,6 +30,8 @@ FOLDS = 5
 """A fold is the fifth of the labelled tiles that is held out."""
 HELD_OUT_TILES = 200
 """Folds are held out in turn until this many tiles have been, so that few labels do not mean a choice by five tiles."""
+RISES = 2
+"""The search stops when this many strengths in a row were worse than the best before them."""
 MAX_ITERATIONS = 2000
 
 
@@ -69,27 +71,32 @@ def choose_strength(
         return DEFAULT_STRENGTH
     fold_N = stratified_folds(labels_N, FOLDS, seed)
     rounds = min(FOLDS, math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N)))
-    losses = np.zeros(len(strengths))
-    for fold in range(rounds):
-        held_N = fold_N == fold
-        fit_ND, held_MD = _standardise(train_ND[~held_N], train_ND[held_N])
-        losses += _losses(fit_ND, labels_N[~held_N], held_MD, labels_N[held_N], strengths)
-    return float(strengths[int(losses.argmin())])
-
-
-def _losses(
-    fit_ND: FloatArray, labels_N: IntArray, held_MD: FloatArray, truth_M: IntArray, strengths: Sequence[float]
-) -> npt.NDArray[np.float64]:
-    """Summed log-loss on the held-out tiles for each strength."""
-    # Ascending C from the last solution: the path costs little more than its last, least regularised fit.
-    model = _model(strengths[0])
-    losses = []
+    held_out = [_HeldOut(train_ND, labels_N, fold_N == fold) for fold in range(rounds)]
+    losses: list[float] = []
     for strength in strengths:
-        model.set_params(C=strength)
-        _fit(model, fit_ND, labels_N)
-        log_probability_MK = model.predict_log_proba(held_MD)
-        losses.append(-log_probability_MK[np.arange(len(truth_M)), truth_M].sum())
-    return np.array(losses)
+        losses.append(sum(fold.loss(strength) for fold in held_out))
+        # The loss falls and then rises with C, and the largest C take by far the longest to fit.
+        if len(losses) > RISES and min(losses[-RISES:]) > min(losses[:-RISES]):
+            break
+    return float(strengths[int(np.argmin(losses))])
+
+
+class _HeldOut:
+    """One fold held out: a model that goes up the path of strengths, each fit started from the one before."""
+
+    def __init__(self, train_ND: FloatArray, labels_N: IntArray, held_N: npt.NDArray[np.bool_]) -> None:
+        self._fit_ND, self._held_MD = _standardise(train_ND[~held_N], train_ND[held_N])
+        self._labels_N, self._truth_M = labels_N[~held_N], labels_N[held_N]
+        self._model = _model(STRENGTHS[0])
+
+    def loss(self, strength: float) -> float:
+        """Summed log-loss of the held-out tiles."""
+        self._model.set_params(C=strength)
+        _fit(self._model, self._fit_ND, self._labels_N)
+        probability_MK = self._model.predict_proba(self._held_MD)
+        right_M = probability_MK[np.arange(len(self._truth_M)), self._truth_M]
+        # A float32 probability can underflow to 0: one certain mistake must not outweigh every other tile.
+        return float(-np.log(np.maximum(right_M, 1e-12)).sum())
 
 
 def _model(strength: float) -> Any:

@@ -1,0 +1,98 @@
+"""Frozen features: every tile is read and decoded once, and all encoders and floors look at it together."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ca2cl.errors import InputError
+from ca2cl.views.preprocess import preprocess
+
+logger = logging.getLogger(__name__)
+
+Extractor = Callable[[Tensor], Tensor]
+"""uint8 tiles (B, H, W, 3) on the device → float features (B, D)."""
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+"""uint8 tiles (B, H, W, 3), labels (B,), sample numbers (B,)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the extractors made of one set of tiles.
+
+    ``values[name]`` is float32 (N, D); ``labels_N`` and ``samples_N`` are int64; ``pixels_N`` holds a 16-byte digest of
+    every tile's pixels, by which the same tile is found again under another name.
+    """
+
+    values: dict[str, npt.NDArray[np.float32]]
+    labels_N: npt.NDArray[np.int64]
+    samples_N: npt.NDArray[np.int64]
+    pixels_N: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+def frozen(encoder: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Extractor:
+    """The encoder behind the preprocessing that its card states. Puts the encoder in ``eval()`` mode, for good."""
+    encoder.eval()
+    encoder.to(memory_format=torch.channels_last)
+
+    def extract_batch(tiles_BHWC: Tensor) -> Tensor:
+        features: Tensor = encoder(preprocess(tiles_BHWC, size, mean, std))
+        return features
+
+    return extract_batch
+
+
+def extract(
+    batches: Batches, extractors: Mapping[str, Extractor], *, total: int, device: torch.device, title: str
+) -> Features:
+    """Run every extractor over every batch once, in ``inference_mode``.
+
+    Args:
+        batches: what ``ca2cl.data.tiles.iterate_tiles`` yields.
+        total: number of tiles asked for; fewer may come where some do not decode.
+        title: of the progress bar and the log line.
+
+    Raises:
+        InputError: no tile came, or a feature is not finite.
+    """
+    values: dict[str, list[Tensor]] = {name: [] for name in extractors}
+    labels: list[Tensor] = []
+    samples: list[Tensor] = []
+    pixels: list[bytes] = []
+    started = time.monotonic()
+    with torch.inference_mode(), tqdm(total=total, desc=title, unit="tile", disable=None) as bar:
+        for tiles_BHWC, labels_B, samples_B in batches:
+            pixels.extend(hashlib.blake2b(tile.data, digest_size=16).digest() for tile in tiles_BHWC.cpu().numpy())
+            on_device = tiles_BHWC.to(device, non_blocking=True)
+            for name, extractor in extractors.items():
+                values[name].append(extractor(on_device).float().cpu())
+            labels.append(labels_B.cpu().long())
+            samples.append(samples_B.cpu().long())
+            bar.update(len(tiles_BHWC))
+    if not labels:
+        raise InputError(f"{title}: none of {total} tiles could be decoded; check the shards with `ca2cl doctor`")
+    logger.info("%s: %d of %d tiles in %.1f s", title, len(pixels), total, time.monotonic() - started)
+    arrays = {name: torch.cat(parts).numpy() for name, parts in values.items()}
+    _check_finite(arrays, title)
+    return Features(arrays, torch.cat(labels).numpy(), torch.cat(samples).numpy(), pixels)
+
+
+def _check_finite(arrays: Mapping[str, npt.NDArray[np.float32]], title: str) -> None:
+    for name, values_ND in arrays.items():
+        broken = int((~np.isfinite(values_ND)).any(axis=1).sum())
+        if broken:
+            raise InputError(
+                f"{title}: {name} gives features that are not finite for {broken} tiles; use an encoder that converged"
+            )

@@ -1,0 +1,122 @@
+"""What a probe leaves behind: a table for people, JSON for programs, a confusion matrix for the eye."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.data.splits import describe_budget
+from ca2cl.errors import InputError
+from ca2cl.evaluation.metrics import ClassificationMetrics
+from ca2cl.evaluation.scoring import Row
+from ca2cl.tracking.journal import write_atomic
+
+SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
+_COLUMNS = {
+    "accuracy": "top-1 accuracy",
+    "balanced_accuracy": "balanced acc.",
+    "macro_f1": "macro F1",
+    "macro_auroc": "macro AUROC",
+}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % bootstrap interval."""
+    heads = ["features", "classifier", "labels", "tiles", *_COLUMNS.values(), "95 % of top-1"]
+    cells = [heads]
+    for row in rows:
+        numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
+        interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
+        cells.append([row.features, row.classifier, describe_budget(row.budget), str(row.labelled), *numbers, interval])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines) + "\n"
+
+
+def _plus_minus(mean: float, sd: float) -> str:
+    if math.isnan(mean):
+        return "undefined"
+    return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
+
+
+def row_as_dict(row: Row) -> dict[str, Any]:
+    """A row for JSON: mean and sd of every score, and every seed's scores, setting and confusion matrix."""
+    scores = {name: row.mean_sd(name) for name in SCORES}
+    return {
+        "features": row.features,
+        "classifier": row.classifier,
+        "budget": row.budget,
+        "labelled": row.labelled,
+        "mean": {name: mean for name, (mean, _) in scores.items()},
+        "sd": {name: sd for name, (_, sd) in scores.items()},
+        "accuracy_interval_95": list(row.interval),
+        "seeds": [
+            {"seed": seed, **setting, **metrics.scores(), "confusion": metrics.confusion.tolist()}
+            for seed, (metrics, setting) in enumerate(zip(row.per_seed, row.settings, strict=True))
+        ],
+    }
+
+
+def tracked_metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Flat metrics for MLflow, ``encoder/linear/100pct/accuracy`` and the like; undefined ones are left out."""
+    flat = {}
+    for row in rows:
+        budget = describe_budget(row.budget).replace(" %", "pct").replace("/", "_per_")
+        prefix = f"{row.features}/{row.classifier}/{budget}".replace(" ", "_")
+        for name in SCORES:
+            mean, sd = row.mean_sd(name)
+            flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean, sd
+        flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = row.interval
+    return {name: value for name, value in flat.items() if math.isfinite(value)}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON atomically; numbers that are not finite become null.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (text + "\n").encode())
+    except OSError as error:
+        raise InputError(f"output is {str(path)!r}: {error.strerror}; give a file in a folder you can write") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequence[str], title: str) -> None:
+    """A PNG of a (K, K) confusion matrix: colour is the share of a label's tiles, the text its percentage."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.55 * len(classes)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="prediction", ylabel="label", title=title)
+    for (row, column), value in np.ndenumerate(share):
+        if confusion[row, column]:
+            colour = "white" if value > 0.5 else "black"
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour)
+    figure.colorbar(image, label="share of the label's tiles")
+    figure.savefig(path, dpi=120)
