@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,6 +26,10 @@ INDEX_NAME = "index.arrow"
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 _SHARDS_KEY = b"ca2cl.shards"
+_SUMS_KEY = b"ca2cl.checksums"
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_RECENT_SHARDS = 256
+_DAMAGE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError)
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -97,34 +104,84 @@ class ShardIndex:
     """A read-only view of a shard folder's index and manifest.
 
     Args:
-        root: the folder that ``ca2cl shard`` wrote.
+        root: the folder that ``ca2cl shard`` wrote, or a cache with its index and manifest and some of its tars. Tars
+            that are there are held against their size; ``verify`` also asks that all are there.
 
     Raises:
-        InputError: the folder, its index or its manifest is missing, damaged, of a newer schema, or they disagree.
+        InputError: the folder, its index or its manifest is missing, damaged, of a newer schema, or they disagree; a
+            tar is truncated.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.manifest = read_manifest(self.root / MANIFEST_NAME)
         path = self.root / INDEX_NAME
+        self._path = path
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
             listed = json.loads(self._reader.schema.metadata[_SHARDS_KEY])
             self.shards = [ShardInfo(**entry) for entry in listed]
+            self._sums = json.loads(self._reader.schema.metadata[_SUMS_KEY])
+            if not self._reader.schema.equals(_SCHEMA):
+                raise ValueError("other columns")
+            self._check(path)
         except FileNotFoundError:
             raise InputError(f"{path}: no index here; write the folder again with `ca2cl shard`") from None
-        except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: damaged index ({error}); write the folder again with `ca2cl shard`") from None
-        self._check(path)
+        except InputError:
+            raise
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+        self._recent: OrderedDict[int, ShardSamples] = OrderedDict()
+        self._check_sizes(missing_too=False)
         self.starts = np.concatenate([[0], np.cumsum([s.samples for s in self.shards], dtype=np.int64)])
+
+    def __reduce__(self) -> tuple[type[ShardIndex], tuple[Path]]:
+        return ShardIndex, (self.root,)  # mapped again by the process that unpickles it
+
+    def _damaged(self, reason: object) -> InputError:
+        told = " ".join(str(reason).split())[:200]
+        return InputError(f"{self._path}: damaged index ({told}); write the folder again with `ca2cl shard`")
 
     def _check(self, path: Path) -> None:
         expected = digest_of(self.manifest.classes, self.manifest.tile_size, self.shards)
         batches = self._reader.num_record_batches
-        if batches != len(self.shards) or expected != self.manifest.digest:
+        if not batches == len(self.shards) == len(self._sums) or expected != self.manifest.digest:
             raise InputError(f"{path}: does not match {MANIFEST_NAME}; write the folder again with `ca2cl shard`")
-        if any(Path(shard.name).name != shard.name for shard in self.shards):
-            raise InputError(f"{path}: a shard's name leaves the folder; write the folder again with `ca2cl shard`")
+        for shard in self.shards:
+            if not _SHARD_NAME.fullmatch(shard.name):
+                raise InputError(f"{path}: shard {shard.name!r} leaves the folder; write it again with `ca2cl shard`")
+            if not (type(shard.bytes) is type(shard.samples) is int and min(shard.bytes, shard.samples) >= 0):
+                raise ValueError(f"{shard.name} has no size")
+
+    def _check_sizes(self, missing_too: bool) -> None:
+        for shard in self.shards:
+            path = self.root / shard.name
+            try:
+                found = path.stat().st_size
+            except OSError:
+                if missing_too:
+                    raise InputError(f"{path}: shard missing; write the folder again with `ca2cl shard`") from None
+                continue
+            if found != shard.bytes:
+                kind = "truncated tar" if found < shard.bytes else "tar that does not match its index"
+                raise InputError(f"{path}: {kind}, {found} bytes instead of {shard.bytes}; copy or write it again")
+
+    def verify(self, shard: int | None = None) -> None:
+        """Check that every tar is there with its size, and read shard number ``shard`` through against its SHA-256.
+
+        Raises:
+            InputError: a tar is missing, truncated, or holds other bytes than its index says.
+        """
+        self._check_sizes(missing_too=True)
+        if shard is None:
+            return
+        info = self.shards[shard]
+        digest = hashlib.sha256()
+        with (self.root / info.name).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != info.sha256:
+            raise InputError(f"{self.root / info.name}: does not match its index; copy or write it again")
 
     def __len__(self) -> int:
         """Number of samples in all shards."""
@@ -136,10 +193,31 @@ class ShardIndex:
         return self.manifest.classes
 
     def samples(self, shard: int) -> ShardSamples:
-        """The samples of shard number ``shard``; arrays are views of the mapped file."""
-        batch = self._reader.get_batch(shard)
+        """The samples of shard number ``shard``; arrays are views of the mapped file.
+
+        Raises:
+            InputError: the shard's part of the index is damaged.
+        """
+        if shard in self._recent:
+            self._recent.move_to_end(shard)
+            return self._recent[shard]
+        try:
+            batch = self._reader.get_batch(shard)
+            batch.validate(full=True)  # string offsets are followed without a check otherwise
+            samples = self._checked(shard, batch)
+        except _DAMAGE as error:
+            raise self._damaged(f"shard {shard}: {error}") from None
+        self._recent[shard] = samples
+        if len(self._recent) > _RECENT_SHARDS:
+            self._recent.popitem(last=False)
+        return samples
+
+    def _checked(self, shard: int, batch: pa.RecordBatch) -> ShardSamples:
+        info = self.shards[shard]
         column = {name: batch.column(name) for name in _SCHEMA.names}
-        return ShardSamples(
+        if batch.num_rows != info.samples or _checksum(batch) != self._sums[shard]:
+            raise ValueError("checksum differs")
+        samples = ShardSamples(
             key=_LazyStrings(column["key"]),
             ext=_LazyStrings(column["ext"]),
             group=_LazyStrings(column["group"]),
@@ -147,6 +225,14 @@ class ShardIndex:
             size=column["size"].to_numpy(),
             label=column["label"].to_numpy(),
         )
+        if not len(samples):
+            return samples
+        ends = samples.offset + samples.size
+        if samples.offset.min() < 0 or samples.size.min() < 0 or ends.max() > info.bytes:
+            raise ValueError("a tile lies outside its tar")
+        if samples.label.min() < -1 or samples.label.max() >= max(len(self.classes), 1):
+            raise ValueError("a label has no class")
+        return samples
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Shard number and row in it of sample number ``sample`` (in index order)."""
@@ -177,14 +263,36 @@ class _LazyStrings(Sequence[Any]):
         return self._column[int(row)].as_py()
 
 
+def _checksum(batch: pa.RecordBatch) -> int:
+    """CRC-32 of the rows' values, whatever buffers they lie in."""
+    total = 0
+    for field, column in zip(_SCHEMA, batch.columns, strict=True):
+        if pa.types.is_string(field.type):
+            values = json.dumps(column.to_pylist()).encode()
+        else:
+            values = column.to_numpy(zero_copy_only=False).tobytes()
+        total = zlib.crc32(values, total)
+    return total
+
+
+def _record_batch(samples: ShardSamples) -> pa.RecordBatch:
+    columns = [pa.array(list(getattr(samples, f.name)), type=f.type) for f in _SCHEMA]
+    return pa.record_batch(columns, schema=_SCHEMA)
+
+
 def write_index(path: Path, parts: Sequence[tuple[ShardInfo, ShardSamples]]) -> None:
-    """Write the index of ``parts``, one record batch a shard, to ``path`` (not atomic: the caller renames)."""
-    listed = json.dumps([asdict(info) for info, _ in parts]).encode()
-    schema = _SCHEMA.with_metadata({_SHARDS_KEY: listed})
-    with pa.ipc.new_file(str(path), schema) as writer:
+    """Write the index of ``parts``, one record batch a shard, to ``path`` (not atomic: the caller renames).
+
+    ``parts`` is gone through twice, one part at a time: it may read them from disk when asked for.
+    """
+    listed, sums = [], []
+    for info, samples in parts:
+        listed.append(asdict(info))
+        sums.append(_checksum(_record_batch(samples)))
+    metadata = {_SHARDS_KEY: json.dumps(listed).encode(), _SUMS_KEY: json.dumps(sums).encode()}
+    with pa.ipc.new_file(str(path), _SCHEMA.with_metadata(metadata)) as writer:
         for _, samples in parts:
-            columns = [pa.array(list(getattr(samples, f.name)), type=f.type) for f in _SCHEMA]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            writer.write_batch(_record_batch(samples).replace_schema_metadata(metadata))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -197,7 +305,9 @@ def read_manifest(path: Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no manifest here; give a folder that `ca2cl shard` wrote") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); write the folder again with `ca2cl shard`") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
         raise InputError(f"{path}: not a manifest of ca2cl; give a folder that `ca2cl shard` wrote")
@@ -208,7 +318,31 @@ def read_manifest(path: Path) -> Manifest:
     missing = {f.name for f in fields(Manifest)} - raw.keys()
     if missing:
         raise InputError(f"{path}: lacks {', '.join(sorted(missing))}; write the folder again with `ca2cl shard`")
-    return Manifest(**{f.name: raw[f.name] for f in fields(Manifest)})
+    manifest = Manifest(**{f.name: raw[f.name] for f in fields(Manifest)})
+    wrong = _wrong_field(manifest)
+    if wrong:
+        raise InputError(f"{path}: {wrong} is damaged; write the folder again with `ca2cl shard`")
+    return manifest
+
+
+def _wrong_field(manifest: Manifest) -> str | None:
+    """Name of a field whose value is of the wrong kind."""
+
+    def whole(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    def text(value: object) -> bool:
+        return isinstance(value, str)
+
+    sides, classes, counts = manifest.tile_size, manifest.classes, manifest.counts
+    holds = {
+        "classes": isinstance(classes, list) and all(map(text, classes)),
+        "counts": isinstance(counts, dict) and all(map(whole, counts.values())),
+        "tile_size": isinstance(sides, list) and len(sides) == 2 and all(whole(side) and side > 0 for side in sides),
+        **{name: text(getattr(manifest, name)) for name in ("source", "encode", "digest")},
+        **{name: whole(getattr(manifest, name)) for name in ("schema_version", "samples", "shards", "bytes")},
+    }
+    return next((name for name, good in holds.items() if not good), None)
 
 
 def key_hash(key: str) -> int:

@@ -1,0 +1,400 @@
+"""Where tiles come from: class-folder trees and Hugging Face ``datasets``.
+
+A source is listed once, in the parent process. What the writing processes get is its ``reader`` (small, picklable) and
+the tiles of one shard at a time, so that a listing of 10^8 files is never copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.errors import InputError
+
+EXTENSIONS = frozenset({"tif", "tiff", "png", "jpg", "jpeg", "bmp", "webp"})
+_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
+_IMAGE_COLUMNS = ("image", "img", "tile")
+_LABEL_COLUMNS = ("label", "labels", "class")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of a source, not yet read."""
+
+    key: str
+    """Its name in the shard: unique in the source, without dots and slashes."""
+    name: str
+    """How users find it: the path below the source folder, or ``split[row]``."""
+    row: int
+    """Its number in the source's own order."""
+    label: int
+    """Index into the source's classes, -1 where there is none."""
+    group: str | None
+    """Slide or patient."""
+    ext: str | None
+    """Lower-case extension without dot; None where only the bytes tell."""
+
+
+class TileReader(Protocol):
+    """Fetches a tile's encoded bytes; goes to the writing processes."""
+
+    def read(self, tile: Tile) -> bytes:
+        """The tile's bytes as they are stored. InputError if they cannot be read."""
+
+    def where(self, tile: Tile) -> str:
+        """The tile's full name for error messages."""
+
+
+class Source(Protocol):
+    """A listed source: ``labels`` (N,) int32 indexes ``classes``; ``digest`` changes when any tile does."""
+
+    name: str
+    classes: list[str]
+    labels: npt.NDArray[np.int32]
+    digest: str
+    reader: TileReader
+
+    def __len__(self) -> int: ...
+
+    def tiles(self, rows: Iterable[int]) -> list[Tile]:
+        """The tiles with these numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """How to read a source; see ``ShardConfig`` for the fields' meaning."""
+
+    unlabelled: bool = False
+    group_pattern: str | None = None
+    split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+
+
+def open_source(source: str, options: SourceOptions | None = None) -> Source:
+    """List ``source``: a folder of images, a folder by ``datasets.save_to_disk``, or ``hf:NAME`` on the hub.
+
+    Raises:
+        InputError: missing, empty, unreadable, or options that do not fit it.
+    """
+    options = options or SourceOptions()
+    if source.startswith("hf:"):
+        return DatasetSource(source, options)
+    root = Path(source)
+    if not root.is_dir():
+        raise InputError(f"{source}: no such folder; give a folder of images, a saved dataset or hf:NAME")
+    if any((root / name).is_file() for name in _DATASET_FILES):
+        return DatasetSource(source, options)
+    return FolderSource(root, options)
+
+
+def safe_key(name: str) -> str:
+    """``name`` as a WebDataset key, one to one: ``/`` becomes ``~``, anything but letters, digits, ``_ -`` is ``%XX``.
+
+    Stock readers cut a member's name at the first dot of its last component, so no dot may stay in a key.
+    """
+    parts = (quote(os.fsencode(part), safe="").replace("~", "%7E").replace(".", "%2E") for part in name.split("/"))
+    return "~".join(parts)
+
+
+class FolderSource:
+    """Images below a folder, labelled by the name of the folder just below it.
+
+    A lone folder that itself holds only folders is stepped into (archives unzip that way); images directly in the
+    folder make an unlabelled source. Hidden files, ``__MACOSX`` and other file types are ignored, links are followed.
+    """
+
+    def __init__(self, root: Path, options: SourceOptions) -> None:
+        self.name = root.resolve().name
+        root = _step_into(root)
+        self.root = root
+        found = sorted(_walk(root, "", ()))
+        if not found:
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise InputError(f"{root}: no images here; give a folder of class folders with files of {kinds}")
+        self.digest = _listing_digest(found)
+        self._names = [name for name, _, _ in found]
+        self.classes, self.labels = self._label(options.unlabelled)
+        self._pattern = self._group_pattern(options.group_pattern)
+        # a.png beside a.tif: then every key of the source carries the extension, so that keys stay one to one
+        self._whole = len({_stem(name) for name in self._names}) != len(self._names)
+        self.reader: TileReader = FileReader(str(root))
+
+    def _label(self, unlabelled: bool) -> tuple[list[str], npt.NDArray[np.int32]]:
+        if unlabelled:
+            return [], np.full(len(self._names), -1, np.int32)
+        loose = [name for name in self._names if "/" not in name]
+        if loose and len(loose) < len(self._names):
+            inside = next(name for name in self._names if "/" in name).split("/")[0]
+            raise InputError(
+                f"{self.root}: holds both images ({loose[0]}) and class folders ({inside}); "
+                "move one of them away, or use --unlabelled true"
+            )
+        if loose:
+            return [], np.full(len(loose), -1, np.int32)
+        folders = [name.split("/", 1)[0] for name in self._names]
+        classes = sorted(set(folders))
+        number = {name: label for label, name in enumerate(classes)}
+        return classes, np.fromiter((number[folder] for folder in folders), np.int32, len(folders))
+
+    def _group_pattern(self, pattern: str | None) -> re.Pattern[str] | None:
+        if pattern is None:
+            return None
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"group_pattern is {pattern!r}: not a regular expression ({error})") from None
+        if not any(compiled.search(name) for name in self._names):
+            raise InputError(f"group_pattern is {pattern!r}: matches no file; the first is {self._names[0]!r}")
+        return compiled
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def tiles(self, rows: Iterable[int]) -> list[Tile]:
+        """The tiles with these numbers (in sorted order of paths)."""
+        return [self._tile(int(row)) for row in rows]
+
+    def _tile(self, row: int) -> Tile:
+        name = self._names[row]
+        match = self._pattern.search(name) if self._pattern else None
+        group = (match.group(1) if match.re.groups else match.group(0)) if match else None
+        if group is not None:  # a file name may hold bytes that are no text
+            group = os.fsencode(group).decode("utf-8", "replace")
+        key = safe_key(name if self._whole else _stem(name))
+        ext = name.rsplit(".", 1)[1].lower()
+        return Tile(key=key, name=name, row=row, label=int(self.labels[row]), group=group, ext=ext)
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads tiles of a ``FolderSource``."""
+
+    root: str
+
+    def where(self, tile: Tile) -> str:
+        return f"{self.root}/{tile.name}"
+
+    def read(self, tile: Tile) -> bytes:
+        try:
+            return Path(self.where(tile)).read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.where(tile)}: cannot be read ({error.strerror}); restore or remove it") from None
+
+
+def _stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _is_image(name: str) -> bool:
+    stem, dot, ext = name.rpartition(".")
+    return bool(stem and dot) and ext.lower() in EXTENSIONS
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                    yield entry
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+
+
+def _walk(root: Path, below: str, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, int]]:
+    """Yield path below ``root``, size and modification time of every image, in no particular order."""
+    folder = root / below
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in parents:
+        raise InputError(f"{folder}: a link back to a folder that holds it; remove the link")
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _walk(root, f"{below}{entry.name}/", (*parents, here))
+        elif _is_image(entry.name) and entry.is_file():
+            found = entry.stat()
+            yield below + entry.name, found.st_size, found.st_mtime_ns
+
+
+def _step_into(root: Path) -> Path:
+    """``root``, or the lone folder in it that holds the class folders."""
+    while True:
+        entries = list(_entries(root))
+        folders = [entry.name for entry in entries if entry.is_dir()]
+        if len(folders) != 1 or any(_is_image(entry.name) for entry in entries):
+            return root
+        inner = list(_entries(root / folders[0]))
+        if any(_is_image(entry.name) for entry in inner) or not any(entry.is_dir() for entry in inner):
+            return root
+        root = root / folders[0]
+
+
+def _listing_digest(found: Sequence[tuple[str, int, int]]) -> str:
+    digest = hashlib.sha256()
+    for name, size, modified in found:
+        digest.update(os.fsencode(f"{name}\0{size}\0{modified}\n"))
+    return digest.hexdigest()
+
+
+class DatasetSource:
+    """One split of a Hugging Face dataset, its images' encoded bytes kept as they are.
+
+    Columns are found by type and by usual names when they are not named: the one image column; the one ``ClassLabel``
+    column, or ``label``. Integer and string labels become classes in sorted order.
+    """
+
+    def __init__(self, source: str, options: SourceOptions) -> None:
+        dataset, split = _load(source, options.split)
+        self.name = source if source.startswith("hf:") else Path(source).resolve().name
+        self._split = split
+        if not len(dataset):
+            raise InputError(f"{source}: split {split!r} is empty; choose another with --split")
+        image = _image_column(source, dataset, options.image_column)
+        self.classes: list[str] = []
+        self.labels: npt.NDArray[np.int32] = np.full(len(dataset), -1, np.int32)
+        label = None if options.unlabelled else _label_column(source, dataset, options.label_column)
+        if label is not None:
+            self.classes, self.labels = _labels(source, dataset, label)
+        self._groups: list[Any] | None = None
+        if options.group_column is not None:
+            _require_column(source, dataset, "group_column", options.group_column)
+            self._groups = dataset[options.group_column][:]
+        self.digest = self._digest(dataset, image, label)
+        self.reader: TileReader = DatasetReader(f"{source}:{split}", _encoded(dataset, image), image)
+
+    def _digest(self, dataset: Any, image: str, label: str | None) -> str:
+        parts = [self._split, dataset._fingerprint, repr(dataset.features), image, str(label), str(self._groups)]
+        return hashlib.sha256("\0".join(parts).encode() + self.labels.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tiles(self, rows: Iterable[int]) -> list[Tile]:
+        """The tiles with these row numbers."""
+        return [self._tile(int(row)) for row in rows]
+
+    def _tile(self, row: int) -> Tile:
+        group = None if self._groups is None or self._groups[row] is None else str(self._groups[row])
+        key = f"{safe_key(self._split)}-{row:09d}"
+        label = int(self.labels[row])
+        return Tile(key=key, name=f"{self._split}[{row}]", row=row, label=label, group=group, ext=None)
+
+
+@dataclass(frozen=True)
+class DatasetReader:
+    """Reads tiles of a ``DatasetSource``; the dataset is memory-mapped, so it pickles small."""
+
+    prefix: str
+    dataset: Any
+    column: str
+
+    def where(self, tile: Tile) -> str:
+        return f"{self.prefix}[{tile.row}]"
+
+    def read(self, tile: Tile) -> bytes:
+        value = self.dataset[tile.row][self.column]
+        if isinstance(value, dict):
+            path = value.get("path")
+            value = value.get("bytes")
+            if value is None and path:
+                try:
+                    return Path(path).read_bytes()
+                except OSError as error:
+                    raise InputError(f"{self.where(tile)}: {path} cannot be read ({error.strerror})") from None
+        if not isinstance(value, bytes):
+            raise InputError(f"{self.where(tile)}: no image bytes in column {self.column!r}; remove the row")
+        return value
+
+
+def _load(source: str, split: str | None) -> tuple[Any, str]:
+    """The dataset and the name of its split."""
+    import datasets
+
+    try:
+        if source.startswith("hf:"):
+            loaded = datasets.load_dataset(source.removeprefix("hf:"), split=split)
+        else:
+            loaded = datasets.load_from_disk(source)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{source}: cannot be loaded as a dataset ({reason}); check name, split and network") from None
+    if not isinstance(loaded, dict):
+        return loaded, split or str(loaded.split or "train")
+    if split is None and len(loaded) == 1:
+        split = next(iter(loaded))
+    if split is None or split not in loaded:
+        raise InputError(f"{source}: split is {split!r}; choose one of {', '.join(loaded)} with --split")
+    return loaded[split], split
+
+
+def _require_column(source: str, dataset: Any, field: str, name: str) -> None:
+    if name not in dataset.column_names:
+        raise InputError(f"{source}: {field} is {name!r}; the columns are {', '.join(dataset.column_names)}")
+
+
+def _image_column(source: str, dataset: Any, name: str | None) -> str:
+    import datasets
+
+    if name is not None:
+        _require_column(source, dataset, "image_column", name)
+        return name
+    images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    named = [column for column in _IMAGE_COLUMNS if column in dataset.column_names]
+    if len(images) == 1 or (not images and named):
+        return str((images or named)[0])
+    raise InputError(
+        f"{source}: {len(images)} image columns; name one of {', '.join(dataset.column_names)} with --image_column"
+    )
+
+
+def _label_column(source: str, dataset: Any, name: str | None) -> str | None:
+    import datasets
+
+    if name is not None:
+        _require_column(source, dataset, "label_column", name)
+        return name
+    typed = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    named = [column for column in _LABEL_COLUMNS if column in dataset.column_names]
+    if len(typed) > 1:
+        raise InputError(f"{source}: several label columns; name one of {', '.join(typed)} with --label_column")
+    return next(iter(typed or named), None)
+
+
+def _labels(source: str, dataset: Any, column: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Classes and the label of every row, -1 where it is missing."""
+    import datasets
+
+    values = dataset[column][:]
+    feature = dataset.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        number = {label: label for label in range(len(feature.names))}
+        classes = list(feature.names)
+    else:
+        kinds = {type(value) for value in values if value is not None}
+        if len(kinds) > 1 or not kinds <= {int, str}:
+            raise InputError(f"{source}: label column {column!r} holds {feature}; it must hold integers or strings")
+        distinct = sorted(Counter(value for value in values if value is not None))
+        number = {value: label for label, value in enumerate(distinct)}
+        classes = [str(value) for value in distinct]
+    return classes, np.fromiter((number.get(value, -1) for value in values), np.int32, len(values))
+
+
+def _encoded(dataset: Any, column: str) -> Any:
+    import datasets
+
+    if isinstance(dataset.features[column], datasets.Image):
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset.select_columns([column])
