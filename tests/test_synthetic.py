@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from ca2cl.data.synthetic import CLASSES, draw_tile, write_tissue
 from ca2cl.data.synthetic_glands import draw_glands, write_glands
-from ca2cl.data.synthetic_paint import STAINS, render, stamp
+from ca2cl.data.synthetic_paint import STAINS, cells, noise, ramp, render, stamp, strands
 from ca2cl.errors import InputError
 
 Vector = npt.NDArray[np.float64]
@@ -161,6 +161,15 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         write_glands(tmp_path / "a", 0, 1)
     with pytest.raises(InputError, match=".jpg"):
         write_glands(tmp_path / "a", 1, 1, suffix=".jpg")
+    with pytest.raises(InputError, match="31x64"):
+        draw_glands(0, 31, 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_glands_than_a_mask_can_number_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at most 255"):
+        write_glands(tmp_path / "glas", 1, 0, 1400, 1400)
+    assert list(tmp_path.iterdir()) == []
 
 
 def touching_pairs(mask: npt.NDArray[np.uint16]) -> int:
@@ -239,3 +248,31 @@ def test_stamp_is_the_maximum_over_ellipses_and_clips_at_the_border() -> None:
                 value = min(max((1 - rho) * 2.0 / 1.5 + 0.5, 0), 1) * (0.75 + 0.25 * min(rho, 1))
                 expected[y, x] = max(expected[y, x], value)
     np.testing.assert_allclose(drawn, expected, atol=1e-5)
+
+
+def test_cells_are_the_two_nearest_points_difference() -> None:
+    points = np.random.default_rng(1).uniform(-3, 15, (7, 2))
+    drawn = cells(points, (10, 12))
+    for y in range(10):
+        for x in range(12):
+            near = sorted(np.hypot(y - py, x - px) for py, px in points)
+            assert drawn[y, x] == pytest.approx(near[1] - near[0], abs=1e-4)
+
+
+def test_noise_is_standardised_and_long_in_its_direction() -> None:
+    field = noise(np.random.default_rng(2), (128, 128), 40, 4, 0.0)
+    assert abs(field.mean()) < 1e-4 and field.std() == pytest.approx(1, abs=1e-3)
+    assert np.abs(np.diff(field, axis=0)).mean() > 4 * np.abs(np.diff(field, axis=1)).mean()
+
+
+def test_strands_follow_the_level_lines() -> None:
+    phase = np.tile(np.linspace(0, 40, 400, dtype=np.float32), (3, 1))
+    bands = strands(np.random.default_rng(3), phase)
+    assert np.array_equal(bands[0], bands[2])
+    assert 0.5 < bands.std() < 2
+
+
+def test_ramp_is_linear_between_its_ends_either_way_round() -> None:
+    value = np.array([-1, 0, 0.25, 1, 2], np.float32)
+    np.testing.assert_allclose(ramp(value, 0, 1), [0, 0, 0.25, 1, 1])
+    np.testing.assert_allclose(ramp(value, 1, 0), [1, 1, 0.75, 0, 0])

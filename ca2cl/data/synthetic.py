@@ -217,8 +217,8 @@ def _match(rng: np.random.Generator, layer: npt.NDArray[Any], mean: float, sprea
 def write_tissue(root: Path, tiles_per_class: int, size: int = 96, seed: int = 0, suffix: str = ".png") -> Path:
     """Write ``<root>/<CLASS>/<CLASS>-XXXXXXXX<suffix>``, nine classes of ``tiles_per_class`` tiles.
 
-    The same arguments give the same bytes; two seeds share no tile and, but for a chance of about 1 in 10^7 for 100
-    tiles a class, no name.
+    The same arguments give the same bytes; two seeds share no tile and, but for a chance below 1 in 10^6 for 100 tiles
+    a class, no name.
 
     Args:
         root: a folder that does not exist yet or is empty; it appears complete or not at all.

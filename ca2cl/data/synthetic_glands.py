@@ -130,7 +130,12 @@ def draw_glands(seed: int, height: int, width: int) -> tuple[Image, npt.NDArray[
     Returns:
         uint8 (H, W, 3) RGB, and uint16 (H, W) instance numbers 1 to N, 0 in the stroma. Each instance is one
         4-connected region, its lumen included; neighbours may touch.
+
+    Raises:
+        InputError: a negative seed, or a side of fewer than 32 pixels.
     """
+    if seed < 0 or min(height, width) < 32:
+        raise InputError(f"glands: seed={seed}, {height}x{width}; give seed >= 0 and 32 px or more")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, height, width, 1])))
     unit, shape = float(rng.uniform(1.8, 2.6)), (height, width)
     spacing = min(unit * rng.uniform(36, 52), max(min(shape) * 0.7, 8.0))
@@ -157,18 +162,20 @@ def write_glands(
         suffix: ``.bmp`` as in the challenge's archive, or ``.png``.
 
     Raises:
-        InputError: a bad count, size or suffix, or ``root`` is not empty.
+        InputError: a bad count, size, seed or suffix, more than 255 glands in one image, or ``root`` is not empty.
     """
-    if train < 1 or test < 0 or min(height, width) < 32:
-        raise InputError(
-            f"glands: train={train}, test={test}, {height}x{width}; give train >= 1, test >= 0, 32 px or more"
-        )
+    if train < 1 or test < 0:
+        raise InputError(f"glands: train={train}, test={test}; give train >= 1 and test >= 0")
     if suffix not in (".bmp", ".png"):
         raise InputError(f"glands: suffix={suffix!r} loses the masks' numbers or is unknown; give .bmp or .png")
     names = [f"train_{n}" for n in range(1, train + 1)] + [f"testA_{n}" for n in range(1, test + 1)]
     with fresh_folder(Path(root)) as folder:
         for number, name in enumerate(names):
             image, mask = draw_glands((seed << 32) + number, height, width)
+            if mask.max() > 255:
+                raise InputError(
+                    f"glands: {height}x{width} holds {mask.max()} glands, a mask at most 255; give a smaller size"
+                )
             PILImage.fromarray(image).save(folder / f"{name}{suffix}")
             PILImage.fromarray(mask.astype(np.uint8)).save(folder / f"{name}_anno{suffix}")
         with (folder / "Grade.csv").open("w", newline="", encoding="utf-8") as stream:
