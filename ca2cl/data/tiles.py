@@ -1,0 +1,130 @@
+"""Reading tiles in index order, once each: what evaluation and embedding use.
+
+Legend: B tiles of a batch, H, W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from ca2cl.data.index import ShardIndex
+from ca2cl.data.storage import ShardReader
+from ca2cl.data.stream import BadTile, SampleSource, UndecodableError, answers, empty_tiles
+from ca2cl.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Integers = npt.NDArray[np.int64]
+
+
+class TileDataset(Dataset[tuple[Tensor, int, int]]):
+    """Map-style: item i is (tile uint8 (H, W, 3), label or -1, sample number).
+
+    Args:
+        index: the shards' index.
+        reader: where their bytes come from.
+        samples: sample numbers (in index order) that make up the data set; None takes all.
+
+    Raises:
+        InputError: on reading an item, its bytes cannot be read or do not decode to a tile of the manifest's size.
+    """
+
+    def __init__(self, index: ShardIndex, reader: ShardReader, samples: Integers | None = None) -> None:
+        self._source = SampleSource(index, reader)
+        self.samples = np.arange(len(index), dtype=np.int64) if samples is None else np.asarray(samples, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
+        sample = int(self.samples[item])
+        tiles = empty_tiles(1, self._source.tile_size, shared=get_worker_info() is not None)
+        try:
+            _, label = self._source.fill(sample, tiles[0].numpy())
+        except UndecodableError as failure:
+            bad = failure.tile
+            raise InputError(f"sample {bad.key}: {bad.reason}; repair it and run `ca2cl shard` again") from None
+        return tiles[0], label, sample
+
+
+@dataclass
+class _Batch:
+    tiles: Tensor
+    labels: list[int] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    bad: list[BadTile] = field(default_factory=list)
+    error: str | None = None
+
+
+class _BatchDataset(Dataset[_Batch]):
+    """Answers (first, last + 1) of a list of sample numbers with the good ones among them."""
+
+    def __init__(self, source: SampleSource, samples: Integers) -> None:
+        self._source, self._samples = source, samples
+
+    def __getitem__(self, request: tuple[int, int]) -> _Batch:
+        start, stop = request
+        tiles = empty_tiles(stop - start, self._source.tile_size, shared=get_worker_info() is not None)
+        batch = _Batch(tiles)
+        for sample in self._samples[start:stop].tolist():
+            try:
+                _, label = self._source.fill(sample, tiles[len(batch.samples)].numpy())
+            except UndecodableError as failure:
+                batch.bad.append(failure.tile)
+            except InputError as error:
+                return _Batch(torch.empty(0), error=str(error))
+            else:
+                batch.labels.append(label)
+                batch.samples.append(sample)
+        batch.tiles = tiles[: len(batch.samples)]
+        return batch
+
+
+def iterate_tiles(
+    index: ShardIndex,
+    reader: ShardReader,
+    samples: Integers | None = None,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    on_bad: Callable[[BadTile], None] | None = None,
+) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+    """Read tiles once each, in the order of ``samples``; samples that do not decode are left out.
+
+    Args:
+        index: the shards' index.
+        reader: where their bytes come from.
+        samples: sample numbers in index order; None takes all. Ascending numbers read the shards sequentially.
+        batch_size: most tiles in a batch; a batch has fewer where samples were left out, and none is empty.
+        workers: decoding processes; 0 decodes in this one. Never changes a result.
+        on_bad: called with each sample that is left out; None logs a warning for it.
+
+    Yields:
+        tiles uint8 (B, H, W, 3), labels int64 (B,) with -1 where unlabelled, sample numbers int64 (B,).
+
+    Raises:
+        InputError: a shard cannot be read.
+    """
+    report = on_bad or _warn
+    numbers = np.arange(len(index), dtype=np.int64) if samples is None else np.asarray(samples, np.int64)
+    requests = [(first, min(first + batch_size, len(numbers))) for first in range(0, len(numbers), batch_size)]
+    dataset = _BatchDataset(SampleSource(index, reader), numbers)
+    for batch in answers(dataset, requests, workers):
+        if batch.error is not None:
+            raise InputError(batch.error)
+        for tile in batch.bad:
+            report(tile)
+        if batch.samples:
+            yield batch.tiles, torch.tensor(batch.labels), torch.tensor(batch.samples)
+
+
+def _warn(tile: BadTile) -> None:
+    logger.warning("sample %s left out: %s", tile.key, tile.reason)
