@@ -1,0 +1,155 @@
+"""An encoder as files: ``encoder.safetensors`` (torchvision's key names, no heads) and ``card.json`` beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ca2cl.errors import InputError
+from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.tracking.journal import encode, write_atomic
+
+ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
+WEIGHTS_NAME = "encoder.safetensors"
+CARD_NAME = "card.json"
+SCHEMA_VERSION = 1
+# torchvision's classifier, and BatchNorm's step counter, which some exporters leave out and inference never reads
+_HEAD = "fc."
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderCard:
+    """What must be known of an encoder to use it, and where it comes from."""
+
+    arch: str
+    feature_dim: int
+    input_size: int
+    """Side in pixels of the tiles it was trained on."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    manifest_digest: str | None = None
+    """Identity of the tiles it was trained on."""
+    classes: tuple[str, ...] = ()
+    config_digest: str | None = None
+    commit: str | None = None
+    step: int = 0
+    """Optimizer steps of training."""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """Last numbers of the journal."""
+    source_run_id: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+def read_card(path: str | Path) -> EncoderCard:
+    """Read and check a card.
+
+    Raises:
+        InputError: missing, not JSON, of a newer schema, fields missing or of the wrong form.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = raw["schema_version"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no card here; give a folder with {WEIGHTS_NAME} and {CARD_NAME}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a card of ca2cl ({error!r}); export the encoder again") from None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise InputError(f"{path}: schema {version!r} is newer than this version's {SCHEMA_VERSION}; upgrade ca2cl")
+    known = {f.name for f in fields(EncoderCard)}
+    try:
+        card = EncoderCard(**{name: _frozen(value) for name, value in raw.items() if name in known})
+        _check(card)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged card ({error}); export the encoder again") from None
+    return card
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check(card: EncoderCard) -> None:
+    if card.arch not in ARCHITECTURES:
+        raise ValueError(f"arch is {card.arch!r}, not one of {', '.join(ARCHITECTURES)}")
+    for name in ("feature_dim", "input_size"):
+        value = getattr(card, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, not a positive number")
+    for name in ("mean", "std"):
+        value = getattr(card, name)
+        if not isinstance(value, tuple) or len(value) != 3 or not all(isinstance(v, (int, float)) for v in value):
+            raise ValueError(f"{name} is {value!r}, not three numbers")
+    if min(card.std) <= 0:
+        raise ValueError(f"std is {card.std!r}, not three positive numbers")
+
+
+def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: EncoderCard) -> Path:
+    """Write an encoder's weights, then its card; each file appears whole or not at all. Returns the folder."""
+    _check(card)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder_state.items()}
+    write_atomic(target / WEIGHTS_NAME, save(state, metadata={"format": "pt"}))
+    write_atomic(target / CARD_NAME, encode(asdict(card)))
+    return target
+
+
+def load_encoder(folder: str | Path) -> tuple[Encoder, EncoderCard]:
+    """The encoder that ``save_encoder`` wrote, in eval mode on the CPU, and its card.
+
+    Raises:
+        InputError: a file is missing or damaged, or the weights are not the card's architecture.
+    """
+    card = read_card(Path(folder) / CARD_NAME)
+    path = Path(folder) / WEIGHTS_NAME
+    return make_encoder(read_weights(path), card.arch, str(path)), card
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        return dict(load_file(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give an encoder's {WEIGHTS_NAME}") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); export it again") from None
+
+
+def make_encoder(state: Mapping[str, Tensor], arch: str, source: str) -> Encoder:
+    """An encoder of ``arch`` in eval mode with exactly the tensors of ``state``; a classifier ``fc`` is left out.
+
+    Raises:
+        InputError: a backbone tensor is missing, left over, or of another shape.
+    """
+    encoder = build_encoder(arch)
+    wanted = encoder.state_dict()
+    given = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)}
+    missing = [name for name in wanted if name not in given and not name.endswith(_COUNTER)]
+    unexpected = [name for name in given if name not in wanted]
+    shapes = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    faults = [
+        f"{len(names)} {what} (first {names[0]})"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if faults:
+        fit = len(wanted.keys() & given.keys()) - len(shapes)
+        raise InputError(
+            f"{source}: not a {arch}: {fit} of {len(wanted)} backbone tensors fit, {', '.join(faults)}; "
+            "give the architecture that it was trained with"
+        )
+    encoder.load_state_dict({**wanted, **given})
+    encoder.eval()
+    return encoder

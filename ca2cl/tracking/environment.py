@@ -1,0 +1,59 @@
+"""What a run ran on: packages, torch, devices, host and commit, for the run's artifacts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ca2cl
+from ca2cl.tracking.journal import redact
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, host and commit, ready for JSON."""
+    return {
+        "ca2cl": ca2cl.__version__,
+        "commit": git_commit(),
+        "command": [redact(argument) for argument in sys.argv],
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+    }
+
+
+def requirements() -> str:
+    """Every installed distribution as ``name==version`` lines, what ``pip freeze`` would say."""
+    found = {(dist.metadata["Name"] or "").lower(): dist.version for dist in metadata.distributions()}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name)
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this package runs from, ``+changed`` if it has edits; None outside one."""
+    here = Path(__file__).resolve().parent
+    commit = _git(here, "rev-parse", "HEAD")
+    # An installed copy may lie inside somebody else's checkout: only one that tracks this very file counts.
+    if commit is None or _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return f"{commit}+changed" if _git(here, "status", "--porcelain", "--untracked-files=no", "..") else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

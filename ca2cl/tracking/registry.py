@@ -1,0 +1,125 @@
+"""Encoders in MLflow: plain files under ``encoder/``, the same as a pyfunc under ``model/``, and a registered version.
+
+The pyfunc is saved to a folder and uploaded as plain artifacts, and the version points at that folder. So nothing
+depends on MLflow's global state, and MLflow 2 and 3 behave alike (3 moves what ``log_model`` writes out of the run:
+mlflow#19036, #16947; ``register_model`` may drop artifacts: #18581).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ca2cl
+from ca2cl.errors import InputError
+from ca2cl.tracking.encoder_files import (
+    CARD_NAME,
+    ENCODER_PATH,
+    WEIGHTS_NAME,
+    EncoderCard,
+    load_encoder,
+    read_card,
+    save_encoder,
+)
+from ca2cl.tracking.store import Store
+
+MODEL_PATH = "model"
+CHAMPION = "champion"
+_DIGEST_TAG = "ca2cl.encoder_sha256"
+_RUNTIME = ("mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "simplejpeg", "pillow", "pyarrow")
+_log = logging.getLogger(__name__)
+
+
+def log_and_register(run_id: str, folder: str | Path, register_as: str | None, store: Store) -> str | None:
+    """Upload an encoder to its run and make it the newest version of a registered model.
+
+    ``models:/NAME@latest`` is MLflow's own alias for the newest version. The first version also becomes
+    ``champion``; after that only ``ca2cl encoders promote`` moves it. Doing it again with the same weights and run
+    changes nothing.
+
+    Args:
+        folder: what ``save_encoder`` wrote.
+        register_as: name of the registered model, or None to upload only.
+
+    Returns:
+        The version, or None if nothing was registered.
+
+    Raises:
+        InputError: the folder does not hold an encoder.
+    """
+    source = Path(folder)
+    card = read_card(source / CARD_NAME)
+    digest = _digest(source / WEIGHTS_NAME)
+    client = store.client
+    if client.get_run(run_id).data.tags.get(_DIGEST_TAG) != digest:
+        client.log_artifacts(run_id, str(source), ENCODER_PATH)
+        with tempfile.TemporaryDirectory() as scratch:
+            model = Path(scratch) / MODEL_PATH
+            save_pyfunc(model, source, card)
+            client.log_artifacts(run_id, str(model), MODEL_PATH)
+        client.set_tag(run_id, _DIGEST_TAG, digest)
+    return _register(run_id, register_as, digest, card, store) if register_as else None
+
+
+def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
+    """Write the MLflow model of the encoder in ``folder``: this package's code, the two files, no pickle."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary)]),
+        outputs=Schema([TensorSpec(_float32(), (-1, card.feature_dim))]),
+    )
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        python_model=str(Path(__file__).with_name("serving.py")),
+        artifacts={"encoder": str(folder)},
+        code_paths=[str(Path(ca2cl.__file__).parent)],
+        pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _RUNTIME],
+        signature=signature,
+    )
+
+
+def _float32() -> Any:
+    import numpy as np
+
+    return np.dtype(np.float32)
+
+
+def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Store) -> str:
+    from mlflow.exceptions import MlflowException
+
+    client = store.client
+    try:
+        client.create_registered_model(name, description="Tile encoder trained by ca2cl")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = list(client.search_model_versions(f"name = '{name}'"))
+    for version in known:
+        if version.run_id == run_id and version.tags.get(_DIGEST_TAG) == digest:
+            return str(version.version)
+    location = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{MODEL_PATH}"
+    tags = {_DIGEST_TAG: digest, "ca2cl.arch": card.arch, "ca2cl.step": str(card.step)}
+    if card.manifest_digest:
+        tags["ca2cl.manifest_digest"] = card.manifest_digest
+    version = client.create_model_version(name, location, run_id, tags=tags)
+    if CHAMPION not in client.get_registered_model(name).aliases:
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+    _log.info("registered %s version %s", name, version.version)
+    return str(version.version)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no weights here; give a folder that holds an encoder") from None
+
+
+__all__ = ["EncoderCard", "load_encoder", "log_and_register", "read_card", "save_encoder", "save_pyfunc"]

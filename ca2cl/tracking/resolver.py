@@ -1,0 +1,227 @@
+"""One resolver for everything that needs an encoder: from whatever names one to an ``Encoder`` with its card."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
+from ca2cl.errors import InputError
+from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.tracking.encoder_files import (
+    CARD_NAME,
+    ENCODER_PATH,
+    WEIGHTS_NAME,
+    EncoderCard,
+    load_encoder,
+    make_encoder,
+    read_weights,
+)
+from ca2cl.tracking.store import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
+
+_DEFAULT_ARCH = "resnet18"
+_DEFAULT_SIZE = 224
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[^/@]+)|@(?P<alias>[^/@]+))")
+_FORMS = (
+    "a run id, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, a run folder, a .safetensors file, "
+    "torchvision:IMAGENET1K_V1, random, or the authors' .pth or .tar"
+)
+
+
+@dataclass(frozen=True)
+class ResolvedEncoder:
+    """An encoder in eval mode on the CPU, its card, and where it came from."""
+
+    encoder: Encoder
+    card: EncoderCard
+    source_run_id: str | None
+    """MLflow run that made it, as far as known."""
+    uri: str
+    """What was resolved, without secrets: a version's number in place of its alias."""
+
+
+def resolve_encoder(
+    source: str,
+    *,
+    tracking_uri: str | None = None,
+    root: str | Path | None = None,
+    arch: str | None = None,
+) -> ResolvedEncoder:
+    """Find and load an encoder.
+
+    Args:
+        source: a run id, ``runs:/ID``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, a run folder or a folder that
+            ``save_encoder`` wrote, a safetensors file (its card beside it, or ``arch``), ``torchvision:WEIGHTS``,
+            ``random`` or ``random:SEED``, or the method's authors' checkpoint (``{'net': {'module.resnet.…'}}``).
+        tracking_uri: MLflow store for the first four; none takes MLFLOW_TRACKING_URI or the embedded store.
+        root: folder of the embedded store.
+        arch: the architecture that is wanted; none takes the card's, or resnet18 where there is no card.
+
+    Raises:
+        InputError: nothing there, the store cannot be reached, another architecture, or weights that do not fill every
+            tensor of the backbone exactly.
+    """
+    if arch is not None and arch not in ARCHITECTURES:
+        raise InputError(f"model.arch is {arch!r}: use one of {', '.join(ARCHITECTURES)}")
+    if source == "random" or source.startswith("random:"):
+        found = _random(source, arch or _DEFAULT_ARCH)
+    elif source.startswith("torchvision:"):
+        found = _torchvision(source, arch or _DEFAULT_ARCH)
+    elif _RUN_ID.fullmatch(source) or source.startswith(("runs:/", "models:/")):
+        found = _from_store(source, open_store(tracking_uri, root or DEFAULT_ROOT))
+    else:
+        found = _from_path(Path(source).expanduser(), arch)
+    if arch is not None and found.card.arch != arch:
+        raise InputError(
+            f"{source}: the encoder is a {found.card.arch}, not a {arch}; give --model.arch or another one"
+        )
+    return found
+
+
+def _bare_card(arch: str, encoder: Encoder) -> EncoderCard:
+    """The card of weights that came without one: ImageNet's normalisation and size."""
+    return EncoderCard(
+        arch=arch,
+        feature_dim=encoder.feature_dim,
+        input_size=_DEFAULT_SIZE,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def _random(source: str, arch: str) -> ResolvedEncoder:
+    seed = source.partition(":")[2] or "0"
+    if not seed.isdecimal():
+        raise InputError(f"encoder {source!r}: the seed is no number; use random or random:SEED")
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on this
+        torch.manual_seed(int(seed))
+        encoder = build_encoder(arch)
+    encoder.eval()
+    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source)
+
+
+def _torchvision(source: str, arch: str) -> ResolvedEncoder:
+    from torchvision.models import get_model_weights
+
+    name = source.partition(":")[2]
+    known = get_model_weights(arch).__members__
+    if name not in known:
+        raise InputError(f"encoder {source!r}: torchvision has {', '.join(known)} for {arch}")
+    try:
+        state = known[name].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"encoder {source!r}: cannot be downloaded ({error}); put {Path(known[name].url).name} into "
+            f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
+        ) from None
+    encoder = make_encoder(state, arch, source)
+    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source)
+
+
+def _from_store(source: str, store: Store) -> ResolvedEncoder:
+    if source.startswith("models:/"):
+        return _from_version(source, store)
+    run_id = source.removeprefix("runs:/").partition("/")[0]
+    run = fetch_run(store, run_id)
+    location = f"{run.info.artifact_uri.rstrip('/')}/{ENCODER_PATH}"
+    with store_errors(store.uri):
+        listed = {Path(file.path).name for file in store.client.list_artifacts(run_id, ENCODER_PATH)}
+    if not {WEIGHTS_NAME, CARD_NAME} <= listed:
+        raise InputError(f"run {run_id!r}: has no encoder yet; let it finish, or send it with `ca2cl sync RUN_DIR`")
+    return _download(location, store, run_id, f"runs:/{run_id}")
+
+
+def _from_version(source: str, store: Store) -> ResolvedEncoder:
+    from mlflow.exceptions import MlflowException
+
+    match = _MODEL.fullmatch(source)
+    if match is None:
+        raise InputError(f"encoder {source!r}: not a model; use models:/NAME/VERSION or models:/NAME@ALIAS")
+    name, version, alias = match["name"], match["version"], match["alias"]
+    if version == "latest":
+        version, alias = None, "latest"
+    client = store.client
+    with store_errors(store.uri):
+        try:
+            found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise InputError(
+                f"encoder {source!r}: not in {store.public_uri}; check the name, --tracking.uri or --tracking.root"
+            ) from None
+        location = client.get_model_version_download_uri(name, found.version)
+    return _download(location, store, found.run_id or None, f"models:/{name}/{found.version}")
+
+
+def _download(location: str, store: Store, run_id: str | None, uri: str) -> ResolvedEncoder:
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with store_errors(store.uri):
+            got = mlflow.artifacts.download_artifacts(location, dst_path=scratch, tracking_uri=store.uri)
+        weights = sorted(Path(got).rglob(WEIGHTS_NAME))
+        if not weights:
+            raise InputError(f"{uri}: holds no {WEIGHTS_NAME}; give an encoder that ca2cl registered")
+        encoder, card = load_encoder(weights[0].parent)
+    return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri)
+
+
+def _from_path(path: Path, arch: str | None) -> ResolvedEncoder:
+    if not path.exists():
+        raise InputError(f"encoder {str(path)!r}: not there; give {_FORMS}")
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix == ".safetensors":
+        if arch is None or (path.parent / CARD_NAME).exists():
+            return _from_folder(path.parent) if path.name == WEIGHTS_NAME else _bare(path, read_weights(path), arch)
+        return _bare(path, read_weights(path), arch)
+    return _bare(path, _foreign_state(path), arch)
+
+
+def _from_folder(path: Path) -> ResolvedEncoder:
+    for folder in (path / ENCODER_PATH, path):
+        if (folder / WEIGHTS_NAME).exists():
+            encoder, card = load_encoder(folder)
+            return ResolvedEncoder(encoder, card, card.source_run_id, str(folder))
+    raise InputError(f"encoder {str(path)!r}: the folder holds no {WEIGHTS_NAME}; let its run finish, or give {_FORMS}")
+
+
+def _bare(path: Path, state: Mapping[str, Tensor], arch: str | None) -> ResolvedEncoder:
+    encoder = make_encoder(state, arch or _DEFAULT_ARCH, str(path))
+    return ResolvedEncoder(encoder, _bare_card(encoder.arch, encoder), None, str(path))
+
+
+def _foreign_state(path: Path) -> dict[str, Tensor]:
+    """Backbone tensors of a ``torch.save`` file, under torchvision's names; nothing in it is executed.
+
+    The authors' checkpoint is ``{'net': {'module.resnet.conv1.weight': …, 'module.…head…': …}}``.
+    """
+    try:
+        raw: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[:1]
+        raise InputError(
+            f"encoder {str(path)!r}: not a file of plain tensors ({' '.join(first)}); give {_FORMS}"
+        ) from None
+    for name in ("net", "state_dict", "model"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(name), Mapping):
+            raw = raw[name]
+            break
+    if not isinstance(raw, Mapping):
+        raise InputError(f"encoder {str(path)!r}: holds a {type(raw).__name__}, not named tensors; give {_FORMS}")
+    state = {str(name).removeprefix("module."): value for name, value in raw.items() if isinstance(value, Tensor)}
+    for prefix in ("resnet.", "backbone.", "encoder."):
+        inner = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        if inner:  # what lies outside is heads
+            return inner
+    return state

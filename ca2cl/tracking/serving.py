@@ -1,0 +1,90 @@
+"""The encoder as an MLflow pyfunc: image bytes in, feature vectors out. MLflow runs this file; nothing is pickled.
+
+It is saved with the model and executed when the model is loaded (models from code), so it uses absolute imports only.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ca2cl.data.decode import BadSample, decode
+from ca2cl.errors import InputError
+from ca2cl.tracking.encoder_files import load_encoder
+from ca2cl.views.preprocess import preprocess
+
+COLUMN = "image"
+warnings.filterwarnings("ignore", message=".*type hint.*", module="mlflow")
+_CHUNK = 64  # images that are decoded and encoded at a time: bounds the memory of a large request
+
+
+class EncoderModel(mlflow.pyfunc.PythonModel):
+    """Features of tiles: encoded images (JPEG, PNG, TIFF, …) as bytes or base64 text → float32 (N, feature_dim)."""
+
+    def load_context(self, context: Any) -> None:
+        """Read the weights and the card; use a GPU if there is one."""
+        encoder, self._card = load_encoder(Path(context.artifacts["encoder"]))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._encoder = encoder.to(self._device)
+
+    # Without annotations: MLflow would read them as a schema and refuse all containers but one.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Features of every image of a list, an array, a data frame's ``image`` (or only) column, or ``{image: […]}``.
+
+        Returns:
+            float32 (N, feature_dim), in the order of the input.
+
+        Raises:
+            InputError: an image that cannot be decoded; names its row.
+        """
+        images = _column(model_input)
+        parts = [self._encode(images, start) for start in range(0, len(images), _CHUNK)]
+        return np.concatenate(parts) if parts else np.zeros((0, self._card.feature_dim), np.float32)
+
+    def _encode(self, images: Sequence[Any], start: int) -> npt.NDArray[np.float32]:
+        rows = range(start, min(start + _CHUNK, len(images)))
+        x_BCHW = torch.cat([self._tile(images[row], row) for row in rows]).to(self._device)
+        with torch.inference_mode():
+            features: npt.NDArray[np.float32] = self._encoder(x_BCHW).float().cpu().numpy()
+        return features
+
+    def _tile(self, image: Any, row: int) -> Tensor:
+        try:
+            tile_HWC = decode(_to_bytes(image))
+        except (BadSample, binascii.Error, TypeError) as error:
+            raise InputError(f"image in row {row}: {error}; send encoded image bytes, or base64 of them") from None
+        card = self._card
+        return preprocess(torch.from_numpy(tile_HWC)[None], card.input_size, card.mean, card.std)
+
+
+def _column(model_input: Any) -> Sequence[Any]:
+    """The images as a sequence, whatever container they came in."""
+    if isinstance(model_input, (bytes, bytearray, str)):
+        return [model_input]
+    if hasattr(model_input, "columns") or isinstance(model_input, dict):
+        names = list(model_input.keys())
+        if COLUMN not in names and len(names) != 1:
+            raise InputError(f"input has the columns {names}: send the images in one called {COLUMN!r}")
+        model_input = model_input[COLUMN if COLUMN in names else names[0]]
+    return list(np.asarray(model_input, dtype=object).ravel())
+
+
+def _to_bytes(image: Any) -> bytes:
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, str):
+        return base64.b64decode(image.partition(",")[2] if image.startswith("data:") else image, validate=True)
+    raise TypeError(f"a {type(image).__name__} is not an image")
+
+
+mlflow.models.set_model(EncoderModel())

@@ -1,0 +1,181 @@
+"""Which MLflow store a job talks to, and how it is opened.
+
+An explicit URI wins over ``MLFLOW_TRACKING_URI``, and that over the embedded store: a SQLite file and an artifact
+folder side by side under one root, both written down as absolute paths so that any working directory finds them again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ca2cl.errors import InputError
+from ca2cl.tracking.journal import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_ROOT = "ca2cl-runs"
+_DATABASE = "mlflow.db"
+_ARTIFACTS = "artifacts"
+# MLflow's own patience (120 s a request, 7 retries with doubling pauses) would hide an outage for many minutes;
+# the mirror retries by itself. A user's setting stays.
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_CHATTER = ("alembic", "mlflow.store.db.utils", "mlflow.utils.git_utils", "mlflow.tracking.context.git_context")
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open tracking store and registry: its URI (secrets and all: never written down) and a client for it."""
+
+    uri: str
+    client: MlflowClient
+    root: Path | None
+    """Folder of the embedded store; None for any other."""
+
+    @property
+    def public_uri(self) -> str:
+        """The URI without user names, passwords and tokens."""
+        return redact(self.uri)
+
+    def experiment_id(self, name: str) -> str:
+        """Id of the experiment ``name``, made if there is none; processes that make it at once get the same one.
+
+        Raises:
+            InputError: it was deleted, or the store cannot be reached.
+        """
+        from mlflow.exceptions import MlflowException
+
+        location = f"{(self.root / _ARTIFACTS).as_uri()}" if self.root else None
+        with _locked(self.root), store_errors(self.uri):
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    return str(self.client.create_experiment(name, artifact_location=location))
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    found = self.client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise InputError(
+                f"tracking.experiment is {name!r}: it was deleted in {self.public_uri}; restore it or give another name"
+            )
+        return str(found.experiment_id)
+
+
+def resolve_uri(uri: str | None, root: str | Path = DEFAULT_ROOT) -> tuple[str, Path | None]:
+    """The tracking URI to use, and the root folder when it is the embedded store's."""
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if chosen:
+        return chosen, None
+    folder = Path(root).expanduser().resolve()
+    return f"sqlite:///{folder / _DATABASE}", folder
+
+
+def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check: bool = True) -> Store:
+    """Open the store, making the embedded one if it is not there yet, and check (unless told not to) that it answers.
+
+    Raises:
+        InputError: unknown scheme, unreachable server, unwritable folder.
+    """
+    chosen, folder = resolve_uri(uri, root)
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    if folder is not None:
+        try:
+            (folder / _ARTIFACTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"tracking.root is {str(root)!r}: {error.strerror}; use a folder you can write") from None
+    with _locked(folder), store_errors(chosen):
+        client = MlflowClient(tracking_uri=chosen, registry_uri=chosen)
+        if check:
+            client.search_experiments(max_results=1)
+    return Store(chosen, client, folder)
+
+
+def quiet_mlflow() -> None:
+    """Before MLflow is imported or used: short HTTP limits, no migration chatter, no warnings about git."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401  its import configures logging, so levels are set after it
+
+    for name in _CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn a store's failure into one line that names the store, the reason and the remedy."""
+    try:
+        yield
+    except InputError:
+        raise
+    except away_errors() as error:
+        remedy = "start the server, or give another --tracking.uri"
+        raise InputError(f"tracking store {redact(uri)} cannot be used: {reason(error)}; {remedy}") from None
+
+
+def away_errors() -> tuple[type[Exception], ...]:
+    """What MLflow's clients raise when a store is away, full or refuses."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, RequestException, SQLAlchemyError, OSError)
+
+
+def reason(error: BaseException) -> str:
+    """One short line on what went wrong, without secrets or object addresses."""
+    text = redact(" ".join(str(error).split())) or type(error).__name__
+    if "Connection refused" in text:
+        return "connection refused"
+    if "Name or service not known" in text or "name resolution" in text or "getaddrinfo" in text:
+        return "unknown host"
+    if "timed out" in text or "Read timed out" in text:
+        return "timed out"
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>:? ?", "", text)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def fetch_run(store: Store, run_id: str) -> Any:
+    """The MLflow run ``run_id``.
+
+    Raises:
+        InputError: there is none, or the store cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with store_errors(store.uri):
+        try:
+            return store.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise InputError(
+                    f"run {run_id!r}: not in {store.public_uri}; check the id, --tracking.uri or --tracking.root"
+                ) from None
+            raise
+
+
+@contextmanager
+def _locked(folder: Path | None) -> Iterator[None]:
+    """One process at a time in the embedded store's set-up: SQLite migrations of two at once collide."""
+    if folder is None:
+        yield
+        return
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

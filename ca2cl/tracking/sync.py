@@ -1,0 +1,48 @@
+"""``ca2cl sync RUN_DIR``: send to MLflow what it missed of a run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ca2cl.errors import InputError
+from ca2cl.tracking.journal import JOURNAL_NAME
+from ca2cl.tracking.mirror import Replayer
+from ca2cl.tracking.run import read_run, store_of
+from ca2cl.tracking.store import fetch_run, store_errors
+
+POSITIONAL = ("run_dir",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncConfig:
+    """Send to MLflow what it missed of a run; nothing is sent twice."""
+
+    run_dir: str
+    """Folder of the run: journal.jsonl and run.json."""
+    uri: str | None = None
+    """MLflow tracking URI; none takes MLFLOW_TRACKING_URI, or else the one that the run was made in."""
+
+
+def sync(run_dir: str | Path, uri: str | None = None) -> int:
+    """Send the journal's lines that MLflow does not have yet; returns their number.
+
+    Raises:
+        InputError: no run in the folder, its store cannot be reached, or does not know the run.
+    """
+    folder = Path(run_dir)
+    record = read_run(folder)
+    if not (folder / JOURNAL_NAME).exists():
+        raise InputError(f"{folder / JOURNAL_NAME}: no journal here; give a folder that a run wrote")
+    store = store_of(record, uri)
+    fetch_run(store, record.run_id)
+    with store_errors(store.uri):
+        return Replayer(folder, store, record.run_id).send()
+
+
+def run(config: SyncConfig) -> int:
+    """The verb: exit code 0."""
+    sent = sync(config.run_dir, config.uri)
+    sys.stdout.write(f"{sent} journal lines sent to MLflow\n" if sent else "MLflow already has all of this run\n")
+    return 0
