@@ -68,7 +68,7 @@ def accuracy(tiles: dict[str, tuple[list[npt.NDArray[np.uint8]], Vector]], featu
 
 
 def test_colour_histogram_does_not_solve_it(tiles) -> None:
-    assert 2 / 9 < accuracy(tiles, histogram) < 0.6
+    assert 1.5 / 9 < accuracy(tiles, histogram) < 0.5
 
 
 def test_structure_solves_it(tiles) -> None:

@@ -17,16 +17,14 @@ from PIL import Image as PILImage
 
 from ca2cl.data.synthetic_glands import fresh_folder, lay_glands, paint_glands
 from ca2cl.data.synthetic_paint import (
-    STAINS,
-    Field,
     Image,
     cells,
     grid,
     noise,
     ramp,
-    render,
     sample_field,
     scatter,
+    stain,
     stamp,
     strands,
 )
@@ -182,36 +180,7 @@ def draw_tile(label: str, seed: int, size: int = 96) -> Image:
     entropy = [seed, CLASSES.index(label), size]
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
     unit = size / _FIELD_OF_VIEW
-    return _stain(rng, *_PAINTERS[label](rng, size, unit), unit)
-
-
-def _stain(rng: np.random.Generator, haematoxylin: npt.NDArray[Any], eosin: npt.NDArray[Any], unit: float) -> Image:
-    """Render with a stain, a tone and a light drawn from one distribution for all classes.
-
-    Mean and contrast of each stain are moved to drawn targets, so a class's own amount of stain tells little.
-    """
-    shape = haematoxylin.shape
-    means, spreads = rng.uniform((0.15, 0.25), (0.45, 0.65)), rng.uniform((0.09, 0.06), (0.25, 0.2))
-    layers = [
-        _match(rng, layer, mean, spread)
-        for layer, mean, spread in zip((haematoxylin, eosin), means, spreads, strict=True)
-    ]
-    uneven, grain = rng.uniform((0.01, 0.01), (0.07, 0.04))
-    light = rng.uniform(0.85, 1) + uneven * noise(rng, shape, 120 * unit) + grain * noise(rng, shape, 1.5)
-    stains = STAINS * np.exp(rng.normal(0, 0.08, STAINS.shape))
-    return render(layers[0], layers[1], light.astype(np.float32), stains.astype(np.float32))
-
-
-def _match(rng: np.random.Generator, layer: npt.NDArray[Any], mean: float, spread: float) -> Field:
-    """A stain's layer under a drawn tone curve, moved to ``mean`` and towards the standard deviation ``spread``.
-
-    Not all the way, or the haze on empty glass would look like tissue.
-    """
-    low, high = layer.min(), layer.max()
-    toned = ((layer - low) / (high - low + 1e-6)) ** np.exp(rng.uniform(-0.7, 0.7))
-    contrast = spread**0.8 * layer.std() ** 0.2 / (toned.std() + 1e-6)
-    matched = np.maximum(mean + (toned - toned.mean()) * contrast, 0)
-    return np.asarray(matched * (mean / matched.mean()), np.float32)
+    return stain(rng, *_PAINTERS[label](rng, size, unit), unit)
 
 
 def write_tissue(root: Path, tiles_per_class: int, size: int = 96, seed: int = 0, suffix: str = ".png") -> Path:

@@ -49,7 +49,7 @@ def lay_glands(rng: np.random.Generator, shape: tuple[int, int], spacing: float,
         amplitude = rng.normal(0, wobble, len(_HARMONICS)) / _HARMONICS * 2
         phase = rng.uniform(0, 2 * np.pi, len(_HARMONICS))
         mean = spacing / 2 * fill * rng.uniform(0.8, 1.15)
-        reach = int(mean * 2)
+        reach = int(mean * 1.6) + 1
         box = np.s_[
             max(int(cy) - reach, 0) : max(int(cy) + reach, 0), max(int(cx) - reach, 0) : max(int(cx) + reach, 0)
         ]
