@@ -135,7 +135,13 @@ def test_killed_and_started_again_gives_the_same_folder(tree: Path, tmp_path: Pa
         while len(list(out.glob("*.tar"))) < 20:
             assert process.poll() is None
             time.sleep(0.002)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(signal.SIGKILL)
+    assert len(children) >= workers - 1
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "a writing process outlived its parent"
+        time.sleep(0.01)
     assert not (out / "manifest.json").exists()
     (out / ".shard-000000.tar.tmp-1").write_bytes(b"left over")
     sidecars = sorted((out / ".plan").glob("shard-*.json"))
@@ -189,6 +195,23 @@ def test_mixed_sizes_name_two_files_and_the_remedy(tree: Path, tmp_path: Path) -
         shard(tree, tmp_path / "out", workers=2)
     index = shard(tree, tmp_path / "png", encode="png", resize=12)
     assert index.manifest.tile_size == [12, 12]
+
+
+def test_bad_tiles_are_skipped_and_listed_when_asked(tree: Path, tmp_path: Path) -> None:
+    (tree / "NCT-CRC-HE/TUM/odd.png").write_bytes(tile(0, "PNG", side=20))
+    (tree / "NCT-CRC-HE/ADI/bad.png").write_bytes(b"not an image")
+    index = shard(tree, tmp_path / "out", bad="skip")
+    listed = (tmp_path / "out/skipped.txt").read_text().splitlines()
+    assert len(listed) == 2 and any("odd.png: 20 x 20" in line for line in listed)
+    assert index.manifest.samples == len(index) == 30 and index.manifest.counts == dict.fromkeys(CLASSES, 10)
+    assert len(shard(tree, tmp_path / "out", bad="skip")) == 30
+
+
+def test_skipping_every_tile_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in/ADI").mkdir(parents=True)
+    (tmp_path / "in/ADI/bad.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"bad\.png"):
+        shard(tmp_path / "in", tmp_path / "out", bad="skip")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,7 +1,8 @@
 """One shard: its tiles checked, re-encoded if asked, and written as a WebDataset tar.
 
-The tar is written by the standard library and not by ``webdataset.TarWriter``: the index needs every tile's offset in
-the tar, and members must be reproducible bytes (no clock, no owner); TarWriter tells no offsets.
+The tar's headers come from the standard library's ``TarInfo``: ``webdataset.TarWriter`` tells no offsets, which the
+index needs, and ``TarFile`` tells them only by reading the tar again. Headers carry no clock and no owner, so equal
+tiles give equal bytes.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ca2cl.data.atomic import replacing, write_atomic, writing
 from ca2cl.data.index import ShardInfo, ShardSamples
 from ca2cl.data.sources import Tile, TileReader
 from ca2cl.errors import InputError
@@ -44,58 +45,18 @@ class Packing:
     tile_size: tuple[int, int] | None
     """Height and width that every tile must come with; None where resizing makes them equal."""
     reference: str
-    """The tile that ``tile_size`` was taken from."""
+    """A tile that has ``tile_size``."""
+    bad: str
+    """stop at a tile that is not as it must be, or skip it."""
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write ``path`` (full disk, no permission) into the user's one line."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or give another folder and run again, "
-            "finished shards are kept"
-        ) from None
+@dataclass(frozen=True)
+class Packed:
+    """A finished shard: its tar, the samples in it, and one line about every tile left out."""
 
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that after any crash the file is whole or absent."""
-    with writing(path), _replacing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_replace(temporary: Path, path: Path) -> None:
-    """Bring a file that a library wrote to ``temporary`` to its place for good."""
-    with writing(path):
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+    info: ShardInfo
+    samples: ShardSamples
+    skipped: list[str]
 
 
 @contextmanager
@@ -140,7 +101,7 @@ def prepare(data: bytes, tile: Tile, where: str, packing: Packing) -> tuple[byte
             height, width = packing.tile_size
             raise InputError(
                 f"{where}: {size[1]} x {size[0]} pixels, but {packing.reference}: {width} x {height}; tiles must have "
-                "one size: separate them, or use --encode png --resize PX"
+                "one size: separate them, skip them with --bad skip, or use --encode png --resize PX"
             )
         if packing.encode == "keep":
             # what PIL calls MPO is a JPEG with more behind it
@@ -163,62 +124,69 @@ def _encode(image: Image.Image, packing: Packing) -> bytes:
     return out.getvalue()
 
 
-class _HashedFile(io.RawIOBase):
-    """A file being written that knows its SHA-256 and length, so that a tar is not read again."""
+class _TarWriter:
+    """Writes members one after another and knows where each lies and the SHA-256 of all, so nothing is read again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
         self.length = 0
 
-    def write(self, data: Any) -> int:
+    def _write(self, data: bytes) -> None:
         self._file.write(data)
         self.sha256.update(data)
         self.length += len(data)
-        return len(data)
 
-    def tell(self) -> int:
-        return self.length
+    def add(self, name: str, data: bytes) -> int:
+        """Add a member; the offset of its bytes in the tar."""
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        self._write(member.tobuf(tarfile.PAX_FORMAT))
+        offset = self.length
+        self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def close(self) -> None:
+        """Write the end mark."""
+        end = 2 * tarfile.BLOCKSIZE
+        self._write(bytes(end + -(self.length + end) % tarfile.RECORDSIZE))
 
 
-def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing) -> tuple[ShardInfo, ShardSamples]:
+def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing) -> Packed:
     """Write ``tiles`` as the tar ``path``, whole or not at all; equal input gives equal bytes.
 
     Raises:
         InputError: a tile that cannot be read, does not decode or has another size, or a failure to write.
     """
-    offsets, sizes, exts = [], [], []
-    with writing(path), _replacing(path) as file:
-        hashed = _HashedFile(file)
-        with tarfile.open(fileobj=hashed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for tile in tiles:
+    kept: list[Tile] = []
+    offsets, sizes, exts, skipped = [], [], [], []
+    with writing(path), replacing(path) as file:
+        tar = _TarWriter(file)
+        for tile in tiles:
+            try:
                 data, ext = prepare(reader.read(tile), tile, reader.where(tile), packing)
-                offsets.append(_add(tar, hashed, f"{tile.key}.{ext}", data))
-                _add(tar, hashed, f"{tile.key}.cls", str(tile.label).encode())
-                _add(tar, hashed, f"{tile.key}.json", _about(tile, packing))
-                sizes.append(len(data))
-                exts.append(ext)
-    info = ShardInfo(name=path.name, bytes=hashed.length, sha256=hashed.sha256.hexdigest(), samples=len(tiles))
+            except InputError as error:
+                if packing.bad == "stop":
+                    raise
+                skipped.append(str(error))
+                continue
+            offsets.append(tar.add(f"{tile.key}.{ext}", data))
+            tar.add(f"{tile.key}.cls", str(tile.label).encode())
+            tar.add(f"{tile.key}.json", _about(tile, packing))
+            kept.append(tile)
+            sizes.append(len(data))
+            exts.append(ext)
+        tar.close()
+    info = ShardInfo(name=path.name, bytes=tar.length, sha256=tar.sha256.hexdigest(), samples=len(kept))
     samples = ShardSamples(
-        key=[tile.key for tile in tiles],
+        key=[tile.key for tile in kept],
         ext=exts,
         offset=np.array(offsets, np.int64),
         size=np.array(sizes, np.int64),
-        label=np.array([tile.label for tile in tiles], np.int32),
-        group=[tile.group for tile in tiles],
+        label=np.array([tile.label for tile in kept], np.int32),
+        group=[tile.group for tile in kept],
     )
-    return info, samples
-
-
-def _add(tar: tarfile.TarFile, file: _HashedFile, name: str, data: bytes) -> int:
-    """Add one member; the offset of its bytes in the tar."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    member.mode = 0o644
-    tar.addfile(member, io.BytesIO(data))
-    tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member in memory otherwise
-    padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return file.length - padded
+    return Packed(info, samples, skipped)
 
 
 def _about(tile: Tile, packing: Packing) -> bytes:
@@ -230,20 +198,22 @@ def _about(tile: Tile, packing: Packing) -> bytes:
     return json.dumps(about, sort_keys=True).encode()
 
 
-def write_sidecar(path: Path, info: ShardInfo, samples: ShardSamples) -> None:
+def write_sidecar(path: Path, packed: Packed) -> None:
     """Note what a finished tar holds, so that a restarted run need not write it again."""
+    samples = packed.samples
     rows = {name: np.asarray(getattr(samples, name)).tolist() for name in ("offset", "size", "label")}
     rows |= {name: list(getattr(samples, name)) for name in ("key", "ext", "group")}
-    write_atomic(path, json.dumps({"info": asdict(info), "samples": rows}).encode())
+    content = {"info": asdict(packed.info), "samples": rows, "skipped": packed.skipped}
+    write_atomic(path, json.dumps(content).encode())
 
 
-def read_sidecar(path: Path) -> tuple[ShardInfo, ShardSamples]:
+def read_sidecar(path: Path) -> Packed:
     """What ``write_sidecar`` noted. OSError, ValueError, KeyError or TypeError if it is missing or damaged."""
     content = json.loads(path.read_bytes())
     rows = content["samples"]
     for name, kind in (("offset", np.int64), ("size", np.int64), ("label", np.int32)):
         rows[name] = np.array(rows[name], kind)
-    return ShardInfo(**content["info"]), ShardSamples(**rows)
+    return Packed(ShardInfo(**content["info"]), ShardSamples(**rows), list(content["skipped"]))
 
 
 def file_sha256(path: Path) -> str:

@@ -12,14 +12,10 @@ import fcntl
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ca2cl.data.atomic import sync_replace, write_atomic, writing
 from ca2cl.data.index import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -40,23 +37,15 @@ from ca2cl.data.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.pack import (
-    Packing,
-    file_sha256,
-    image_size,
-    pack,
-    read_sidecar,
-    sync_replace,
-    write_atomic,
-    write_sidecar,
-    writing,
-)
-from ca2cl.data.sources import Source, SourceOptions, Tile, TileReader, open_source
+from ca2cl.data.pack import Packing, image_size, read_sidecar
+from ca2cl.data.shard_pool import PLAN_FOLDER, Job, sidecar_path, write_shards
+from ca2cl.data.sources import Source, SourceOptions, open_source
 from ca2cl.errors import InputError
 
 POSITIONAL = ("source", "out")
-_PLAN_FOLDER = ".plan"
 _LOG_SECONDS = 10.0
+_SIZED_TILES = 32  # enough for the usual size to be the most frequent where edge tiles are smaller
+SKIPPED_NAME = "skipped.txt"
 logger = logging.getLogger(__name__)
 
 
@@ -78,6 +67,9 @@ class ShardConfig:
     """Tiles in one shard; the last has what is left."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Writing processes. Never changes a result."""
+    bad: Literal["stop", "skip"] = "stop"
+    """What a tile gets that does not decode or has another size: stop and name it, or skip it and list it in
+    skipped.txt."""
     seed: int = 0
     """Seed of the shuffle that mixes classes within every shard."""
     unlabelled: bool = False
@@ -124,15 +116,6 @@ class Plan:
         return self.order[start : start + self.samples_per_shard]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One shard to write, or to find written."""
-
-    out: str
-    shard: int
-    tiles: list[Tile]
-
-
 def run(config: ShardConfig) -> int:
     """Shard ``config.source`` into ``config.out``; returns the exit code.
 
@@ -149,7 +132,7 @@ def run(config: ShardConfig) -> int:
         manifest = finished(out, plan)
         if manifest is None:
             infos = _write_shards(out, plan, source, config.workers)
-            manifest = _write_index(out, plan, source, infos)
+            manifest = _finish(out, plan, source, infos)
         else:
             sys.stdout.write(f"{out}: already complete\n")
     _summarise(manifest, time.monotonic() - started)
@@ -160,9 +143,7 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
     """Fix the content of every shard; the first tile in order says which size all must have."""
     words = np.random.Philox(key=config.seed).random_raw(len(source))
     order = np.argsort(words, kind="stable").astype(np.int64)
-    first = source.tiles(order[:1])[0]
-    where = source.reader.where(first)
-    size = None if config.resize is not None else image_size(source.reader.read(first), where)
+    size, reference = (None, "") if config.resize is not None else _usual_size(source, order[:_SIZED_TILES])
     options = asdict(config)
     for name in ("source", "out", "workers"):  # these do not change a byte of the result
         del options[name]
@@ -174,18 +155,35 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
         quality=config.quality,
         resize=config.resize,
         tile_size=size,
-        reference=where,
+        reference=reference,
+        bad=config.bad,
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()
     return Plan(digest=digest, order=order, samples_per_shard=config.samples_per_shard, packing=packing)
+
+
+def _usual_size(source: Source, rows: npt.NDArray[np.int64]) -> tuple[tuple[int, int], str]:
+    """The most frequent height and width of these tiles, and the name of a tile that has it."""
+    found: dict[tuple[int, int], list[str]] = {}
+    errors = []
+    for tile in source.tiles(rows):
+        where = source.reader.where(tile)
+        try:
+            found.setdefault(image_size(source.reader.read(tile), where), []).append(where)
+        except InputError as error:  # the shard that holds the tile decides what comes of it
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    size = max(found, key=lambda size: len(found[size]))
+    return size, found[size][0]
 
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it; the lock goes with this process, however it ends."""
     with writing(out):
-        (out / _PLAN_FOLDER).mkdir(parents=True, exist_ok=True)
-        lock = (out / _PLAN_FOLDER / "lock").open("w")
+        (out / PLAN_FOLDER).mkdir(parents=True, exist_ok=True)
+        lock = (out / PLAN_FOLDER / "lock").open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,7 +196,7 @@ def _claimed(out: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(out: Path) -> None:
-    for folder in (out, out / _PLAN_FOLDER):
+    for folder in (out, out / PLAN_FOLDER):
         for leftover in folder.glob(".*.tmp-*"):
             with writing(leftover):
                 leftover.unlink(missing_ok=True)
@@ -206,7 +204,7 @@ def _remove_leftovers(out: Path) -> None:
 
 def _adopt(out: Path, plan: Plan) -> None:
     """Take the folder for this plan, or refuse it because it holds another's shards."""
-    path = out / _PLAN_FOLDER / "plan.json"
+    path = out / PLAN_FOLDER / "plan.json"
     try:
         known = json.loads(path.read_bytes())["digest"]
     except FileNotFoundError:
@@ -228,8 +226,7 @@ def finished(out: Path, plan: Plan) -> Manifest | None:
     try:
         index = ShardIndex(out)
         index.verify()
-        if len(index) == len(plan.order):
-            return index.manifest
+        return index.manifest
     except InputError as error:
         logger.warning("%s", error)
     with writing(path):
@@ -237,100 +234,22 @@ def finished(out: Path, plan: Plan) -> Manifest | None:
     return None
 
 
-def _sidecar(out: Path, name: str) -> Path:
-    return out / _PLAN_FOLDER / f"{name}.json"
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"shard-{shard:06d}.tar"
-
-
-def make_shard(job: Job, reader: TileReader, packing: Packing) -> ShardInfo:
-    """Write one shard, unless a run before this one finished it."""
-    path = Path(job.out) / shard_name(job.shard)
-    sidecar = _sidecar(Path(job.out), path.name)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        info, _ = read_sidecar(sidecar)
-        if path.stat().st_size == info.bytes and file_sha256(path) == info.sha256:
-            return info
-    info, samples = pack(path, job.tiles, reader, packing)
-    write_sidecar(sidecar, info, samples)
-    return info
-
-
 def _write_shards(out: Path, plan: Plan, source: Source, workers: int) -> list[ShardInfo]:
     """Write all shards; their infos in shard order."""
     infos: dict[int, ShardInfo] = {}
-    jobs = (Job(str(out), shard, source.tiles(plan.rows(shard))) for shard in range(plan.shards))
+    jobs = (
+        Job(str(out), shard, source.tiles(plan.rows(shard)), source.reader, plan.packing)
+        for shard in range(plan.shards)
+    )
     logged = time.monotonic()
     with tqdm(total=len(source), unit="tile", disable=None, desc="shard") as bar:
-        for shard, info in _results(jobs, source.reader, plan.packing, min(workers, plan.shards)):
+        for shard, info in write_shards(jobs, min(workers, plan.shards)):
             infos[shard] = info
-            bar.update(info.samples)
+            bar.update(len(plan.rows(shard)))
             if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
                 logger.info("%d of %d shards written", len(infos), plan.shards)
     return [infos[shard] for shard in range(plan.shards)]
-
-
-def _results(
-    jobs: Iterator[Job], reader: TileReader, packing: Packing, workers: int
-) -> Iterator[tuple[int, ShardInfo]]:
-    """Run the jobs; yields shard numbers and infos in order of completion."""
-    if workers == 1:
-        for job in jobs:
-            yield job.shard, make_shard(job, reader, packing)
-        return
-    # spawned: a forked child would inherit the threads' locks of whatever the caller has loaded
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(reader, packing))
-    pending: dict[Future[ShardInfo], int] = {}
-    try:
-        for job in jobs:
-            pending[pool.submit(_work, job)] = job.shard
-            if len(pending) >= 2 * workers:
-                yield from _collect(pending)
-        while pending:
-            yield from _collect(pending)
-    except BrokenProcessPool:
-        raise InputError("a writing process was killed (out of memory?): use fewer --workers and run again") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _collect(pending: dict[Future[ShardInfo], int]) -> Iterator[tuple[int, ShardInfo]]:
-    for future in wait(pending, return_when=FIRST_COMPLETED).done:
-        yield pending.pop(future), future.result()
-
-
-@dataclass
-class _Worker:
-    """What a writing process was started with; set once in each."""
-
-    reader: TileReader | None = None
-    packing: Packing | None = None
-
-
-_WORKER = _Worker()
-
-
-def _start_worker(reader: TileReader, packing: Packing) -> None:
-    _WORKER.reader, _WORKER.packing = reader, packing
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    # a pool's processes outlive a parent that was killed: they wait on a queue that they hold open themselves
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _work(job: Job) -> ShardInfo:
-    assert _WORKER.reader is not None and _WORKER.packing is not None
-    return make_shard(job, _WORKER.reader, _WORKER.packing)
 
 
 class _Parts(Sequence[tuple[ShardInfo, ShardSamples]]):
@@ -344,36 +263,52 @@ class _Parts(Sequence[tuple[ShardInfo, ShardSamples]]):
         return len(self._infos)
 
     def __getitem__(self, shard: Any) -> Any:
-        return read_sidecar(_sidecar(self._out, self._infos[shard].name))
+        packed = read_sidecar(sidecar_path(self._out, self._infos[shard].name))
+        return packed.info, packed.samples
 
 
-def _write_index(out: Path, plan: Plan, source: Source, infos: Sequence[ShardInfo]) -> Manifest:
+def _finish(out: Path, plan: Plan, source: Source, infos: Sequence[ShardInfo]) -> Manifest:
+    """Write index and manifest, in this order: the manifest says that all is there."""
+    counts = np.zeros(len(source.classes), np.int64)
+    skipped: list[str] = []
+    for info in infos:
+        packed = read_sidecar(sidecar_path(out, info.name))
+        labels = packed.samples.label
+        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+        skipped += packed.skipped
+    if len(skipped) == len(source):
+        raise InputError(f"{out}: every tile was skipped, the first because of {skipped[0]}")
+    if skipped:
+        logger.warning("%d tiles skipped, listed in %s", len(skipped), out / SKIPPED_NAME)
+        write_atomic(out / SKIPPED_NAME, "\n".join([*skipped, ""]).encode())
     temporary = out / f".{INDEX_NAME}.tmp-{os.getpid()}"
     with writing(out / INDEX_NAME):
         write_index(temporary, _Parts(out, infos))
     sync_replace(temporary, out / INDEX_NAME)
+    manifest = _manifest(plan, source, infos, counts.tolist())
+    write_atomic(out / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2).encode())
+    for info in infos:
+        with suppress(OSError):  # the index now says it all
+            sidecar_path(out, info.name).unlink()
+    return manifest
+
+
+def _manifest(plan: Plan, source: Source, infos: Sequence[ShardInfo], counts: Sequence[int]) -> Manifest:
     packing = plan.packing
     size = packing.tile_size or (packing.resize, packing.resize)
     tile_size = [int(side) for side in size if side is not None]
-    labels = source.labels[source.labels >= 0]
-    counts = np.bincount(labels, minlength=len(source.classes)).tolist()
-    manifest = Manifest(
+    return Manifest(
         schema_version=SCHEMA_VERSION,
         classes=list(source.classes),
         counts=dict(zip(source.classes, counts, strict=True)),
         tile_size=tile_size,
         source=source.name,
         encode=packing.encode,
-        samples=len(source),
+        samples=sum(info.samples for info in infos),
         shards=len(infos),
         bytes=sum(info.bytes for info in infos),
         digest=digest_of(source.classes, tile_size, infos),
     )
-    write_atomic(out / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2).encode())
-    for info in infos:
-        with suppress(OSError):  # the index now says it all
-            _sidecar(out, info.name).unlink()
-    return manifest
 
 
 def _summarise(manifest: Manifest, seconds: float) -> None:
