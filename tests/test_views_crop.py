@@ -27,7 +27,7 @@ def _views(size: int = 32, recipe: str = "crop") -> Views:
     return build_views(config, size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=7)
 
 
-RECIPES = ["crop"]
+RECIPES = ["crop", "ca2cl"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

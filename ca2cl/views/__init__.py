@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ca2cl.config import ViewsConfig
-from ca2cl.errors import InputError
 from ca2cl.views.batch import Recipe, Views
 from ca2cl.views.crop import CropRecipe
+from ca2cl.views.paper import PaperRecipe
 
 __all__ = ["Recipe", "Views", "build_views"]
 
@@ -24,7 +24,9 @@ def build_views(
         std: of the channels.
         seed: the run's seed.
     """
-    if config.recipe != "crop":
-        raise InputError(f"views.recipe is {config.recipe!r}: only 'crop' is built so far")
-    recipe: Recipe = CropRecipe(image_size, scale=config.crop_scale, strength=config.strength)
+    recipe: Recipe
+    if config.recipe == "crop":
+        recipe = CropRecipe(image_size, scale=config.crop_scale, strength=config.strength)
+    else:
+        recipe = PaperRecipe(image_size)
     return Views(recipe, image_size, mean=mean, std=std, seed=seed)

@@ -71,7 +71,8 @@ class Views:
         if len(tiles) != len(key_hash):
             raise ValueError(f"{len(tiles)} tiles and {len(key_hash)} key hashes: give one a tile")
         side, device = self.image_size, tiles.device
-        key_hash = key_hash.to(device)
+        # Parameters are drawn on the CPU: the same bits for every device, and no waiting for it to learn who drew what.
+        key_hash = key_hash.cpu()
         strong, weak = (
             torch.empty(len(tiles), 3, side, side, device=device, memory_format=torch.channels_last) for _ in range(2)
         )

@@ -12,11 +12,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ca2cl.views.curves import read_curve
+
 LUMA = (0.299, 0.587, 0.114)
 # Optical density of haematoxylin, eosin and a residual (Ruifrok and Johnston, 2001), unit length, one stain a row.
 STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 _YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 _DARKEST = 1.0 / 255.0
+_DENSEST = 8.0
 
 
 @lru_cache
@@ -112,5 +115,13 @@ def stain_map(gain: Tensor, bias: Tensor) -> Linear:
 
 def stain_jitter(images: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     """Perturbed concentrations of the stains (Tellez et al., 2019), by Beer and Lambert's law: I = exp(-density)."""
-    density = images.clamp(min=_DARKEST).log_().neg_()
-    return stain_map(gain, bias)(density).neg_().exp_()
+    density = read_curve(images, _density)
+    return read_curve(stain_map(gain, bias)(density), _transmission, high=_DENSEST)
+
+
+def _density(intensity: Tensor) -> Tensor:
+    return -torch.log(intensity.clamp(min=_DARKEST))
+
+
+def _transmission(density: Tensor) -> Tensor:
+    return torch.exp(-density)

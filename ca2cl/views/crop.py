@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ca2cl.views import colour, geometry
-from ca2cl.views.filters import gaussian_blur
+from ca2cl.views.filters import gaussian_weights, symmetric_blur
 from ca2cl.views.random import Draws
+from ca2cl.views.subset import apply_to
 
 _RATIO = (3.0 / 4.0, 4.0 / 3.0)
 _JITTER_PROBABILITY = 0.8
@@ -55,7 +56,7 @@ class CropRecipe:
         turn = geometry.dihedral(
             draws.chance("transpose", 0.5), draws.chance("flip.vertical", 0.5), draws.chance("flip.horizontal", 0.5)
         )
-        x, y = geometry.affine_grid(turn.then(geometry.crop(left, top, wide, high)), self.size)
+        x, y = geometry.affine_grid(turn.then(geometry.crop(left, top, wide, high)), self.size, images.device)
         factors = [1]
         if min(height, width) >= 2 * self.size:
             factors = geometry.reduction(torch.minimum(wide * width, high * height), self.size).tolist()
@@ -70,7 +71,7 @@ class CropRecipe:
         hue = jitter * draws.uniform("hue", -_HUE_TURNS, _HUE_TURNS)
         grey = draws.chance("grey", _GREY_PROBABILITY).double()
         linear = colour.Linear.identity(len(images), images.device).scaled(brightness.clamp(min=0.0))
-        linear = colour.contrast(linear, contrast.clamp(min=0.0), images.double().mean((2, 3)))
+        linear = colour.contrast(linear, contrast.clamp(min=0.0), images.mean((2, 3)).double())
         linear = linear.then(colour.saturation_matrix(saturation.clamp(min=0.0) * (1.0 - grey)))
         linear = linear.then(colour.hue_matrix(hue * (1.0 - grey)))
         return linear(images).clamp_(0.0, 1.0)
@@ -83,9 +84,10 @@ class CropRecipe:
         return colour.stain_jitter(images, gain, bias)
 
     def _blur(self, images: Tensor, draws: Draws) -> Tensor:
-        rows = torch.nonzero(draws.chance("blur", _BLUR_PROBABILITY)).flatten()
         scale = self.size / _SIGMA_SIDE
         sigma = draws.uniform("blur.sigma", _SIGMA[0] * scale, _SIGMA[1] * scale)
-        if len(rows) > 0:
-            images[rows] = gaussian_blur(images[rows], sigma[rows], radius=math.ceil(3.0 * _SIGMA[1] * scale))
+        radius = math.ceil(3.0 * _SIGMA[1] * scale)
+        kernels = gaussian_weights(sigma, torch.full_like(sigma, radius), radius=radius)
+        blurred = draws.chance("blur", _BLUR_PROBABILITY)
+        apply_to(images, blurred, lambda some, rows: symmetric_blur(some, kernels[rows]))
         return images

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ca2cl.views.subset import per_sample
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -74,21 +76,39 @@ def crop(left: Tensor, top: Tensor, width: Tensor, height: Tensor) -> Affine:
     return Affine(width, zero, 2.0 * left + width - 1.0, zero, height, 2.0 * top + height - 1.0)
 
 
-def pixel_centres(size: int, device: torch.device) -> Tensor:
+def pixel_centres(size: int) -> Tensor:
     """Coordinates of the centres of ``size`` pixels, float64 (size,)."""
-    return (torch.arange(size, device=device, dtype=torch.float64) * 2.0 + (1.0 - size)) / size
+    return (torch.arange(size, dtype=torch.float64) * 2.0 + (1.0 - size)) / size
 
 
-def affine_grid(affine: Affine, size: int) -> tuple[Tensor, Tensor]:
-    """Source coordinates x and y of every pixel of a view, each float32 (B, size, size)."""
-    centre = pixel_centres(size, affine.a.device)
+def affine_grid(affine: Affine, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Source coordinates x and y of every pixel of a view, each float32 (B, size, size) on ``device``."""
+    centre = pixel_centres(size)
 
     def plane(by_x: Tensor, by_y: Tensor, constant: Tensor) -> Tensor:
-        row = (by_x[:, None] * centre + constant[:, None]).float()
-        column = (by_y[:, None] * centre).float()
+        row = (by_x[:, None] * centre + constant[:, None]).float().to(device)
+        column = (by_y[:, None] * centre).float().to(device)
         return column[:, :, None] + row[:, None, :]
 
     return plane(affine.a, affine.b, affine.c), plane(affine.d, affine.e, affine.f)
+
+
+def move(x: Tensor, y: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    """Coordinates, float32 (B, S, S), through one more map."""
+    a, b, c, d, e, f = (per_sample(getattr(affine, name), x) for name in "abcdef")
+    return (x * a).add_(y * b).add_(c), (x * d).add_(y * e).add_(f)
+
+
+def coverage(x: Tensor, y: Tensor, size: int) -> Tensor:
+    """Which share of a read pixel lies on an image of ``size`` pixels: what a zero border leaves of it.
+
+    Times a reading that reflects at the border, this is exactly a reading with zeros around the image.
+
+    Returns:
+        float32 (B, S, S) in [0, 1].
+    """
+    across, down = ((at.abs() * (-size / 2.0)).add_((size + 1.0) / 2.0).clamp_(0.0, 1.0) for at in (x, y))
+    return across.mul_(down)
 
 
 def sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -106,13 +126,13 @@ def sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def reduction(side: float | Tensor, size: int) -> Tensor:
+def reduction(side: Tensor, size: int) -> Tensor:
     """By how much a window of ``side`` tile pixels is reduced before it becomes ``size`` view pixels.
 
     The whole number k = floor(side / size), at least 1: tiles are first averaged over k × k blocks, so that the
     bilinear step shrinks by less than 2 and does not alias; windows smaller than twice the view stay untouched.
     """
-    return torch.as_tensor(side / size).floor().clamp(min=1).long()
+    return (side / size).floor().clamp(min=1).long()
 
 
 def reduce_by(images: Tensor, factor: int) -> Tensor:
