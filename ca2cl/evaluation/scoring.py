@@ -48,8 +48,9 @@ class Row:
 
 
 def draw_subsets(labels_N: npt.NDArray[np.int64], budgets: Sequence[float], seeds: int) -> Subsets:
-    """The labelled rows for every budget and for seeds 0..seeds-1."""
-    return {budget: [labelled_subset(labels_N, budget, seed) for seed in range(seeds)] for budget in budgets}
+    """The labelled rows for every budget and for seeds 0..seeds-1; the budget with the fewest tiles comes first."""
+    drawn = {budget: [labelled_subset(labels_N, budget, seed) for seed in range(seeds)] for budget in set(budgets)}
+    return dict(sorted(drawn.items(), key=lambda entry: (len(entry[1][0]), entry[0])))
 
 
 def score(train: Features, test: Features, subsets: Subsets, *, k: int) -> list[Row]:

@@ -1,0 +1,142 @@
+"""The two data sets of a probe: opened, checked against each other, turned into features, searched for a leak."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ca2cl.data.index import ShardIndex
+from ca2cl.data.storage import ShardReader, open_index
+from ca2cl.data.tiles import iterate_tiles
+from ca2cl.errors import InputError
+from ca2cl.evaluation.features import Extractor, Features, extract
+
+logger = logging.getLogger(__name__)
+
+_NAMED_LEAKS = 20
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """One side of a probe: its shards' folder or URL, their index, and the features of their labelled tiles."""
+
+    root: str
+    index: ShardIndex
+    tiles: Features
+
+    def describe(self) -> dict[str, Any]:
+        """What the JSON says of it."""
+        manifest = self.index.manifest
+        return {
+            "shards": self.root,
+            "manifest_digest": manifest.digest,
+            "source": manifest.source,
+            "tiles": len(self.tiles),
+            "skipped": len(self.index) - len(self.tiles),
+        }
+
+
+def open_pair(train: str, test: str, cache_dir: str | None) -> tuple[ShardIndex, ShardIndex]:
+    """Open both indexes and refuse what cannot be probed, before any tile is read.
+
+    Raises:
+        InputError: not shards, unlabelled, classes that differ, fewer than two classes, or a class without tiles.
+    """
+    indexes = open_index(train, cache_dir), open_index(test, cache_dir)
+    for root, index in zip((train, test), indexes, strict=True):
+        if not index.classes or (index.labels() < 0).all():
+            raise InputError(f"{root}: the tiles have no labels; shard a tree with one folder a class")
+    _check_same_classes(train, indexes[0].classes, test, indexes[1].classes)
+    if len(indexes[0].classes) < 2:
+        raise InputError(f"{train}: one class, {indexes[0].classes[0]!r}; a probe needs at least 2")
+    check_every_class(train, indexes[0].labels(), indexes[0].classes)
+    return indexes
+
+
+def _check_same_classes(train: str, train_classes: list[str], test: str, test_classes: list[str]) -> None:
+    if train_classes == test_classes:
+        return
+    sides = ((train_classes, test_classes, train), (test_classes, train_classes, test))
+    only = [
+        f"{', '.join(sorted(set(here) - set(there)))} only in {root}"
+        for here, there, root in sides
+        if set(here) - set(there)
+    ]
+    difference = "; ".join(only) or f"the order is {train_classes} in {train} and {test_classes} in {test}"
+    raise InputError(f"classes differ between train and test: {difference}; shard both with the same class folders")
+
+
+def check_every_class(root: str, labels_N: np.ndarray[Any, np.dtype[np.int64]], classes: list[str]) -> None:
+    """Raise ``InputError`` naming the classes that no tile is labelled with."""
+    counts = np.bincount(labels_N[labels_N >= 0], minlength=len(classes))
+    missing = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if missing:
+        raise InputError(
+            f"{root}: {counts.sum()} labelled tiles for {len(classes)} classes, none of {', '.join(missing)}; "
+            "every class needs at least one"
+        )
+
+
+def read_set(
+    title: str,
+    root: str,
+    index: ShardIndex,
+    extractors: Mapping[str, Extractor],
+    *,
+    cache_dir: str | None,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> ProbeSet:
+    """Read every labelled tile once and extract its features.
+
+    Raises:
+        InputError: no tile decodes.
+    """
+    samples = np.flatnonzero(index.labels() >= 0)
+    if len(samples) < len(index):
+        logger.warning("%s: %d tiles without a label are left out", root, len(index) - len(samples))
+    reader = ShardReader(root, cache_dir, index=index)
+    batches = iterate_tiles(index, reader, samples, batch_size=batch_size, workers=workers)
+    tiles = extract(batches, extractors, total=len(samples), device=device, title=title)
+    if len(tiles) < len(samples):
+        logger.warning("%s: %d tiles could not be decoded and are left out", root, len(samples) - len(tiles))
+    return ProbeSet(root, index, tiles)
+
+
+def find_leak(train: ProbeSet, test: ProbeSet) -> dict[str, Any]:
+    """What train and test share: the whole data set, keys, or tiles that are equal pixel by pixel. Warns if anything.
+
+    Equal keys alone may be two tiles with one name; equal pixels are one tile, whatever its name.
+    """
+    same = train.index.manifest.digest == test.index.manifest.digest
+    train_keys = {key for shard in train.index for key in shard.key}
+    keys = sorted(key for shard in test.index for key in shard.key if key in train_keys)
+    pixels = set(train.tiles.pixels_N)
+    equal = [int(s) for s, p in zip(test.tiles.samples_N, test.tiles.pixels_N, strict=True) if p in pixels]
+    if same or equal:
+        note = " (train and test are the same shards)" if same else ""
+        logger.warning(
+            "LEAK: %d of %d test tiles are training tiles too%s; these scores say little about new tiles",
+            len(equal),
+            len(test.tiles),
+            note,
+        )
+    elif keys:
+        logger.warning(
+            "possible LEAK: %d keys are in train and in test (%s is one), though no tile is equal pixel by pixel",
+            len(keys),
+            keys[0],
+        )
+    return {
+        "same_manifest": same,
+        "shared_keys": len(keys),
+        "shared_keys_first": keys[:_NAMED_LEAKS],
+        "equal_test_tiles": len(equal),
+        "equal_test_tiles_first": equal[:_NAMED_LEAKS],
+    }
