@@ -19,6 +19,8 @@ _CHUNK_DEVICE = 256
 class Recipe(Protocol):
     """How the strong and the weak view of a tile are made."""
 
+    name: str
+
     def strong(self, images: Tensor, draws: Draws) -> Tensor:
         """float32 (B, 3, H, W) → (B, 3, S, S), both in [0, 1]; the tiles are left as they were."""
 

@@ -33,6 +33,8 @@ class CropRecipe:
         strength: multiplies the ranges of colour and stain jitter.
     """
 
+    name = "crop"
+
     def __init__(self, size: int, *, scale: tuple[float, float] = (0.2, 1.0), strength: float = 1.0) -> None:
         self.size = size
         self.scale = scale

@@ -62,6 +62,8 @@ class PaperRecipe:
         weak: the same for the weak view.
     """
 
+    name = "ca2cl"
+
     def __init__(self, size: int, *, strong: Probabilities = STRONG, weak: Probabilities = WEAK) -> None:
         self.size = size
         self._strong, self._weak = strong, weak
