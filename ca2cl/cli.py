@@ -1,0 +1,193 @@
+"""The verbs: a parser made of each verb's settings, one line for a user's error, and the exit code.
+
+Exit codes: 0 done, 2 bad usage or input (one line on stderr, no traceback), 85 preempted after a checkpoint, 1
+anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ca2cl import __version__
+from ca2cl.errors import InputError
+
+_RECIPES = Path(__file__).parent / "recipes"
+
+
+class Verb(NamedTuple):
+    """Where a verb's code is: a module with ``run(settings)``, and the settings' dataclass in ``settings_module``."""
+
+    summary: str
+    module: str
+    settings: str
+    settings_module: str = ""
+
+
+VERBS = {
+    "shard": Verb(
+        "tiles in folders or a Hugging Face data set -> WebDataset shards", "ca2cl.data.shard", "ShardConfig"
+    ),
+    "pretrain": Verb("shards -> an encoder in MLflow's registry", "ca2cl.launch", "PretrainConfig", "ca2cl.config"),
+    "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
+    "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
+    "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
+    "quickstart": Verb("the whole pipeline on made-up tissue, in minutes", "ca2cl.quickstart", "QuickstartConfig"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("alembic", "mlflow", "httpx", "datasets"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _refuse(message: str) -> int:
+    # One line for the job, not one for each of its processes: the first one speaks.
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"ca2cl: error: {' '.join(message.split())}\n")
+    return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        sys.stdout.write(f"ca2cl {__version__}\n")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in VERBS:
+        raise InputError(f"no verb {name!r}: {_nearest(name, list(VERBS))}")
+    verb = VERBS[name]
+    settings = _parse(name, verb, rest)
+    if settings is None:
+        return 0
+    run: Callable[[Any], int] = importlib.import_module(verb.module).run
+    return run(settings)
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    return (
+        "usage: ca2cl VERB ...\n\nTrains image encoders for pathology without labels, and hands them on.\n\n"
+        + "\n".join(lines)
+        + "\n\nca2cl VERB --help shows a verb's settings.\n"
+    )
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+
+
+def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
+    """The settings object, or None when only help or the resolved configuration was asked for."""
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    module = importlib.import_module(verb.settings_module or verb.module)
+    kind = getattr(module, verb.settings)
+    positional: tuple[str, ...] = getattr(module, "POSITIONAL", ())
+    parser = jsonargparse.ArgumentParser(prog=f"ca2cl {name}", description=kind.__doc__, exit_on_error=False)
+    grouped = any(dataclasses.is_dataclass(field.default_factory) for field in dataclasses.fields(kind))
+    if grouped:
+        parser.add_argument(
+            "--config",
+            action=jsonargparse.ActionConfigFile,  # type: ignore[attr-defined]
+            help="YAML file of settings; flags after it win",
+        )
+        parser.epilog = f"--recipe NAME stands for the --config of a shipped recipe: {', '.join(recipes())}"
+        arguments = _with_recipe(arguments)
+    parser.add_class_arguments(kind)
+    return _parsed(parser, kind, _named(_with_lists(arguments, kind), positional, parser))
+
+
+def _parsed(parser: Any, kind: type, arguments: list[str]) -> Any:
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    try:
+        values = parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(_explain(str(error), known)) from None
+    except SystemExit as end:
+        if end.code == 0:
+            return None
+        raise InputError("bad usage: see --help") from None
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    built = instantiate(values)
+    return kind(**{field.name: built[field.name] for field in dataclasses.fields(kind)})
+
+
+def _with_lists(arguments: list[str], kind: type) -> list[str]:
+    """``--labels 0.01 0.1`` as the one JSON word that the parser takes for a tuple."""
+    tuples = {f"--{field.name}" for field in dataclasses.fields(kind) if "tuple" in str(field.type)}
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        joined.append(rest.pop(0))
+        if joined[-1] not in tuples:
+            continue
+        items: list[str] = []
+        while rest and not rest[0].startswith("-"):
+            items.append(rest.pop(0))
+        joined.append(items[0] if len(items) == 1 and items[0].startswith("[") else f"[{', '.join(items)}]")
+    return joined
+
+
+def _named(arguments: list[str], positional: tuple[str, ...], parser: Any) -> list[str]:
+    """Leading words become the settings that the verb lists as positional."""
+    words: list[str] = []
+    while arguments and len(words) < len(positional) and not arguments[0].startswith("-"):
+        words.append(arguments.pop(0))
+    if positional:
+        parser.usage = f"{parser.prog} {' '.join(p.upper() for p in positional)} [--setting VALUE ...]"
+    return [part for name, word in zip(positional, words, strict=False) for part in (f"--{name}", word)] + arguments
+
+
+def _explain(message: str, known: list[str]) -> str:
+    """A parser's complaint in one line, with the nearest spelling of an unknown key."""
+    message = " ".join(message.split())
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)", message) or re.search(r"option '([\w.]+)'", message)
+    group = re.search(r"Group '([\w.]+)'", message)
+    if unknown is None:
+        return message
+    key = f"{group.group(1)}.{unknown.group(1)}" if group else unknown.group(1)
+    return f"unknown setting {key}: {_nearest(key, [option[2:] for option in known])}"
+
+
+def recipes() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+
+
+def _with_recipe(arguments: list[str]) -> list[str]:
+    """``--recipe NAME`` is ``--config`` of a shipped file."""
+    replaced: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument != "--recipe" and not argument.startswith("--recipe="):
+            replaced.append(argument)
+            continue
+        name = argument.partition("=")[2] or next(rest, "")
+        if name not in recipes():
+            raise InputError(f"no recipe {name!r}: {_nearest(name, recipes())}")
+        replaced += ["--config", str(_RECIPES / f"{name}.yaml")]
+    return replaced

@@ -1,0 +1,203 @@
+"""``ca2cl pretrain``: the parts of a pre-training job, put together on every process."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from ca2cl import config as settings
+from ca2cl.config import PretrainConfig
+from ca2cl.data.lanes import LaneOrder
+from ca2cl.data.storage import ShardReader, open_index
+from ca2cl.data.stream import BadBudget, LaneStream
+from ca2cl.errors import InputError
+from ca2cl.model.encoder import Encoder, build_encoder
+from ca2cl.model.heads import Network
+from ca2cl.objective.method import CA2CL
+from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.tracking.environment import git_commit
+from ca2cl.tracking.observer import RunObserver
+from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.tracking.run import NullTracker, Status, open_run
+from ca2cl.training.checkpoint import Checkpointer, read_state, restore
+from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.feed import feed
+from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.optim import build_optimizer
+from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.views import build_views
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: PretrainConfig) -> int:
+    """Train, register the encoder, and return the exit code: 0, or 85 after a signal and a checkpoint.
+
+    Raises:
+        InputError: the configuration, the data or the folder cannot be used.
+    """
+    _check(config)
+    stop = StopFlag().install()
+    accelerator = build_accelerator(config.run)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    index = open_index(config.data.shards, config.data.cache_dir)
+    order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
+    order.check_world(world)
+    micro_batch = _micro_batch(config, world)
+    steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
+
+    network = Network(_initial_encoder(config), config.model.projection_dim)
+    engine = AccelerateEngine(accelerator, network, build_optimizer(config.optim, network))
+    checkpointer = Checkpointer(Path(config.run.output_dir) / "checkpoints", config.run.keep_last)
+    checkpoint = _checkpoint_to_resume(config, checkpointer)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = _resume(checkpoint, engine, index.manifest.digest)
+
+    tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest))
+    reader = ShardReader(config.data.shards, config.data.cache_dir)
+    stream = LaneStream(
+        index, order, reader, rank=rank, world=world, workers=config.data.workers,
+        start_step=progress.step, stop_step=steps,
+    )  # fmt: skip
+    views = build_views(
+        config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed
+    )
+    observer = RunObserver(tracker, config, index, reader, order, steps)
+    budget = BadBudget(config.data.max_bad_rate)
+    state = {
+        "run_id": tracker.run_id,
+        "config_digest": settings.digest(config),
+        "manifest_digest": index.manifest.digest,
+    }
+    job = Job(
+        engine=engine, method=CA2CL(config.objective), data=feed(stream, views, engine.device, micro_batch),
+        observer=observer, checkpointer=checkpointer, stop=stop, run=config.run, optim=config.optim,
+        total_steps=steps, steps_per_epoch=order.steps_per_epoch, check_bad=budget.check, state=state,
+    )  # fmt: skip
+    status: Status = "FAILED"
+    try:
+        done = train(job, progress)
+        if done:
+            _hand_on(config, engine, tracker, observer, progress, index.manifest)
+        status = "FINISHED" if done else "KILLED"
+    finally:
+        observer.close()
+        tracker.finish(status)
+    accelerator.end_training()
+    return 0 if done else EXIT_PREEMPTED
+
+
+def _check(config: PretrainConfig) -> None:
+    run = config.run
+    if not config.data.shards:
+        raise InputError("data.shards is not set: give the folder that `ca2cl shard` wrote, --data.shards FOLDER")
+    if not run.output_dir:
+        raise InputError("run.output_dir is not set: give a folder for the run, --run.output_dir FOLDER")
+    if (run.epochs is None) == (run.steps is None):
+        raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
+    if config.model.norm == "lane_group":
+        raise InputError("model.norm is 'lane_group': this version has sync and frozen only; use one of them")
+
+
+def _micro_batch(config: PretrainConfig, world: int) -> int:
+    """Rows that one process holds at a time."""
+    share = config.run.batch_size // world
+    size = config.run.micro_batch_size or share
+    if share % size:
+        raise InputError(
+            f"run.micro_batch_size is {size}: a process has {share} tiles of a batch; use a divisor of that"
+        )
+    if size < share and config.run.accumulation == "exact":
+        raise InputError(
+            f"run.micro_batch_size is {size}: this version accumulates {share} tiles by plain micro-batches only; "
+            "add --run.accumulation plain, or leave run.micro_batch_size out"
+        )
+    return size
+
+
+def _initial_encoder(config: PretrainConfig) -> Encoder:
+    """The same on every rank: from the run's seed, or from given weights."""
+    model = config.model
+    torch.manual_seed(config.run.seed)
+    encoder = build_encoder(model.arch, model.norm)
+    if model.weights != "random":
+        given = resolve_encoder(
+            model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
+        )
+        if given.card.arch != model.arch:
+            raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
+        encoder.load_state_dict(given.encoder.state_dict())
+    return encoder
+
+
+def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer) -> Path | None:
+    if config.run.resume == "never":
+        return None
+    return checkpointer.latest() if config.run.resume == "auto" else Path(config.run.resume)
+
+
+def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str) -> Progress:
+    state = read_state(checkpoint)
+    if state["manifest_digest"] != manifest_digest:
+        raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
+    restore(checkpoint, engine)
+    logger.info("going on from %s", checkpoint)
+    return Progress(**state["progress"])
+
+
+def _open_tracker(
+    config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any]
+) -> NullTracker:
+    """Rank 0 opens the run and tells the others its id, or why it cannot: every rank then ends alike."""
+    tracker, told = NullTracker(), ["", ""]
+    if accelerator.is_main_process:
+        try:
+            tracker = open_run(
+                config.run.output_dir, config, resume=config.run.resume != "never", step=progress.step,
+                manifest=manifest,
+            )  # fmt: skip
+            told = [tracker.run_id, ""]
+        except InputError as error:
+            told = ["", str(error)]
+    told = broadcast_object_list(told)
+    if told[1]:
+        raise InputError(told[1])
+    tracker.run_id = told[0]
+    return tracker
+
+
+def _hand_on(
+    config: PretrainConfig,
+    engine: AccelerateEngine,
+    tracker: NullTracker,
+    observer: RunObserver,
+    progress: Progress,
+    manifest: Any,
+) -> None:
+    """Write the finished encoder into the run's folder and register it."""
+    if not engine.accelerator.is_main_process:
+        return
+    observer.figures(engine)
+    card = EncoderCard(
+        arch=config.model.arch,
+        feature_dim=engine.bare.encoder.feature_dim,
+        input_size=config.data.image_size,
+        mean=config.model.mean,
+        std=config.model.std,
+        manifest_digest=manifest.digest,
+        classes=tuple(manifest.classes),
+        config_digest=settings.digest(config),
+        commit=git_commit(),
+        step=progress.step,
+        metrics=observer.last_metrics,
+        source_run_id=tracker.run_id,
+    )
+    folder = save_encoder(Path(config.run.output_dir) / "encoder", engine.bare.encoder.state_dict(), card)
+    tracker.log_encoder(folder, config.tracking.register_as)
+    logger.info("encoder in %s, run id %s", folder, tracker.run_id)

@@ -1,0 +1,92 @@
+"""What is seen of a run while it goes: journal lines, a progress bar, figures every few epochs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ca2cl.config import PretrainConfig
+from ca2cl.data.index import ShardIndex
+from ca2cl.data.lanes import LaneOrder
+from ca2cl.data.storage import ShardReader
+from ca2cl.data.tiles import iterate_tiles
+from ca2cl.objective.clusters import k_means
+from ca2cl.tracking.figures import cluster_figure, curves_figure
+from ca2cl.tracking.run import NullTracker, RunTracker
+from ca2cl.training.engine import AccelerateEngine
+from ca2cl.views.preprocess import preprocess
+
+logger = logging.getLogger(__name__)
+_FIGURE_TILES = 256
+
+
+class RunObserver:
+    """Watches a run on rank 0; does nothing on the others (their tracker is a ``NullTracker``)."""
+
+    def __init__(
+        self,
+        tracker: NullTracker,
+        config: PretrainConfig,
+        index: ShardIndex,
+        reader: ShardReader,
+        order: LaneOrder,
+        total_steps: int,
+    ) -> None:
+        self.tracker, self.config, self.index, self.reader, self.order = tracker, config, index, reader, order
+        self.last_metrics: dict[str, float | None] = {}
+        self.active = isinstance(tracker, RunTracker)
+        # on a terminal a bar, otherwise a plain line now and then
+        terminal = self.active and sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, unit="step", disable=not terminal, dynamic_ncols=True)
+        self._line_every = max(1, total_steps // 50)
+
+    def log_step(self, record: dict[str, Any]) -> None:
+        """A training line for the journal, and what a person watching wants of it."""
+        self.last_metrics = {key: value for key, value in record.items() if isinstance(value, (int, float))}
+        self.tracker.log_step(record)
+        if not self.active:
+            return
+        self._bar.update(record["step"] - self._bar.n)
+        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tiles_per_s']:.0f} tiles/s")
+        if self._bar.disable and (record["step"] % self._line_every == 0 or record["step"] == 1):
+            logger.info(
+                "step %d of %s, epoch %d: loss %.4f, lr %.2e, %.0f tiles/s",
+                record["step"], self._bar.total, record["epoch"], record["loss"], record["lr"], record["tiles_per_s"],
+            )  # fmt: skip
+
+    def after_epoch(self, epoch: int, engine: AccelerateEngine) -> None:
+        """Figures every ``run.figures_every`` epochs."""
+        every = self.config.run.figures_every
+        if every and (epoch + 1) % every == 0:
+            self.figures(engine)
+
+    @torch.no_grad()
+    def figures(self, engine: AccelerateEngine) -> None:
+        """The curves so far, and what the encoder now groups together, on a fixed sample of tiles."""
+        if not isinstance(self.tracker, RunTracker):
+            return
+        self.tracker.log_figure("curves", curves_figure(self.tracker.run_dir / "journal.jsonl"))
+        count = min(_FIGURE_TILES, len(self.index))
+        samples = np.linspace(0, len(self.index) - 1, count).astype(np.int64)
+        model, network = self.config.model, engine.bare
+        tiles, groups = [], []
+        training = network.training
+        network.eval()
+        for tiles_BHWC, _labels, _samples in iterate_tiles(self.index, self.reader, samples, batch_size=64):
+            x = preprocess(tiles_BHWC.to(engine.device), self.config.data.image_size, model.mean, model.std)
+            groups.append(network(x).g.float().cpu())
+            tiles.append(tiles_BHWC)
+        network.train(training)
+        clusters = min(self.config.objective.clusters, count)
+        found = k_means(torch.cat(groups), clusters, self.config.objective.lloyd_iterations)
+        figure = cluster_figure(torch.cat(tiles).numpy(), found.assignments.numpy(), clusters)
+        self.tracker.log_figure("clusters", figure)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()

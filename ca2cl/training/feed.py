@@ -1,0 +1,64 @@
+"""From the lane stream to what a method's step takes: tiles on the device, views made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+
+from ca2cl.data.stream import BadTile, LaneStream, TileBatch
+from ca2cl.objective.method import ViewBatch
+from ca2cl.views import Views
+
+
+class MicroBatches(Sequence[ViewBatch]):
+    """A step's tiles in micro-batches of ``size`` rows, each turned into its views on access: views are a pure
+    function of the tile's key, so a method that asks twice gets the same ones."""
+
+    def __init__(self, batch: TileBatch, views: Views, device: torch.device, size: int) -> None:
+        self._batch, self._views, self._device, self._size = batch, views, device, size
+
+    def __len__(self) -> int:
+        return -(-len(self._batch.keys) // self._size)
+
+    @overload
+    def __getitem__(self, number: int) -> ViewBatch: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ViewBatch]: ...
+    def __getitem__(self, number: int | slice) -> ViewBatch | list[ViewBatch]:
+        """The views of micro-batch ``number``."""
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        start = (number % len(self)) * self._size
+        rows = slice(start, start + self._size)
+        tiles, key_hash, positions = (
+            part[rows].to(self._device, non_blocking=True)
+            for part in (self._batch.tiles, self._batch.key_hash, self._batch.positions)
+        )
+        with torch.no_grad():
+            x1, x2 = self._views(tiles, key_hash, self._batch.epoch)
+        return ViewBatch(x1, x2, positions)
+
+
+@dataclass(frozen=True)
+class FedStep:
+    """One optimizer step's share of this rank (``loop.StepData``)."""
+
+    epoch: int
+    bad: list[BadTile]
+    micro_batches: MicroBatches
+
+    @property
+    def bad_samples(self) -> int:
+        """Tiles that had to be replaced."""
+        return len(self.bad)
+
+
+def feed(stream: LaneStream, views: Views, device: torch.device, micro_batch_size: int) -> Iterator[FedStep]:
+    """The stream's batches as the loop takes them."""
+    for batch in stream:
+        yield FedStep(batch.epoch, batch.bad, MicroBatches(batch, views, device, micro_batch_size))
