@@ -82,7 +82,19 @@ def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
         code_paths=[str(Path(ca2cl.__file__).parent)],
         pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _RUNTIME],
         signature=signature,
+        input_example=[_example(card.input_size)],
     )
+
+
+def _example(side: int) -> bytes:
+    """A plain grey tile as PNG: shows what to send."""
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), (128, 128, 128)).save(out, "PNG")
+    return out.getvalue()
 
 
 def _float32() -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ from ca2cl.tracking.encoder_files import load_encoder
 from ca2cl.views.preprocess import preprocess
 
 COLUMN = "image"
-warnings.filterwarnings("ignore", message=".*type hint.*", module="mlflow")
 _CHUNK = 64  # images that are decoded and encoded at a time: bounds the memory of a large request
 
 
-class EncoderModel(mlflow.pyfunc.PythonModel):
+class TileEncoder:
     """Features of tiles: encoded images (JPEG, PNG, TIFF, …) as bytes or base64 text → float32 (N, feature_dim)."""
 
     def load_context(self, context: Any) -> None:
@@ -37,7 +35,7 @@ class EncoderModel(mlflow.pyfunc.PythonModel):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = encoder.to(self._device)
 
-    # Without annotations: MLflow would read them as a schema and refuse all containers but one.
+    # No annotations: MLflow would take them for the only container to let through.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Features of every image of a list, an array, a data frame's ``image`` (or only) column, or ``{image: […]}``.
 
@@ -83,8 +81,14 @@ def _to_bytes(image: Any) -> bytes:
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, str):
-        return base64.b64decode(image.partition(",")[2] if image.startswith("data:") else image, validate=True)
+        text = image.partition(",")[2] if image.startswith("data:") else image
+        return base64.b64decode("".join(text.split()), validate=True)  # MLflow's own base64 has line breaks
     raise TypeError(f"a {type(image).__name__} is not an image")
+
+
+class EncoderModel(TileEncoder, mlflow.pyfunc.PythonModel):
+    """The same for MLflow, which wants annotations on a ``predict`` of the subclass itself; an inherited one it leaves
+    alone."""
 
 
 mlflow.models.set_model(EncoderModel())

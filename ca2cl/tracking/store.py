@@ -34,7 +34,13 @@ _DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_CHATTER = ("alembic", "mlflow.store.db.utils", "mlflow.utils.git_utils", "mlflow.tracking.context.git_context")
+_CHATTER = (
+    "alembic",
+    "mlflow.pyfunc",
+    "mlflow.store.db.utils",
+    "mlflow.utils.git_utils",
+    "mlflow.tracking.context.git_context",
+)
 
 
 @dataclass(frozen=True)
