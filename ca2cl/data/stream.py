@@ -1,9 +1,8 @@
 """Batches of tiles in lane order: what the training loop iterates over.
 
-A map-style dataset answers requests (step, first row, last row), each a pure function of the request, and a DataLoader
-answers one endless list of them in order. So the number of workers never changes a batch, workers live through all
-epochs, a seek is a first request elsewhere, and memory in flight is bounded by chunks and not by batches. A worker
-decodes straight into shared memory; the training process copies a chunk at most once, into the (pinned) batch.
+Workers answer requests (step, first row, last row), each a pure function of the request, from one endless list of them,
+and the answers come in order. So the number of workers never changes a batch, workers live through all epochs, a seek
+is a first request elsewhere, and memory in flight is bounded by chunks and not by batches.
 
 Legend: B this rank's tiles of a batch, H, W height and width in pixels, q samples that a batch takes of a lane.
 """
@@ -18,15 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ca2cl.data.decode import BadSample, decode_into
 from ca2cl.data.index import ShardIndex, ShardSamples, key_hash
-from ca2cl.data.lanes import BatchPlan, LaneOrder
+from ca2cl.data.lanes import BatchPlan, Integers, LaneOrder
 from ca2cl.data.storage import ShardReader
+from ca2cl.data.workers import Pixels, TileWorkers
 from ca2cl.errors import InputError
 
 _MAX_REPLACEMENTS = 64
@@ -90,20 +88,15 @@ class BadBudget:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Rows ``start`` and on of a batch, as a worker hands them over. ``error`` stands instead of an InputError: the
-    DataLoader would wrap its one line into a traceback."""
+class _Rows:
+    """What is known of consecutive rows of a batch, beside their pixels."""
 
-    step: int
-    start: int
     epoch: int
-    tiles: Tensor
-    key_hash: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
+    key_hash: Integers
+    labels: Integers
+    positions: Integers
     keys: list[str]
     bad: list[BadTile]
-    error: str | None = None
 
 
 class SampleSource:
@@ -115,7 +108,7 @@ class SampleSource:
         height, width = index.manifest.tile_size
         self.tile_size = (int(height), int(width))
 
-    def fill(self, sample: int, out_HWC: npt.NDArray[np.uint8]) -> tuple[str, int]:
+    def fill(self, sample: int, out_HWC: Pixels) -> tuple[str, int]:
         """Decode a sample into ``out_HWC``; returns its key and label.
 
         Raises:
@@ -160,80 +153,55 @@ class UndecodableError(Exception):
         self.tile = tile
 
 
-def empty_tiles(count: int, tile_size: tuple[int, int], *, shared: bool) -> Tensor:
-    """An uninitialised uint8 tensor (count, H, W, 3), in shared memory where a worker fills it for its parent."""
-    height, width = tile_size
-    size = count * height * width * 3
-    if not shared:
-        return torch.empty((count, height, width, 3), dtype=torch.uint8)
-    # As torch's default_collate does: sharing an ordinary tensor afterwards would copy it.
-    storage = torch.UntypedStorage._new_shared(size, device="cpu")  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, height, width, 3)
-
-
 Request = tuple[int, int, int]
 
 
-class _ChunkDataset(Dataset[Chunk]):
-    """Answers (step, first row, last row + 1) of one rank's batches."""
+class _BatchRows:
+    """Decodes rows (step, first, last + 1) of one rank's batches."""
 
     def __init__(self, source: SampleSource, order: LaneOrder, rank: int, world: int) -> None:
         self._source, self._order, self._rank, self._world = source, order, rank, world
         self._plan: tuple[int, BatchPlan] | None = None
 
-    def __getitem__(self, request: Request) -> Chunk:
-        step, start, stop = request
+    def rows(self, request: Request) -> int:
+        _, first, stop = request
+        return stop - first
+
+    def __call__(self, request: Request, tiles_RHWC: Pixels) -> _Rows:
+        step, first, stop = request
         plan = self._plan_of(step)
-        shared = torch.utils.data.get_worker_info() is not None
-        chunk = Chunk(
-            step=step,
-            start=start,
-            epoch=plan.epoch,
-            tiles=empty_tiles(stop - start, self._source.tile_size, shared=shared),
-            key_hash=np.empty(stop - start, np.int64),
-            labels=np.empty(stop - start, np.int64),
-            positions=plan.positions[start:stop],
-            keys=[],
-            bad=[],
-        )
-        try:
-            self._fill(chunk, plan)
-        except InputError as error:
-            return Chunk(**chunk.__dict__ | {"error": str(error), "tiles": torch.empty(0)})
-        return chunk
+        keys: list[str] = []
+        labels: list[int] = []
+        bad: list[BadTile] = []
+        for row in range(stop - first):
+            try:
+                key, label = self._source.fill(int(plan.samples[first + row]), tiles_RHWC[row])
+            except UndecodableError as failure:
+                position = int(plan.positions[first + row])
+                key, label, failed = self._replace(failure.tile, step, position, tiles_RHWC[row])
+                bad += failed
+            keys.append(key)
+            labels.append(label)
+        hashes = np.array([key_hash(key) for key in keys], np.int64)
+        return _Rows(plan.epoch, hashes, np.array(labels, np.int64), plan.positions[first:stop], keys, bad)
 
     def _plan_of(self, step: int) -> BatchPlan:
         if self._plan is None or self._plan[0] != step:
             self._plan = (step, self._order.batch(step, self._rank, self._world))
         return self._plan[1]
 
-    def _fill(self, chunk: Chunk, plan: BatchPlan) -> None:
-        tiles_BHWC = chunk.tiles.numpy()
-        for row in range(len(tiles_BHWC)):
-            sample = int(plan.samples[chunk.start + row])
-            try:
-                key, label = self._source.fill(sample, tiles_BHWC[row])
-            except UndecodableError as failure:
-                chunk.bad.append(failure.tile)
-                key, label = self._replace(chunk, int(chunk.positions[row]), tiles_BHWC[row])
-            chunk.keys.append(key)
-            chunk.key_hash[row] = key_hash(key)
-            chunk.labels[row] = label
-
-    def _replace(self, chunk: Chunk, position: int, out_HWC: npt.NDArray[np.uint8]) -> tuple[str, int]:
-        """Fill a bad sample's row with the first good one of ``replacements``."""
-        order = self._order
+    def _replace(self, tile: BadTile, step: int, position: int, out_HWC: Pixels) -> tuple[str, int, list[BadTile]]:
+        """Fill a bad sample's row with the first good one of ``replacements``; the list names all bad ones met."""
+        order, failed = self._order, [tile]
+        epoch, within = divmod(step, order.steps_per_epoch)
         lane, j = divmod(position, order.per_lane)
-        at = chunk.step % order.steps_per_epoch * order.per_lane + j
-        first = len(chunk.bad) - 1
-        for place in replacements(at, order.per_lane, order.lane_length):
+        for place in replacements(within * order.per_lane + j, order.per_lane, order.lane_length):
             try:
-                return self._source.fill(order.sample(chunk.epoch, lane, place), out_HWC)
+                return *self._source.fill(order.sample(epoch, lane, place), out_HWC), failed
             except UndecodableError as failure:
-                chunk.bad.append(failure.tile)
-        failed = chunk.bad[first:]
+                failed.append(failure.tile)
         raise InputError(
-            f"sample {failed[0].key}: {failed[0].reason}, and so with the next {len(failed) - 1} tiles of its lane; "
+            f"sample {tile.key}: {tile.reason}, and so with the next {len(failed) - 1} tiles of its lane; "
             "the data set is damaged, write it again with `ca2cl shard`"
         )
 
@@ -256,7 +224,7 @@ def replacements(position: int, per_lane: int, lane_length: int) -> Iterator[int
                 return
 
 
-class _Requests(Sampler[Request]):
+class _Requests:
     """All requests of steps start .. stop, lazily: the list may be a whole run's."""
 
     def __init__(self, start: int, stop: int, rows: int, chunk: int) -> None:
@@ -269,34 +237,6 @@ class _Requests(Sampler[Request]):
 
     def __len__(self) -> int:
         return (self._stop - self._start) * -(-self._rows // self._chunk)
-
-
-def answers(dataset: Dataset[Any], requests: Any, workers: int, prefetch: int = 2) -> Generator[Any, None, None]:
-    """The dataset's items for ``requests``, in order, each as the dataset made it (nothing is stacked or copied).
-
-    torch's workers compute with one intra-op thread and end when their parent does. Here they also end with this
-    generator: an iterator that an exception's traceback keeps alive would otherwise be shut down by the garbage
-    collector, in whatever thread or forked child that happens to run.
-    """
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        collate_fn=_as_is,
-        prefetch_factor=prefetch if workers else None,
-    )
-    items = iter(loader)
-    try:
-        yield from items
-    finally:
-        shut_down = getattr(items, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
-
-
-def _as_is(item: Any) -> Any:
-    return item
 
 
 class LaneStream:
@@ -335,12 +275,13 @@ class LaneStream:
     ) -> None:
         order.check_world(world)
         assert 0 <= rank < world and 0 <= start_step <= stop_step and chunk >= 1, (rank, world, start_step, chunk)
-        self._start, self._stop, self._workers, self._chunk = start_step, stop_step, workers, chunk
+        self._start, self._stop, self._chunk = start_step, stop_step, chunk
         self._rows = order.batch_size // world
         self._pin = torch.cuda.is_available() if pin is None else pin
         source = SampleSource(index, reader, shards_kept=2 * order.lanes // world + 64)
         self._tile_size = source.tile_size
-        self._dataset = _ChunkDataset(source, order, rank, world)
+        work = _BatchRows(source, order, rank, world)
+        self._workers = TileWorkers(work, min(chunk, self._rows), source.tile_size, workers)
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -348,32 +289,28 @@ class LaneStream:
 
     def __iter__(self) -> Generator[TileBatch, None, None]:
         requests = _Requests(self._start, self._stop, self._rows, self._chunk)
-        with contextlib.closing(answers(self._dataset, requests, self._workers)) as chunks:
-            for _ in range(self._start, self._stop):
-                yield self._assemble(chunks)
+        with contextlib.closing(self._workers.answers(requests)) as chunks:
+            for step in range(self._start, self._stop):
+                yield self._assemble(step, chunks)
 
-    def _assemble(self, chunks: Iterator[Chunk]) -> TileBatch:
-        pieces: list[Chunk] = []
-        tiles: Tensor | None = None
-        for first in range(0, self._rows, self._chunk):
-            piece = next(chunks)
-            if piece.error is not None:
-                raise InputError(piece.error)
-            pieces.append(piece)
-            if len(piece.tiles) == self._rows and not self._pin:
-                tiles = piece.tiles
-                break
-            if tiles is None:
-                tiles = torch.empty((self._rows, *self._tile_size, 3), dtype=torch.uint8, pin_memory=self._pin)
-            tiles[first : first + len(piece.tiles)] = piece.tiles
-        assert tiles is not None
+    def _assemble(self, step: int, chunks: Iterator[tuple[_Rows, Tensor]]) -> TileBatch:
+        rows, tiles = next(chunks)
+        parts = [rows]
+        if self._pin or len(tiles) < self._rows:
+            whole = torch.empty((self._rows, *self._tile_size, 3), dtype=torch.uint8, pin_memory=self._pin)
+            whole[: len(tiles)] = tiles
+            for first in range(self._chunk, self._rows, self._chunk):
+                rows, tiles = next(chunks)
+                parts.append(rows)
+                whole[first : first + len(tiles)] = tiles
+            tiles = whole
         return TileBatch(
-            step=pieces[0].step,
-            epoch=pieces[0].epoch,
+            step=step,
+            epoch=parts[0].epoch,
             tiles=tiles,
-            key_hash=torch.from_numpy(np.concatenate([p.key_hash for p in pieces])),
-            labels=torch.from_numpy(np.concatenate([p.labels for p in pieces])),
-            positions=torch.from_numpy(np.concatenate([p.positions for p in pieces])),
-            keys=[key for p in pieces for key in p.keys],
-            bad=[tile for p in pieces for tile in p.bad],
+            key_hash=torch.from_numpy(np.concatenate([part.key_hash for part in parts])),
+            labels=torch.from_numpy(np.concatenate([part.labels for part in parts])),
+            positions=torch.from_numpy(np.concatenate([part.positions for part in parts])),
+            keys=[key for part in parts for key in part.keys],
+            bad=[tile for part in parts for tile in part.bad],
         )

@@ -5,9 +5,10 @@ Legend: B tiles of a batch, H, W height and width in pixels.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import BadTile, SampleSource, UndecodableError, answers, empty_tiles
+from ca2cl.data.stream import BadTile, SampleSource, UndecodableError
+from ca2cl.data.workers import Pixels, TileWorkers, empty_tiles
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -55,37 +57,35 @@ class TileDataset(Dataset[tuple[Tensor, int, int]]):
         return tiles[0], label, sample
 
 
-@dataclass
-class _Batch:
-    tiles: Tensor
-    labels: list[int] = field(default_factory=list)
-    samples: list[int] = field(default_factory=list)
-    bad: list[BadTile] = field(default_factory=list)
-    error: str | None = None
+@dataclass(frozen=True)
+class _Good:
+    """Labels and numbers of the samples that fill a batch's first rows, and the samples that were left out."""
+
+    labels: list[int]
+    samples: list[int]
+    bad: list[BadTile]
 
 
-class _BatchDataset(Dataset[_Batch]):
-    """Answers (first, last + 1) of a list of sample numbers with the good ones among them."""
+class _GoodTiles:
+    """Decodes (first, last + 1) of a list of sample numbers, the good ones next to one another."""
 
     def __init__(self, source: SampleSource, samples: Integers) -> None:
         self._source, self._samples = source, samples
 
-    def __getitem__(self, request: tuple[int, int]) -> _Batch:
-        start, stop = request
-        tiles = empty_tiles(stop - start, self._source.tile_size, shared=get_worker_info() is not None)
-        batch = _Batch(tiles)
-        for sample in self._samples[start:stop].tolist():
+    def rows(self, request: tuple[int, int]) -> int:
+        return request[1] - request[0]
+
+    def __call__(self, request: tuple[int, int], tiles_RHWC: Pixels) -> _Good:
+        good = _Good([], [], [])
+        for sample in self._samples[request[0] : request[1]].tolist():
             try:
-                _, label = self._source.fill(sample, tiles[len(batch.samples)].numpy())
+                _, label = self._source.fill(sample, tiles_RHWC[len(good.samples)])
             except UndecodableError as failure:
-                batch.bad.append(failure.tile)
-            except InputError as error:
-                return _Batch(torch.empty(0), error=str(error))
+                good.bad.append(failure.tile)
             else:
-                batch.labels.append(label)
-                batch.samples.append(sample)
-        batch.tiles = tiles[: len(batch.samples)]
-        return batch
+                good.labels.append(label)
+                good.samples.append(sample)
+        return good
 
 
 def iterate_tiles(
@@ -116,14 +116,15 @@ def iterate_tiles(
     report = on_bad or _warn
     numbers = np.arange(len(index), dtype=np.int64) if samples is None else np.asarray(samples, np.int64)
     requests = [(first, min(first + batch_size, len(numbers))) for first in range(0, len(numbers), batch_size)]
-    dataset = _BatchDataset(SampleSource(index, reader), numbers)
-    for batch in answers(dataset, requests, workers):
-        if batch.error is not None:
-            raise InputError(batch.error)
-        for tile in batch.bad:
-            report(tile)
-        if batch.samples:
-            yield batch.tiles, torch.tensor(batch.labels), torch.tensor(batch.samples)
+    source = SampleSource(index, reader)
+    work = _GoodTiles(source, numbers)
+    running = TileWorkers(work, max(1, min(batch_size, len(numbers))), source.tile_size, workers)
+    with contextlib.closing(running.answers(requests)) as batches:
+        for good, tiles in batches:
+            for tile in good.bad:
+                report(tile)
+            if good.samples:
+                yield tiles[: len(good.samples)], torch.tensor(good.labels), torch.tensor(good.samples)
 
 
 def _warn(tile: BadTile) -> None:
