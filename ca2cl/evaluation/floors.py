@@ -24,8 +24,9 @@ def colour_histogram(tiles_BHWC: Tensor, bins: int = BINS) -> Tensor:
     """
     assert tiles_BHWC.dtype == torch.uint8 and 256 % bins == 0
     batch, height, width, channels = tiles_BHWC.shape
-    bin_BHWC = (tiles_BHWC // (256 // bins)).long()
-    # One bincount for the whole batch: every (tile, channel) pair gets its own range of bins.
-    offset_BC = torch.arange(batch * channels, device=tiles_BHWC.device).view(batch, 1, 1, channels) * bins
-    counts = torch.bincount((bin_BHWC + offset_BC).flatten(), minlength=batch * channels * bins)
+    # One bincount for the whole batch: every (tile, channel) pair gets its own range of bins. In place and in int32:
+    # the numbers fit, and memory traffic is what this costs.
+    offset_BC = torch.arange(batch * channels, dtype=torch.int32, device=tiles_BHWC.device) * bins
+    bin_BHWC = (tiles_BHWC // (256 // bins)).int().add_(offset_BC.view(batch, 1, 1, channels))
+    counts = torch.bincount(bin_BHWC.flatten(), minlength=batch * channels * bins)
     return (counts.view(batch, channels * bins) / (height * width)).float()
