@@ -127,7 +127,7 @@ def slow_source(tree: Path, number: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_and_started_again_gives_the_same_folder(tree: Path, tmp_path: Path, workers: int) -> None:
-    slow_source(tree, 1200)
+    slow_source(tree, 370)
     shard(tree, tmp_path / "whole")
     out = tmp_path / "out"
     command = [sys.executable, "-c", CHILD, str(tree), str(out), str(workers)]

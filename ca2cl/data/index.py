@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections import OrderedDict
@@ -27,7 +28,7 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 _SHARDS_KEY = b"ca2cl.shards"
 _SUMS_KEY = b"ca2cl.checksums"
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar")
 _RECENT_SHARDS = 256
 _DAMAGE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError)
 _SCHEMA = pa.schema(
@@ -149,20 +150,22 @@ class ShardIndex:
             raise InputError(f"{path}: does not match {MANIFEST_NAME}; write the folder again with `ca2cl shard`")
         for shard in self.shards:
             if not _SHARD_NAME.fullmatch(shard.name):
-                raise InputError(f"{path}: shard {shard.name!r} leaves the folder; write it again with `ca2cl shard`")
+                raise InputError(
+                    f"{path}: shard {shard.name!r} is no tar in this folder; write it again with `ca2cl shard`"
+                )
             if not (type(shard.bytes) is type(shard.samples) is int and min(shard.bytes, shard.samples) >= 0):
                 raise ValueError(f"{shard.name} has no size")
 
     def _check_sizes(self, missing_too: bool) -> None:
+        with os.scandir(self.root) as entries:  # one listing: a stat by path for each of 10^5 tars takes seconds
+            tars = (entry for entry in entries if entry.name.endswith(".tar") and entry.is_file())
+            sizes = {entry.name: entry.stat().st_size for entry in tars if not entry.name.startswith(".")}
         for shard in self.shards:
-            path = self.root / shard.name
-            try:
-                found = path.stat().st_size
-            except OSError:
-                if missing_too:
-                    raise InputError(f"{path}: shard missing; write the folder again with `ca2cl shard`") from None
-                continue
-            if found != shard.bytes:
+            found = sizes.get(shard.name)
+            path = f"{self.root}/{shard.name}"
+            if found is None and missing_too:
+                raise InputError(f"{path}: shard missing; write the folder again with `ca2cl shard`")
+            if found is not None and found != shard.bytes:
                 kind = "truncated tar" if found < shard.bytes else "tar that does not match its index"
                 raise InputError(f"{path}: {kind}, {found} bytes instead of {shard.bytes}; copy or write it again")
 
@@ -292,7 +295,7 @@ def write_index(path: Path, parts: Sequence[tuple[ShardInfo, ShardSamples]]) -> 
     metadata = {_SHARDS_KEY: json.dumps(listed).encode(), _SUMS_KEY: json.dumps(sums).encode()}
     with pa.ipc.new_file(str(path), _SCHEMA.with_metadata(metadata)) as writer:
         for _, samples in parts:
-            writer.write_batch(_record_batch(samples).replace_schema_metadata(metadata))
+            writer.write_batch(_record_batch(samples))
 
 
 def read_manifest(path: Path) -> Manifest:
