@@ -192,3 +192,29 @@ def test_more_images_than_a_chunk_keep_their_order(served: Any) -> None:
 def test_a_bad_image_is_named_by_its_row(served: Any, bad: Any) -> None:
     with pytest.raises(ValueError, match="row 1"):
         served.predict(pd.DataFrame({"image": [picture(0, "JPEG"), bad]}))
+
+
+@pytest.mark.parametrize("form", ["inputs", "instances", "dataframe_split", "dataframe_records", "example"])
+def test_the_scoring_server_takes_base64_in_every_form(
+    served: Any, store: Store, registered: tuple[Path, str], form: str
+) -> None:
+    from mlflow.pyfunc.scoring_server import invocations
+
+    images = [picture(0, "JPEG"), picture(1, "PNG", 48)]
+    texts = [base64.b64encode(image).decode() for image in images]
+    assert store.root is not None
+    example = next((store.root / "artifacts" / registered[1]).rglob("serving_input_example.json")).read_text()
+    bodies: dict[str, Any] = {
+        "inputs": {"inputs": texts},
+        "instances": {"instances": texts},
+        "dataframe_split": {"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts]}},
+        "dataframe_records": {"dataframe_records": [{"image": text} for text in texts]},
+        "example": json.loads(example),
+    }
+    answer = invocations(json.dumps(bodies[form]), "application/json", served, served.metadata.get_input_schema())
+    assert answer.status == 200, answer.response
+    features = np.asarray(json.loads(answer.response)["predictions"])
+    if form == "example":
+        assert features.shape == (1, 512)
+    else:
+        np.testing.assert_allclose(features, served.predict(images), rtol=1e-5, atol=1e-5)

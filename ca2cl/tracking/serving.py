@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ca2cl.tracking.encoder_files import load_encoder
 from ca2cl.views.preprocess import preprocess
 
 COLUMN = "image"
+_BASE64 = re.compile(rb"[A-Za-z0-9+/=\s]+")
 _CHUNK = 64  # images that are decoded and encoded at a time: bounds the memory of a large request
 
 
@@ -59,7 +61,7 @@ class TileEncoder:
     def _tile(self, image: Any, row: int) -> Tensor:
         try:
             tile_HWC = decode(_to_bytes(image))
-        except (BadSample, binascii.Error, TypeError) as error:
+        except (BadSample, binascii.Error, UnicodeDecodeError, TypeError) as error:
             raise InputError(f"image in row {row}: {error}; send encoded image bytes, or base64 of them") from None
         card = self._card
         return preprocess(torch.from_numpy(tile_HWC)[None], card.input_size, card.mean, card.std)
@@ -79,7 +81,10 @@ def _column(model_input: Any) -> Sequence[Any]:
 
 def _to_bytes(image: Any) -> bytes:
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return bytes(image)
+        data = bytes(image)
+        if not _BASE64.fullmatch(data[:64]):  # every image format has other bytes at its head
+            return data
+        image = data.decode()  # MLflow's scoring server hands base64 on as bytes
     if isinstance(image, str):
         text = image.partition(",")[2] if image.startswith("data:") else image
         return base64.b64decode("".join(text.split()), validate=True)  # MLflow's own base64 has line breaks
