@@ -114,7 +114,8 @@ def test_the_json_says_what_was_probed_on_what(probed: tuple[Path, dict], tissue
     assert content["encoder"]["source_run_id"] == SOURCE_RUN
     assert content["encoder"]["image_size"] == 32
     assert content["data"]["train"]["manifest_digest"] == train.manifest.digest
-    assert content["data"]["test"] | {"tiles": 9 * TEST_TILES, "skipped": 0} == content["data"]["test"]
+    assert content["data"]["test"]["tiles"] == 9 * TEST_TILES
+    assert content["data"]["test"]["unlabelled"] == 0 and content["data"]["test"]["undecodable"] == {}
     assert content["data"]["test"]["manifest_digest"] == test.manifest.digest
     assert content["classes"] == train.classes
     assert content["config"]["knn"] == 20
@@ -174,6 +175,22 @@ def test_a_copied_tile_under_another_name_is_found(
     leak = json.loads((tmp_path / "out" / "probe.json").read_text())["leak"]
     assert (leak["same_manifest"], leak["shared_keys"], leak["equal_test_tiles"]) == (False, 0, 1)
     assert "LEAK: 1 of 55 test tiles" in caplog.text
+
+
+def test_a_tile_that_does_not_decode_is_left_out_and_named(
+    tissue: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(tissue / "test", tmp_path / "test")
+    index = ShardIndex(tmp_path / "test")
+    samples, tar = index.samples(0), tmp_path / "test" / index.shards[0].name
+    content = bytearray(tar.read_bytes())
+    content[int(samples.offset[3]) : int(samples.offset[3]) + 16] = bytes(16)
+    tar.write_bytes(content)
+    run(config(tissue, tmp_path, test=str(tmp_path / "test"), floors=False, labels=(1.0,), seeds=1))
+    described = json.loads((tmp_path / "out" / "probe.json").read_text())["data"]["test"]
+    assert list(described["undecodable"]) == [samples.key[3]]
+    assert described["tiles"] == 9 * TEST_TILES - 1
+    assert f"1 tiles could not be decoded and are left out, {samples.key[3]}" in caplog.text
 
 
 def reshard(source: Path, target: Path, *, without: str = "", unlabelled: bool = False) -> str:

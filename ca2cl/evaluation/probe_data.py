@@ -12,6 +12,7 @@ import torch
 
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader, open_index
+from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, Features, extract
@@ -28,6 +29,8 @@ class ProbeSet:
     root: str
     index: ShardIndex
     tiles: Features
+    bad: list[BadTile]
+    """Labelled tiles that did not decode and are left out."""
 
     def describe(self) -> dict[str, Any]:
         """What the JSON says of it."""
@@ -37,7 +40,8 @@ class ProbeSet:
             "manifest_digest": manifest.digest,
             "source": manifest.source,
             "tiles": len(self.tiles),
-            "skipped": len(self.index) - len(self.tiles),
+            "unlabelled": len(self.index) - len(self.tiles) - len(self.bad),
+            "undecodable": {tile.key: tile.reason for tile in self.bad},
         }
 
 
@@ -102,11 +106,18 @@ def read_set(
     if len(samples) < len(index):
         logger.warning("%s: %d tiles without a label are left out", root, len(index) - len(samples))
     reader = ShardReader(root, cache_dir, index=index)
-    batches = iterate_tiles(index, reader, samples, batch_size=batch_size, workers=workers)
+    bad: list[BadTile] = []
+    batches = iterate_tiles(index, reader, samples, batch_size=batch_size, workers=workers, on_bad=bad.append)
     tiles = extract(batches, extractors, total=len(samples), device=device, title=title)
-    if len(tiles) < len(samples):
-        logger.warning("%s: %d tiles could not be decoded and are left out", root, len(samples) - len(tiles))
-    return ProbeSet(root, index, tiles)
+    if bad:
+        logger.warning(
+            "%s: %d tiles could not be decoded and are left out, %s (%s) first",
+            root,
+            len(bad),
+            bad[0].key,
+            bad[0].reason,
+        )
+    return ProbeSet(root, index, tiles, bad)
 
 
 def find_leak(train: ProbeSet, test: ProbeSet) -> dict[str, Any]:
