@@ -207,6 +207,25 @@ def test_bad_tiles_are_skipped_and_listed_when_asked(tree: Path, tmp_path: Path)
     assert len(shard(tree, tmp_path / "out", bad="skip")) == 30
 
 
+def test_a_run_that_met_a_bad_tile_goes_on_by_skipping(tree: Path, tmp_path: Path) -> None:
+    (tree / "NCT-CRC-HE/ADI/bad.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"bad\.png.*--bad skip"):
+        shard(tree, tmp_path / "out")
+    assert len(shard(tree, tmp_path / "out", bad="skip")) == 30
+    shard(tree, tmp_path / "at_once", bad="skip")
+    assert contents(tmp_path / "out") == contents(tmp_path / "at_once")
+
+
+@pytest.mark.parametrize("name", ["LYM/LYM-TCGA-0012.v1.tif", "LYM/LYM-TCGA-0013.v1.png", "LYM/LYM-TCGA-0014.v1.JPG"])
+def test_a_truncated_tile_is_found_unless_only_headers_are_read(tree: Path, tmp_path: Path, name: str) -> None:
+    path = tree / "NCT-CRC-HE" / name
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(InputError, match=f"{name}: does not decode"):
+        shard(tree, tmp_path / "out")
+    if not name.endswith("tif"):  # here a TIFF's header is at its end
+        assert len(shard(tree, tmp_path / "out", check="header")) == 30
+
+
 def test_skipping_every_tile_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in/ADI").mkdir(parents=True)
     (tmp_path / "in/ADI/bad.png").write_bytes(b"not an image")

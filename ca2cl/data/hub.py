@@ -85,7 +85,9 @@ class DatasetReader:
                 except OSError as error:
                     raise InputError(f"{self.where(tile)}: {path} cannot be read ({error.strerror})") from None
         if not isinstance(value, bytes):
-            raise InputError(f"{self.where(tile)}: no image bytes in column {self.column!r}; remove the row")
+            raise InputError(
+                f"{self.where(tile)}: no image bytes in column {self.column!r}; leave it out with --bad skip"
+            )
         return value
 
 

@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ca2cl.data.atomic import replacing, write_atomic, writing
+from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
 from ca2cl.data.index import ShardInfo, ShardSamples
 from ca2cl.data.sources import Tile, TileReader
 from ca2cl.errors import InputError
 
-MAX_PIXELS = 64 * 1024 * 1024
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp"}
 _ENCODED_EXT = {"jpeg": "jpg", "webp": "webp", "png": "png"}
 
@@ -46,6 +46,8 @@ class Packing:
     """Height and width that every tile must come with; None where resizing makes them equal."""
     reference: str
     """A tile that has ``tile_size``."""
+    check: str
+    """full: decode every tile that is kept as it comes; header: read its header only."""
     bad: str
     """stop at a tile that is not as it must be, or skip it."""
 
@@ -74,9 +76,9 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     except Image.DecompressionBombError:
         raise InputError(f"{where}: far too many pixels; cut it into tiles first") from None
     except UnidentifiedImageError:
-        raise InputError(f"{where}: does not decode as an image; restore or remove it") from None
+        raise InputError(f"{where}: does not decode as an image; restore it or use --bad skip") from None
     except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError) as error:
-        raise InputError(f"{where}: does not decode as an image ({error}); restore or remove it") from None
+        raise InputError(f"{where}: does not decode as an image ({error}); restore it or use --bad skip") from None
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
@@ -104,9 +106,19 @@ def prepare(data: bytes, tile: Tile, where: str, packing: Packing) -> tuple[byte
                 "one size: separate them, skip them with --bad skip, or use --encode png --resize PX"
             )
         if packing.encode == "keep":
+            if packing.check == "full":
+                _decode(data, where)
             # what PIL calls MPO is a JPEG with more behind it
             return data, tile.ext or _FORMATS.get(image.format or "", "jpg")
         return _encode(image, packing), _ENCODED_EXT[packing.encode]
+
+
+def _decode(data: bytes, where: str) -> None:
+    """Decode as training will: what fails here would be missing there in every epoch."""
+    try:
+        decode(data)
+    except BadSample as error:
+        raise InputError(f"{where}: does not decode as an image ({error}); restore it or use --bad skip") from None
 
 
 def _encode(image: Image.Image, packing: Packing) -> bytes:

@@ -67,6 +67,8 @@ class ShardConfig:
     """Tiles in one shard; the last has what is left."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Writing processes. Never changes a result."""
+    check: Literal["full", "header"] = "full"
+    """full: decode every tile once, as training will; header: only read its header, faster."""
     bad: Literal["stop", "skip"] = "stop"
     """What a tile gets that does not decode or has another size: stop and name it, or skip it and list it in
     skipped.txt."""
@@ -145,7 +147,8 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
     order = np.argsort(words, kind="stable").astype(np.int64)
     size, reference = (None, "") if config.resize is not None else _usual_size(source, order[:_SIZED_TILES])
     options = asdict(config)
-    for name in ("source", "out", "workers"):  # these do not change a byte of the result
+    # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
+    for name in ("source", "out", "workers", "check", "bad"):
         del options[name]
     identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
     packing = Packing(
@@ -156,6 +159,7 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
         resize=config.resize,
         tile_size=size,
         reference=reference,
+        check=config.check,
         bad=config.bad,
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()
@@ -278,6 +282,8 @@ def _finish(out: Path, plan: Plan, source: Source, infos: Sequence[ShardInfo]) -
         skipped += packed.skipped
     if len(skipped) == len(source):
         raise InputError(f"{out}: every tile was skipped, the first because of {skipped[0]}")
+    with writing(out / SKIPPED_NAME):
+        (out / SKIPPED_NAME).unlink(missing_ok=True)
     if skipped:
         logger.warning("%d tiles skipped, listed in %s", len(skipped), out / SKIPPED_NAME)
         write_atomic(out / SKIPPED_NAME, "\n".join([*skipped, ""]).encode())

@@ -46,8 +46,10 @@ def make_shard(job: Job) -> ShardInfo:
     path = Path(job.out) / shard_name(job.shard)
     sidecar = sidecar_path(Path(job.out), path.name)
     with suppress(OSError, ValueError, KeyError, TypeError):
-        info = read_sidecar(sidecar).info
-        if path.stat().st_size == info.bytes and file_sha256(path) == info.sha256:
+        known = read_sidecar(sidecar)
+        info = known.info
+        wanted = not known.skipped or job.packing.bad == "skip"
+        if wanted and path.stat().st_size == info.bytes and file_sha256(path) == info.sha256:
             return info
     packed = pack(path, job.tiles, job.reader, job.packing)
     write_sidecar(sidecar, packed)

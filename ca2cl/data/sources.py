@@ -188,7 +188,9 @@ class FileReader:
         try:
             return Path(self.where(tile)).read_bytes()
         except OSError as error:
-            raise InputError(f"{self.where(tile)}: cannot be read ({error.strerror}); restore or remove it") from None
+            raise InputError(
+                f"{self.where(tile)}: cannot be read ({error.strerror}); restore it or use --bad skip"
+            ) from None
 
 
 def _stem(name: str) -> str:
