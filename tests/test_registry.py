@@ -138,7 +138,7 @@ def test_every_backbone_tensor_must_be_given_and_used() -> None:
 def test_nothing_in_the_logged_run_is_a_pickle(store: Store, registered: tuple[Path, str]) -> None:
     root = store.root
     assert root is not None
-    files = [path for path in (root / "artifacts").rglob("*") if path.is_file()]
+    files = [path for path in (root / "artifacts" / registered[1]).rglob("*") if path.is_file()]
     names = {path.name for path in files}
     assert {WEIGHTS_NAME, CARD_NAME, "MLmodel", "serving.py"} <= names
     assert not {path.suffix for path in files} & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc"}

@@ -33,7 +33,7 @@ MANIFEST = {"schema_version": 1, "classes": ["A"], "digest": "d" * 64}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tracked") / "runs"
+    return tmp_path_factory.getbasetemp() / "tracking-tests"  # shared: making one takes seconds
 
 
 @pytest.fixture
