@@ -233,7 +233,7 @@ class ShardIndex:
         ends = samples.offset + samples.size
         if samples.offset.min() < 0 or samples.size.min() < 0 or ends.max() > info.bytes:
             raise ValueError("a tile lies outside its tar")
-        if samples.label.min() < -1 or samples.label.max() >= max(len(self.classes), 1):
+        if samples.label.min() < -1 or samples.label.max() >= len(self.classes):
             raise ValueError("a label has no class")
         return samples
 
