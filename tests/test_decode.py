@@ -108,6 +108,16 @@ def test_other_tiffs_are_left_to_pillow(options: dict[str, str]) -> None:
     assert np.array_equal(decode(data), pillow(data))
 
 
+@pytest.mark.parametrize("tag", [256, 257, 258, 273, 277, 278, 279, 284])
+def test_a_tiff_tag_without_a_value_is_left_to_pillow(tag: int) -> None:
+    data = tiff(smooth(6, 8), **{f"t{tag}": ("H", [])})
+    assert module._plain_tiff(data, None) is None
+    try:
+        assert decode(data).shape == (6, 8, 3)
+    except BadSample as error:
+        assert "\n" not in str(error)
+
+
 def test_rotated_tiff_is_left_to_pillow() -> None:
     data = tiff(smooth(6, 8), t274=("H", [3]))
     assert module._plain_tiff(data, None) is None

@@ -95,6 +95,9 @@ def test_open_descriptors_are_bounded_and_closed(shards: Path) -> None:
     assert descriptors() == before + 2
     reader.close()
     assert descriptors() == before
+    read_all(reader, index)
+    del reader
+    assert descriptors() == before
 
 
 def test_a_forked_or_unpickled_reader_reads_the_same(shards: Path, encoded: list[bytes]) -> None:

@@ -1,7 +1,8 @@
 """Encoded bytes of one tile -> uint8 RGB.
 
 JPEG goes through libjpeg-turbo (simplejpeg) with the accurate DCT and smooth chroma upsampling, so that pixels equal
-Pillow's; the fast variants differ by a few grey levels and would make a tile depend on who decoded it. Uncompressed
+Pillow's; the fast variants differ by a few grey levels and would make a tile depend on who decoded it. What
+libjpeg-turbo warns of (damaged or missing data, which it would paint over in grey) is a bad sample. Uncompressed
 RGB TIFF, the format of NCT-CRC-HE, is a header in front of pixels and is copied straight out of it. The rest is
 Pillow's. Legend: H, W height and width in pixels.
 """
@@ -179,8 +180,8 @@ def _tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
         if tag not in _TAGS:
             continue
         code, size = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}[kind]
-        if count * size > len(data):
-            raise struct.error("values outside of the file")
+        if not 0 < count * size <= len(data):
+            raise struct.error("no values, or values outside of the file")
         # Values of up to four bytes stand in the entry itself, longer ones where it points.
         place = at + 8 if count * size <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
         tags[tag] = struct.unpack_from(f"{order}{count}{code}", data, place)

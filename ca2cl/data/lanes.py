@@ -145,15 +145,18 @@ class LaneOrder:
             )
 
     def _lookup(self, epoch: int, virtual_B: Integers) -> Integers:
-        """Sample numbers at positions of the epoch's virtual sequence."""
+        """Sample numbers at ascending positions of the epoch's virtual sequence."""
         order = self._order(epoch)
         place_B = np.searchsorted(order.starts, virtual_B, side="right") - 1
         samples_B = np.empty_like(virtual_B)
-        for place in np.unique(place_B):
-            shard = int(order.shards[place])
-            here = place_B == place
-            rows = self._permuted(epoch, shard)[virtual_B[here] - order.starts[place]]
-            samples_B[here] = self.starts[shard] + rows
+        # Ascending positions come shard by shard: each run of equal places is one shard's.
+        borders = [0, *(np.flatnonzero(np.diff(place_B)) + 1).tolist(), len(place_B)]
+        for first, stop in zip(borders, borders[1:], strict=False):
+            if first < stop:
+                place = int(place_B[first])
+                shard = int(order.shards[place])
+                rows = self._permuted(epoch, shard)[virtual_B[first:stop] - order.starts[place]]
+                samples_B[first:stop] = self.starts[shard] + rows
         return samples_B
 
     def _order(self, epoch: int) -> _Epoch:

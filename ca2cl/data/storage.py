@@ -136,6 +136,11 @@ class ShardReader:
         while self._files:
             os.close(self._files.popitem()[1])
 
+    def __del__(self) -> None:
+        # A reader that failed to open has no files yet.
+        if hasattr(self, "_files"):
+            self.close()
+
     def _descriptor(self, shard: str) -> int:
         if shard in self._files:
             self._files.move_to_end(shard)
