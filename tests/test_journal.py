@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ca2cl.errors import InputError
 from ca2cl.tracking.journal import Journal, encode, read_journal, redact, training_lines
 
 VALUES = st.recursive(
@@ -122,6 +124,22 @@ def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
     assert len(found) == 800
     for number in range(4):
         assert [r["place"] for r in found if r["writer"] == number] == list(range(200))
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_no_part_of_one(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"step": 1, "loss": 1.0})
+    size = journal.path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))  # the next line fits in part
+    try:
+        with pytest.raises(InputError, match="make room"):
+            journal.append({"step": 2, "loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert journal.path.stat().st_size == size
+    journal.append({"step": 2, "loss": 3.0})
+    assert [record["loss"] for record in records(journal.path)] == [1.0, 3.0]
 
 
 def test_secrets_in_uris_are_never_written(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def picture(seed: int, kind: str, side: int = 60) -> bytes:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return open_store("", tmp_path_factory.mktemp("registry") / "runs")
+    return open_store("", tmp_path_factory.getbasetemp() / "tracking-tests")  # shared: making one takes seconds
 
 
 @pytest.fixture(scope="module")

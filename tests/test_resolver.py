@@ -30,7 +30,7 @@ def same(encoder: torch.nn.Module, state: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return open_store("", tmp_path_factory.mktemp("resolver") / "runs")
+    return open_store("", tmp_path_factory.getbasetemp() / "tracking-tests")  # shared: making one takes seconds
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ A training line has ``step`` and ``loss`` and no ``event``; every other line has
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -15,6 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ca2cl.errors import InputError
 
 JOURNAL_NAME = "journal.jsonl"
 NONFINITE = "nonfinite"
@@ -51,18 +54,32 @@ class Journal:
         self.path = Path(path)
         self._lock = threading.Lock()
         _cut_torn_line(self.path)
-        self._file = self.path.open("ab")
+        self._file = self._open()
+
+    def _open(self) -> io.FileIO:
+        return io.FileIO(self.path, "ab")  # unbuffered: a line that was appended outlives a kill of this process
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line and hand it to the operating system.
 
         ``time`` (Unix seconds) is added unless given. NaN and infinities are not JSON: they become null and are
         named under ``nonfinite``. Secrets inside URIs are removed.
+
+        Raises:
+            InputError: the disk is full or fails; what was written before stays whole.
         """
         line = encode({"time": time.time(), **record})
         with self._lock:
-            self._file.write(line)
-            self._file.flush()
+            try:
+                written = 0
+                while written < len(line):
+                    written += self._file.write(line[written:])
+            except OSError as error:
+                if written:
+                    self._file.truncate(self._file.tell() - written)
+                raise InputError(
+                    f"{self.path}: {error.strerror}; make room, then go on with --run.resume auto"
+                ) from None
 
     def rewind_to_step(self, step: int) -> int:
         """Drop the training lines past ``step``, which a resumed run will write again; events stay.
@@ -70,13 +87,12 @@ class Journal:
         The file is replaced in one rename. Returns the number of lines dropped.
         """
         with self._lock:
-            self._file.flush()
             lines = self.path.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if not _is_past(line, step)]
             if len(kept) < len(lines):
                 self._file.close()
                 write_atomic(self.path, b"".join(kept))
-                self._file = self.path.open("ab")
+                self._file = self._open()
         return len(lines) - len(kept)
 
     def sync(self) -> None:
