@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,12 @@ def part(number: int, rows: list[tuple[str, str, int, str | None]]) -> Part:
     return ShardInfo(f"shard-{number:06d}.tar", len(rows) * 1024, "0" * 64, len(rows)), samples
 
 
-def write(root: Path, parts: list[Part]) -> None:
+def write(root: Path, parts: list[Part], classes: Sequence[str] = ("ADI", "LYM", "TUM")) -> None:
     root.mkdir(exist_ok=True, parents=True)
     infos = [info for info, _ in parts]
-    classes = ["ADI", "LYM", "TUM"]
     total = sum(info.samples for info in infos)
     manifest = Manifest(
-        schema_version=1, classes=classes, counts={}, tile_size=[8, 8], source="s", encode="keep", samples=total,
+        schema_version=1, classes=list(classes), counts={}, tile_size=[8, 8], source="s", encode="keep", samples=total,
         shards=len(infos), bytes=sum(info.bytes for info in infos), digest=digest_of(classes, [8, 8], infos),
     )  # fmt: skip
     write_index(root / INDEX_NAME, parts)
@@ -179,6 +179,12 @@ def test_rows_outside_their_tar_or_classes_are_refused(folder: Path, row: dict[s
         getattr(samples, name)[0] = value
     write(folder, [(info, samples)])
     with pytest.raises(InputError, match="damaged index"):
+        read_all(folder)
+
+
+def test_a_label_without_classes_is_refused(folder: Path) -> None:
+    write(folder, [part(0, [("k", "jpg", 0, None)])], classes=[])
+    with pytest.raises(InputError, match="a label has no class"):
         read_all(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -103,6 +104,24 @@ def test_a_stock_webdataset_reader_yields_every_tile(tree: Path, tmp_path: Path)
     read = [(about["name"], label, image.shape) for image, label, about in dataset]
     assert sorted(name for name, _, _ in read) == sorted(sources(tree))
     assert all(CLASSES[label] == name.split("/")[0] and shape == (16, 16, 3) for name, label, shape in read)
+
+
+def test_a_stock_reader_groups_awkward_names(tmp_path: Path) -> None:
+    import webdataset
+
+    names = ["__x__/a.b.c.png", "Ünïcode klasse/é.png", "t~u/%7E.png", f"long/{'n' * 200}.png", "v/a.tif", "v/a.png"]
+    names += [os.fsdecode(b"raw/\xff.png")]  # a file name that is no text
+    for seed, name in enumerate(names):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tile(seed, "PNG"))
+    shard(tmp_path / "in", tmp_path / "out", group_pattern=r"[^/]+$")
+    urls = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
+    read = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len(read) == len(names) == len({sample["__key__"] for sample in read})
+    for sample in read:
+        name = json.loads(sample["json"])["name"]
+        assert sample[name.rsplit(".", 1)[1]] == (tmp_path / "in" / name).read_bytes()
 
 
 def test_shards_mix_classes(tree: Path, tmp_path: Path) -> None:

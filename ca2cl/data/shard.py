@@ -132,11 +132,12 @@ def run(config: ShardConfig) -> int:
         plan = make_plan(source, config)
         _adopt(out, plan)
         manifest = finished(out, plan)
-        if manifest is None:
-            infos = _write_shards(out, plan, source, config.workers)
-            manifest = _finish(out, plan, source, infos)
-        else:
+        if manifest is not None:
             sys.stdout.write(f"{out}: already complete\n")
+            _summarise(manifest, None)
+            return 0
+        infos = _write_shards(out, plan, source, config.workers)
+        manifest = _finish(out, plan, source, infos)
     _summarise(manifest, time.monotonic() - started)
     return 0
 
@@ -317,14 +318,14 @@ def _manifest(plan: Plan, source: Source, infos: Sequence[ShardInfo], counts: Se
     )
 
 
-def _summarise(manifest: Manifest, seconds: float) -> None:
+def _summarise(manifest: Manifest, seconds: float | None) -> None:
     height, width = manifest.tile_size
     classes = " ".join(f"{name}={count}" for name, count in manifest.counts.items()) or "none (unlabelled)"
-    lines = (
+    lines = [
         f"tiles    {manifest.samples} of {width} x {height} px",
         f"classes  {classes}",
         f"shards   {manifest.shards}, {manifest.bytes / 1e6:.1f} MB",
-        f"rate     {manifest.samples / max(seconds, 1e-9):.0f} tiles/s in {seconds:.1f} s",
-        f"digest   {manifest.digest}",
-    )
-    sys.stdout.write("\n".join(lines) + "\n")
+    ]
+    if seconds is not None:
+        lines.append(f"rate     {manifest.samples / max(seconds, 1e-9):.0f} tiles/s in {seconds:.1f} s")
+    sys.stdout.write("\n".join([*lines, f"digest   {manifest.digest}", ""]))
