@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ca2cl.views import clahe, colour, filters, median
-from ca2cl.views.curves import read_curve
+from ca2cl.views.curves import ENTRIES, Curve, look_up, table_of
 from ca2cl.views.hsv import shift_hsv
 from ca2cl.views.random import Draws
 
@@ -161,7 +161,7 @@ def _slow_clahe(levels: np.ndarray, clip: float) -> np.ndarray:
 def test_equalise_matches_a_loop(side: int) -> None:
     generator = torch.Generator().manual_seed(2)
     levels = (torch.randn(2, side, side, generator=generator) * 25 + 130).round().clamp(0, 255)
-    out = clahe.equalise(levels, _numbers(1.5, 40.0))
+    out = clahe.equalise(levels.int(), _numbers(1.5, 40.0))
     for row, clip in enumerate((1.5, 40.0)):
         np.testing.assert_allclose(out[row].numpy(), _slow_clahe(levels[row].numpy(), clip), atol=0.02)
 
@@ -197,12 +197,15 @@ def test_clahe_changes_lightness_and_keeps_a_and_b() -> None:
         assert np.abs(changed[shown[row]]).max() > 5
 
 
+def _through(curve: Curve, at: torch.Tensor) -> torch.Tensor:
+    return look_up(table_of(curve, at.device), at * ENTRIES)
+
+
 def test_curves_are_read_to_a_fraction_of_an_8_bit_level() -> None:
     at = torch.linspace(0, 1, 100_001)
     for curve in (clahe.linearise, clahe.delinearise, clahe.to_f):
-        assert (read_curve(at, curve) - curve(at.double())).abs().max() < 0.5 / 255
-    round_trip = read_curve(read_curve(at, clahe.linearise), clahe.delinearise)
-    assert (round_trip - at).abs().max() < 0.5 / 255
+        assert (_through(curve, at) - curve(at.double())).abs().max() < 0.3 / 255
+    assert (_through(clahe.delinearise, _through(clahe.linearise, at)) - at).abs().max() < 0.3 / 255
 
 
 def test_f_of_lab_has_its_inverse() -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ca2cl.views.preprocess import normalise, to_planes
+from ca2cl.views.preprocess import normalise_, to_planes
 from ca2cl.views.random import Draws
 
-# Tiles that are worked on together: few enough that their planes stay in a core's cache, many enough to fill a GPU.
-_CHUNK_CPU = 16
-_CHUNK_DEVICE = 256
+# Numbers in the planes that are worked on together: on a CPU few enough to stay in a core's cache, on another device
+# enough to fill it.
+_CHUNK_CPU = 600_000
+_CHUNK_DEVICE = 40_000_000
 
 
 class Recipe(Protocol):
@@ -60,29 +61,36 @@ class Views:
         Returns:
             Two float32 (B, 3, S, S) in channels_last order, on the tiles' device.
         """
-        return self._make(tiles_BHWC, key_hash_B, epoch, lambda view: normalise(view, self.mean, self.std))
+        return self._make(tiles_BHWC, key_hash_B, epoch, normalised=True)
 
     def raw(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """The same views in [0, 1], not normalised: what people look at."""
-        return self._make(tiles_BHWC, key_hash_B, epoch, lambda view: view)
+        return self._make(tiles_BHWC, key_hash_B, epoch, normalised=False)
 
     @torch.no_grad()
-    def _make(
-        self, tiles: Tensor, key_hash: Tensor, epoch: int, finish: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _make(self, tiles: Tensor, key_hash: Tensor, epoch: int, *, normalised: bool) -> tuple[Tensor, Tensor]:
         if len(tiles) != len(key_hash):
             raise ValueError(f"{len(tiles)} tiles and {len(key_hash)} key hashes: give one a tile")
-        side, device = self.image_size, tiles.device
-        # Parameters are drawn on the CPU: the same bits for every device, and no waiting for it to learn who drew what.
-        key_hash = key_hash.cpu()
-        strong, weak = (
-            torch.empty(len(tiles), 3, side, side, device=device, memory_format=torch.channels_last) for _ in range(2)
+        side = self.image_size
+        shape, device = (len(tiles), 3, side, side), tiles.device
+        strong, weak = (torch.empty(shape, device=device, memory_format=torch.channels_last) for _ in range(2))
+        # Parameters are drawn on the CPU: the same bits for every device, and no waiting to learn who drew what.
+        strong_draws, weak_draws = (
+            Draws(key_hash.cpu(), seed=self.seed, epoch=epoch, view=name) for name in ("strong", "weak")
         )
-        chunk = _CHUNK_CPU if device.type == "cpu" else _CHUNK_DEVICE
-        for start in range(0, len(tiles), chunk):
-            rows = slice(start, start + chunk)
+        for rows in self._chunks(tiles):
             images = to_planes(tiles[rows])
-            for out, render, name in ((strong, self.recipe.strong, "strong"), (weak, self.recipe.weak, "weak")):
-                draws = Draws(key_hash[rows], seed=self.seed, epoch=epoch, view=name)
-                out[rows] = finish(render(images, draws))
+            for out, render, draws in (
+                (strong, self.recipe.strong, strong_draws),
+                (weak, self.recipe.weak, weak_draws),
+            ):
+                view = render(images, draws.rows(rows))
+                if normalised:
+                    normalise_(view, self.mean, self.std)
+                out[rows].copy_(view)
         return strong, weak
+
+    def _chunks(self, tiles: Tensor) -> Iterator[slice]:
+        budget = _CHUNK_CPU if tiles.device.type == "cpu" else _CHUNK_DEVICE
+        chunk = max(4, budget // (3 * max(tiles.shape[1] * tiles.shape[2] // 4, self.image_size**2)))
+        return (slice(start, start + chunk) for start in range(0, len(tiles), chunk))

@@ -1,16 +1,19 @@
 """Contrast-limited adaptive histogram equalisation (Zuiderveld, 1994) of the lightness L of CIE L*a*b*.
 
 a and b stay, so in f(X), f(Y), f(Z) of the definition of L*a*b* a change of L is one and the same summand for all
-three: neither a nor b is ever computed.
+three: neither a nor b is ever computed. The curves in between are read off tables, each scaled to be the next one's
+places, so that hardly a pass is spent on scaling.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ca2cl.views.curves import read_curve
+from ca2cl.views.curves import ENTRIES, look_up, table_of
 from ca2cl.views.subset import per_sample
 
 TILES = 8
@@ -23,8 +26,9 @@ RGB_TO_XYZ = (
 )
 _CUBE_FROM = 216.0 / 24389.0
 _SLOPE = 24389.0 / 27.0 / 116.0
-# f of a saturated colour may pass 1 when its lightness rises; from there on it is read as the last entry.
+# f of a saturated colour may pass 1 when its lightness rises; here the table ends.
 _HIGHEST = 1.5
+_LEVEL = 1.0 / (255.0 * 1.16)  # what one of 255 levels of lightness is in f
 
 
 def linearise(images: Tensor) -> Tensor:
@@ -47,9 +51,29 @@ def from_f(f: Tensor) -> Tensor:
     return torch.where(f > 6.0 / 29.0, f * f * f, (f - 16.0 / 116.0) / _SLOPE)
 
 
+def _to_f_places(xyz: Tensor) -> Tensor:
+    return to_f(xyz) * (ENTRIES / _HIGHEST)
+
+
+def _from_f_places(share: Tensor) -> Tensor:
+    return from_f(share * _HIGHEST)
+
+
+def _to_level(y: Tensor) -> Tensor:
+    """Lightness of a luminance as one of 0 … 255."""
+    return ((to_f(y) * 1.16 - 0.16) * 255.0).round().clamp(0, 255)
+
+
+@lru_cache
+def _matrices(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Linear RGB to XYZ and back, scaled to places in a table; float32 (1, 3, 3)."""
+    matrix = torch.tensor(RGB_TO_XYZ, dtype=torch.float64)
+    forward, back = ((m * ENTRIES).float().to(device)[None] for m in (matrix, torch.linalg.inv(matrix)))
+    return forward, back
+
+
 def _mix_channels(images: Tensor, matrix: Tensor) -> Tensor:
-    flat = images.flatten(2)
-    return torch.bmm(matrix.expand(len(images), 3, 3), flat).view_as(images)
+    return torch.bmm(matrix.expand(len(images), 3, 3), images.flatten(2)).view_as(images)
 
 
 def clahe_lightness(images: Tensor, clip: Tensor) -> Tensor:
@@ -62,20 +86,21 @@ def clahe_lightness(images: Tensor, clip: Tensor) -> Tensor:
     Returns:
         float32 (B, 3, H, W) in [0, 1].
     """
-    matrix = torch.tensor(RGB_TO_XYZ, dtype=torch.float64)
-    forward, back = matrix.float().to(images.device), torch.linalg.inv(matrix).float().to(images.device)
-    f = read_curve(_mix_channels(read_curve(images, linearise), forward), to_f)
-    levels = (f[:, 1] * (1.16 * 255.0)).sub_(0.16 * 255.0 - 0.5).floor_().clamp_(0.0, 255.0)
-    change = (equalise(levels, clip) - levels).mul_(1.0 / (255.0 * 1.16))
-    light = read_curve(f.add_(change[:, None]), from_f, high=_HIGHEST)
-    return read_curve(_mix_channels(light, back), delinearise)
+    device = images.device
+    forward, back = _matrices(device)
+    xyz = _mix_channels(look_up(table_of(linearise, device), images * ENTRIES), forward)
+    levels = look_up(table_of(_to_level, device, torch.int32), xyz[:, 1])
+    change = equalise(levels, clip).sub_(levels).mul_(_LEVEL * ENTRIES / _HIGHEST)
+    f = look_up(table_of(_to_f_places, device), xyz).add_(change[:, None]).clamp_(0.0, ENTRIES)
+    light = _mix_channels(look_up(table_of(_from_f_places, device), f), back).clamp_(0.0, ENTRIES)
+    return look_up(table_of(delinearise, device), light)
 
 
 def equalise(levels: Tensor, clip: Tensor) -> Tensor:
     """CLAHE of one plane: a look-up table for each of 8 × 8 tiles, interpolated between their centres.
 
     Args:
-        levels: float32 (B, H, W), whole numbers in 0 … 255.
+        levels: int32 (B, H, W) in 0 … 255.
         clip: float64 (B,).
 
     Returns:
@@ -85,18 +110,24 @@ def equalise(levels: Tensor, clip: Tensor) -> Tensor:
     below, right = -height % TILES, -width % TILES
     padded = levels
     if below or right:
-        padded = F.pad(levels[:, None], (0, right, 0, below), mode="reflect")[:, 0]
-    tables = look_up_tables(padded.long(), clip)
-    return interpolate_tables(levels.long(), tables, padded.shape[-2] // TILES, padded.shape[-1] // TILES)
+        padded = F.pad(levels.float()[:, None], (0, right, 0, below), mode="reflect")[:, 0].int()
+    return interpolate_tables(levels, look_up_tables(padded, clip))
 
 
 def look_up_tables(levels: Tensor, clip: Tensor) -> Tensor:
-    """The scaled cumulative histograms, clipped: float32 (B, TILES, TILES, BINS) in [0, 255]."""
+    """The scaled cumulative histograms, clipped: float32 (B, TILES, TILES, BINS) in [0, 255].
+
+    Args:
+        levels: int32 (B, H, W), H and W multiples of TILES.
+        clip: float64 (B,).
+    """
     count, height, width = levels.shape
     cells = levels.view(count, TILES, height // TILES, TILES, width // TILES)
     offsets = torch.arange(count * TILES * TILES, device=levels.device).view(count, TILES, 1, TILES, 1) * BINS
-    flat = (cells + offsets).flatten()
-    histogram = torch.bincount(flat, minlength=count * TILES * TILES * BINS).view(count, TILES, TILES, BINS).float()
+    histogram = torch.zeros(count * TILES * TILES * BINS, device=levels.device)
+    places = (cells + offsets).flatten()
+    histogram.scatter_add_(0, places, histogram.new_ones(1).expand(len(places)))
+    histogram = histogram.view(count, TILES, TILES, BINS)
     area = (height // TILES) * (width // TILES)
     limit = per_sample((clip * (area / BINS)).floor().clamp(min=1.0), histogram)
     clipped = torch.minimum(histogram, limit)
@@ -105,23 +136,32 @@ def look_up_tables(levels: Tensor, clip: Tensor) -> Tensor:
     return (clipped + excess).cumsum(-1).mul_(255.0 / area).clamp_(max=255.0)
 
 
-def interpolate_tables(levels: Tensor, tables: Tensor, cell_height: int, cell_width: int) -> Tensor:
+@lru_cache
+def _corners(height: int, width: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """For each of the four nearest tiles: where its table starts, int32 (H, W), and its weight, float32 (H, W)."""
+
+    def neighbours(size: int) -> list[tuple[Tensor, Tensor]]:
+        at = (torch.arange(size, dtype=torch.float64) + 0.5) / (-(-size // TILES)) - 0.5
+        low, above = at.floor().int(), at - at.floor()
+        return [(low.clamp(min=0), 1.0 - above), ((low + 1).clamp(max=TILES - 1), above)]
+
+    return [
+        (
+            ((row[:, None] * TILES + column) * BINS).to(device),
+            (down[:, None] * across).float().to(device),
+        )
+        for row, down in neighbours(height)
+        for column, across in neighbours(width)
+    ]
+
+
+def interpolate_tables(levels: Tensor, tables: Tensor) -> Tensor:
     """Every pixel's level through the tables of the four nearest tiles, weighted bilinearly."""
-
-    def neighbours(size: int, cell: int) -> tuple[Tensor, Tensor, Tensor]:
-        at = (torch.arange(size, device=levels.device) + 0.5) / cell - 0.5
-        low = at.floor()
-        return low.long().clamp(0, TILES - 1), (low.long() + 1).clamp(0, TILES - 1), at - low
-
     count, height, width = levels.shape
-    top, bottom, down = neighbours(height, cell_height)
-    left, right, across = neighbours(width, cell_width)
     flat = tables.flatten()
-    base = levels + torch.arange(count, device=levels.device)[:, None, None] * (TILES * TILES * BINS)
-
-    def through(row: Tensor, column: Tensor) -> Tensor:
-        return flat[base + ((row * TILES)[:, None] + column) * BINS]
-
-    upper = torch.lerp(through(top, left), through(top, right), across)
-    lower = torch.lerp(through(bottom, left), through(bottom, right), across)
-    return torch.lerp(upper, lower, down[:, None])
+    starts = torch.arange(count, device=levels.device, dtype=torch.int32) * (TILES * TILES * BINS)
+    places = levels + starts[:, None, None]
+    total = torch.zeros(levels.shape, device=levels.device)
+    for start, weight in _corners(height, width, levels.device):
+        total.add_(flat.index_select(0, (places + start).flatten()).view(levels.shape).mul_(weight))
+    return total

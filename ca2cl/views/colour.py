@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ca2cl.views.curves import read_curve
+from ca2cl.views.curves import ENTRIES, look_up, table_of
 
 LUMA = (0.299, 0.587, 0.114)
 # Optical density of haematoxylin, eosin and a residual (Ruifrok and Johnston, 2001), unit length, one stain a row.
@@ -115,8 +115,9 @@ def stain_map(gain: Tensor, bias: Tensor) -> Linear:
 
 def stain_jitter(images: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     """Perturbed concentrations of the stains (Tellez et al., 2019), by Beer and Lambert's law: I = exp(-density)."""
-    density = read_curve(images, _density)
-    return read_curve(stain_map(gain, bias)(density), _transmission, high=_DENSEST)
+    density = look_up(table_of(_density, images.device), images * ENTRIES)
+    places = stain_map(gain, bias).scaled(torch.full_like(gain[:, 0], ENTRIES / _DENSEST))(density)
+    return look_up(table_of(_transmission, images.device), places.clamp_(0.0, ENTRIES))
 
 
 def _density(intensity: Tensor) -> Tensor:
@@ -124,4 +125,5 @@ def _density(intensity: Tensor) -> Tensor:
 
 
 def _transmission(density: Tensor) -> Tensor:
-    return torch.exp(-density)
+    """Of a density in units of the densest."""
+    return torch.exp(-density * _DENSEST)

@@ -18,18 +18,18 @@ Curve = Callable[[Tensor], Tensor]
 
 
 @lru_cache
-def _table(curve: Curve, high: float, device: torch.device) -> Tensor:
-    at = torch.arange(ENTRIES, dtype=torch.float64) * (high / (ENTRIES - 1))
-    return curve(at).float().to(device)
-
-
-def read_curve(values: Tensor, curve: Curve, high: float = 1.0) -> Tensor:
-    """``curve(values)`` by the nearest of 8192 entries; values outside [0, high] read its ends.
+def table_of(curve: Curve, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The curve at the middles of 8192 equal parts of [0, 1], and once more for 1 itself.
 
     Args:
-        values: float32, any shape.
         curve: a module's function of float64 tensors.
-        high: where the table ends.
+        device: where the table lies.
+        dtype: of its entries.
     """
-    places = (values * ((ENTRIES - 1) / high)).add_(0.5).clamp_(0.0, ENTRIES - 1.0)
-    return _table(curve, high, values.device).index_select(0, places.to(torch.int32).flatten()).view_as(values)
+    at = (torch.arange(ENTRIES + 1, dtype=torch.float64) + 0.5) / ENTRIES
+    return curve(at.clamp(max=1.0)).to(dtype).to(device)
+
+
+def look_up(table: Tensor, places: Tensor) -> Tensor:
+    """The table's entries at the whole part of ``places``, numbers from 0 to less than ENTRIES + 1, any shape."""
+    return table.index_select(0, places.to(torch.int32).flatten()).view(places.shape)

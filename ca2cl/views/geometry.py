@@ -122,7 +122,8 @@ def sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     Returns:
         float32 (B, C, S, S).
     """
-    grid = torch.stack((x, y), dim=-1)
+    grid = x.new_empty(*x.shape, 2)
+    grid[..., 0], grid[..., 1] = x, y  # several times as fast as torch.stack
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

@@ -9,19 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(images - mean) / std by channel, float32 (B, 3, S, S) in channels_last order.
+def normalise_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images - mean) / std by channel, in place.
 
     Args:
-        images: float32 (B, 3, S, S) in [0, 1].
+        images: float32 (B, 3, H, W) in [0, 1].
         mean: of the channels, in [0, 1].
         std: of the channels.
     """
     scale = torch.tensor([1.0 / s for s in std], device=images.device).view(1, 3, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, 3, 1, 1)
-    out = torch.empty_like(images, memory_format=torch.channels_last)
-    torch.mul(images, scale, out=out)
-    return out.add_(shift)
+    return images.mul_(scale).add_(shift)
 
 
 def to_planes(tiles_BHWC: Tensor) -> Tensor:
@@ -32,8 +30,8 @@ def to_planes(tiles_BHWC: Tensor) -> Tensor:
     """
     if tiles_BHWC.dtype != torch.uint8 or tiles_BHWC.ndim != 4 or tiles_BHWC.shape[-1] != 3:
         raise ValueError(f"tiles are {tiles_BHWC.dtype} {tuple(tiles_BHWC.shape)}: give uint8 (B, H, W, 3)")
-    planes = tiles_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=torch.contiguous_format)
-    return planes.float().mul_(1.0 / 255.0)
+    planes = tiles_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return planes.mul_(1.0 / 255.0)
 
 
 def preprocess(tiles_BHWC: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -51,4 +49,4 @@ def preprocess(tiles_BHWC: Tensor, size: int, mean: Sequence[float], std: Sequen
     planes = to_planes(tiles_BHWC)
     if planes.shape[-2:] != (size, size):
         planes = F.interpolate(planes, (size, size), mode="bilinear", align_corners=False, antialias=True)
-    return normalise(planes, mean, std)
+    return normalise_(planes, mean, std).contiguous(memory_format=torch.channels_last)

@@ -64,9 +64,18 @@ class Draws:
             raise ValueError(f"key_hash is {key_hash.dtype} {tuple(key_hash.shape)}: give int64 (B,)")
         # Two rounds: the key is spread before the stream's word meets it, so that related keys stay unrelated.
         self._state = mix(mix(key_hash) ^ word_of(seed, epoch, view))
+        self._drawn: dict[str, Tensor] = {}
+        self._whole: Draws | None = None
+        self._rows = slice(None)
 
     def __len__(self) -> int:
         return len(self._state)
+
+    def rows(self, rows: slice) -> Draws:
+        """The draws of some of the samples. A word is worked out once, for all of them, however they are cut."""
+        part = object.__new__(Draws)
+        part._state, part._whole, part._rows, part._drawn = self._state[rows], self, rows, {}
+        return part
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +84,12 @@ class Draws:
 
     def words(self, name: str) -> Tensor:
         """Uniform 64-bit words, int64 (B,)."""
-        return mix(self._state ^ word_of(name))
+        if name not in self._drawn:
+            if self._whole is not None:
+                self._drawn[name] = self._whole.words(name)[self._rows]
+            else:
+                self._drawn[name] = mix(self._state ^ word_of(name))
+        return self._drawn[name]
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform numbers in [low, high), float64 (B,), from the top 53 bits."""

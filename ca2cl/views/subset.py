@@ -28,10 +28,15 @@ def apply_to(images: Tensor, mask: Tensor, operation: Callable[[Tensor, Tensor],
     Args:
         images: (B, …), changed in place.
         mask: bool (B,) on the CPU.
-        operation: is given a copy that it may change; the rows (CPU) pick its parameters.
+        operation: is given images that it may change; their rows (CPU) pick its parameters.
     """
     rows = rows_of(mask)
     if len(rows) == 0:
+        return
+    if len(rows) == len(images):
+        result = operation(images, rows)
+        if result is not images:
+            images.copy_(result)
         return
     here = rows.to(images.device, non_blocking=True)
     images.index_copy_(0, here, operation(images.index_select(0, here), rows))
