@@ -5,7 +5,8 @@
 Baseline: ``torchvision.datasets.ImageFolder`` + PIL + ``pil_to_tensor`` through a ``DataLoader`` with the same workers
 and batch size. Both read, parse, decode and batch the same encoded tiles, shuffled, from files in the page cache. Both
 are confined to ``--workers`` cores, so that with one worker the number is tiles/s a core, the training process's share
-included. Repeats are interleaved and the median is taken, because other work comes and goes on a machine.
+included. Repeats are interleaved and the median is taken, because other work comes and goes on a machine; the rate for
+a second of CPU time, of all processes together, is given too, since other work hardly touches it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +95,31 @@ def ours(shards: Path, workers: int) -> Callable[[], int]:
     return one_pass
 
 
-def rates(passes: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
-    """Median tiles/s of each pass, interleaved; the first round only warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in passes}
+@dataclass(frozen=True)
+class Rate:
+    """Medians over the passes: tiles a second of wall time, and a second of CPU time of all processes together."""
+
+    wall: float
+    cpu: float
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its finished children."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def rates(passes: dict[str, Callable[[], int]], repeats: int) -> dict[str, Rate]:
+    """The rate of each pass, interleaved; the first round only warms up."""
+    wall: dict[str, list[float]] = {name: [] for name in passes}
+    cpu: dict[str, list[float]] = {name: [] for name in passes}
     for _ in range(repeats + 1):
         for name, one_pass in passes.items():
-            began = time.perf_counter()
+            began, used = time.perf_counter(), cpu_seconds()
             tiles = one_pass()
-            taken[name].append(tiles / (time.perf_counter() - began))
-    return {name: statistics.median(found[1:]) for name, found in taken.items()}
+            wall[name].append(tiles / (time.perf_counter() - began))
+            cpu[name].append(tiles / (cpu_seconds() - used))
+    return {name: Rate(statistics.median(wall[name][1:]), statistics.median(cpu[name][1:])) for name in passes}
 
 
 @contextlib.contextmanager
@@ -114,8 +133,8 @@ def confined(cores: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def compare(name: str, folder: Path, scratch: Path, workers: int, repeats: int) -> tuple[float, float]:
-    """Print one line; returns our and the baseline's tiles/s."""
+def compare(name: str, folder: Path, scratch: Path, workers: int, repeats: int) -> None:
+    """Shard ``folder``, time both loaders on it, and print one line."""
     shards = scratch / f"{folder.name}-shards"
     with contextlib.redirect_stdout(sys.stderr):
         shard(ShardConfig(source=str(folder), out=str(shards)))
@@ -123,11 +142,11 @@ def compare(name: str, folder: Path, scratch: Path, workers: int, repeats: int) 
         found = rates({"ours": ours(shards, workers), "baseline": baseline(folder, workers)}, repeats)
     mine, plain = found["ours"], found["baseline"]
     print(
-        f"{name}: {mine:,.0f} tiles/s; ImageFolder + PIL + DataLoader {plain:,.0f} tiles/s; "
-        f"ratio {mine / plain:.2f} ({workers} worker(s) on {max(1, workers)} core(s))",
+        f"{name}: {mine.wall:,.0f} tiles/s, {mine.cpu:,.0f} a CPU second; ImageFolder + PIL + DataLoader "
+        f"{plain.wall:,.0f} and {plain.cpu:,.0f}; ratio {mine.wall / plain.wall:.2f} and {mine.cpu / plain.cpu:.2f} "
+        f"({workers} worker(s), {max(1, workers)} core(s))",
         flush=True,
     )
-    return mine, plain
 
 
 def main() -> None:
