@@ -10,19 +10,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn import functional as collectives
 
 Norm = Literal["sync", "frozen", "lane_group"]
 
 
+class _AllSum(torch.autograd.Function):
+    """The sum over ranks; its gradient is the sum of every rank's gradient. torch's own differentiable all-reduce is
+    deprecated, and its replacement has no gradient in torch 2.6."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _all_sum(x: Tensor) -> Tensor:
-    total: Tensor = collectives.all_reduce(x)  # type: ignore[no-untyped-call]
+    total: Tensor = _AllSum.apply(x)
     return total
 
 
