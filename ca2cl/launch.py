@@ -125,7 +125,7 @@ def _initial_encoder(config: PretrainConfig) -> Encoder:
     """The same on every rank: from the run's seed, or from given weights."""
     model = config.model
     torch.manual_seed(config.run.seed)
-    encoder = build_encoder(model.arch, model.norm)
+    encoder = build_encoder(model.arch, model.norm, identity_blocks=True)
     if model.weights != "random":
         given = resolve_encoder(
             model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch

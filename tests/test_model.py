@@ -64,3 +64,14 @@ def test_embeddings_are_unit_vectors_in_full_precision_under_autocast() -> None:
 def test_an_unknown_architecture_is_named() -> None:
     with pytest.raises(InputError, match="resnet19.*resnet18, resnet34, resnet50"):
         build_encoder("resnet19")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_identity_blocks_pass_on_what_their_shortcut_gives(arch: str) -> None:
+    encoder = build_encoder(arch, identity_blocks=True).train()
+    plain = [block for layer in (encoder.layer1, encoder.layer4) for block in layer if block.downsample is None]
+    assert plain
+    for block in plain:
+        channels = block.conv1.in_channels
+        x = torch.rand(2, channels, 4, 4)
+        torch.testing.assert_close(block(x), x)

@@ -52,10 +52,21 @@ class Encoder(ResNet):
         return features
 
 
-def build_encoder(arch: str = "resnet18", norm: Norm = "sync") -> Encoder:
+def build_encoder(arch: str = "resnet18", norm: Norm = "sync", *, identity_blocks: bool = False) -> Encoder:
     """A freshly initialised encoder (torchvision's initialisation, from torch's global generator).
+
+    Args:
+        identity_blocks: start every residual block as the identity, its last BatchNorm's weight 0 (Goyal et al., 2017,
+            section 5.1): what training from scratch wants. Without it the embeddings of a new network nearly coincide,
+            what tells them apart is rounding, and so are then the first steps.
 
     Raises:
         InputError: ``arch`` is not one of ``ARCHITECTURES``.
     """
-    return Encoder(arch, norm)
+    encoder = Encoder(arch, norm)
+    if identity_blocks:
+        for block in encoder.modules():
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
+                nn.init.zeros_(last.weight)
+    return encoder
