@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Makes an environment, installs the project and runs its whole pipeline on made-up tissue: shards, pre-training, the
+# registered encoder, a probe. Needs Python >= 3.10 and, after the install, no network and no GPU.
+# Further arguments go to `ca2cl quickstart`: `bash launch/quickstart.sh my-folder --steps 200`.
+# CA2CL_VENV names the environment's folder (default .venv), PYTHON the interpreter that makes it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+venv=${CA2CL_VENV:-.venv}
+make_environment "$venv" ""
+exec "$venv/bin/ca2cl" quickstart "$@"
