@@ -60,7 +60,7 @@ def test_logistic_regression_reaches_the_optimum_of_its_loss() -> None:
     """At the minimum of C * sum(log-loss) + |W|^2 / 2 the gradient is zero: C * X^T (P - Y) + W = 0, with W from P."""
     train, labels = clouds(90, spread=2.0)
     strength = 0.1
-    found = logistic_regression(train, labels, train, seed=0, strengths=[strength])
+    found = logistic_regression(train, labels, train, seed=0, strength=strength)
     scaled = (train - train.mean(0)) / train.std(0)
     residual = np.eye(3)[labels] - found.probabilities
     weights = strength * scaled.T @ residual

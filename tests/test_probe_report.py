@@ -28,7 +28,7 @@ def made_up(count: int, seed: int) -> Features:
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     train, test = made_up(90, 0), made_up(60, 1)
-    return score(train, test, draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3), k=20)
+    return score(train, test, draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3), k=20, strength="auto")
 
 
 def test_there_is_a_row_for_all_features_classifiers_and_budgets(rows: list[Row]) -> None:
@@ -50,7 +50,7 @@ def test_signal_is_told_from_noise(rows: list[Row]) -> None:
 
 def test_rows_are_a_function_of_their_input(rows: list[Row]) -> None:
     train, test = made_up(90, 0), made_up(60, 1)
-    again = score(train, test, draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3), k=20)
+    again = score(train, test, draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3), k=20, strength="auto")
     assert [row_as_dict(row) for row in again] == [row_as_dict(row) for row in rows]
 
 

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
+Strength = float | Literal["auto"]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Values of C, scikit-learn's inverse L2 strength, that are tried; ascending."""
 DEFAULT_STRENGTH = 1e-2
@@ -49,14 +50,18 @@ def logistic_regression(
     test_MD: FloatArray,
     *,
     seed: int,
-    strengths: Sequence[float] = STRENGTHS,
+    strength: Strength = "auto",
 ) -> Prediction:
     """Multinomial logistic regression by L-BFGS on features standardised with the labelled tiles' mean and sd.
 
-    The L2 strength is the one with the lowest mean log-loss on held-out *labelled* tiles (the smaller C of equals):
-    log-loss, because a few held-out tiles cannot tell accuracies apart. Test tiles take no part in it.
+    Args:
+        strength: C; or ``auto``, the one with the lowest mean log-loss on held-out *labelled* tiles (the smaller C of
+            equals): log-loss, because a few held-out tiles cannot tell accuracies apart. Test tiles take no part in
+            it. Held-out tiles of slides that are trained on choose far too large a C for tiles of other slides.
+        seed: of the folds that ``auto`` holds out.
     """
-    strength = choose_strength(train_ND, labels_N, seed=seed, strengths=strengths)
+    if strength == "auto":
+        strength = choose_strength(train_ND, labels_N, seed=seed)
     train_ND, test_MD = _standardise(train_ND, test_MD)
     model = _model(strength)
     _fit(model, train_ND, labels_N)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.data.splits import describe_budget, labelled_subset
-from ca2cl.evaluation.classifiers import Prediction, logistic_regression, nearest_neighbours
+from ca2cl.evaluation.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.metrics import ClassificationMetrics, bootstrap_interval, classification_metrics, mean_sd
 
@@ -53,7 +53,7 @@ def draw_subsets(labels_N: npt.NDArray[np.int64], budgets: Sequence[float], seed
     return dict(sorted(drawn.items(), key=lambda entry: (len(entry[1][0]), entry[0])))
 
 
-def score(train: Features, test: Features, subsets: Subsets, *, k: int) -> list[Row]:
+def score(train: Features, test: Features, subsets: Subsets, *, k: int, strength: Strength) -> list[Row]:
     """Every row of the table, features first, then classifier, then budget."""
     rows = []
     steps = len(train.values) * len(subsets) * 2
@@ -61,7 +61,7 @@ def score(train: Features, test: Features, subsets: Subsets, *, k: int) -> list[
         for name in train.values:
             for classifier in (LINEAR, KNN):
                 for budget, draws in subsets.items():
-                    rows.append(_row(name, classifier, budget, draws, train, test, k))
+                    rows.append(_row(name, classifier, budget, draws, train, test, k, strength))
                     bar.update()
                     logger.info(
                         "%s, %s, %s labels: accuracy %.4f",
@@ -81,14 +81,16 @@ def _row(
     train: Features,
     test: Features,
     k: int,
+    strength: Strength,
 ) -> Row:
     predictions: list[Prediction] = []
     for seed, rows in enumerate(draws):
         labelled = train.values[name][rows], train.labels_N[rows], test.values[name]
-        if classifier == LINEAR:
-            predictions.append(logistic_regression(*labelled, seed=seed))
-        elif predictions and np.array_equal(rows, draws[seed - 1]):
-            predictions.append(predictions[-1])  # all labels: k-NN has no randomness of its own
+        random = classifier == LINEAR and strength == "auto"
+        if predictions and not random and np.array_equal(rows, draws[seed - 1]):
+            predictions.append(predictions[-1])  # all labels: neither classifier has randomness of its own
+        elif classifier == LINEAR:
+            predictions.append(logistic_regression(*labelled, seed=seed, strength=strength))
         else:
             predictions.append(nearest_neighbours(*labelled, k=k))
     correct_SN = np.stack([p.probabilities.argmax(axis=1) == test.labels_N for p in predictions])
