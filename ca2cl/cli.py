@@ -77,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in VERBS:
         raise InputError(f"no verb {name!r}: {_nearest(name, list(VERBS))}")
     verb = VERBS[name]
-    settings = _parse(name, verb, rest)
+    settings = parse(name, rest)
     if settings is None:
         return 0
     run: Callable[[Any], int] = importlib.import_module(verb.module).run
@@ -99,9 +99,15 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
 
-def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
-    """The settings object, or None when only help or the resolved configuration was asked for."""
+def parse(name: str, arguments: list[str]) -> Any:
+    """The settings object of verb ``name``, or None when only help or the resolved configuration was asked for.
+
+    Raises:
+        InputError: the arguments do not fit the verb's settings.
+    """
     import jsonargparse
+
+    verb = VERBS[name]
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module = importlib.import_module(verb.settings_module or verb.module)

@@ -54,7 +54,7 @@ def run(config: QuickstartConfig) -> int:
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; give a folder you can write") from None
     _draw(folder, config.tiles_per_class)
-    for command in _commands(config):
+    for command in commands(config):
         code = _start(command, folder)
         if code:
             return code
@@ -79,8 +79,8 @@ def _draw(folder: Path, tiles_per_class: int) -> None:
         write_tissue(root, count, size=_TILE_SIZE, seed=seed)
 
 
-def _commands(config: QuickstartConfig) -> list[list[str]]:
-    """What comes before a run id is known."""
+def commands(config: QuickstartConfig) -> list[list[str]]:
+    """Everything up to the trained encoder, each command as a user would type it in the folder."""
     threads = str(len(os.sched_getaffinity(0)))
     launch = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
               "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads]  # fmt: skip

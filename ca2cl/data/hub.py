@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.sources import SourceOptions, Tile, TileReader, safe_key
+from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
 from ca2cl.errors import InputError
 
 _IMAGE_COLUMNS = ("image", "img", "tile")

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from ca2cl.data.atomic import replacing, write_atomic, writing
 from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
 from ca2cl.data.index import ShardInfo, ShardSamples
-from ca2cl.data.sources import Tile, TileReader
+from ca2cl.data.tile_source import Tile, TileReader
 from ca2cl.errors import InputError
 
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp"}

@@ -39,7 +39,8 @@ from ca2cl.data.index import (
 )
 from ca2cl.data.pack import Packing, image_size, read_sidecar
 from ca2cl.data.shard_pool import PLAN_FOLDER, Job, sidecar_path, write_shards
-from ca2cl.data.sources import Source, SourceOptions, open_source
+from ca2cl.data.sources import open_source
+from ca2cl.data.tile_source import Source, SourceOptions
 from ca2cl.errors import InputError
 
 POSITIONAL = ("source", "out")

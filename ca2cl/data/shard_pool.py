@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ca2cl.data.index import ShardInfo
 from ca2cl.data.pack import Packing, file_sha256, pack, read_sidecar, write_sidecar
-from ca2cl.data.sources import Tile, TileReader
+from ca2cl.data.tile_source import Tile, TileReader
 from ca2cl.errors import InputError
 
 PLAN_FOLDER = ".plan"

@@ -1,0 +1,159 @@
+"""Tiles from a tree of class folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
+from ca2cl.errors import InputError
+
+EXTENSIONS = frozenset({"tif", "tiff", "png", "jpg", "jpeg", "bmp", "webp"})
+
+
+class FolderSource:
+    """Images below a folder, labelled by the name of the folder just below it.
+
+    A lone folder that itself holds only folders is stepped into (archives unzip that way); images directly in the
+    folder make an unlabelled source. Hidden files, ``__MACOSX`` and other file types are ignored, links are followed.
+    """
+
+    def __init__(self, root: Path, options: SourceOptions) -> None:
+        self.name = root.resolve().name
+        root = _step_into(root)
+        self.root = root
+        found = sorted(_walk(root, "", ()))
+        if not found:
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise InputError(f"{root}: no images here; give a folder of class folders with files of {kinds}")
+        self.digest = _listing_digest(found)
+        self._names = [name for name, _, _ in found]
+        self.classes, self.labels = self._label(options.unlabelled)
+        self._pattern = self._group_pattern(options.group_pattern)
+        # a.png beside a.tif: then every key of the source carries the extension, so that keys stay one to one
+        self._whole = len({_stem(name) for name in self._names}) != len(self._names)
+        self.reader: TileReader = FileReader(str(root))
+
+    def _label(self, unlabelled: bool) -> tuple[list[str], npt.NDArray[np.int32]]:
+        if unlabelled:
+            return [], np.full(len(self._names), -1, np.int32)
+        loose = [name for name in self._names if "/" not in name]
+        if loose and len(loose) < len(self._names):
+            inside = next(name for name in self._names if "/" in name).split("/")[0]
+            raise InputError(
+                f"{self.root}: holds both images ({loose[0]}) and class folders ({inside}); "
+                "move one of them away, or use --unlabelled true"
+            )
+        if loose:
+            return [], np.full(len(loose), -1, np.int32)
+        folders = [name.split("/", 1)[0] for name in self._names]
+        classes = sorted(set(folders))
+        number = {name: label for label, name in enumerate(classes)}
+        return classes, np.fromiter((number[folder] for folder in folders), np.int32, len(folders))
+
+    def _group_pattern(self, pattern: str | None) -> re.Pattern[str] | None:
+        if pattern is None:
+            return None
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"group_pattern is {pattern!r}: not a regular expression ({error})") from None
+        if not any(compiled.search(name) for name in self._names):
+            raise InputError(f"group_pattern is {pattern!r}: matches no file; the first is {self._names[0]!r}")
+        return compiled
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def tiles(self, rows: Iterable[int]) -> list[Tile]:
+        """The tiles with these numbers (in sorted order of paths)."""
+        return [self._tile(int(row)) for row in rows]
+
+    def _tile(self, row: int) -> Tile:
+        name = self._names[row]
+        match = self._pattern.search(name) if self._pattern else None
+        group = (match.group(1) if match.re.groups else match.group(0)) if match else None
+        if group is not None:  # a file name may hold bytes that are no text
+            group = os.fsencode(group).decode("utf-8", "replace")
+        key = safe_key(name if self._whole else _stem(name))
+        ext = name.rsplit(".", 1)[1].lower()
+        return Tile(key=key, name=name, row=row, label=int(self.labels[row]), group=group, ext=ext)
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads tiles of a ``FolderSource``."""
+
+    root: str
+
+    def where(self, tile: Tile) -> str:
+        return f"{self.root}/{tile.name}"
+
+    def read(self, tile: Tile) -> bytes:
+        try:
+            return Path(self.where(tile)).read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{self.where(tile)}: cannot be read ({error.strerror}); restore it or use --bad skip"
+            ) from None
+
+
+def _stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _is_image(name: str) -> bool:
+    stem, dot, ext = name.rpartition(".")
+    return bool(stem and dot) and ext.lower() in EXTENSIONS
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                    yield entry
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+
+
+def _walk(root: Path, below: str, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, int]]:
+    """Yield path below ``root``, size and modification time of every image, in no particular order."""
+    folder = root / below
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in parents:
+        raise InputError(f"{folder}: a link back to a folder that holds it; remove the link")
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _walk(root, f"{below}{entry.name}/", (*parents, here))
+        elif _is_image(entry.name) and entry.is_file():
+            found = entry.stat()
+            yield below + entry.name, found.st_size, found.st_mtime_ns
+
+
+def _step_into(root: Path) -> Path:
+    """``root``, or the lone folder in it that holds the class folders."""
+    while True:
+        entries = list(_entries(root))
+        folders = [entry.name for entry in entries if entry.is_dir()]
+        if len(folders) != 1 or any(_is_image(entry.name) for entry in entries):
+            return root
+        inner = list(_entries(root / folders[0]))
+        if any(_is_image(entry.name) for entry in inner) or not any(entry.is_dir() for entry in inner):
+            return root
+        root = root / folders[0]
+
+
+def _listing_digest(found: Sequence[tuple[str, int, int]]) -> str:
+    digest = hashlib.sha256()
+    for name, size, modified in found:
+        digest.update(os.fsencode(f"{name}\0{size}\0{modified}\n"))
+    return digest.hexdigest()

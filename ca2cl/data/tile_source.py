@@ -1,0 +1,80 @@
+"""What a source of tiles is, whatever it reads.
+
+A source is listed once, in the parent process. What the writing processes get is its ``reader`` (small, picklable) and
+the tiles of one shard at a time, so that a listing of 10^8 files is never copied.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of a source, not yet read."""
+
+    key: str
+    """Its name in the shard: unique in the source, without dots and slashes."""
+    name: str
+    """How users find it: the path below the source folder, or ``split[row]``."""
+    row: int
+    """Its number in the source's own order."""
+    label: int
+    """Index into the source's classes, -1 where there is none."""
+    group: str | None
+    """Slide or patient."""
+    ext: str | None
+    """Lower-case extension without dot; None where only the bytes tell."""
+
+
+class TileReader(Protocol):
+    """Fetches a tile's encoded bytes; goes to the writing processes."""
+
+    def read(self, tile: Tile) -> bytes:
+        """The tile's bytes as they are stored. InputError if they cannot be read."""
+
+    def where(self, tile: Tile) -> str:
+        """The tile's full name for error messages."""
+
+
+class Source(Protocol):
+    """A listed source: ``labels`` (N,) int32 indexes ``classes``; ``digest`` changes when any tile does."""
+
+    name: str
+    classes: list[str]
+    labels: npt.NDArray[np.int32]
+    digest: str
+    reader: TileReader
+
+    def __len__(self) -> int: ...
+
+    def tiles(self, rows: Iterable[int]) -> list[Tile]:
+        """The tiles with these numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """How to read a source; see ``ShardConfig`` for the fields' meaning."""
+
+    unlabelled: bool = False
+    group_pattern: str | None = None
+    split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+
+
+def safe_key(name: str) -> str:
+    """``name`` as a WebDataset key, one to one: ``/`` becomes ``~``, anything but letters, digits, ``_ -`` is ``%XX``.
+
+    Stock readers cut a member's name at the first dot of its last component, so no dot may stay in a key.
+    """
+    parts = (quote(os.fsencode(part), safe="").replace("~", "%7E").replace(".", "%2E") for part in name.split("/"))
+    return "~".join(parts)

@@ -1,0 +1,66 @@
+"""The command line: help, recipes, spelling, exit codes."""
+
+from pathlib import Path
+
+import pytest
+
+from ca2cl.cli import VERBS, main, recipes
+
+
+def outcome(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    return code, *capfd.readouterr()
+
+
+def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (((), 2), (("--help",), 0)):
+        code, out, _ = outcome(capfd, *arguments)
+        assert code == expected
+        assert all(f"  {verb}" in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_explains_every_setting(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome(capfd, verb, "--help")
+    assert code == 0
+    lines = out.splitlines()
+    options = [number for number, line in enumerate(lines) if line.startswith("  --") and "--config" not in line]
+    assert options
+    for number in options:
+        told = " ".join(lines[number : number + 2]).split(maxsplit=2)
+        assert len(told) == 3, f"{verb}: {lines[number]} has no explanation"
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome(capfd, "pretrain", "--recipe", recipe, "--optim.lr", "0.125", "--print_config")
+    assert code == 0
+    assert "lr: 0.125" in out and "epsilon_mode" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pretain",), "no verb 'pretain': did you mean pretrain?"),
+        (("pretrain", "--recipe", "smok"), "no recipe 'smok': did you mean smoke?"),
+        (("pretrain", "--optim.rl", "1"), "unknown setting optim.rl: did you mean optim.lr?"),
+        (("pretrain", "--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("pretrain", "--optim.lr", "fast"), "optim.lr"),
+        (("pretrain", "--optim.lr", "-1"), "optim.lr is -1.0: use a positive number"),
+        (("pretrain", "--model.norm", "batch"), "model.norm"),
+        (("shard",), "source"),
+        (("probe", "--train", "a", "--test", "b"), "encoder"),
+        (("doctor",), "views is not set"),
+        (("sync", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, _, error = outcome(capfd, *arguments)
+    assert code == 2
+    (line,) = error.splitlines()
+    assert line.startswith("ca2cl: error: ") and message in line, line
+    assert not list(tmp_path.iterdir())
