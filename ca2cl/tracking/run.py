@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -158,6 +159,7 @@ def open_run(
             reached (a resumed run only warns); the run to resume is not in the store.
     """
     folder = Path(run_dir)
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         again = _used(folder, resume)
@@ -168,6 +170,11 @@ def open_run(
         _write_description(tracker, config, manifest)
     except OSError as error:
         raise InputError(f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write") from None
+    except InputError:
+        if new:  # a refused start leaves no folder behind
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     return tracker.start()
 
 

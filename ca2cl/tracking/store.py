@@ -38,6 +38,7 @@ _DEFAULTS = {
 }
 _CHATTER = (
     "alembic",
+    "urllib3.connectionpool",
     "mlflow.pyfunc",
     "mlflow.store.db.utils",
     "mlflow.utils.git_utils",

@@ -51,16 +51,19 @@ class Checkpointer:
         if engine.accelerator.is_main_process:
             try:
                 self._write(step, engine, state)
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
+                shutil.rmtree(self._temporary(step), ignore_errors=True)
+                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
                 raise InputError(
-                    f"{self.folder}: cannot write a checkpoint ({error.strerror}); free some room"
+                    f"{self.folder}: cannot write the checkpoint of step {step} ({reason}); free some room and start "
+                    "again: the run goes on from the checkpoint before"
                 ) from None
         engine.accelerator.wait_for_everyone()
 
     def _write(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:09d}"
-        temporary = self.folder / f".{target.name}.tmp"
+        temporary = self._temporary(step)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         bare = engine.bare
@@ -79,6 +82,9 @@ class Checkpointer:
         _fsync(self.folder)
         self._point_at(target)
         self._prune()
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".step-{step:09d}.tmp"
 
     def _point_at(self, target: Path) -> None:
         temporary = self.folder / f".{_LATEST}.tmp"

@@ -1,0 +1,242 @@
+"""Schedule, optimizers, checkpoints and the loop, each against its definition."""
+
+import math
+import os
+import resource
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.data.stream import BadBudget
+from ca2cl.errors import InputError
+from ca2cl.training.checkpoint import Checkpointer, read_state, restore
+from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.optim import LARS, build_optimizer
+from ca2cl.training.preempt import StopFlag
+from ca2cl.training.schedule import learning_rate
+
+
+@given(
+    total=st.integers(1, 500),
+    per_epoch=st.integers(1, 60),
+    warmup=st.integers(0, 100),
+    schedule=st.sampled_from(["cosine_epoch", "cosine_step"]),
+)
+def test_the_rate_rises_linearly_and_then_only_falls(total: int, per_epoch: int, warmup: int, schedule: Any) -> None:
+    config = OptimConfig(lr=0.5, schedule=schedule, warmup_steps=warmup)
+    rates = [learning_rate(config, step, total, per_epoch) for step in range(total)]
+    for step in range(min(warmup, total)):
+        assert rates[step] == pytest.approx(0.5 * (step + 1) / warmup)
+    after = rates[warmup:]
+    assert all(0 <= rate <= 0.5 for rate in rates)
+    assert all(a >= b - 1e-12 for a, b in zip(after, after[1:], strict=False))
+
+
+def test_the_papers_cosine_changes_once_an_epoch_and_ends_at_the_last() -> None:
+    config = OptimConfig(lr=6e-4, schedule="cosine_epoch")
+    for step in range(40):
+        expected = 6e-4 * 0.5 * (1 + math.cos(math.pi * (step // 4) / 10))
+        assert learning_rate(config, step, 40, 4) == pytest.approx(expected)
+
+
+def test_lars_matches_its_definition() -> None:
+    torch.manual_seed(0)
+    weight, bias = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))
+    optimizer = LARS([weight, bias], lr=0.3, momentum=0.8, weight_decay=0.05, trust=0.02)
+    slow = [p.detach().clone() for p in (weight, bias)]
+    velocity = [torch.zeros_like(p) for p in slow]
+    for _ in range(3):
+        for number, parameter in enumerate((weight, bias)):
+            parameter.grad = torch.randn_like(parameter)
+            update = parameter.grad.clone()
+            if parameter.ndim == 2:
+                update += 0.05 * slow[number]
+                update *= 0.02 * slow[number].norm() / update.norm()
+            velocity[number] = 0.8 * velocity[number] + update
+            slow[number] = slow[number] - 0.3 * velocity[number]
+        optimizer.step()
+    torch.testing.assert_close([weight.data, bias.data], slow)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_every_optimizer_takes_the_configured_rate_and_decay(name: Any) -> None:
+    optimizer = build_optimizer(OptimConfig(name=name, lr=0.25, weight_decay=0.125), nn.Linear(2, 2))
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 0.25 and group["weight_decay"] == 0.125
+
+
+def make_engine(name: Any = "adamw", seed: int = 0) -> AccelerateEngine:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    config = OptimConfig(name=name, lr=0.05)
+    return AccelerateEngine(build_accelerator(RunConfig()), network, build_optimizer(config, network))
+
+
+class Method:
+    """A regression, whose loss is not a number in the steps of ``broken``."""
+
+    def __init__(self, broken: Sequence[int] = ()) -> None:
+        self.broken, self.step_number = broken, 0
+
+    def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> dict[str, Tensor]:
+        (x,) = micro_batches
+        loss = (engine.network(x) - x.sum(1, keepdim=True)).square().mean()
+        if self.step_number in self.broken:
+            loss = loss * float("nan")
+        self.step_number += 1
+        engine.backward(loss)
+        return {"loss": loss.detach()}
+
+
+@dataclass
+class Data:
+    micro_batches: list[Tensor]
+    epoch: int = 0
+    bad_samples: int = 0
+
+
+@dataclass
+class Recorder:
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+
+    def log_step(self, record: dict[str, Any]) -> None:
+        self.lines.append(record)
+
+    def after_epoch(self, epoch: int, engine: AccelerateEngine) -> None:
+        self.epochs.append(epoch)
+
+
+def batches(start: int = 0, bad: int = 0) -> Iterator[Data]:
+    step = start
+    while True:
+        generator = torch.Generator().manual_seed(step)
+        yield Data([torch.randn(16, 4, generator=generator)], epoch=step // 5, bad_samples=bad)
+        step += 1
+
+
+def make_job(folder: Path, steps: int, *, start: int = 0, bad: int = 0, method: Method | None = None) -> Job:
+    run = RunConfig(batch_size=16, steps=steps, checkpoint_every=4, keep_last=2, max_skipped=3)
+    return Job(
+        engine=make_engine(), method=method or Method(), data=batches(start, bad), observer=Recorder(),
+        checkpointer=Checkpointer(folder, 2), stop=StopFlag(), run=run, optim=OptimConfig(lr=0.05, schedule="constant"),
+        total_steps=steps, steps_per_epoch=5, check_bad=BadBudget(0.05).check, state={"run_id": "r"},
+    )  # fmt: skip
+
+
+def weights(job: Job) -> list[Tensor]:
+    return [p.detach().clone() for p in job.engine.bare.parameters()]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_a_restored_checkpoint_goes_on_bit_for_bit(name: Any, tmp_path: Path) -> None:
+    def steps(engine: AccelerateEngine, numbers: range) -> None:
+        for number in numbers:
+            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(number))
+            engine.backward((engine.network(x) - x.sum(1, keepdim=True)).square().mean())
+            engine.optimizer_step(0.05, None)
+
+    whole, first, second = make_engine(name), make_engine(name), make_engine(name, seed=1)
+    steps(whole, range(6))
+    steps(first, range(3))
+    Checkpointer(tmp_path, 1).save(3, first, {})
+    newest = Checkpointer(tmp_path, 1).latest()
+    assert newest is not None
+    restore(newest, second)
+    steps(second, range(3, 6))
+    for a, b in zip(whole.bare.parameters(), second.bare.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_loop_trains_journals_and_keeps_the_newest_checkpoints(tmp_path: Path) -> None:
+    job, progress = make_job(tmp_path, 10), Progress()
+    assert train(job, progress)
+    assert isinstance(job.observer, Recorder)
+    lines = job.observer.lines
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert [line["samples"] for line in lines] == list(range(16, 161, 16))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert job.observer.epochs == [0, 1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000000008", "step-000000010"]
+    assert read_state(tmp_path / "step-000000010")["progress"]["step"] == 10
+
+
+def test_a_loss_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> None:
+    job, progress = make_job(tmp_path, 6, method=Method(broken=[2])), Progress()
+    assert train(job, progress)
+    assert progress.skipped_steps == 1
+    assert all(torch.isfinite(value).all() for value in weights(job))
+    twin = make_job(tmp_path / "twin", 2)
+    train(twin, Progress())
+    stopped = make_job(tmp_path / "three", 3, method=Method(broken=[2]))
+    train(stopped, Progress())
+    assert all(torch.equal(a, b) for a, b in zip(weights(twin), weights(stopped), strict=True))
+
+
+def test_losses_that_stay_not_finite_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="3 steps in a row"):
+        train(make_job(tmp_path, 10, method=Method(broken=range(4, 10))), Progress())
+
+
+def test_too_many_bad_tiles_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bad"):
+        train(make_job(tmp_path, 500, bad=1), Progress())
+
+
+def test_a_signal_writes_a_checkpoint_and_ends_the_loop(tmp_path: Path) -> None:
+    job, progress = make_job(tmp_path, 10), Progress()
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    try:
+        job.stop.install()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not train(job, progress)
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGUSR1, before[1])
+    assert progress.step == 1 and (tmp_path / "step-000000001").is_dir()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    keeper, engine = Checkpointer(tmp_path, 2), make_engine()
+    keeper.save(1, engine, {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        with pytest.raises(InputError, match="step 2 .*free some room"):
+            keeper.save(2, engine, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    newest = keeper.latest()
+    assert newest is not None and newest.name == "step-000000001"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000000001"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_one_line(file: str, tmp_path: Path) -> None:
+    keeper, engine = Checkpointer(tmp_path, 2), make_engine()
+    engine.backward(engine.network(torch.ones(2, 4)).sum())
+    engine.optimizer_step(0.05, None)
+    keeper.save(1, engine, {})
+    path = tmp_path / "step-000000001"
+    (path / file).write_bytes((path / file).read_bytes()[:40])
+    with pytest.raises(InputError, match="step-000000001"):
+        restore(path, engine)
+
+
+def test_a_checkpoint_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    keeper, engine = Checkpointer(tmp_path, 2), make_engine()
+    keeper.save(1, engine, {})
+    state = tmp_path / "step-000000001" / "state.json"
+    state.write_text(state.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.raises(InputError, match="newer"):
+        restore(state.parent, engine)
