@@ -108,7 +108,10 @@ def cluster_figure(
     sizes = np.bincount(assignments_N, minlength=total)
     order = [int(k) for k in np.argsort(-sizes, kind="stable") if sizes[k]]
     empty = [str(k) for k in range(total) if not sizes[k]]
-    figure = Figure(figsize=(columns * 0.85 + 1.6, 0.95 * max(1, len(order)) + 0.7), layout="constrained")
+    # Margins in inches: constrained layout forgets that a strip of fixed shape does not fill its axes, and cuts labels.
+    width, height = columns * 0.9 + 1.2, 0.95 * max(1, len(order)) + 0.5
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left=1.1 / width, right=1 - 0.1 / width, top=1 - 0.4 / height, bottom=0.1 / height)
     heading = ", ".join([title] * bool(title) + [f"empty: {', '.join(empty)}"] * bool(empty))
     figure.suptitle(heading, fontsize=10)
     for row, cluster in enumerate(order):
@@ -118,7 +121,7 @@ def cluster_figure(
         axes.set_ylabel(
             f"cluster {cluster}\n{sizes[cluster]} tiles\n{share:.0%}", rotation=0, ha="right", va="center", fontsize=8
         )
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="W")
         axes.spines[:].set_visible(False)
     return figure
 
