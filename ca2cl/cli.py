@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ca2cl import __version__
-from ca2cl.errors import InputError
+from ca2cl.errors import InputError, LocalError
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -54,15 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except InputError as error:
-        return _refuse(str(error))
+        return _refuse(error)
     except KeyboardInterrupt:
         return 130
 
 
-def _refuse(message: str) -> int:
-    # One line for the job, not one for each of its processes: the first one speaks.
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"ca2cl: error: {' '.join(message.split())}\n")
+def _refuse(error: InputError) -> int:
+    # One line for the job, not one for each of its processes: the first one speaks, unless it may not know.
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or isinstance(error, LocalError):
+        by = "" if rank == "0" else f" (rank {rank})"
+        sys.stderr.write(f"ca2cl: error{by}: {' '.join(str(error).split())}\n")
     return 2
 
 

@@ -260,7 +260,8 @@ class PretrainConfig:
         if run.accumulation == "plain" and run.micro_batch_size:
             smallest = run.micro_batch_size
         _require(
-            self.objective.cluster_weight == 0 or smallest >= self.objective.clusters,
+            (self.objective.cluster_weight == 0 and self.objective.mutual_information == 0)
+            or smallest >= self.objective.clusters,
             "run.batch_size",
             smallest,
             f"k-means needs at least objective.clusters = {self.objective.clusters} tiles; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
 from ca2cl.config import PretrainConfig
+from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader, open_index
 from ca2cl.data.stream import BadBudget, LaneStream
@@ -44,7 +46,7 @@ def run(config: PretrainConfig) -> int:
     _check(config)
     stop = StopFlag().install()
     accelerator = build_accelerator(config.run)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    world = accelerator.num_processes
     index = open_index(config.data.shards, config.data.cache_dir)
     order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
     order.check_world(world)
@@ -58,12 +60,42 @@ def run(config: PretrainConfig) -> int:
     progress = Progress()
     if checkpoint is not None:
         progress = _resume(checkpoint, engine, index.manifest.digest)
+    _check_progress(progress, steps, engine)
 
     tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest))
+    status: Status = "FAILED"
+    try:
+        parts = _Parts(engine, index, order, checkpointer, stop, tracker)
+        done = _train(config, parts, progress, steps, micro_batch)
+        status = "FINISHED" if done else "KILLED"
+    finally:
+        tracker.finish(status)
+    # A launcher ends every process once one has ended otherwise than with 0: rank 0 must be through by then.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0 if done else EXIT_PREEMPTED
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a job is made of before its run is opened."""
+
+    engine: AccelerateEngine
+    index: ShardIndex
+    order: LaneOrder
+    checkpointer: Checkpointer
+    stop: StopFlag
+    tracker: NullTracker
+
+
+def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
+    """Everything between an opened run and its end; False when a signal asked for an earlier one."""
+    engine, index, order, tracker = parts.engine, parts.index, parts.order, parts.tracker
+    accelerator = engine.accelerator
     reader = ShardReader(config.data.shards, config.data.cache_dir)
     stream = LaneStream(
-        index, order, reader, rank=rank, world=world, workers=config.data.workers,
-        start_step=progress.step, stop_step=steps,
+        index, order, reader, rank=accelerator.process_index, world=accelerator.num_processes,
+        workers=config.data.workers, start_step=progress.step, stop_step=steps,
     )  # fmt: skip
     views = build_views(
         config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed
@@ -77,20 +109,16 @@ def run(config: PretrainConfig) -> int:
     }
     job = Job(
         engine=engine, method=CA2CL(config.objective), data=feed(stream, views, engine.device, micro_batch),
-        observer=observer, checkpointer=checkpointer, stop=stop, run=config.run, optim=config.optim,
+        observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, run=config.run, optim=config.optim,
         total_steps=steps, steps_per_epoch=order.steps_per_epoch, check_bad=budget.check, state=state,
     )  # fmt: skip
-    status: Status = "FAILED"
     try:
         done = train(job, progress)
         if done:
             _hand_on(config, engine, tracker, observer, progress, index.manifest)
-        status = "FINISHED" if done else "KILLED"
     finally:
         observer.close()
-        tracker.finish(status)
-    accelerator.end_training()
-    return 0 if done else EXIT_PREEMPTED
+    return done
 
 
 def _check(config: PretrainConfig) -> None:
@@ -149,6 +177,21 @@ def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str) ->
     restore(checkpoint, engine)
     logger.info("going on from %s", checkpoint)
     return Progress(**state["progress"])
+
+
+def _check_progress(progress: Progress, steps: int, engine: AccelerateEngine) -> None:
+    """All ranks are at one step, and the run goes beyond it: seen before the run is opened, by every rank."""
+    if progress.step > steps:
+        raise InputError(
+            f"run.steps is {steps}: the newest checkpoint is of step {progress.step}; ask for more, or use another "
+            "run.output_dir"
+        )
+    found = sorted(set(engine.gather_list([progress.step])))
+    if len(found) > 1:
+        raise InputError(
+            f"run.output_dir: processes found checkpoints of steps {', '.join(map(str, found))}; it must be one folder "
+            "that all of them see"
+        )
 
 
 def _open_tracker(

@@ -88,6 +88,17 @@ def test_cluster_loss_is_the_papers_equation() -> None:
     assert float(loss) == pytest.approx(slow_cluster_loss(g1, g2, 6, 0.2), rel=1e-12)
 
 
+def test_mutual_information_is_finite_with_an_empty_cluster() -> None:
+    """Three clusters of two kinds of rows: one has no members, and its column of the joint is 0."""
+    for dtype in (torch.float32, torch.float64):
+        g1 = unit_rows(2, 6, 8).to(dtype)[torch.tensor([0, 0, 1, 1, 0, 1])].requires_grad_()
+        clusters = k_means(g1.detach(), 3, 10)
+        assert (torch.bincount(clusters.assignments, minlength=3) == 0).any()
+        value = mutual_information(g1, g1, clusters, clusters, 0.2)
+        (gradient,) = torch.autograd.grad(value, g1)
+        assert torch.isfinite(value) and value >= -1e-6 and torch.isfinite(gradient).all()
+
+
 def test_an_empty_cluster_attracts_nothing() -> None:
     g = unit_rows(4, 3, 7)[[0, 0, 1, 1, 2, 3]]  # two equal starting rows: the second never wins a tie
     clusters = k_means(g, 3, 10)

@@ -28,6 +28,7 @@ from ca2cl.tracking.encoder_files import (
     save_encoder,
 )
 from ca2cl.tracking.registry import log_and_register
+from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.store import Store, open_store
 from ca2cl.views.preprocess import preprocess
 
@@ -155,6 +156,17 @@ def test_registering_again_changes_nothing_and_new_weights_make_a_new_version(
     assert log_and_register(other, save_encoder(tmp_path, weights(2), CARD), "twice", store) == "2"
     assert store.client.get_model_version_by_alias("twice", "latest").version in (2, "2")
     assert store.client.get_model_version_by_alias("twice", "champion").version in (1, "1")
+
+
+def test_a_run_that_is_trained_further_leaves_its_registered_version_alone(store: Store, tmp_path: Path) -> None:
+    run_id = str(store.client.create_run(store.experiment_id("tests")).info.run_id)
+    for version in (1, 2):
+        folder = save_encoder(tmp_path / str(version), weights(version), CARD)
+        assert log_and_register(run_id, folder, "further", store) == str(version)
+    for version in (1, 2):
+        found = resolve_encoder(f"models:/further/{version}", tracking_uri=store.uri).encoder
+        for name, value in weights(version).items():
+            assert torch.equal(found.state_dict()[name], value), (version, name)
 
 
 def test_the_pyfunc_gives_the_encoders_numbers_for_every_container(served: Any, registered: tuple[Path, str]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ca2cl.config import OptimConfig, RunConfig
-from ca2cl.data.stream import BadBudget
+from ca2cl.data.stream import BadBudget, BadTile
 from ca2cl.errors import InputError
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine, build_accelerator
@@ -77,22 +77,22 @@ def test_every_optimizer_takes_the_configured_rate_and_decay(name: Any) -> None:
 
 def make_engine(name: Any = "adamw", seed: int = 0) -> AccelerateEngine:
     torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
     config = OptimConfig(name=name, lr=0.05)
     return AccelerateEngine(build_accelerator(RunConfig()), network, build_optimizer(config, network))
 
 
 class Method:
-    """A regression, whose loss is not a number in the steps of ``broken``."""
+    """A regression whose forward pass overflows in the steps of ``broken``."""
 
     def __init__(self, broken: Sequence[int] = ()) -> None:
         self.broken, self.step_number = broken, 0
 
     def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> dict[str, Tensor]:
         (x,) = micro_batches
-        loss = (engine.network(x) - x.sum(1, keepdim=True)).square().mean()
         if self.step_number in self.broken:
-            loss = loss * float("nan")
+            x = x * float("inf")
+        loss = (engine.network(x) - x.sum(1, keepdim=True)).square().mean()
         self.step_number += 1
         engine.backward(loss)
         return {"loss": loss.detach()}
@@ -102,16 +102,20 @@ class Method:
 class Data:
     micro_batches: list[Tensor]
     epoch: int = 0
-    bad_samples: int = 0
+    bad: list[BadTile] = field(default_factory=list)
 
 
 @dataclass
 class Recorder:
     lines: list[dict[str, Any]] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
 
     def log_step(self, record: dict[str, Any]) -> None:
         self.lines.append(record)
+
+    def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
+        self.bad += [(step, tile.key) for tile in tiles]
 
     def after_epoch(self, epoch: int, engine: AccelerateEngine) -> None:
         self.epochs.append(epoch)
@@ -121,7 +125,9 @@ def batches(start: int = 0, bad: int = 0) -> Iterator[Data]:
     step = start
     while True:
         generator = torch.Generator().manual_seed(step)
-        yield Data([torch.randn(16, 4, generator=generator)], epoch=step // 5, bad_samples=bad)
+        yield Data(
+            [torch.randn(16, 4, generator=generator)], epoch=step // 5, bad=[BadTile(f"tile{step}", "cut short")] * bad
+        )
         step += 1
 
 
@@ -135,7 +141,8 @@ def make_job(folder: Path, steps: int, *, start: int = 0, bad: int = 0, method: 
 
 
 def weights(job: Job) -> list[Tensor]:
-    return [p.detach().clone() for p in job.engine.bare.parameters()]
+    """Parameters, and BatchNorm's statistics."""
+    return [value.detach().clone() for value in job.engine.bare.state_dict().values()]
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
@@ -154,7 +161,7 @@ def test_a_restored_checkpoint_goes_on_bit_for_bit(name: Any, tmp_path: Path) ->
     assert newest is not None
     restore(newest, second)
     steps(second, range(3, 6))
-    for a, b in zip(whole.bare.parameters(), second.bare.parameters(), strict=True):
+    for a, b in zip(whole.bare.state_dict().values(), second.bare.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -189,8 +196,11 @@ def test_losses_that_stay_not_finite_end_the_run(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_tiles_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="bad"):
-        train(make_job(tmp_path, 500, bad=1), Progress())
+    job = make_job(tmp_path, 500, bad=1)
+    with pytest.raises(InputError, match="6 of 100.*tile5: cut short|6 of 96.*tile5: cut short"):
+        train(job, Progress())
+    assert isinstance(job.observer, Recorder)
+    assert job.observer.bad == [(step + 1, f"tile{step}") for step in range(6)]
 
 
 def test_a_signal_writes_a_checkpoint_and_ends_the_loop(tmp_path: Path) -> None:
@@ -204,6 +214,22 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_loop(tmp_path: Path) -> None:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGUSR1, before[1])
     assert progress.step == 1 and (tmp_path / "step-000000001").is_dir()
+
+
+def test_a_run_that_went_back_keeps_its_own_checkpoints(tmp_path: Path) -> None:
+    keeper, engine = Checkpointer(tmp_path, 1), make_engine()
+    for step in (4, 9, 6):
+        keeper.save(step, engine, {})
+    newest = keeper.latest()
+    assert newest is not None and newest.name == "step-000000006"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000000006"]
+
+
+def test_another_optimizers_checkpoint_is_refused(tmp_path: Path) -> None:
+    keeper = Checkpointer(tmp_path, 1)
+    keeper.save(1, make_engine("sgd"), {})
+    with pytest.raises(InputError, match="holds the state of sgd, not of adamw; set optim.name"):
+        restore(tmp_path / "step-000000001", make_engine("adamw"))
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:

@@ -67,7 +67,14 @@ def open_index(root: str | Path, cache_dir: str | Path | None = None, policy: Fe
         raise InputError(f"data.cache_dir is none: {root} is remote; give a local folder with --data.cache_dir")
     base, policy = str(root).rstrip("/"), policy or FetchPolicy()
     url_hash = hashlib.blake2b(base.encode(), digest_size=8).hexdigest()
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_dir):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"data.cache_dir is {str(cache_dir)!r}: {error.strerror}; use a folder you can write"
+        ) from None
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".manifest-") as scratch:
         # Always fetched anew: it is small, and its digest says whether the cached rest still belongs to it.
         manifest = Path(scratch) / MANIFEST_NAME

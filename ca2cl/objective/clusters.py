@@ -88,6 +88,7 @@ def mutual_information(
         p2_GK = cluster_logits(g2_GD, clusters, temperature).softmax(1)
         joint_KK = p1_GK.T @ p2_GK / len(g1_GD)
         joint_KK = ((joint_KK + joint_KK.T) / 2).clamp(min=torch.finfo(joint_KK.dtype).tiny)
-        independent_KK = joint_KK.sum(1, keepdim=True) * joint_KK.sum(0, keepdim=True)
-        total = total + (joint_KK * (joint_KK.log() - independent_KK.log())).sum()
+        # The logarithms are added, not the marginals multiplied: an empty cluster's product would underflow to 0.
+        independent_KK = joint_KK.sum(1, keepdim=True).log() + joint_KK.sum(0, keepdim=True).log()
+        total = total + (joint_KK * (joint_KK.log() - independent_KK)).sum()
     return total / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from ca2cl.config import PretrainConfig
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader
+from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.objective.clusters import k_means
 from ca2cl.tracking.figures import cluster_figure, curves_figure
+from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.views.preprocess import preprocess
@@ -40,6 +43,9 @@ class RunObserver:
         self.tracker, self.config, self.index, self.reader, self.order = tracker, config, index, reader, order
         self.last_metrics: dict[str, float | None] = {}
         self.active = isinstance(tracker, RunTracker)
+        if isinstance(tracker, RunTracker):  # a run that goes on after its last step still knows how it ended
+            for record in training_lines(tracker.run_dir / "journal.jsonl"):
+                self._remember(record)
         # on a terminal a bar, otherwise a plain line now and then
         terminal = self.active and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=not terminal, dynamic_ncols=True)
@@ -47,7 +53,7 @@ class RunObserver:
 
     def log_step(self, record: dict[str, Any]) -> None:
         """A training line for the journal, and what a person watching wants of it."""
-        self.last_metrics = {key: value for key, value in record.items() if isinstance(value, (int, float))}
+        self._remember(record)
         self.tracker.log_step(record)
         if not self.active:
             return
@@ -58,6 +64,14 @@ class RunObserver:
                 "step %d of %s, epoch %d: loss %.4f, lr %.2e, %.0f tiles/s",
                 record["step"], self._bar.total, record["epoch"], record["loss"], record["lr"], record["tiles_per_s"],
             )  # fmt: skip
+
+    def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
+        """A journal line for each tile that had to be replaced."""
+        for tile in tiles:
+            self.tracker.log_event("bad_sample", in_step=step, key=tile.key, reason=tile.reason)
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        self.last_metrics = {key: value for key, value in record.items() if isinstance(value, (int, float))}
 
     def after_epoch(self, epoch: int, engine: AccelerateEngine) -> None:
         """Figures every ``run.figures_every`` epochs."""

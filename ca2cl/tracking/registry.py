@@ -60,7 +60,7 @@ def log_and_register(run_id: str, folder: str | Path, register_as: str | None, s
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / MODEL_PATH
             save_pyfunc(model, source, card)
-            client.log_artifacts(run_id, str(model), MODEL_PATH)
+            client.log_artifacts(run_id, str(model), _model_path(digest))
         client.set_tag(run_id, _DIGEST_TAG, digest)
     return _register(run_id, register_as, digest, card, store) if register_as else None
 
@@ -116,7 +116,7 @@ def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Sto
     for version in known:
         if version.run_id == run_id and version.tags.get(_DIGEST_TAG) == digest:
             return str(version.version)
-    location = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{MODEL_PATH}"
+    location = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{_model_path(digest)}"
     tags = {_DIGEST_TAG: digest, "ca2cl.arch": card.arch, "ca2cl.step": str(card.step)}
     if card.manifest_digest:
         tags["ca2cl.manifest_digest"] = card.manifest_digest
@@ -125,6 +125,11 @@ def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Sto
         client.set_registered_model_alias(name, CHAMPION, version.version)
     _log.info("registered %s version %s", name, version.version)
     return str(version.version)
+
+
+def _model_path(digest: str) -> str:
+    """A folder for these weights alone: a run that is trained further must not change a version that is registered."""
+    return f"{MODEL_PATH}-{digest[:12]}"
 
 
 def _digest(path: Path) -> str:

@@ -89,9 +89,11 @@ class NullTracker:
 class RunTracker(NullTracker):
     """What rank 0 holds. Make it with ``open_run``."""
 
-    def __init__(self, run_dir: Path, record: RunRecord, store: Store) -> None:
+    def __init__(self, run_dir: Path, record: RunRecord, store: Store, rewind_to: int | None = None) -> None:
         self.run_dir, self.record, self.run_id = run_dir, record, record.run_id
         self.journal = Journal(run_dir / JOURNAL_NAME)
+        if rewind_to is not None:  # before the mirror looks for its place in the journal
+            self.journal.rewind_to_step(rewind_to)
         self._mirror = Mirror(Replayer(run_dir, store, record.run_id))
         self._sampler = SystemSampler(self.journal, run_dir, record.created)
 
@@ -111,8 +113,12 @@ class RunTracker(NullTracker):
 
     def log_figure(self, name: str, figure: Figure) -> None:
         path = self.run_dir / "figures" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=110)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            figure.savefig(path, dpi=110)
+        except OSError as error:  # a picture is not worth a run
+            _log.warning("%s: not drawn (%s)", path, error.strerror)
+            return
         self.log_artifact(path, "figures")
 
     def log_artifact(self, path: str | Path, to: str = "") -> None:
@@ -164,9 +170,7 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
         again = _used(folder, resume)
         store, record = _continue_run(folder, config) if again else _create_run(folder, config)
-        tracker = RunTracker(folder, record, store)
-        if again:
-            tracker.journal.rewind_to_step(step)
+        tracker = RunTracker(folder, record, store, rewind_to=step if again else None)
         _write_description(tracker, config, manifest)
     except OSError as error:
         raise InputError(f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write") from None

@@ -185,6 +185,10 @@ def _locked(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with (folder / ".lock").open("a") as file:
+    try:
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise InputError(f"tracking.root is {str(folder)!r}: {error.strerror}; use a folder you can write") from None
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from ca2cl.errors import InputError
 from ca2cl.tracking.journal import Journal
 
 _MEGABYTE = 1e6
@@ -49,10 +50,10 @@ class SystemSampler:
             last = self._stop.wait(self._interval)
             try:
                 sample = measure(self._folder)
-            except (OSError, RuntimeError, psutil.Error) as error:
+                self._journal.append({"event": "system", "tick": int(time.time() - self._created), **sample})
+            except (OSError, RuntimeError, psutil.Error, InputError) as error:
                 _log.warning("no more system metrics: %s", error)
                 return
-            self._journal.append({"event": "system", "tick": int(time.time() - self._created), **sample})
 
 
 def measure(folder: Path) -> dict[str, float]:

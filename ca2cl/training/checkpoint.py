@@ -73,6 +73,7 @@ class Checkpointer:
         save_file(tensors, temporary / _OPTIMIZER)
         scaler = engine.accelerator.scaler
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
+        content["optimizer_name"] = _optimizer_name(engine)
         content["scaler"] = scaler.state_dict() if scaler is not None else None
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
@@ -81,7 +82,7 @@ class Checkpointer:
         temporary.rename(target)
         _fsync(self.folder)
         self._point_at(target)
-        self._prune()
+        self._prune(target)
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f".step-{step:09d}.tmp"
@@ -93,8 +94,11 @@ class Checkpointer:
         temporary.replace(self.folder / _LATEST)
         _fsync(self.folder)
 
-    def _prune(self) -> None:
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep_last]:
+    def _prune(self, newest: Path) -> None:
+        """Keep the newest ones. Those of later steps are what a run that went back has left behind: they go first."""
+        there = sorted(self.folder.glob("step-*"))
+        kept = [path for path in there if path <= newest][-self.keep_last :]
+        for old in set(there) - set(kept):
             shutil.rmtree(old)
 
 
@@ -122,6 +126,9 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         InputError: damaged, or of another architecture.
     """
     bare, state = engine.bare, read_state(path)
+    name = state.get("optimizer_name")
+    if name != _optimizer_name(engine):
+        raise InputError(f"{path}: holds the state of {name}, not of {_optimizer_name(engine)}; set optim.name to that")
     try:
         bare.load_state_dict(load_file(path / _MODEL), strict=True)
         tensors = load_file(path / _OPTIMIZER)
@@ -141,6 +148,10 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
     engine.optimizer.load_state_dict({"state": entries, "param_groups": inner["param_groups"]})
     if engine.accelerator.scaler is not None and state["scaler"]:
         engine.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _optimizer_name(engine: AccelerateEngine) -> str:
+    return type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__.lower()
 
 
 def _entries(tensors: dict[str, Tensor]) -> list[tuple[str, str, Tensor]]:

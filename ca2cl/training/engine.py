@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 
 from ca2cl.config import RunConfig
@@ -42,6 +42,7 @@ class AccelerateEngine:
         self.accelerator = accelerator
         network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        self._kept = [(buffer, buffer.clone()) for buffer in self.bare.buffers()]
 
     @property
     def bare(self) -> Any:
@@ -83,6 +84,19 @@ class AccelerateEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return OptimizerStep(float(norm), skipped)
 
-    def drop_gradient(self) -> None:
-        """Forget the accumulated gradient: the step is left out."""
+    def keep_buffers(self) -> None:
+        """Remember BatchNorm's running statistics: a forward pass that overflows would spoil them for good."""
+        for buffer, kept in self._kept:
+            kept.copy_(buffer)
+
+    def drop_step(self) -> None:
+        """Leave the step out: forget the gradient and take the statistics back to ``keep_buffers``."""
         self.optimizer.zero_grad(set_to_none=True)
+        for buffer, kept in self._kept:
+            buffer.copy_(kept)
+
+    def gather_list(self, items: list[Any]) -> list[Any]:
+        """The items of every rank, on every rank."""
+        if self.accelerator.num_processes == 1:
+            return items
+        return cast(list[Any], gather_object(items))

@@ -52,11 +52,6 @@ class FedStep:
     bad: list[BadTile]
     micro_batches: MicroBatches
 
-    @property
-    def bad_samples(self) -> int:
-        """Tiles that had to be replaced."""
-        return len(self.bad)
-
 
 def feed(stream: LaneStream, views: Views, device: torch.device, micro_batch_size: int) -> Iterator[FedStep]:
     """The stream's batches as the loop takes them."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
-from ca2cl.errors import InputError
+from ca2cl.errors import InputError, LocalError
 from ca2cl.training.checkpoint import Checkpointer
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.preempt import StopFlag
@@ -30,8 +30,8 @@ class StepData(Protocol):
         """Pass over the data, from 0."""
 
     @property
-    def bad_samples(self) -> int:
-        """Tiles of this rank's share that had to be replaced."""
+    def bad(self) -> list[Any]:
+        """Tiles of this rank's share that had to be replaced, each with ``key`` and ``reason``."""
 
     @property
     def micro_batches(self) -> Sequence[Any]:
@@ -50,6 +50,9 @@ class Observer(Protocol):
 
     def log_step(self, record: dict[str, Any]) -> None:
         """A journal line."""
+
+    def log_bad(self, step: int, tiles: Sequence[Any]) -> None:
+        """Tiles of all ranks that were replaced in ``step``."""
 
     def after_epoch(self, epoch: int, engine: AccelerateEngine) -> None:
         """An epoch has ended. Every rank calls it."""
@@ -79,8 +82,9 @@ class Job:
     optim: OptimConfig
     total_steps: int
     steps_per_epoch: int
-    check_bad: Callable[[int, int], None]
-    """Called on every rank with bad and seen tiles over all ranks; raises when there are too many bad ones."""
+    check_bad: Callable[[int, int, Sequence[Any]], None]
+    """Called on every rank with the numbers of bad and seen tiles over all ranks and this step's bad ones; raises when
+    there are too many."""
     state: dict[str, Any] = field(default_factory=dict)
     """What every checkpoint carries besides weights and counts: run id, digests."""
 
@@ -98,17 +102,18 @@ def train(job: Job, progress: Progress) -> bool:
     while progress.step < job.total_steps:
         # fetch
         started = time.perf_counter()
-        data = next(job.data)
+        data = _fetch(job)
         waited = time.perf_counter() - started
 
         # step: gradient, then the update unless the loss is not finite on any rank
+        job.engine.keep_buffers()
         terms = {name: float(value) for name, value in job.method.step(job.engine, data.micro_batches).items()}
         lr = learning_rate(job.optim, progress.step, job.total_steps, job.steps_per_epoch)
         grad_norm, skipped = _update(job, terms["loss"], lr)
         skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
-        stop, bad = _agree(job, data.bad_samples)
+        stop, bad = _agree(job, data.bad)
         progress.step += 1
-        progress.bad_samples += bad
+        progress.bad_samples += len(bad)
         progress.skipped_steps += skipped
         progress.skipped_adversaries += round(terms.pop("skipped_adversaries", 0.0))
 
@@ -116,7 +121,9 @@ def train(job: Job, progress: Progress) -> bool:
         if progress.step % job.run.log_every == 0 or progress.step == job.total_steps:
             seconds = time.perf_counter() - started
             job.observer.log_step(_record(job, progress, data.epoch, terms, lr, grad_norm, seconds, waited))
-        job.check_bad(progress.bad_samples, progress.step * job.run.batch_size)
+        if bad:
+            job.observer.log_bad(progress.step, bad)
+        job.check_bad(progress.bad_samples, progress.step * job.run.batch_size, bad)
         if skipped_in_a_row >= job.run.max_skipped:
             raise InputError(
                 f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss: "
@@ -139,16 +146,23 @@ def train(job: Job, progress: Progress) -> bool:
 
 def _update(job: Job, loss: float, lr: float) -> tuple[float, bool]:
     if not math.isfinite(loss):
-        job.engine.drop_gradient()
+        job.engine.drop_step()
         return float("nan"), True
     return job.engine.optimizer_step(lr, job.optim.clip_norm)
 
 
-def _agree(job: Job, bad: int) -> tuple[bool, int]:
-    """Stop flag and bad tiles over all ranks, by one small collective a step."""
-    mine = torch.tensor([float(job.stop.raised), float(bad)], device=job.engine.device)
+def _fetch(job: Job) -> StepData:
+    try:
+        return next(job.data)
+    except InputError as error:  # this rank's shards: the others do not know
+        raise LocalError(str(error)) from None
+
+
+def _agree(job: Job, bad: list[Any]) -> tuple[bool, list[Any]]:
+    """Stop flag and bad tiles over all ranks: one small collective a step, another where there are such tiles."""
+    mine = torch.tensor([float(job.stop.raised), float(len(bad))], device=job.engine.device)
     total = job.engine.accelerator.reduce(mine, reduction="sum")
-    return bool(total[0] > 0), int(total[1])
+    return bool(total[0] > 0), job.engine.gather_list(bad) if total[1] > 0 else []
 
 
 def _record(

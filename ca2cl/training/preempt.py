@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
+_SAME_SIGNAL_S = 2.0
 EXIT_PREEMPTED = 85
 """Exit code that tells a scheduler to start the job again."""
 
@@ -18,6 +20,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.raised = False
+        self._since = 0.0
 
     def install(self) -> StopFlag:
         """Take over SIGTERM and SIGUSR1 of this process (main thread only)."""
@@ -26,6 +29,8 @@ class StopFlag:
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.raised:
+        # A scheduler signals every process and the launcher passes it on: the same signal, twice within milliseconds.
+        if self.raised and time.monotonic() - self._since > _SAME_SIGNAL_S:
             os._exit(128 + number)
-        self.raised = True
+        if not self.raised:
+            self.raised, self._since = True, time.monotonic()
