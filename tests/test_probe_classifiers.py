@@ -59,25 +59,25 @@ def test_neighbours_of_a_zero_feature_still_make_probabilities() -> None:
 def test_logistic_regression_reaches_the_optimum_of_its_loss() -> None:
     """At the minimum of C * sum(log-loss) + |W|^2 / 2 the gradient is zero: C * X^T (P - Y) + W = 0, with W from P."""
     train, labels = clouds(90, spread=2.0)
-    strength = 0.1
+    strength = 1.0
     found = logistic_regression(train, labels, train, seed=0, strength=strength)
-    scaled = (train - train.mean(0)) / train.std(0)
+    scaled = np.stack([tile / np.sqrt((tile**2).sum()) for tile in train])
     residual = np.eye(3)[labels] - found.probabilities
     weights = strength * scaled.T @ residual
     logits = scaled @ weights
     # log P and the logits differ by a tile's normaliser and a class's bias: take both out
     log_p = np.log(found.probabilities)
     centred = [a - a.mean(1, keepdims=True) for a in (log_p, logits)]
-    np.testing.assert_allclose(*(a - a.mean(0) for a in centred), atol=5e-3)
+    np.testing.assert_allclose(*(a - a.mean(0) for a in centred), atol=1e-2)
     np.testing.assert_allclose(residual.sum(0), 0, atol=1e-2)
 
 
-def test_logistic_regression_does_not_care_about_the_scale_of_a_feature() -> None:
+def test_logistic_regression_does_not_care_how_long_a_tiles_features_are() -> None:
     train, labels = clouds(60, spread=2.0)
     test, _ = clouds(30, spread=2.0, seed=1)
-    scale = np.logspace(-3, 3, 8, dtype=np.float32)
     plain = logistic_regression(train, labels, test, seed=0)
-    scaled = logistic_regression(train * scale + 5 * scale, labels, test * scale + 5 * scale, seed=0)
+    stretch = np.logspace(-3, 3, 60, dtype=np.float32)[:, None]
+    scaled = logistic_regression(train * stretch, labels, test * stretch[:30], seed=0)
     np.testing.assert_allclose(plain.probabilities, scaled.probabilities, atol=1e-3)
 
 
