@@ -52,10 +52,11 @@ def logistic_regression(
     seed: int,
     strength: Strength = "auto",
 ) -> Prediction:
-    """Multinomial logistic regression by L-BFGS on features scaled to unit length, as the k-NN's cosines compare them.
+    """Multinomial logistic regression by L-BFGS on features less the labelled tiles' mean, scaled to unit length.
 
-    Unit length, and not unit variance of every feature: that blows up what hardly varies among the labelled tiles,
-    and accuracy on other slides then falls with more labels (Tian et al., ECCV 2020, scale likewise).
+    Centred, because features of one sign share most of their length; to unit length (SimpleShot's CL2N,
+    arXiv 1911.04623) and not every feature to unit variance: that blows up what hardly varies among the labelled tiles,
+    and accuracy on other slides then falls with more labels.
 
     Args:
         strength: C; or ``auto``, the one with the lowest mean log-loss on held-out *labelled* tiles (the smaller C of
@@ -66,8 +67,9 @@ def logistic_regression(
     if strength == "auto":
         strength = choose_strength(train_ND, labels_N, seed=seed)
     model = _model(strength)
-    _fit(model, _unit(train_ND), labels_N)
-    return Prediction(np.asarray(model.predict_proba(_unit(test_MD)), np.float64), {"C": strength})
+    train_ND, test_MD = _centred(train_ND, test_MD)
+    _fit(model, train_ND, labels_N)
+    return Prediction(np.asarray(model.predict_proba(test_MD), np.float64), {"C": strength})
 
 
 def choose_strength(
@@ -92,7 +94,7 @@ class _HeldOut:
     """One fold held out: a model that goes up the path of strengths, each fit started from the one before."""
 
     def __init__(self, train_ND: FloatArray, labels_N: IntArray, held_N: npt.NDArray[np.bool_]) -> None:
-        self._fit_ND, self._held_MD = _unit(train_ND[~held_N]), _unit(train_ND[held_N])
+        self._fit_ND, self._held_MD = _centred(train_ND[~held_N], train_ND[held_N])
         self._labels_N, self._truth_M = labels_N[~held_N], labels_N[held_N]
         self._model = _model(STRENGTHS[0])
 
@@ -120,6 +122,12 @@ def _fit(model: Any, train_ND: FloatArray, labels_N: IntArray) -> None:
         model.fit(train_ND, labels_N)
     if any(issubclass(entry.category, ConvergenceWarning) for entry in caught):
         logger.warning("logistic regression with C = %g stopped after %d iterations", model.C, MAX_ITERATIONS)
+
+
+def _centred(train_ND: FloatArray, test_MD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Both less the mean of ``train_ND``, of unit length."""
+    mean_D = train_ND.mean(axis=0, dtype=np.float64).astype(train_ND.dtype)
+    return _unit(train_ND - mean_D), _unit(test_MD - mean_D)
 
 
 def nearest_neighbours(

@@ -50,8 +50,8 @@ class ProbeConfig:
     knn: int = 20
     """Neighbours that vote."""
     strength: float | Literal["auto"] = 1.0
-    """C of the logistic regression, scikit-learn's inverse L2 strength, on features of unit length; or auto: chosen on
-    held-out labelled tiles, which is sound only where those come from other slides than the rest."""
+    """C of the logistic regression, scikit-learn's inverse L2 strength, on centred features of unit length; or auto:
+    chosen on held-out labelled tiles, which is sound only where those come from other slides than the rest."""
     batch_size: int = 256
     """Tiles that go through the encoder at once."""
     workers: int = 2
