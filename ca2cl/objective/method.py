@@ -65,6 +65,11 @@ class CA2CL:
     """L1 + L2 of CA2CL, by one backward pass a micro-batch.
 
     L1 = NTXent(z1, z2) + lambda Cluster(g1, g2);  L2 = NTXent(z2, z_adv), z_adv the strong view through W + delta.
+
+    The direction of delta needs L1's gradient before L2 is known. z1 has no part in L2, so the strong view is gone
+    through once for both, the direction and L1's gradient of every parameter, and its graph is let go before the
+    adversarial pass; the weak view is gone through twice, the first time for the direction alone. What is known by then
+    enters the one backward as terms that are linear in it (``_carry``): no engine sees a second backward.
     """
 
     def __init__(self, config: ObjectiveConfig) -> None:
@@ -88,7 +93,7 @@ class CA2CL:
         return _reduced(totals)
 
     def _micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """This rank's share of the loss of one micro-batch, with graph, and its terms."""
+        """A scalar with the gradient of this rank's share of one micro-batch's loss, and the loss's terms."""
         weight = engine.bare.encoder.conv1.weight
         delta = torch.zeros_like(weight, requires_grad=True) if self.config.adversary else None
         first: Embeddings = engine.network(views.x1, delta)
@@ -99,14 +104,14 @@ class CA2CL:
         terms["skipped_adversaries"] = loss.new_zeros(())
         if delta is None:
             return loss, {**terms, "loss": loss}
-        step, valid = self._direction(loss, delta, weight, engine.loss_scale)
+        gradient, carried = _first_half(loss, first, second, delta, engine)
+        step, valid = perturbation(all_sum(gradient), weight, self.config.epsilon, self.config.epsilon_mode)
         adversarial = self._adversarial_term(engine, views, step, second, gathered)
         adversarial = torch.where(valid, adversarial, torch.zeros_like(adversarial))
         terms["nt_xent_adversarial"] = adversarial
         # a count, the same on every rank: divided by W because _reduced sums
         terms["skipped_adversaries"] = (~valid).to(loss.dtype) / world()[1]
-        loss = loss + adversarial
-        return loss, {**terms, "loss": loss}
+        return carried + adversarial, {**terms, "loss": loss.detach() + adversarial}
 
     def _clean_terms(self, first: Embeddings, second: Embeddings, all_rows: _Gathered) -> dict[str, Tensor]:
         config = self.config
@@ -131,17 +136,42 @@ class CA2CL:
         }
         return [weights[name] * value for name, value in terms.items() if weights[name]]
 
-    def _direction(self, loss: Tensor, delta: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """The adversarial step over the global batch: 9,408 numbers summed by hand, no parameter gradient."""
-        (gradient,) = torch.autograd.grad(loss * scale, delta, retain_graph=True)
-        return perturbation(all_sum(gradient), weight, self.config.epsilon, self.config.epsilon_mode)
-
     def _adversarial_term(
         self, engine: Engine, views: ViewBatch, step: Tensor, second: Embeddings, all_rows: _Gathered
     ) -> Tensor:
         perturbed: Embeddings = engine.network(views.x1, step, update_statistics=False)
-        z_adv = gather_rows(perturbed.z)[all_rows.order]
-        return nt_xent(second.z, perturbed.z, all_rows.z2, z_adv, all_rows.own, self.config.temperature)
+        # z2 is gathered anew, beside z_adv: the first gathering's graph leads back to the strong view's, which is gone.
+        rows = gather_rows(torch.cat((second.z, perturbed.z), dim=1))[all_rows.order]
+        z2, z_adv = rows.chunk(2, dim=1)
+        return nt_xent(second.z, perturbed.z, z2, z_adv, all_rows.own, self.config.temperature)
+
+
+def _first_half(
+    loss: Tensor, first: Embeddings, second: Embeddings, delta: Tensor, engine: Engine
+) -> tuple[Tensor, Tensor]:
+    """L1's gradient with respect to delta on this rank, times the loss scale, and L1 as terms linear in what the last
+    backward will reach: the weak view's embeddings, and the parameters, for the strong view's part.
+
+    The strong view's graph is freed. Everything is summed over ranks inside the loss's own backward, once.
+    """
+    parameters = [p for p in engine.bare.parameters() if p.requires_grad]
+    scale = engine.loss_scale
+    outer = torch.autograd.grad(loss * scale, [*first, *second], allow_unused=True)
+    strong = [(e, grad) for e, grad in zip(first, outer[: len(first)], strict=True) if grad is not None]
+    weak = [(e, grad) for e, grad in zip(second, outer[len(first) :], strict=True) if grad is not None]
+    found = torch.autograd.grad(
+        [e for e, _ in strong], [delta, *parameters], [grad for _, grad in strong], allow_unused=True
+    )
+    (other,) = torch.autograd.grad([e for e, _ in weak], delta, [grad for _, grad in weak], retain_graph=True)
+    known = [(p, grad) for p, grad in zip(parameters, found[1:], strict=True) if grad is not None]
+    assert found[0] is not None
+    return found[0] + other, _carry([*weak, *known], scale)
+
+
+def _carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+    """A scalar whose gradient with respect to each tensor is the given one over ``scale``."""
+    parts = [(tensor * (grad.detach() / scale)).sum() for tensor, grad in pairs]
+    return torch.stack(parts).sum()
 
 
 def _gather(first: Embeddings, second: Embeddings, positions_B: Tensor) -> _Gathered:
