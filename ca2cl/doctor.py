@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from ca2cl.config import ViewsConfig
@@ -32,5 +33,6 @@ def run(config: DoctorConfig) -> int:
         raise InputError("views is not set: give --views SHARDS OUT.png")
     shards, out = config.views
     recipe = ViewsConfig(recipe=config.recipe)  # type: ignore[arg-type]
-    run_sheet(shards, out, count=config.count, config=recipe, image_size=config.image_size)
+    path = run_sheet(shards, out, count=config.count, config=recipe, image_size=config.image_size)
+    sys.stdout.write(f"views of {config.count} tiles in {path}\n")
     return 0
