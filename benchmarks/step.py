@@ -3,10 +3,10 @@
     python -m benchmarks.step [--image_size 64] [--batch_size 64] [--precision bf16] [--repeats 5] [--threads 2]
 
 Naive form: the stem's weight is perturbed in place between two backwards (L1's, which gives the direction and every
-parameter's gradient, then L2's, which goes through the weak view again), contiguous memory format. Ours: one
-activations-only pass for the direction, one backward of L1 + L2, channels_last. Both use the same losses, optimizer and
-autocast, and give the same gradient, which is checked (in fp32) before anything is timed. Repeats are interleaved; the
-median is taken.
+parameter's gradient, then L2's, which goes through the weak view again), contiguous memory format. Ours: the strong
+view once for the direction and its part of L1's gradient, the weak view's activations for the direction, one backward
+for the rest, channels_last. Both use the same losses, optimizer and autocast, and give the same gradient, which is
+checked (in fp32) before anything is timed. Repeats are interleaved; the median is taken.
 """
 
 from __future__ import annotations

@@ -110,7 +110,6 @@ def parse(name: str, arguments: list[str]) -> Any:
     import jsonargparse
 
     verb = VERBS[name]
-
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module = importlib.import_module(verb.settings_module or verb.module)
     kind = getattr(module, verb.settings)

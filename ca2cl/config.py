@@ -64,10 +64,6 @@ class ModelConfig:
     """Samples in one group of lane_group normalisation."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
-    input_size: int | None = None
-    """Side in pixels at which the finished encoder is to see whole tiles, written in its card; none is
-    data.image_size. Views that are crops show a tile magnified, so a larger side suits an encoder trained on them
-    (Touvron et al., 2019)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the input's channels, in [0, 1], subtracted before the encoder."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -76,8 +72,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(self.projection_dim >= 2, "model.projection_dim", self.projection_dim, "use at least 2")
         _require(self.norm_group >= 2, "model.norm_group", self.norm_group, "use at least 2 samples a group")
-        side = self.input_size
-        _require(side is None or side >= 32, "model.input_size", side, "use at least 32 pixels")
         _require(min(self.std) > 0, "model.std", self.std, "use positive numbers")
 
 

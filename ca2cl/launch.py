@@ -230,7 +230,7 @@ def _hand_on(
     card = EncoderCard(
         arch=config.model.arch,
         feature_dim=engine.bare.encoder.feature_dim,
-        input_size=config.model.input_size or config.data.image_size,
+        input_size=config.data.image_size,
         mean=config.model.mean,
         std=config.model.std,
         manifest_digest=manifest.digest,

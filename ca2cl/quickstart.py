@@ -74,6 +74,7 @@ def _draw(folder: Path, tiles_per_class: int) -> None:
     for name, count, seed in (("train", tiles_per_class, 0), ("test", tiles_per_class // 2, _TEST_SEED)):
         root = folder / "tissue" / name
         if root.exists():
+            _say(f"{root}: there already, kept as it is")
             continue
         _say(f"drawing {count} {name} tiles a class into {root}")
         write_tissue(root, count, size=_TILE_SIZE, seed=seed)

@@ -1,5 +1,6 @@
 """The command line: help, recipes, spelling, exit codes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from ca2cl.cli import VERBS, main, recipes
 def outcome(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = main(list(arguments))
     return code, *capfd.readouterr()
+
+
+def explanation(block: str) -> str:
+    """What help says of an option, less its name, placeholder, type and default."""
+    told = re.sub(r"^--\S+(?: (?:[A-Z_]+|\{\S+\}|\[\S+\]))*", "", " ".join(block.split()))
+    return re.sub(r"\(.*", "", told).strip()
 
 
 def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
@@ -23,12 +30,17 @@ def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) 
 def test_help_of_every_verb_explains_every_setting(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = outcome(capfd, verb, "--help")
     assert code == 0
-    lines = out.splitlines()
-    options = [number for number, line in enumerate(lines) if line.startswith("  --") and "--config" not in line]
-    assert options
-    for number in options:
-        told = " ".join(lines[number : number + 2]).split(maxsplit=2)
-        assert len(told) == 3, f"{verb}: {lines[number]} has no explanation"
+    blocks = re.split(r"\n  (?=--)", out)[1:]
+    assert blocks
+    for block in blocks:
+        name = block.split()[0]
+        assert len(explanation(block).split()) >= 2, f"{verb}: {name} has no explanation"
+
+
+def test_a_setting_without_a_docstring_would_be_seen() -> None:
+    """The check above on what the parser prints for one."""
+    block = "--plain PLAIN         (type: int, default: 1)"
+    assert not explanation(block)
 
 
 @pytest.mark.parametrize("recipe", recipes())

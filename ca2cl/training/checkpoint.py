@@ -126,9 +126,9 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         InputError: damaged, or of another architecture.
     """
     bare, state = engine.bare, read_state(path)
-    name = state.get("optimizer_name")
-    if name != _optimizer_name(engine):
-        raise InputError(f"{path}: holds the state of {name}, not of {_optimizer_name(engine)}; set optim.name to that")
+    held, ours = state.get("optimizer_name"), _optimizer_name(engine)
+    if held not in (None, ours):  # the first checkpoints did not say
+        raise InputError(f"{path}: holds the state of {held}, not of {ours}; set optim.name to that")
     try:
         bare.load_state_dict(load_file(path / _MODEL), strict=True)
         tensors = load_file(path / _OPTIMIZER)

@@ -1,4 +1,5 @@
-"""SIGTERM and SIGUSR1 ask for a checkpoint and a clean end; a second one ends at once."""
+"""SIGTERM and SIGUSR1 ask for a checkpoint and a clean end; a second one, later than two seconds after
+it, ends at once."""
 
 from __future__ import annotations
 
