@@ -90,8 +90,8 @@ def commands(config: QuickstartConfig) -> list[list[str]]:
         ["ca2cl", "shard", "tissue/test", "shards/test"],
         ["ca2cl", "doctor", "--views", "shards/train", "views.png", "--recipe", "crop", "--image_size", "48"],
         [*launch, "-m", "ca2cl", "pretrain", "--recipe", "smoke", "--data.shards", "shards/train",
-         "--data.image_size", "48", "--run.steps", str(config.steps), "--run.checkpoint_every", "40",
-         "--run.output_dir", "run"],
+         "--data.image_size", "48", "--optim.name", "adamw", "--optim.lr", "0.001",
+         "--run.steps", str(config.steps), "--run.checkpoint_every", "40", "--run.output_dir", "run"],
     ]  # fmt: skip
 
 
