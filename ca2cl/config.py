@@ -61,7 +61,7 @@ class ModelConfig:
     """Whose samples a BatchNorm's statistics are taken over. sync: one forward pass's samples on all processes;
     frozen: the running statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware."""
     norm_group: int = 16
-    """Samples in one group of lane_group normalisation."""
+    """Tiles in a group of lane_group normalisation. A batch, and a micro-batch, must be whole blocks of two groups."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
     mean: tuple[float, float, float] = IMAGENET_MEAN

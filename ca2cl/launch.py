@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
 from ca2cl.config import PretrainConfig
+from ca2cl.data.groups import LaneGroups
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader, open_index
@@ -27,7 +28,7 @@ from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import NullTracker, Status, open_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
-from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
 from ca2cl.training.feed import feed
 from ca2cl.training.loop import Job, Progress, train
 from ca2cl.training.optim import build_optimizer
@@ -51,10 +52,11 @@ def run(config: PretrainConfig) -> int:
     order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
     order.check_world(world)
     micro_batch = _micro_batch(config, world)
+    groups = _groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
     network = Network(_initial_encoder(config), config.model.projection_dim)
-    engine = AccelerateEngine(accelerator, network, build_optimizer(config.optim, network))
+    engine = _engine(config, accelerator, network, micro_batch)
     checkpointer = Checkpointer(Path(config.run.output_dir) / "checkpoints", config.run.keep_last)
     checkpoint = _checkpoint_to_resume(config, checkpointer)
     progress = Progress()
@@ -65,7 +67,7 @@ def run(config: PretrainConfig) -> int:
     tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest))
     status: Status = "FAILED"
     try:
-        parts = _Parts(engine, index, order, checkpointer, stop, tracker)
+        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker)
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
     finally:
@@ -83,6 +85,7 @@ class _Parts:
     engine: AccelerateEngine
     index: ShardIndex
     order: LaneOrder
+    groups: LaneGroups | None
     checkpointer: Checkpointer
     stop: StopFlag
     tracker: NullTracker
@@ -108,7 +111,8 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "manifest_digest": index.manifest.digest,
     }
     job = Job(
-        engine=engine, method=CA2CL(config.objective), data=feed(stream, views, engine.device, micro_batch),
+        engine=engine, method=CA2CL(config.objective, config.run.accumulation),
+        data=feed(stream, views, engine.device, micro_batch, parts.groups),
         observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, run=config.run, optim=config.optim,
         total_steps=steps, steps_per_epoch=order.steps_per_epoch, check_bad=budget.check, state=state,
     )  # fmt: skip
@@ -129,8 +133,6 @@ def _check(config: PretrainConfig) -> None:
         raise InputError("run.output_dir is not set: give a folder for the run, --run.output_dir FOLDER")
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
-    if config.model.norm == "lane_group":
-        raise InputError("model.norm is 'lane_group': this version has sync and frozen only; use one of them")
 
 
 def _micro_batch(config: PretrainConfig, world: int) -> int:
@@ -141,19 +143,31 @@ def _micro_batch(config: PretrainConfig, world: int) -> int:
         raise InputError(
             f"run.micro_batch_size is {size}: a process has {share} tiles of a batch; use a divisor of that"
         )
-    if size < share and config.run.accumulation == "exact":
-        raise InputError(
-            f"run.micro_batch_size is {size}: this version accumulates {share} tiles by plain micro-batches only; "
-            "add --run.accumulation plain, or leave run.micro_batch_size out"
-        )
     return size
+
+
+def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:
+    optimizer = build_optimizer(config.optim, network)
+    if under_deepspeed():
+        from ca2cl.training.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(accelerator, network, optimizer, config.run, config.optim, micro_batch)
+    return AccelerateEngine(accelerator, network, optimizer)
+
+
+def _groups(config: PretrainConfig, world: int, micro_batch: int) -> LaneGroups | None:
+    if config.model.norm != "lane_group":
+        return None
+    groups = LaneGroups(config.data.lanes, config.run.batch_size, config.model.norm_group)
+    groups.check(world, micro_batch)
+    return groups
 
 
 def _initial_encoder(config: PretrainConfig) -> Encoder:
     """The same on every rank: from the run's seed, or from given weights."""
     model = config.model
     torch.manual_seed(config.run.seed)
-    encoder = build_encoder(model.arch, model.norm, identity_blocks=True)
+    encoder = build_encoder(model.arch, model.norm, group=model.norm_group, identity_blocks=True)
     if model.weights != "random":
         given = resolve_encoder(
             model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch

@@ -30,15 +30,30 @@ def start(command: list[str], folder: Path, **environment: str) -> subprocess.Co
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
-def pretrain(folder: Path, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """``accelerate launch -m ca2cl pretrain`` on CPU processes."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no", "--num_machines", "1"]
-    launch += ["--dynamo_backend", "no", "--num_processes", str(processes)]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            launch += ["--multi_gpu", "--main_process_port", str(free.getsockname()[1])]
-    return start([*launch, "-m", "ca2cl", "pretrain", *arguments], folder)
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
+CONFIGS = ROOT / "accelerate_configs"
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def pretrain(
+    folder: Path, *arguments: str, processes: int = 1, config: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch -m ca2cl pretrain`` on CPU processes, through a shipped launcher configuration or none."""
+    launch = [*LAUNCH, "--mixed_precision", "no", "--num_machines", "1", "--dynamo_backend", "no"]
+    launch += ["--num_processes", str(processes)]
+    if config is not None:
+        launch += ["--config_file", str(CONFIGS / f"{config}.yaml"), "--main_process_port", str(free_port())]
+    elif processes > 1:
+        launch += ["--multi_gpu", "--main_process_port", str(free_port())]
+    # accelerate told to use the CPU forgets DeepSpeed, which must be told by itself
+    device = {"ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu"} if "deepspeed" in (config or "") else {}
+    return start([*launch, "-m", "ca2cl", "pretrain", *arguments], folder, **device)
 
 
 def training_lines(run_dir: Path) -> list[dict[str, Any]]:

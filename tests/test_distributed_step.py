@@ -1,7 +1,8 @@
-"""The step's gradient on one, two and four real gloo processes, in double precision: equal to rounding."""
+"""The step's gradient on one, two and four real gloo processes with one, two and four micro-batches, in double
+precision: equal to rounding."""
 
 import copy
-import socket
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,22 +14,27 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from ca2cl.config import ObjectiveConfig
+from ca2cl.config import ObjectiveConfig, OptimConfig, RunConfig
+from ca2cl.data.groups import LaneGroups
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Embeddings, Network
+from ca2cl.model.norm import commit_statistics
 from ca2cl.objective.method import CA2CL, ViewBatch
+from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.optim import build_optimizer
+from tests.jobs import free_port
 
-BATCH = 16
+BATCH, GROUP = 16, 2
 
 
 class DoubleNetwork(Network):
     """Keeps double precision where ``Network`` promises fp32."""
 
-    def forward(self, x: Tensor, stem_delta: Tensor | None = None, update_statistics: bool = True) -> Embeddings:
+    def forward(self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
         original = Tensor.float
         Tensor.float = Tensor.double  # type: ignore[method-assign,assignment]
         try:
-            return super().forward(x, stem_delta, update_statistics)
+            return super().forward(x, stem_delta, slot)
         finally:
             Tensor.float = original  # type: ignore[method-assign]
 
@@ -54,52 +60,81 @@ class PlainEngine:
                     parameter.grad /= dist.get_world_size()
 
 
-def one_step(network: Network, rank: int, world: int, objective: ObjectiveConfig) -> dict[str, Tensor]:
+def micro_batches(rank: int, world: int, count: int) -> list[ViewBatch]:
+    """A rank's share of the batch, a tile a lane, as the stream and the feed would give it."""
     generator = torch.Generator().manual_seed(1)
     x1, x2 = (torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64) for _ in range(2))
-    mine = torch.arange(rank, BATCH, world)  # interleaved, as lanes are
-    terms = CA2CL(objective).step(PlainEngine(network), [ViewBatch(x1[mine], x2[mine], mine)])
+    mine = torch.arange(rank, BATCH, world)
+    groups = LaneGroups(lanes=BATCH, batch_size=BATCH, group=GROUP)
+    mine = mine[groups.first_order(mine)]
+    return [
+        ViewBatch(x1[rows], x2[rows], rows, groups.second_order(len(rows))) for rows in mine.split(len(mine) // count)
+    ]
+
+
+def one_step(network: Network, rank: int, world: int, count: int, objective: ObjectiveConfig) -> dict[str, Tensor]:
+    terms = CA2CL(objective).step(PlainEngine(network), micro_batches(rank, world, count))
     grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     buffers = {name: b for name, b in network.named_buffers() if "running" in name}
     return {**{f"term {k}": v for k, v in terms.items()}, **grads, **buffers}
 
 
-def work(rank: int, world: int, port: int, network: Network, objective: ObjectiveConfig, out: str) -> None:
+def work(rank: int, world: int, port: int, network: Network, count: int, objective: ObjectiveConfig, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     network = copy.deepcopy(network)  # spawned processes share the tensors that they are given
-    result = one_step(network, rank, world, objective)
+    result = one_step(network, rank, world, count, objective)
     if rank == 0:
         torch.save(result, out)
     dist.destroy_process_group()
 
 
+def on_processes(
+    world: int, network: Network, count: int, objective: ObjectiveConfig, folder: Path
+) -> dict[str, Tensor]:
+    """What rank 0 of so many gloo processes ends its step with."""
+    out = folder / "result.pt"
+    mp.spawn(work, (world, free_port(), network, count, objective, str(out)), nprocs=world)  # type: ignore[no-untyped-call]
+    found: dict[str, Tensor] = torch.load(out, weights_only=True)
+    return found
+
+
 WHOLE = ObjectiveConfig(clusters=3, mutual_information=0.3, epsilon=0.3)
 
 
+CLEAN = ObjectiveConfig(clusters=3, adversary=False)
+ALONE = ObjectiveConfig(cluster_weight=0.0, epsilon=0.3)
+
+
 @pytest.mark.parametrize(
-    ("world", "norm", "objective"),
+    ("world", "count", "norm", "objective"),
     [
-        (2, "sync", WHOLE),
-        (2, "frozen", WHOLE),
-        (4, "sync", WHOLE),
-        (4, "frozen", WHOLE),
-        (2, "sync", ObjectiveConfig(cluster_weight=0.0, epsilon=0.3)),
-        (2, "sync", ObjectiveConfig(clusters=3, adversary=False)),
+        (2, 1, "sync", WHOLE),
+        (4, 1, "sync", WHOLE),
+        (2, 1, "sync", ALONE),
+        (2, 1, "sync", CLEAN),
+        (4, 1, "frozen", WHOLE),
+        (2, 2, "frozen", WHOLE),
+        (1, 2, "lane_group", WHOLE),
+        (1, 4, "lane_group", WHOLE),
+        (2, 1, "lane_group", WHOLE),
+        (2, 2, "lane_group", WHOLE),
+        (4, 1, "lane_group", WHOLE),
+        (2, 2, "lane_group", ALONE),
+        (2, 2, "lane_group", CLEAN),
     ],
 )
-def test_any_number_of_processes_gives_the_gradient_of_one(
-    world: int, norm: Any, objective: ObjectiveConfig, tmp_path: Path
+def test_any_number_of_processes_and_micro_batches_gives_the_gradient_of_one(
+    world: int, count: int, norm: Any, objective: ObjectiveConfig, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    network = DoubleNetwork(build_encoder("resnet18", norm)).double().train()
-    expected = one_step(copy.deepcopy(network), 0, 1, objective)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = tmp_path / "result.pt"
-    mp.spawn(work, (world, port, network, objective, str(out)), nprocs=world)  # type: ignore[no-untyped-call]
-    found = torch.load(out, weights_only=True)
+    network = DoubleNetwork(build_encoder("resnet18", norm, group=GROUP)).double().train()
+    expected = one_step(copy.deepcopy(network), 0, 1, 1, objective)
+    found = (
+        one_step(network, 0, 1, count, objective)
+        if world == 1
+        else on_processes(world, network, count, objective, tmp_path)
+    )
     assert found.keys() == expected.keys()
     assert expected["term skipped_adversaries"] == 0
     assert ("term nt_xent_adversarial" in expected) == objective.adversary
@@ -107,3 +142,63 @@ def test_any_number_of_processes_gives_the_gradient_of_one(
         tolerance = 1e-6 if name.startswith("term") else 1e-9  # terms are reported in fp32
         error = (found[name] - value).norm() / value.norm().clamp(min=1e-12)
         assert float(error) < tolerance, (name, float(error))
+
+
+def test_plain_accumulation_is_another_loss() -> None:
+    """The tests above would pass if micro-batches were the whole batch to either kind."""
+    torch.manual_seed(0)
+    network = DoubleNetwork(build_encoder("resnet18", "frozen")).double().train()
+    halves = micro_batches(0, 1, 2)
+    losses = [float(CA2CL(CLEAN, kind).step(PlainEngine(network), halves)["nt_xent"]) for kind in ("exact", "plain")]
+    assert abs(losses[0] - losses[1]) > 0.1
+
+
+class Unlucky(DoubleNetwork):
+    """Rank 1's gradient with respect to the perturbation is not a number; nothing else is touched."""
+
+    def forward(self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
+        if stem_delta is not None and stem_delta.requires_grad and dist.is_initialized() and dist.get_rank() == 1:
+            stem_delta = stem_delta.clone()
+            stem_delta.register_hook(lambda grad: grad * float("nan"))
+        return super().forward(x, stem_delta, slot)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_direction_that_is_not_finite_on_one_rank_is_skipped_on_all(count: int, tmp_path: Path) -> None:
+    """The step is then L1's alone, on every rank, and says so."""
+    torch.manual_seed(0)
+    network = Unlucky(build_encoder("resnet18", "lane_group", group=GROUP)).double().train()
+    clean = ObjectiveConfig(**{**vars(WHOLE), "adversary": False})
+    expected = one_step(copy.deepcopy(network), 0, 1, 1, clean)
+    found = on_processes(2, network, count, WHOLE, tmp_path)
+    assert found["term skipped_adversaries"] == 1 and found["term nt_xent_adversarial"] == 0
+    for name in (name for name in expected if not name.startswith("term")):
+        error = (found[name] - expected[name]).norm() / expected[name].norm().clamp(min=1e-12)
+        assert float(error) < 1e-9, (name, float(error))
+
+
+def three_forwards(rank: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = Network(build_encoder("resnet18", "sync")).train()
+    engine = AccelerateEngine(build_accelerator(RunConfig()), network, build_optimizer(OptimConfig(), network))
+    for _ in range(2):  # the second step would meet what the first has spoilt
+        views = [engine.network(torch.randn(4, 3, 32, 32), None, slot) for slot in (0, 1, None)]
+        engine.backward(torch.stack([view.z.sum() + view.g.sum() for view in views]).sum())
+        commit_statistics(engine.bare)
+        norm, skipped = engine.optimizer_step(1e-3, None)
+        assert norm > 0 and not skipped
+    if rank == 0:
+        torch.save({name: b for name, b in engine.bare.named_buffers() if name.endswith("tracked")}, out)
+    engine.accelerator.end_training()
+
+
+def test_three_forwards_and_one_backward_through_the_wrapper(tmp_path: Path) -> None:
+    """DistributedDataParallel would write BatchNorm's buffers between them (pytorch#175024)."""
+    mp.spawn(three_forwards, (free_port(), str(tmp_path / "out.pt")), nprocs=2)  # type: ignore[no-untyped-call]
+    counts = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert counts and all(int(count) == 4 for count in counts.values())

@@ -1,5 +1,7 @@
 """The encoder is torchvision's, its stem takes a perturbation, and only clean passes move running statistics."""
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -7,6 +9,7 @@ import torchvision
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, build_encoder
 from ca2cl.model.heads import Network
+from ca2cl.model.norm import BatchNorm, commit_statistics, recording
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -38,9 +41,12 @@ def test_an_adversarial_pass_leaves_the_running_statistics_alone() -> None:
     network = Network(build_encoder("resnet18")).train()
     x = torch.randn(4, 3, 32, 32)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    quiet = network(x, None, update_statistics=False)
+    quiet = network(x)
+    commit_statistics(network)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    loud = network(x)
+    loud = network(x, None, 0)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    commit_statistics(network)
     torch.testing.assert_close(quiet, loud)
     changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
     assert {key.rsplit(".", 1)[1] for key in changed} == {"running_mean", "running_var", "num_batches_tracked"}
@@ -75,3 +81,44 @@ def test_identity_blocks_pass_on_what_their_shortcut_gives(arch: str) -> None:
         channels = block.conv1.in_channels
         x = torch.rand(2, channels, 4, 4)
         torch.testing.assert_close(block(x), x)
+
+
+def slow_batch_norm(x: torch.Tensor, groups: list[list[int]]) -> torch.Tensor:
+    """Every group and channel by the definition, one at a time."""
+    out = torch.empty_like(x)
+    for rows in groups:
+        for channel in range(x.shape[1]):
+            values = x[rows, channel]
+            mean = values.sum() / values.numel()
+            variance = ((values - mean) ** 2).sum() / values.numel()
+            out[rows, channel] = (values - mean) / torch.sqrt(variance + 1e-5)
+    return out
+
+
+def test_lane_group_normalises_every_run_of_rows_by_itself() -> None:
+    torch.manual_seed(0)
+    layer = BatchNorm(3, "lane_group", group=2).double().train()
+    x = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), slow_batch_norm(x, [[0, 1], [2, 3], [4, 5]]))
+    assert torch.equal(layer(x)[:4], layer(x[:4]))  # to the last bit, whatever comes along
+
+
+@pytest.mark.parametrize("norm", ["sync", "lane_group"])
+def test_running_statistics_move_once_a_view_however_many_passes_recorded_it(norm: Any) -> None:
+    torch.manual_seed(0)
+    layer = BatchNorm(3, norm, group=2).double().train()
+    x = torch.randn(8, 3, 4, 4, dtype=torch.float64) * 3 + 1
+    for slot, rows in ((0, x[:2]), (1, x[4:6]), (0, x[2:4]), (1, x[6:])):  # as micro-batches interleave two views
+        with recording(layer, slot):
+            layer(rows)
+    commit_statistics(layer)
+    mean, variance = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    for view in (x[:4], x[4:]):
+        parts = view.split(2)
+        mean = 0.9 * mean + 0.1 * sum(part.mean((0, 2, 3)) for part in parts) / 2
+        variance = 0.9 * variance + 0.1 * sum(part.var((0, 2, 3), unbiased=True) for part in parts) / 2
+    torch.testing.assert_close(layer.running_mean, mean)
+    torch.testing.assert_close(layer.running_var, variance)
+    assert int(layer.num_batches_tracked) == 2
+    commit_statistics(layer)
+    torch.testing.assert_close(layer.running_mean, mean)  # nothing recorded, nothing moved

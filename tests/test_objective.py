@@ -1,6 +1,7 @@
 """The objective against the mathematics, written as slow loops."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -151,3 +152,35 @@ def test_no_direction_gives_no_perturbation(bad: float) -> None:
     delta, valid = perturbation(torch.full((2, 2), bad), torch.ones(2, 2), 1.0, "absolute")
     assert not bool(valid)
     assert not delta.any()
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 40, 64, 10**6])
+def test_nt_xent_in_blocks_of_rows_is_nt_xent(logits_at_once: int) -> None:
+    """Value and gradient, from one row at a time to all of them."""
+
+    def total(a: Tensor, b: Tensor, at_once: int) -> Tensor:
+        z1, z2 = F.normalize(a, dim=1), F.normalize(b, dim=1)
+        return nt_xent(z1, z2, z1, z2, torch.arange(10), 0.2, at_once)
+
+    inputs = [unit_rows(10, 5, seed).requires_grad_() for seed in (0, 1)]
+    expected, found = total(*inputs, 10**9), total(*inputs, logits_at_once)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for one, other in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+def test_nt_xent_never_holds_more_logits_than_it_may() -> None:
+    largest = 0
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    z = unit_rows(64, 4, 0).requires_grad_()
+    with Watch():
+        nt_xent(z, z, z, z, torch.arange(64), 0.2, 512).backward()
+    assert largest <= 512

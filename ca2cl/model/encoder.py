@@ -27,11 +27,11 @@ class Encoder(ResNet):
         feature_dim: length of a feature vector (512, or 2,048 for resnet50).
     """
 
-    def __init__(self, arch: str = "resnet18", norm: Norm = "sync") -> None:
+    def __init__(self, arch: str = "resnet18", norm: Norm = "sync", group: int = 16) -> None:
         if arch not in _LAYOUTS:
             raise InputError(f"model.arch is {arch!r}: use one of {', '.join(ARCHITECTURES)}")
         block, layers = _LAYOUTS[arch]
-        super().__init__(block, layers, norm_layer=norm_layer(norm))
+        super().__init__(block, layers, norm_layer=norm_layer(norm, group))
         self.arch = arch
         self.feature_dim = 512 * block.expansion
         self.fc: nn.Module = nn.Identity()
@@ -52,10 +52,14 @@ class Encoder(ResNet):
         return features
 
 
-def build_encoder(arch: str = "resnet18", norm: Norm = "sync", *, identity_blocks: bool = False) -> Encoder:
+def build_encoder(
+    arch: str = "resnet18", norm: Norm = "sync", *, group: int = 16, identity_blocks: bool = False
+) -> Encoder:
     """A freshly initialised encoder (torchvision's initialisation, from torch's global generator).
 
     Args:
+        norm: whose samples BatchNorm's statistics are taken over while training.
+        group: tiles that share them, where ``norm`` is lane_group.
         identity_blocks: start every residual block as the identity, its last BatchNorm's weight 0 (Goyal et al., 2017,
             section 5.1): what training from scratch wants. Without it the embeddings of a new network nearly coincide,
             what tells them apart is rounding, and so are then the first steps.
@@ -63,7 +67,7 @@ def build_encoder(arch: str = "resnet18", norm: Norm = "sync", *, identity_block
     Raises:
         InputError: ``arch`` is not one of ``ARCHITECTURES``.
     """
-    encoder = Encoder(arch, norm)
+    encoder = Encoder(arch, norm, group)
     if identity_blocks:
         for block in encoder.modules():
             if isinstance(block, (BasicBlock, Bottleneck)):

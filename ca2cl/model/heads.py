@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ca2cl.model.encoder import Encoder
-from ca2cl.model.norm import statistics
+from ca2cl.model.norm import recording
 
 
 class Projector(nn.Module):
@@ -57,8 +57,14 @@ class Network(nn.Module):
         self.projector = Projector(encoder.feature_dim, dim)
         self.group_head = GroupHead(encoder.feature_dim, dim)
 
-    def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, update_statistics: bool = True) -> Embeddings:
-        """Embeddings of one view, its own forward pass with its own BatchNorm statistics."""
-        with statistics(self, update=update_statistics):
+    def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
+        """Embeddings of one view, its own forward pass with its own BatchNorm statistics.
+
+        Args:
+            stem_delta: added to the stem's weight, see ``Encoder``.
+            slot: the view that running statistics are recorded for (``norm.commit_statistics`` then moves them); None
+                records none.
+        """
+        with recording(self, slot):
             h_Bd = self.encoder(x_BCHW, stem_delta)
         return Embeddings(self.projector(h_Bd), self.group_head(h_Bd))

@@ -2,7 +2,12 @@
 
 ``sync`` takes the statistics of a forward pass over all processes. torch's SyncBatchNorm refuses CPU tensors in a
 process group and breaks ``torch.compile`` graphs (pytorch#161302); this one is two differentiable all-reduces and
-serves every device. ``frozen`` normalises by the running statistics and never changes them.
+serves every device. ``lane_group`` takes them over runs of ``group`` consecutive rows: whose samples these are does not
+depend on the hardware (``data.groups``), and no pass needs a collective. ``frozen`` normalises by the running
+statistics and never changes them.
+
+Running statistics are recorded by the passes that are told to, and moved by ``commit_statistics``, once a view and
+step, however many micro-batches and processes shared the work.
 """
 
 from __future__ import annotations
@@ -42,30 +47,52 @@ def _all_sum(x: Tensor) -> Tensor:
     return total
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` with the project's modes; its state keys are torchvision's."""
+def _many_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
-    def __init__(self, num_features: int, norm: Norm = "sync") -> None:
+
+class BatchNorm(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` with the project's modes; its state keys are torchvision's.
+
+    Attributes:
+        norm: whose samples the statistics are taken over while training.
+        group: consecutive rows that share them, where ``norm`` is lane_group.
+        slot: the view whose running statistics a pass records, or None: none are recorded.
+    """
+
+    def __init__(self, num_features: int, norm: Norm = "sync", group: int = 16) -> None:
         super().__init__(num_features)
         self.norm = norm
-        self.update_statistics = True
+        self.group = group
+        self.slot: int | None = None
+        self._recorded: dict[int, Tensor] = {}
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalise (B, C, H, W); the statistics follow ``norm`` while training and the running ones otherwise."""
-        assert self.running_mean is not None and self.running_var is not None
         if not self.training or self.norm == "frozen":
             return F.batch_norm(
                 x_BCHW, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if self.norm == "lane_group":
+            return self._forward_groups(x_BCHW)
+        if _many_processes():
             return self._forward_sync(x_BCHW)
-        if not self.update_statistics:
+        return self._forward_local(x_BCHW)
+
+    def _forward_local(self, x_BCHW: Tensor) -> Tensor:
+        """Statistics over these very rows."""
+        if self.slot is None:
             return F.batch_norm(x_BCHW, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        self._count()
-        momentum = self._momentum()
-        return F.batch_norm(
-            x_BCHW, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
-        )
+        # With a momentum of 1 the running statistics are this batch's: their mean and unbiased variance.
+        mean_C, var_C = torch.zeros_like(self.bias), torch.zeros_like(self.bias)
+        out = F.batch_norm(x_BCHW, mean_C, var_C, self.weight, self.bias, True, 1.0, self.eps)
+        self._record(mean_C, var_C)
+        return out
+
+    def _forward_groups(self, x_BCHW: Tensor) -> Tensor:
+        assert len(x_BCHW) % self.group == 0, (len(x_BCHW), self.group)
+        # One call a group and not one for all: a group's result is then the same bits whatever it is passed along with.
+        return torch.cat([self._forward_local(rows) for rows in torch.split(x_BCHW, self.group)])
 
     def _forward_sync(self, x_BCHW: Tensor) -> Tensor:
         """Statistics over every process's samples, mean first and then squared deviations: one pass of
@@ -77,46 +104,74 @@ class BatchNorm(nn.BatchNorm2d):
         mean_C = totals_C1[:-1] / number
         centred = x - mean_C[:, None, None]
         var_C = _all_sum(centred.square().sum((0, 2, 3))) / number
-        if self.update_statistics:
-            self._track(mean_C.detach(), var_C.detach() * number / (number - 1))
+        if self.slot is not None:
+            self._record(mean_C.detach(), var_C.detach() * number / (number - 1))
         scale_C = self.weight.float() * torch.rsqrt(var_C + self.eps)
         out = centred * scale_C[:, None, None] + self.bias.float()[:, None, None]
         return out.to(x_BCHW.dtype)
 
-    def _count(self) -> None:
-        assert self.num_batches_tracked is not None
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
+    @torch.no_grad()
+    def _record(self, mean_C: Tensor, unbiased_var_C: Tensor) -> None:
+        """Add one group's statistics to the slot's: sums of means and of variances, and how many."""
+        assert self.slot is not None
+        row = torch.cat([mean_C, unbiased_var_C, mean_C.new_ones(1)])
+        self._recorded[self.slot] = self._recorded[self.slot] + row if self.slot in self._recorded else row
 
-    def _momentum(self) -> float:
-        assert self.momentum is not None
-        return self.momentum
+    def take_recorded(self) -> list[Tensor]:
+        """What was recorded since the last call, a (2 C + 1) row a view in the views' order."""
+        rows = [self._recorded[slot] for slot in sorted(self._recorded)]
+        self._recorded = {}
+        return rows
 
-    def _track(self, mean_C: Tensor, unbiased_var_C: Tensor) -> None:
+    @torch.no_grad()
+    def track(self, row: Tensor) -> None:
+        """Move the running statistics towards one view's: the mean over its groups."""
         assert self.running_mean is not None and self.running_var is not None
-        self._count()
-        with torch.no_grad():
-            self.running_mean.lerp_(mean_C, self._momentum())
-            self.running_var.lerp_(unbiased_var_C, self._momentum())
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        mean_C, var_C = (row[:-1] / row[-1]).chunk(2)
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean_C, self.momentum)
+        self.running_var.lerp_(var_C, self.momentum)
 
 
-def norm_layer(norm: Norm) -> partial[BatchNorm]:
+def norm_layer(norm: Norm, group: int = 16) -> partial[BatchNorm]:
     """The ``norm_layer`` that torchvision's ResNet takes, in one of our modes."""
-    return partial(BatchNorm, norm=norm)
+    return partial(BatchNorm, norm=norm, group=group)
+
+
+def _layers(module: nn.Module) -> list[BatchNorm]:
+    return [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
 
 
 @contextmanager
-def statistics(module: nn.Module, *, update: bool) -> Iterator[None]:
-    """Whether the BatchNorms of ``module`` update their running statistics inside this block.
-
-    Only a clean view's pass may: the adversarial one sees weights that no evaluation will.
-    """
-    layers = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
-    before = [layer.update_statistics for layer in layers]
+def recording(module: nn.Module, slot: int | None) -> Iterator[None]:
+    """For which view the BatchNorms of ``module`` record running statistics inside this block; None: for none."""
+    layers = _layers(module)
     for layer in layers:
-        layer.update_statistics = update
+        layer.slot = slot
     try:
         yield
     finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer.update_statistics = value
+        for layer in layers:
+            layer.slot = None
+
+
+def commit_statistics(module: nn.Module) -> None:
+    """Move the running statistics of ``module`` by what was recorded, one view after another; every rank calls it.
+
+    lane_group's are averaged over the groups of all ranks, by one collective for all layers; sync's are the same on
+    every rank already.
+    """
+    layers = _layers(module)
+    rows = [(layer, row) for layer in layers for row in layer.take_recorded()]
+    if not rows:
+        return
+    if _many_processes() and layers[0].norm == "lane_group":
+        together = torch.cat([row for _, row in rows])
+        dist.all_reduce(together)
+        rows = [
+            (layer, part)
+            for (layer, _), part in zip(rows, torch.split(together, [len(row) for _, row in rows]), strict=True)
+        ]
+    for layer, row in rows:
+        layer.track(row)

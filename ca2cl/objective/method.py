@@ -7,26 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
 from ca2cl.model.heads import Embeddings, Network
+from ca2cl.model.norm import commit_statistics
 from ca2cl.objective.adversary import perturbation
-from ca2cl.objective.clusters import cluster_loss, k_means, mutual_information
-from ca2cl.objective.gather import all_sum, canonical_order, gather_rows, world
-from ca2cl.objective.nt_xent import nt_xent
+from ca2cl.objective.gather import all_sum, world
+from ca2cl.objective.terms import Rows, adversarial_term, clean_terms, weighted_sum
+
+FIRST, SECOND = 0, 1
+"""Whose running statistics a pass adds to: those of the strong view come before the weak one's."""
 
 
 class ViewBatch(NamedTuple):
-    """Two views of a micro-batch, (B, 3, S, S) each, and its rows' places in the global batch, (B,) int64."""
+    """Two views of a micro-batch, (B, 3, S, S) each, and its rows' places in the global batch, (B,) int64.
+
+    ``second_order`` (B,), where it is given, is the order in which the weak view's rows go through the network:
+    groups of ``lane_group`` normalisation are runs of consecutive rows, and each view has its own.
+    """
 
     x1: Tensor
     x2: Tensor
     positions: Tensor
+    second_order: Tensor | None = None
 
 
 class Engine(Protocol):
@@ -38,7 +45,7 @@ class Engine(Protocol):
 
     @property
     def bare(self) -> Network:
-        """The network inside the wrapper."""
+        """The network inside the wrapper: for passes that the engine must not notice."""
 
     @property
     def loss_scale(self) -> float:
@@ -51,16 +58,6 @@ class Engine(Protocol):
         """Accumulate the gradient of ``loss``, averaged over ranks."""
 
 
-@dataclass(frozen=True)
-class _Gathered:
-    z1: Tensor
-    z2: Tensor
-    g1: Tensor
-    g2: Tensor
-    order: Tensor
-    own: Tensor
-
-
 class CA2CL:
     """L1 + L2 of CA2CL, by one backward pass a micro-batch.
 
@@ -69,11 +66,17 @@ class CA2CL:
     The direction of delta needs L1's gradient before L2 is known. z1 has no part in L2, so the strong view is gone
     through once for both, the direction and L1's gradient of every parameter, and its graph is let go before the
     adversarial pass; the weak view is gone through twice, the first time for the direction alone. What is known by then
-    enters the one backward as terms that are linear in it (``_carry``): no engine sees a second backward.
+    enters the one backward as terms that are linear in it (``carry``): no engine sees a second backward.
+
+    Args:
+        config: the loss.
+        accumulation: what several micro-batches mean. exact: the whole batch's loss, its gradient brought back to one
+            micro-batch after another (``cached``); plain: the mean of the micro-batches' own losses.
     """
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    def __init__(self, config: ObjectiveConfig, accumulation: Literal["exact", "plain"] = "exact") -> None:
         self.config = config
+        self.accumulation = accumulation
 
     def step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
         """Accumulate the gradient of one optimizer step.
@@ -82,68 +85,83 @@ class CA2CL:
             The step's terms as fp32 scalars, the same on every rank: loss, nt_xent, cluster, nt_xent_adversarial,
             mutual_information where it is on, and skipped_adversaries, a count.
         """
+        if len(micro_batches) > 1 and self.accumulation == "exact":
+            from ca2cl.objective.cached import cached_step
+
+            totals = cached_step(self.config, engine, micro_batches)
+        else:
+            totals = self._plain_step(engine, micro_batches)
+        commit_statistics(engine.bare)
+        return _reduced(totals)
+
+    def _plain_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
-        for number, views in enumerate(micro_batches):
+        for number in range(len(micro_batches)):
             with engine.micro_step(last=number == len(micro_batches) - 1):
-                loss, terms = self._micro_step(engine, views)
+                loss, terms = self._micro_step(engine, micro_batches[number])
                 engine.backward(loss * (world()[1] / len(micro_batches)))
             for name, value in terms.items():
                 share = value.detach() if name == "skipped_adversaries" else value.detach() / len(micro_batches)
                 totals[name] = totals[name] + share if name in totals else share
-        return _reduced(totals)
+        return totals
 
     def _micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """A scalar with the gradient of this rank's share of one micro-batch's loss, and the loss's terms."""
         weight = engine.bare.encoder.conv1.weight
         delta = torch.zeros_like(weight, requires_grad=True) if self.config.adversary else None
-        first: Embeddings = engine.network(views.x1, delta)
-        second: Embeddings = engine.network(views.x2, delta)
-        gathered = _gather(first, second, views.positions)
-        terms = self._clean_terms(first, second, gathered)
-        loss = sum(self._weighted(terms), start=first.z.new_zeros(()))
+        rows = Rows.at(views.positions)
+        # Through the wrapper goes the last pass before the backward and no other: a wrapper takes every pass through it
+        # for the start of a backward of its own (DistributedDataParallel's reducer, DeepSpeed's hooks on outputs).
+        first = embed_first(engine.bare, views, delta, record=True)
+        last = engine.network if delta is None else engine.bare
+        second = embed_second(last, views, delta, record=True)
+        terms = clean_terms(first, second, rows, self.config)
+        loss = weighted_sum(terms, self.config)
         terms["skipped_adversaries"] = loss.new_zeros(())
         if delta is None:
             return loss, {**terms, "loss": loss}
         gradient, carried = _first_half(loss, first, second, delta, engine)
         step, valid = perturbation(all_sum(gradient), weight, self.config.epsilon, self.config.epsilon_mode)
-        adversarial = self._adversarial_term(engine, views, step, second, gathered)
+        perturbed = embed_first(engine.network, views, step, record=False)
+        adversarial = adversarial_term(second.z, perturbed.z, rows, self.config)
         adversarial = torch.where(valid, adversarial, torch.zeros_like(adversarial))
         terms["nt_xent_adversarial"] = adversarial
         # a count, the same on every rank: divided by W because _reduced sums
         terms["skipped_adversaries"] = (~valid).to(loss.dtype) / world()[1]
         return carried + adversarial, {**terms, "loss": loss.detach() + adversarial}
 
-    def _clean_terms(self, first: Embeddings, second: Embeddings, all_rows: _Gathered) -> dict[str, Tensor]:
-        config = self.config
-        terms = {"nt_xent": nt_xent(first.z, second.z, all_rows.z1, all_rows.z2, all_rows.own, config.temperature)}
-        if config.cluster_weight == 0 and config.mutual_information == 0:
-            return terms
-        clusters1 = k_means(all_rows.g1, config.clusters, config.lloyd_iterations)
-        clusters2 = k_means(all_rows.g2, config.clusters, config.lloyd_iterations)
-        temperature = config.cluster_temperature
-        terms["cluster"] = cluster_loss(first.g, second.g, clusters1, clusters2, all_rows.own, temperature)
-        if config.mutual_information:
-            # Every rank computes it whole, so each contributes one W-th.
-            whole = mutual_information(all_rows.g1, all_rows.g2, clusters1, clusters2, temperature)
-            terms["mutual_information"] = whole / world()[1]
-        return terms
 
-    def _weighted(self, terms: dict[str, Tensor]) -> list[Tensor]:
-        weights = {
-            "nt_xent": 1.0,
-            "cluster": self.config.cluster_weight,
-            "mutual_information": -self.config.mutual_information,
-        }
-        return [weights[name] * value for name, value in terms.items() if weights[name]]
+def embed_first(network: torch.nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embeddings:
+    """The strong view's embeddings, through the stem's weight plus ``delta``.
 
-    def _adversarial_term(
-        self, engine: Engine, views: ViewBatch, step: Tensor, second: Embeddings, all_rows: _Gathered
-    ) -> Tensor:
-        perturbed: Embeddings = engine.network(views.x1, step, update_statistics=False)
-        # z2 is gathered anew, beside z_adv: the first gathering's graph leads back to the strong view's, which is gone.
-        rows = gather_rows(torch.cat((second.z, perturbed.z), dim=1))[all_rows.order]
-        z2, z_adv = rows.chunk(2, dim=1)
-        return nt_xent(second.z, perturbed.z, z2, z_adv, all_rows.own, self.config.temperature)
+    Args:
+        record: whether BatchNorm's running statistics take note. Only one clean pass of a view and step may: the
+            adversarial one sees weights that no evaluation will.
+    """
+    embeddings: Embeddings = network(views.x1, delta, FIRST if record else None)
+    return embeddings
+
+
+def embed_second(network: torch.nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embeddings:
+    """The weak view's embeddings, in the order of the strong view's rows."""
+    order, slot = views.second_order, SECOND if record else None
+    if order is None:
+        embeddings: Embeddings = network(views.x2, delta, slot)
+        return embeddings
+    z, g = network(views.x2[order], delta, slot)
+    back = torch.argsort(order)
+    return Embeddings(z[back], g[back])
+
+
+def parameters_of(engine: Engine) -> list[Tensor]:
+    """The trainable parameters, in the network's order."""
+    return [p for p in engine.bare.parameters() if p.requires_grad]
+
+
+def carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+    """A scalar whose gradient with respect to each tensor is the given one over ``scale``."""
+    parts = [(tensor * (grad.detach() / scale)).sum() for tensor, grad in pairs]
+    return torch.stack(parts).sum()
 
 
 def _first_half(
@@ -154,8 +172,7 @@ def _first_half(
 
     The strong view's graph is freed. Everything is summed over ranks inside the loss's own backward, once.
     """
-    parameters = [p for p in engine.bare.parameters() if p.requires_grad]
-    scale = engine.loss_scale
+    parameters, scale = parameters_of(engine), engine.loss_scale
     outer = torch.autograd.grad(loss * scale, [*first, *second], allow_unused=True)
     strong = [(e, grad) for e, grad in zip(first, outer[: len(first)], strict=True) if grad is not None]
     weak = [(e, grad) for e, grad in zip(second, outer[len(first) :], strict=True) if grad is not None]
@@ -165,22 +182,7 @@ def _first_half(
     (other,) = torch.autograd.grad([e for e, _ in weak], delta, [grad for _, grad in weak], retain_graph=True)
     known = [(p, grad) for p, grad in zip(parameters, found[1:], strict=True) if grad is not None]
     assert found[0] is not None
-    return found[0] + other, _carry([*weak, *known], scale)
-
-
-def _carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> Tensor:
-    """A scalar whose gradient with respect to each tensor is the given one over ``scale``."""
-    parts = [(tensor * (grad.detach() / scale)).sum() for tensor, grad in pairs]
-    return torch.stack(parts).sum()
-
-
-def _gather(first: Embeddings, second: Embeddings, positions_B: Tensor) -> _Gathered:
-    """All embeddings of the global batch by one collective, so that its backward is one collective too."""
-    order, own = canonical_order(positions_B)
-    parts = (first.z, second.z, first.g, second.g)
-    rows = gather_rows(torch.cat(parts, dim=1))[order]
-    z1, z2, g1, g2 = torch.split(rows, [part.shape[1] for part in parts], dim=1)
-    return _Gathered(z1, z2, g1, g2, order, own)
+    return found[0] + other, carry([*weak, *known], scale)
 
 
 def _reduced(shares: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,9 +48,10 @@ class Checkpointer:
 
     def save(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:
         """Write the checkpoint of ``step`` optimizer steps done. Every rank must call it."""
+        optimizer = engine.optimizer_state()
         if engine.accelerator.is_main_process:
             try:
-                self._write(step, engine, state)
+                self._write(step, engine, optimizer, state)
             except (OSError, SafetensorError) as error:
                 shutil.rmtree(self._temporary(step), ignore_errors=True)
                 reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -60,7 +61,9 @@ class Checkpointer:
                 ) from None
         engine.accelerator.wait_for_everyone()
 
-    def _write(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, engine: AccelerateEngine, optimizer: dict[str, dict[str, Any]], state: dict[str, Any]
+    ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:09d}"
         temporary = self._temporary(step)
@@ -69,7 +72,7 @@ class Checkpointer:
         bare = engine.bare
         model = {name: _portable(value) for name, value in bare.state_dict().items()}
         save_file(model, temporary / _MODEL)
-        tensors, scalars = _optimizer_state(engine, bare)
+        tensors, scalars = _tensors_and_numbers(optimizer)
         save_file(tensors, temporary / _OPTIMIZER)
         scaler = engine.accelerator.scaler
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
@@ -137,39 +140,30 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         raise InputError(
             f"{path}: does not fit this network ({reason}); use the configuration it was made with"
         ) from None
-    names = [name for name, parameter in bare.named_parameters() if parameter.requires_grad]
-    entries: dict[int, dict[str, Any]] = {}
-    for number, name in enumerate(names):
-        entry: dict[str, Any] = {key: t for key, n, t in _entries(tensors) if n == name}
-        entry.update(state["optimizer"].get(name, {}))
-        if entry:
-            entries[number] = entry
-    inner = engine.optimizer.state_dict()
-    engine.optimizer.load_state_dict({"state": entries, "param_groups": inner["param_groups"]})
+    entries: dict[str, dict[str, Any]] = {name: dict(numbers) for name, numbers in state["optimizer"].items()}
+    for key, value in tensors.items():
+        moment, name = key.split("/", 1)
+        entries.setdefault(name, {})[moment] = value
+    engine.load_optimizer_state(entries)
     if engine.accelerator.scaler is not None and state["scaler"]:
         engine.accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def _optimizer_name(engine: AccelerateEngine) -> str:
-    return type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__.lower()
+    return engine.optimizer_name
 
 
-def _entries(tensors: dict[str, Tensor]) -> list[tuple[str, str, Tensor]]:
-    return [(*key.split("/", 1), value) for key, value in tensors.items()]  # type: ignore[misc]
-
-
-def _optimizer_state(engine: AccelerateEngine, bare: Any) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Optimizer state by parameter name: tensors as ``moment/parameter``, and plain numbers."""
-    names = [name for name, parameter in bare.named_parameters() if parameter.requires_grad]
+def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Optimizer state for safetensors, as ``moment/parameter``, and for JSON."""
     tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for number, entry in engine.optimizer.state_dict()["state"].items():
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, entry in state.items():
         for key, value in entry.items():
             if isinstance(value, Tensor):
-                tensors[f"{key}/{names[number]}"] = _portable(value)
+                tensors[f"{key}/{name}"] = _portable(value)
             else:
-                scalars.setdefault(names[number], {})[key] = value
-    return tensors, scalars
+                numbers.setdefault(name, {})[key] = value
+    return tensors, numbers
 
 
 def _portable(value: Tensor) -> Tensor:

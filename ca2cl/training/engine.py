@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,15 +18,28 @@ from ca2cl.config import RunConfig
 
 def build_accelerator(config: RunConfig) -> Accelerator:
     """The accelerator of this process, from the launcher's environment and ``run.precision``."""
+    # Under DeepSpeed the weights stay in fp32 and passes are autocast as under any other engine: its own bf16 and fp16
+    # would make every buffer of BatchNorm a half-precision one.
+    precision = "no" if under_deepspeed() else config.precision
     # broadcast_buffers=False: with several forwards before one backward DDP would write BatchNorm's buffers in place
     # between them (pytorch#175024); ours need no broadcast, every rank computes the same ones.
     return Accelerator(
-        mixed_precision=config.precision,
+        mixed_precision=precision,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30), **_backend()),
         ],
     )
+
+
+def under_deepspeed() -> bool:
+    """Whether the launcher asked for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def _backend() -> dict[str, str]:
+    """DeepSpeed on CPUs would take oneCCL; gloo comes with torch."""
+    return {"backend": "gloo"} if under_deepspeed() and not torch.cuda.is_available() else {}
 
 
 class OptimizerStep(NamedTuple):
@@ -38,9 +52,12 @@ class OptimizerStep(NamedTuple):
 class AccelerateEngine:
     """Carries a method's gradient (``objective.method.Engine``) and steps the optimizer exactly once a step."""
 
+    memory_format = torch.channels_last
+
     def __init__(self, accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator = accelerator
-        network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer_name = type(optimizer).__name__.lower()
+        network = network.to(accelerator.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self._kept = [(buffer, buffer.clone()) for buffer in self.bare.buffers()]
 
@@ -92,8 +109,28 @@ class AccelerateEngine:
     def drop_step(self) -> None:
         """Leave the step out: forget the gradient and take the statistics back to ``keep_buffers``."""
         self.optimizer.zero_grad(set_to_none=True)
+        self._restore_buffers()
+
+    def _restore_buffers(self) -> None:
         for buffer, kept in self._kept:
             buffer.copy_(kept)
+
+    def optimizer_state(self) -> dict[str, dict[str, Any]]:
+        """The whole optimizer state by parameter: its moments as tensors of the parameter's shape, and numbers. Every
+        rank calls it."""
+        names = self._trainable_names()
+        state = self.optimizer.state_dict()["state"]
+        return {names[number]: dict(entry) for number, entry in state.items()}
+
+    def load_optimizer_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """Take over what ``optimizer_state`` gave, under this or another engine. Every rank calls it."""
+        names = self._trainable_names()
+        entries = {number: state[name] for number, name in enumerate(names) if name in state}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+    def _trainable_names(self) -> list[str]:
+        return [name for name, parameter in self.bare.named_parameters() if parameter.requires_grad]
 
     def gather_list(self, items: list[Any]) -> list[Any]:
         """The items of every rank, on every rank."""

@@ -8,6 +8,7 @@ from typing import overload
 
 import torch
 
+from ca2cl.data.groups import LaneGroups
 from ca2cl.data.stream import BadTile, LaneStream, TileBatch
 from ca2cl.objective.method import ViewBatch
 from ca2cl.views import Views
@@ -15,10 +16,16 @@ from ca2cl.views import Views
 
 class MicroBatches(Sequence[ViewBatch]):
     """A step's tiles in micro-batches of ``size`` rows, each turned into its views on access: views are a pure
-    function of the tile's key, so a method that asks twice gets the same ones."""
+    function of the tile's key, so a method that asks twice gets the same ones.
 
-    def __init__(self, batch: TileBatch, views: Views, device: torch.device, size: int) -> None:
-        self._batch, self._views, self._device, self._size = batch, views, device, size
+    With ``groups``, rows come in the order in which groups of normalisation are runs of them.
+    """
+
+    def __init__(
+        self, batch: TileBatch, views: Views, device: torch.device, size: int, groups: LaneGroups | None = None
+    ) -> None:
+        self._batch, self._views, self._device, self._size, self._groups = batch, views, device, size, groups
+        self._order = torch.arange(len(batch.keys)) if groups is None else groups.first_order(batch.positions)
 
     def __len__(self) -> int:
         return -(-len(self._batch.keys) // self._size)
@@ -34,14 +41,15 @@ class MicroBatches(Sequence[ViewBatch]):
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         start = (number % len(self)) * self._size
-        rows = slice(start, start + self._size)
+        rows = self._order[start : start + self._size]
         tiles, key_hash, positions = (
             part[rows].to(self._device, non_blocking=True)
             for part in (self._batch.tiles, self._batch.key_hash, self._batch.positions)
         )
         with torch.no_grad():
             x1, x2 = self._views(tiles, key_hash, self._batch.epoch)
-        return ViewBatch(x1, x2, positions)
+        second_order = self._groups.second_order(len(x2)).to(self._device) if self._groups else None
+        return ViewBatch(x1, x2, positions, second_order)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,13 @@ class FedStep:
     micro_batches: MicroBatches
 
 
-def feed(stream: LaneStream, views: Views, device: torch.device, micro_batch_size: int) -> Iterator[FedStep]:
+def feed(
+    stream: LaneStream,
+    views: Views,
+    device: torch.device,
+    micro_batch_size: int,
+    groups: LaneGroups | None = None,
+) -> Iterator[FedStep]:
     """The stream's batches as the loop takes them."""
     for batch in stream:
-        yield FedStep(batch.epoch, batch.bad, MicroBatches(batch, views, device, micro_batch_size))
+        yield FedStep(batch.epoch, batch.bad, MicroBatches(batch, views, device, micro_batch_size, groups))
