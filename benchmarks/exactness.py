@@ -1,0 +1,166 @@
+"""Does a step depend on the hardware? The same run on every number of processes, micro-batches and engines, compared.
+
+    python -m benchmarks.exactness [--processes 1 2 4] [--micro_batches 1 2 4] [--engines ddp zero1 zero2]
+                                   [--norm lane_group] [--optimizer sgd] [--lr 0.01] [--steps 5]
+
+Every cell is a real ``accelerate launch -m ca2cl pretrain`` (gloo processes on the CPU, fp32, clusters and adversary
+on) of made-up tissue, compared with one process that holds each batch at once: the largest relative difference of any
+loss term in any step; the largest relative difference of a weight tensor at the end, and of which; and whether every
+global batch held the same tiles. ``sync`` is compared for one micro-batch only: its statistics are a micro-batch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from ca2cl.data.index import ShardIndex
+from ca2cl.data.lanes import LaneOrder
+from ca2cl.data.shard import ShardConfig
+from ca2cl.data.shard import run as shard
+from ca2cl.data.storage import ShardReader
+from ca2cl.data.stream import LaneStream
+from ca2cl.data.synthetic import write_tissue
+
+CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
+ENGINES = {"ddp": "cpu", "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2"}
+LANES, BATCH, GROUP = 16, 256, 8
+TERMS = ("loss", "nt_xent", "cluster", "nt_xent_adversarial")
+LIMIT = 1e-5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to share a step."""
+
+    engine: str
+    processes: int
+    micro_batches: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its loss terms step by step, and its weights."""
+
+    folder: Path
+
+    @property
+    def losses(self) -> list[dict[str, float]]:
+        lines = (json.loads(line) for line in (self.folder / "journal.jsonl").read_text().splitlines())
+        return [{name: line[name] for name in TERMS} for line in lines if "step" in line]
+
+    @property
+    def weights(self) -> dict[str, object]:
+        (checkpoint,) = (self.folder / "checkpoints").glob("step-*")
+        return dict(load_file(checkpoint / "model.safetensors"))
+
+
+def train(cell: Cell, folder: Path, shards: Path, options: argparse.Namespace) -> Outcome:
+    """Run one cell; raises ``SystemExit`` with the job's own words where it fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    name = ENGINES[cell.engine] if cell.processes > 1 or cell.engine != "ddp" else "single_gpu"
+    out = folder / f"{cell.engine}-{cell.processes}-{cell.micro_batches}"
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml"),
+        "--num_processes", str(cell.processes), "--main_process_port", str(port), "--dynamo_backend", "no",
+        "-m", "ca2cl", "pretrain", "--data.shards", str(shards), "--data.image_size", "32",
+        "--data.lanes", str(LANES), "--data.workers", "0", "--views.recipe", "crop", "--model.norm", options.norm,
+        "--model.norm_group", str(GROUP), "--objective.epsilon", "0.1", "--objective.epsilon_mode", "relative",
+        "--optim.name", options.optimizer, "--optim.lr", str(options.lr), "--optim.schedule", "constant",
+        "--run.batch_size", str(BATCH), "--run.steps", str(options.steps), "--run.output_dir", str(out),
+        "--run.micro_batch_size", str(BATCH // cell.processes // cell.micro_batches),
+        "--tracking.root", str(folder / "store"), "--tracking.register_as", "null",
+    ]  # fmt: skip
+    # accelerate told to use the CPU forgets DeepSpeed, which must be told by itself
+    device = {"ACCELERATE_USE_CPU": "true"} if cell.engine == "ddp" else {"DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, **device, "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{cell} failed:\n{done.stderr[-3000:]}")
+    return Outcome(out)
+
+
+def differences(expected: Outcome, found: Outcome) -> tuple[float, float, str]:
+    """Largest relative difference of a loss term, of a weight tensor, and that tensor's name."""
+    loss = max(
+        abs(b[name] - a[name]) / abs(a[name])
+        for a, b in zip(expected.losses, found.losses, strict=True)
+        for name in TERMS
+    )
+    ours, theirs = expected.weights, found.weights
+    moved = {
+        name: float((theirs[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-12))  # type: ignore[attr-defined]
+        for name, value in ours.items()
+        if value.is_floating_point()  # type: ignore[attr-defined]
+    }
+    worst = max(moved, key=lambda name: moved[name])
+    return loss, moved[worst], worst
+
+
+def same_tiles(shards: Path, processes: int, steps: int) -> bool:
+    """Whether that many ranks together read, in every global batch, the keys that one reads, in the same places."""
+
+    def batches(world: int) -> list[dict[int, str]]:
+        index = ShardIndex(shards)
+        found: list[dict[int, str]] = [{} for _ in range(steps)]
+        for rank in range(world):
+            order = LaneOrder(index, LANES, BATCH, 0)
+            stream = LaneStream(
+                index, order, ShardReader(str(shards)), rank=rank, world=world, workers=0, start_step=0, stop_step=steps
+            )
+            for number, batch in enumerate(stream):
+                found[number].update(zip(batch.positions.tolist(), batch.keys, strict=True))
+        return found
+
+    return batches(processes) == batches(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--micro_batches", type=int, nargs="+", default=[1, 2, 4], help="of a process, a step")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--norm", choices=("lane_group", "sync", "frozen"), default="lane_group")
+    parser.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd")
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args()
+    counts = [1] if options.norm == "sync" else options.micro_batches
+    cells = [Cell(*cell) for cell in itertools.product(options.engines, options.processes, counts)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shards = folder / "shards"
+        shard(ShardConfig(source=str(write_tissue(folder / "tissue", 80, size=48)), out=str(shards), workers=1))
+        expected = train(Cell("ddp", 1, 1), folder / "expected", shards, options)
+        print(f"{options.norm}, {options.optimizer}, lr {options.lr:g}, {options.steps} steps of {BATCH}, fp32\n")
+        print("| engine | processes | micro-batches | losses | weights | the tensor | same tiles |")
+        print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        worst = 0.0
+        for cell in tqdm(cells, desc="cells", disable=None):
+            loss, weight, tensor = differences(expected, train(cell, folder / "cells", shards, options))
+            tiles = "yes" if same_tiles(shards, cell.processes, options.steps) else "NO"
+            print(
+                f"| {cell.engine} | {cell.processes} | {cell.micro_batches} | {loss:.1e} | {weight:.1e} | {tensor} "
+                f"| {tiles} |",
+                flush=True,
+            )
+            worst = max(worst, loss, weight)
+    print(f"\nlargest difference {worst:.1e} (wanted {LIMIT:g})")
+
+
+if __name__ == "__main__":
+    main()

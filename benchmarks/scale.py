@@ -1,0 +1,124 @@
+"""Memory and time of one step against the global batch, whole and by exact accumulation, and what the loss costs.
+
+    python -m benchmarks.scale [--batches 512 2048 8192] [--losses 2048 8192 32768] [--micro_batch 256] [--threads 2]
+
+Every row is measured in a process of its own, so that its peak of resident memory is its own. ResNet-18 at 32 px,
+fp32, clusters and adversary on, on the CPU. Baseline of the ratio: the same step with the whole batch at once (direct),
+where ``--direct_up_to`` lets it run. The second table times k-means, both NT-Xents and the cluster loss, forward and
+backward, on embeddings alone; their share is of the encoder's time for that batch in a direct step, extrapolated from
+the largest one that was run (the encoder's time is proportional to the batch, the losses' is not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.step import OBJECTIVE, PlainEngine
+from ca2cl.data.groups import LaneGroups
+from ca2cl.model.encoder import build_encoder
+from ca2cl.model.heads import Embeddings, Network
+from ca2cl.objective.method import CA2CL, ViewBatch
+from ca2cl.objective.terms import Rows, adversarial_term, clean_terms, weighted_sum
+
+SIDE, GROUP = 32, 16
+
+
+class Synthetic:
+    """Micro-batches of noise, made anew whenever they are asked for, as the feed makes views."""
+
+    def __init__(self, batch: int, size: int) -> None:
+        self.batch, self.size = batch, size
+        self.groups = LaneGroups(lanes=batch, batch_size=batch, group=GROUP)
+
+    def __len__(self) -> int:
+        return self.batch // self.size
+
+    def __getitem__(self, number: int) -> ViewBatch:
+        if number >= len(self):
+            raise IndexError(number)
+        generator = torch.Generator().manual_seed(number)
+        x1, x2 = (torch.randn(self.size, 3, SIDE, SIDE, generator=generator) for _ in range(2))
+        rows = torch.arange(number * self.size, (number + 1) * self.size)
+        return ViewBatch(*(x.contiguous(memory_format=torch.channels_last) for x in (x1, x2)), rows,
+                         self.groups.second_order(self.size))  # fmt: skip
+
+
+def one_step(batch: int, micro_batch: int) -> float:
+    """Seconds of one gradient of the whole batch."""
+    torch.manual_seed(0)
+    network = Network(build_encoder(norm="lane_group", group=GROUP, identity_blocks=True)).train()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    began = time.perf_counter()
+    CA2CL(OBJECTIVE).step(PlainEngine(network), Synthetic(batch, micro_batch))  # type: ignore[arg-type]
+    return time.perf_counter() - began
+
+
+def losses_only(batch: int) -> float:
+    """Seconds of everything between embeddings and their gradients."""
+    generator = torch.Generator().manual_seed(0)
+    z1, z2, z3, g1, g2 = (
+        F.normalize(torch.randn(batch, 128, generator=generator), dim=1).requires_grad_() for _ in range(5)
+    )
+    began = time.perf_counter()
+    rows = Rows.at(torch.arange(batch))
+    weighted_sum(clean_terms(Embeddings(z1, g1), Embeddings(z2, g2), rows, OBJECTIVE), OBJECTIVE).backward()
+    adversarial_term(z2, z3, rows, OBJECTIVE).backward()
+    return time.perf_counter() - began
+
+
+def measured(*arguments: str) -> dict[str, float]:
+    """Seconds and peak memory (GB) of one row, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--row", *arguments]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def row(kind: str, batch: int, micro_batch: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    seconds = losses_only(batch) if kind == "losses" else one_step(batch, micro_batch)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": seconds, "peak": peak}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[512, 2048, 8192])
+    parser.add_argument("--losses", type=int, nargs="+", default=[2048, 8192, 32768])
+    parser.add_argument("--micro_batch", type=int, default=256)
+    parser.add_argument("--direct_up_to", type=int, default=2048, help="largest batch that is also held at once")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        kind, *numbers = options.row
+        row(kind, *map(int, numbers))
+        return
+    threads = str(options.threads)
+    print("| batch | exact: s | GB | direct: s | GB | time ratio |\n| --- | --- | --- | --- | --- | --- |")
+    per_tile = float("nan")
+    for batch in options.batches:
+        cached = measured("step", str(batch), str(min(batch, options.micro_batch)), threads)
+        line = f"| {batch:,} | {cached['seconds']:.1f} | {cached['peak']:.2f} |"
+        if batch <= options.direct_up_to:
+            direct = measured("step", str(batch), str(batch), threads)
+            ratio, per_tile = cached["seconds"] / direct["seconds"], direct["seconds"] / batch
+            print(f"{line} {direct['seconds']:.1f} | {direct['peak']:.2f} | {ratio:.2f} |", flush=True)
+        else:
+            print(f"{line} - | - | - |", flush=True)
+    print("\n| batch | losses: s | GB | share of the encoder's time |\n| --- | --- | --- | --- |")
+    for batch in options.losses:
+        found = measured("losses", str(batch), "0", threads)
+        share = found["seconds"] / (per_tile * batch)
+        print(f"| {batch:,} | {found['seconds']:.2f} | {found['peak']:.2f} | {share:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
