@@ -62,7 +62,7 @@ def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -
         (("pretrain", "--model.norm", "batch"), "model.norm"),
         (("shard",), "source"),
         (("probe", "--train", "a", "--test", "b"), "encoder"),
-        (("doctor",), "views is not set"),
+        (("doctor", "--lanes", "0"), "lanes is 0"),
         (("sync", "nowhere"), "nowhere"),
     ],
 )

@@ -1,0 +1,122 @@
+"""The machine: versions, devices, precisions, shared memory, the tracking store."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ca2cl.checks.finding import Finding
+from ca2cl.errors import InputError
+
+_OLDEST_TORCH = (2, 6)
+_SHARED = 1 << 30
+_GIGABYTE = 1e9
+_SLOW = 1.2
+"""A half precision that takes more than this many times as long as fp32 is emulated."""
+
+
+def machine(tracking_uri: str | None, tracking_root: str) -> list[Finding]:
+    """Everything that does not depend on a job."""
+    return [versions(), devices(), *precisions(), shared_memory(), store(tracking_uri, tracking_root)]
+
+
+def versions() -> Finding:
+    """Packages that decide what works."""
+    names = ("torch", "torchvision", "accelerate", "mlflow", "webdataset", "deepspeed")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    text = ", ".join(found)
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _OLDEST_TORCH:
+        return Finding("versions", "wrong", text, "install torch 2.6 or newer")
+    return Finding("versions", "ok", text)
+
+
+def devices() -> Finding:
+    """GPUs, or the cores that stand in for them."""
+    if torch.cuda.is_available():
+        found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        return Finding("devices", "ok", ", ".join(f"{p.name} {p.total_memory / _GIGABYTE:.0f} GB" for p in found))
+    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
+    text = f"no GPU; {cores} CPU cores, {memory.available / _GIGABYTE:.1f} of {memory.total / _GIGABYTE:.1f} GB free"
+    return Finding("devices", "note", text, "fine for trials; a real run wants GPUs")
+
+
+def precisions() -> list[Finding]:
+    """Whether run.precision bf16 and fp16 gain anything: a convolution of the encoder, timed forward and backward."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    full = _convolution_seconds(device, torch.float32)
+    findings = []
+    for name, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        try:
+            ratio = _convolution_seconds(device, kind) / full
+        except RuntimeError as error:
+            findings.append(Finding(name, "note", f"not here: {str(error).splitlines()[0]}", "use another precision"))
+            continue
+        text = f"a 3 x 3 convolution takes {ratio:.2f} of fp32's time on {device.type}"
+        remedy = "emulated here: train with --run.precision no" if ratio > _SLOW else ""
+        findings.append(Finding(name, "note" if remedy else "ok", text, remedy))
+    return findings
+
+
+def _convolution_seconds(device: torch.device, kind: torch.dtype) -> float:
+    x = torch.randn(16, 64, 16, 16, device=device, dtype=kind).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 64, 3, 3, device=device, dtype=kind, requires_grad=True)
+
+    def once() -> None:
+        result: Tensor = F.conv2d(x, weight, padding=1)
+        result.float().sum().backward()  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return seconds_of(once)
+
+
+def seconds_of(once: Callable[[], object], repeats: int = 3) -> float:
+    """Median of the times of a call, after one that warms up."""
+    once()
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        once()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def shared_memory() -> Finding:
+    """Decoding workers hand tiles over in anonymous shared memory; torch's and NCCL's own tools still use /dev/shm."""
+    try:
+        stat = os.statvfs("/dev/shm")
+    except OSError:
+        return Finding(
+            "shared memory", "wrong", "no /dev/shm", "mount one: --shm-size=8g, or an emptyDir of medium Memory"
+        )
+    free = stat.f_bavail * stat.f_frsize
+    text = f"{free / _GIGABYTE:.1f} GB free in /dev/shm"
+    if free < _SHARED:
+        return Finding(
+            "shared memory", "wrong", text, "give the container more: --shm-size=8g, or an emptyDir of medium Memory"
+        )
+    return Finding("shared memory", "ok", text)
+
+
+def store(uri: str | None, root: str) -> Finding:
+    """Whether MLflow answers."""
+    from ca2cl.tracking.store import open_store
+
+    try:
+        found = open_store(uri, root)
+    except InputError as error:
+        return Finding("MLflow", "wrong", str(error), "training goes on without it: ca2cl sync RUN_DIR catches up")
+    return Finding("MLflow", "ok", f"{found.public_uri} answers")
