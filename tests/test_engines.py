@@ -35,7 +35,9 @@ def expected(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def compare(expected: Path, found: Path, rel: float = 1e-5) -> None:
+def compare(expected: Path, found: Path, rel: float = 1e-4) -> None:
+    """In fp32 at 32 px, where layer 4 normalises over 8 numbers: what rounding has grown to in three steps was seen to
+    be 2e-5. ``test_distributed_step`` has the same to 1e-9 in double precision."""
     lines = training_lines(expected)
     assert len(lines) == 3
     for a, b in zip(lines, training_lines(found), strict=True):
