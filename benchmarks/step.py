@@ -17,7 +17,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -27,8 +26,9 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.model.norm import commit_statistics
 from ca2cl.objective.clusters import cluster_loss, k_means
-from ca2cl.objective.method import CA2CL, ViewBatch
+from ca2cl.objective.method import CA2CL
 from ca2cl.objective.nt_xent import nt_xent
+from ca2cl.objective.passes import LocalEngine, ViewBatch
 from ca2cl.training.engine import AccelerateEngine, build_accelerator
 from ca2cl.training.optim import build_optimizer
 
@@ -54,25 +54,10 @@ def naive_gradient(network: Network, x1: Tensor, x2: Tensor) -> None:
     commit_statistics(network)
 
 
-class PlainEngine:
-    """No wrapper, no autocast: for the comparison of gradients."""
-
-    loss_scale = 1.0
-
-    def __init__(self, network: Network) -> None:
-        self.network = self.bare = network
-
-    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-
 def check_equal(network: Network, x1: Tensor, x2: Tensor) -> float:
     """Largest relative difference between the two forms' gradients in fp32; the baseline must be the same method."""
     mine, naive = copy.deepcopy(network), copy.deepcopy(network)
-    CA2CL(OBJECTIVE).step(PlainEngine(mine), [ViewBatch(x1, x2, torch.arange(len(x1)))])
+    CA2CL(OBJECTIVE).step(LocalEngine(mine), [ViewBatch(x1, x2, torch.arange(len(x1)))])
     naive_gradient(naive, x1, x2)
     pairs = [(a.grad, b.grad) for a, b in zip(mine.parameters(), naive.parameters(), strict=True)]
     worst = max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs if a is not None and b is not None)

@@ -41,6 +41,8 @@ class DoctorConfig:
     """Only draw a sheet of views: shard folder, and the PNG to write."""
     count: int = 8
     """Tiles on the sheet."""
+    patience: float = 60.0
+    """Seconds that the processes of a launch have to reach one another: not the half hour that training grants."""
     tracking_uri: str | None = None
     """Its tracking.uri: which MLflow store must answer; none takes MLFLOW_TRACKING_URI, or the embedded store."""
     tracking_root: str = TrackingConfig.root
@@ -50,6 +52,8 @@ class DoctorConfig:
         for name in ("batch_size", "lanes", "processes", "count"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)!r}: use 1 or more")
+        if self.patience <= 0:
+            raise InputError(f"patience is {self.patience!r}: use a positive number of seconds")
         if self.image_size < 32:
             raise InputError(f"image_size is {self.image_size!r}: use at least 32 pixels")
 
@@ -74,7 +78,7 @@ def _examine(config: DoctorConfig) -> int:
     from ca2cl.checks.machine import machine
     from ca2cl.checks.ranks import launched, meet
 
-    rank, ranks = meet() if launched() else (0, [])
+    rank, ranks = meet(config.patience) if launched() else (0, [])
     if rank != 0:
         return 0
     findings = [*machine(config.tracking_uri, config.tracking_root), *ranks]

@@ -3,8 +3,6 @@ precision: equal to rounding."""
 
 import copy
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from ca2cl.data.groups import LaneGroups
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Embeddings, Network
 from ca2cl.model.norm import commit_statistics
-from ca2cl.objective.method import CA2CL, ViewBatch
+from ca2cl.objective.method import CA2CL
+from ca2cl.objective.passes import LocalEngine, ViewBatch
 from ca2cl.training.engine import AccelerateEngine, build_accelerator
 from ca2cl.training.optim import build_optimizer
 from tests.jobs import free_port
@@ -39,20 +38,11 @@ class DoubleNetwork(Network):
             Tensor.float = original  # type: ignore[method-assign]
 
 
-class PlainEngine:
-    """The smallest engine: DistributedDataParallel's averaging by hand."""
-
-    loss_scale = 1.0
-
-    def __init__(self, network: Network) -> None:
-        self.network = self.bare = network
-
-    @contextmanager
-    def micro_step(self, *, last: bool) -> Iterator[None]:
-        yield
+class AveragingEngine(LocalEngine):
+    """The smallest engine of several processes: DistributedDataParallel's averaging by hand."""
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        super().backward(loss)
         if dist.is_initialized():
             for parameter in self.network.parameters():
                 if parameter.grad is not None:
@@ -73,7 +63,7 @@ def micro_batches(rank: int, world: int, count: int) -> list[ViewBatch]:
 
 
 def one_step(network: Network, rank: int, world: int, count: int, objective: ObjectiveConfig) -> dict[str, Tensor]:
-    terms = CA2CL(objective).step(PlainEngine(network), micro_batches(rank, world, count))
+    terms = CA2CL(objective).step(AveragingEngine(network), micro_batches(rank, world, count))
     grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     buffers = {name: b for name, b in network.named_buffers() if "running" in name}
     return {**{f"term {k}": v for k, v in terms.items()}, **grads, **buffers}
@@ -149,7 +139,9 @@ def test_plain_accumulation_is_another_loss() -> None:
     torch.manual_seed(0)
     network = DoubleNetwork(build_encoder("resnet18", "frozen")).double().train()
     halves = micro_batches(0, 1, 2)
-    losses = [float(CA2CL(CLEAN, kind).step(PlainEngine(network), halves)["nt_xent"]) for kind in ("exact", "plain")]
+    losses = [
+        float(CA2CL(CLEAN, kind).step(AveragingEngine(network), halves)["nt_xent"]) for kind in ("exact", "plain")
+    ]
     assert abs(losses[0] - losses[1]) > 0.1
 
 

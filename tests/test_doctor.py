@@ -91,9 +91,9 @@ def test_ranks_that_do_not_meet_say_so(tmp_path: Path) -> None:
     """Rank 1 of two, alone: nobody listens where it looks for rank 0."""
     environment = {
         "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()), "CA2CL_DOCTOR_PATIENCE": "3",
+        "MASTER_PORT": str(free_port()),
     }  # fmt: skip
-    done = start([sys.executable, "-m", "ca2cl", "doctor"], tmp_path, **environment)
+    done = start([sys.executable, "-m", "ca2cl", "doctor", "--patience", "3"], tmp_path, **environment)
     told_lines = [line for line in done.stderr.splitlines() if line.startswith("ca2cl: error (rank 1)")]
     assert done.returncode == 2 and len(told_lines) == 1, done.stderr
     assert "no all-reduce within 3 s" in told_lines[0] and "GLOO_SOCKET_IFNAME" in told_lines[0]

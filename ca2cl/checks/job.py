@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,8 @@ from ca2cl.data.stream import LaneStream, TileBatch
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
-from ca2cl.objective.method import CA2CL, ViewBatch
+from ca2cl.objective.method import CA2CL
+from ca2cl.objective.passes import LocalEngine, ViewBatch
 from ca2cl.views import build_views
 
 _PATIENCE_S = 3.0
@@ -105,21 +105,6 @@ def _reading(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> tuple[float,
     return tiles / (time.perf_counter() - began), first
 
 
-class _Engine:
-    """Nothing but the network: for a step's time."""
-
-    loss_scale = 1.0
-
-    def __init__(self, network: Network) -> None:
-        self.network = self.bare = network
-
-    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-
-
 def _step_seconds(x1: Tensor, x2: Tensor, device: torch.device) -> float:
     """Seconds of a ResNet-18's gradient on these views, adversary and all; bf16 where there is a GPU."""
     network = Network(build_encoder(identity_blocks=True)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -128,7 +113,7 @@ def _step_seconds(x1: Tensor, x2: Tensor, device: torch.device) -> float:
 
     def once() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            method.step(_Engine(network.train()), [batch])
+            method.step(LocalEngine(network.train()), [batch])
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -13,23 +13,20 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from ca2cl.checks.finding import Finding
 from ca2cl.errors import LocalError
 
-# Within a minute, and not the half hour that a training job grants its slowest rank.
-PATIENCE = timedelta(seconds=float(os.environ.get("CA2CL_DOCTOR_PATIENCE", "60")))
-
 
 def launched() -> bool:
     """Whether a launcher started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def meet() -> tuple[int, list[Finding]]:
+def meet(patience_s: float) -> tuple[int, list[Finding]]:
     """Join the other ranks, add up their numbers, and compare notes; returns this rank and what was found.
 
     Raises:
-        LocalError: they do not meet within 60 seconds.
+        LocalError: they do not meet within ``patience_s`` seconds.
     """
     try:
-        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=patience_s))])
         rank, world = accelerator.process_index, accelerator.num_processes
         total = int(accelerator.reduce(torch.tensor([rank + 1.0], device=accelerator.device), reduction="sum"))
         here = f"{socket.gethostname()}, {accelerator.device}, local rank {accelerator.local_process_index}"
@@ -37,7 +34,7 @@ def meet() -> tuple[int, list[Finding]]:
     except RuntimeError as error:
         address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise LocalError(
-            f"rank {os.environ.get('RANK', '?')}: no all-reduce within {PATIENCE.seconds} s through {address} "
+            f"rank {os.environ.get('RANK', '?')}: no all-reduce within {patience_s:g} s through {address} "
             f"({str(error).splitlines()[0]}); check the address, the port and the firewall, and GLOO_SOCKET_IFNAME or "
             "NCCL_SOCKET_IFNAME"
         ) from None

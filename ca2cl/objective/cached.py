@@ -28,7 +28,7 @@ from ca2cl.config import ObjectiveConfig
 from ca2cl.model.heads import Embeddings
 from ca2cl.objective.adversary import perturbation
 from ca2cl.objective.gather import all_sum, world
-from ca2cl.objective.method import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
+from ca2cl.objective.passes import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
 from ca2cl.objective.terms import Rows, adversarial_term, clean_terms, weighted_sum
 
 Pairs = list[tuple[Tensor, Tensor]]

@@ -6,56 +6,19 @@ Shapes: B local rows of a micro-batch, G rows of it over all ranks, D embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
-from ca2cl.model.heads import Embeddings, Network
+from ca2cl.model.heads import Embeddings
 from ca2cl.model.norm import commit_statistics
 from ca2cl.objective.adversary import perturbation
+from ca2cl.objective.cached import cached_step
 from ca2cl.objective.gather import all_sum, world
+from ca2cl.objective.passes import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
 from ca2cl.objective.terms import Rows, adversarial_term, clean_terms, weighted_sum
-
-FIRST, SECOND = 0, 1
-"""Whose running statistics a pass adds to: those of the strong view come before the weak one's."""
-
-
-class ViewBatch(NamedTuple):
-    """Two views of a micro-batch, (B, 3, S, S) each, and its rows' places in the global batch, (B,) int64.
-
-    ``second_order`` (B,), where it is given, is the order in which the weak view's rows go through the network:
-    groups of ``lane_group`` normalisation are runs of consecutive rows, and each view has its own.
-    """
-
-    x1: Tensor
-    x2: Tensor
-    positions: Tensor
-    second_order: Tensor | None = None
-
-
-class Engine(Protocol):
-    """What a method needs of whatever carries its gradient."""
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """The wrapped network: call it like ``Network``."""
-
-    @property
-    def bare(self) -> Network:
-        """The network inside the wrapper: for passes that the engine must not notice."""
-
-    @property
-    def loss_scale(self) -> float:
-        """The factor by which fp16 training multiplies a loss before its backward; 1 otherwise."""
-
-    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        """Surrounds a micro-batch's passes; gradients are exchanged in the last one only."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of ``loss``, averaged over ranks."""
 
 
 class CA2CL:
@@ -86,8 +49,6 @@ class CA2CL:
             mutual_information where it is on, and skipped_adversaries, a count.
         """
         if len(micro_batches) > 1 and self.accumulation == "exact":
-            from ca2cl.objective.cached import cached_step
-
             totals = cached_step(self.config, engine, micro_batches)
         else:
             totals = self._plain_step(engine, micro_batches)
@@ -129,39 +90,6 @@ class CA2CL:
         # a count, the same on every rank: divided by W because _reduced sums
         terms["skipped_adversaries"] = (~valid).to(loss.dtype) / world()[1]
         return carried + adversarial, {**terms, "loss": loss.detach() + adversarial}
-
-
-def embed_first(network: torch.nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embeddings:
-    """The strong view's embeddings, through the stem's weight plus ``delta``.
-
-    Args:
-        record: whether BatchNorm's running statistics take note. Only one clean pass of a view and step may: the
-            adversarial one sees weights that no evaluation will.
-    """
-    embeddings: Embeddings = network(views.x1, delta, FIRST if record else None)
-    return embeddings
-
-
-def embed_second(network: torch.nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embeddings:
-    """The weak view's embeddings, in the order of the strong view's rows."""
-    order, slot = views.second_order, SECOND if record else None
-    if order is None:
-        embeddings: Embeddings = network(views.x2, delta, slot)
-        return embeddings
-    z, g = network(views.x2[order], delta, slot)
-    back = torch.argsort(order)
-    return Embeddings(z[back], g[back])
-
-
-def parameters_of(engine: Engine) -> list[Tensor]:
-    """The trainable parameters, in the network's order."""
-    return [p for p in engine.bare.parameters() if p.requires_grad]
-
-
-def carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> Tensor:
-    """A scalar whose gradient with respect to each tensor is the given one over ``scale``."""
-    parts = [(tensor * (grad.detach() / scale)).sum() for tensor, grad in pairs]
-    return torch.stack(parts).sum()
 
 
 def _first_half(

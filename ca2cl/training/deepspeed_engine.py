@@ -28,7 +28,7 @@ class DeepSpeedEngine(AccelerateEngine):
         accelerator: of ``build_accelerator`` under a DeepSpeed launcher.
         network: what is trained.
         optimizer: one that treats every number of a parameter alike.
-        run: precision and micro-batch size.
+        run: the precision.
         optim: the optimizer's name and ``clip_norm``, which becomes part of DeepSpeed's configuration.
         micro_batch_size: tiles that a process holds at a time.
 

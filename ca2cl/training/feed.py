@@ -10,7 +10,7 @@ import torch
 
 from ca2cl.data.groups import LaneGroups
 from ca2cl.data.stream import BadTile, LaneStream, TileBatch
-from ca2cl.objective.method import ViewBatch
+from ca2cl.objective.passes import ViewBatch
 from ca2cl.views import Views
 
 
