@@ -17,7 +17,7 @@ from tests.jobs import CONFIGS, LAUNCH, ROOT, free_port, make_shards, pretrain, 
 
 # Groups of 8 and a small rate: statistics over a few numbers, and large steps, blow up what rounding does.
 NORM = ("--model.norm", "lane_group", "--model.norm_group", "8", "--run.batch_size", "64")
-JOB = ("--recipe", "smoke", "--tracking.register_as", "null", "--run.steps", "3", "--optim.lr", "0.001", *NORM)
+JOB = ("--recipe", "smoke", "--tracking.register_as", "null", "--run.steps", "2", "--optim.lr", "0.001", *NORM)
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
@@ -35,20 +35,19 @@ def expected(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def compare(expected: Path, found: Path, rel: float = 1e-4) -> None:
-    """In fp32 at 32 px, where layer 4 normalises over 8 numbers: what rounding has grown to in three steps was seen to
-    be 2e-5. ``test_distributed_step`` has the same to 1e-9 in double precision."""
+def compare(expected: Path, found: Path) -> None:
+    """Two steps, and not more: in the third one four processes were seen to part from one by 2e-5 of a loss and 5e-3 of
+    the gradient's norm, from 1e-7 in the second. At 32 px layer 4 normalises over 8 numbers, and what rounding decides
+    there is not small. ``test_distributed_step`` has the step to 1e-9 in double precision."""
     lines = training_lines(expected)
-    assert len(lines) == 3
+    assert len(lines) == 2
     for a, b in zip(lines, training_lines(found), strict=True):
-        for name in ("loss", "nt_xent", "cluster", "nt_xent_adversarial"):
-            assert b[name] == pytest.approx(a[name], rel=rel), (name, a["step"])
-        if a["step"] == 1:  # by step 3 four processes' was seen to be 5e-3 away
-            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+        for name in ("loss", "nt_xent", "cluster", "nt_xent_adversarial", "grad_norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-5), (name, a["step"])
     ours, theirs = (load_file(run / "encoder" / "encoder.safetensors") for run in (expected, found))
     for name, value in ours.items():
-        if value.is_floating_point() and value.ndim > 1:
-            assert float((theirs[name] - value).norm()) <= 1e-3 * float(value.norm()), name
+        if value.is_floating_point() and value.ndim > 1:  # vectors start at 0 or 1: their size is no measure
+            assert float((theirs[name] - value).norm()) <= 1e-5 * float(value.norm()), name
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_every_engine_gives_the_step_of_one_process(
 def test_a_checkpoint_goes_from_one_engine_to_another(shards: Path, tmp_path: Path) -> None:
     """Three steps under DistributedDataParallel, and one under ZeRO-2, one under DDP, one under ZeRO-1."""
     common = (*JOB, "--optim.schedule", "constant", "--optim.name", "adamw", "--data.shards", str(shards))
-    whole = pretrain(tmp_path, *common, "--run.output_dir", "whole", processes=2, config="cpu")
+    whole = pretrain(tmp_path, *common, "--run.output_dir", "whole", "--run.steps", "3", processes=2, config="cpu")
     assert whole.returncode == 0, whole.stderr
     for step, config in ((1, "deepspeed_zero2"), (2, "cpu"), (3, "deepspeed_zero1")):
         done = pretrain(
