@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -73,24 +72,33 @@ def test_every_engine_gives_the_step_of_one_process(
 
 
 @needs_deepspeed
-def test_a_checkpoint_goes_from_one_engine_to_another(shards: Path, tmp_path: Path) -> None:
-    """Three steps under DistributedDataParallel, and one under ZeRO-2, one under DDP, one under ZeRO-1."""
-    common = (*JOB, "--optim.schedule", "constant", "--optim.name", "adamw", "--data.shards", str(shards))
-    whole = pretrain(tmp_path, *common, "--run.output_dir", "whole", "--run.steps", "3", processes=2, config="cpu")
-    assert whole.returncode == 0, whole.stderr
-    for step, config in ((1, "deepspeed_zero2"), (2, "cpu"), (3, "deepspeed_zero1")):
+@pytest.mark.parametrize(
+    ("optimizer", "engines", "moments", "rel"),
+    [
+        ("sgd", ("deepspeed_zero2", "cpu"), {"momentum_buffer"}, 1e-5),
+        # Adam's first step divides rounding by itself; without its state, moments would be off by half and more.
+        ("adamw", ("cpu", "deepspeed_zero1"), {"exp_avg", "exp_avg_sq", "step"}, 0.1),
+    ],
+)
+def test_a_checkpoint_goes_from_one_engine_to_another(
+    shards: Path, tmp_path: Path, optimizer: str, engines: tuple[str, str], moments: set[str], rel: float
+) -> None:
+    """A step on each of two engines ends with the optimizer's state of two steps on one."""
+    common = (*JOB, "--optim.schedule", "constant", "--optim.name", optimizer, "--data.shards", str(shards))
+    runs = [("whole", 2, "cpu"), ("parts", 1, engines[0]), ("parts", 2, engines[1])]
+    for run, step, config in runs:
         done = pretrain(
-            tmp_path, *common, "--run.output_dir", "parts", "--run.steps", str(step), processes=2, config=config
+            tmp_path, *common, "--run.output_dir", run, "--run.steps", str(step), processes=2, config=config
         )
         assert done.returncode == 0, done.stderr
-    found = [load_file(tmp_path / run / "checkpoints" / "step-000000003" / "optimizer.safetensors") for run in
-             ("whole", "parts")]  # fmt: skip
-    assert found[0].keys() == found[1].keys()
-    for a, b in zip(*(training_lines(tmp_path / run) for run in ("whole", "parts")), strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3), a["step"]
-    for name, value in found[0].items():
-        if name.startswith("step/"):
-            assert torch.equal(value, found[1][name]), name
+    ours, theirs = (
+        load_file(tmp_path / run / "checkpoints" / "step-000000002" / "optimizer.safetensors")
+        for run in ("whole", "parts")
+    )
+    assert ours.keys() == theirs.keys() and {name.split("/")[0] for name in ours} == moments
+    for name, value in ours.items():
+        if value.ndim != 1:  # step counts, and the moments of matrices and kernels
+            assert float((theirs[name] - value).norm()) <= rel * float(value.norm()), name
 
 
 @needs_deepspeed
