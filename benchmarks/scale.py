@@ -26,9 +26,10 @@ from benchmarks.step import OBJECTIVE
 from ca2cl.data.groups import LaneGroups
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Embeddings, Network
+from ca2cl.objective.gather import Rows
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
-from ca2cl.objective.terms import Rows, adversarial_term, clean_terms, weighted_sum
+from ca2cl.objective.terms import adversarial_term, clean_terms, weighted_sum
 
 SIDE, GROUP = 32, 16
 

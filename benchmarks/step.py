@@ -26,6 +26,7 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.model.norm import commit_statistics
 from ca2cl.objective.clusters import cluster_loss, k_means
+from ca2cl.objective.gather import Rows
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.nt_xent import nt_xent
 from ca2cl.objective.passes import LocalEngine, ViewBatch
@@ -38,18 +39,18 @@ OBJECTIVE = ObjectiveConfig(epsilon=0.1, epsilon_mode="relative")
 
 def naive_gradient(network: Network, x1: Tensor, x2: Tensor) -> None:
     """Accumulate the gradient of L1 + L2 by two backwards and a weight that is written and restored."""
-    rows, config = torch.arange(len(x1)), OBJECTIVE
+    rows, config = Rows.at(torch.arange(len(x1))), OBJECTIVE
     first, second = network(x1, None, 0), network(x2, None, 1)
     found1, found2 = (k_means(one.g, config.clusters, config.lloyd_iterations) for one in (first, second))
-    clusters = cluster_loss(first.g, second.g, found1, found2, rows, config.cluster_temperature)
-    loss = nt_xent(first.z, second.z, first.z, second.z, rows, config.temperature) + config.cluster_weight * clusters
+    clusters = cluster_loss(first.g, second.g, found1, found2, config.cluster_temperature)
+    loss = nt_xent(first.z, second.z, rows, config.temperature) + config.cluster_weight * clusters
     loss.backward(retain_graph=True)
     weight = network.encoder.conv1.weight
     assert weight.grad is not None
     delta = weight.grad * (config.epsilon * weight.detach().norm() / weight.grad.norm())
     weight.data.add_(delta)
     z_adv = network(x1).z
-    nt_xent(second.z, z_adv, second.z, z_adv, rows, config.temperature).backward()
+    nt_xent(second.z, z_adv, rows, config.temperature).backward()
     weight.data.sub_(delta)
     commit_statistics(network)
 

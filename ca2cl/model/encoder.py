@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ca2cl.errors import InputError
 from ca2cl.model.norm import Norm, norm_layer
+from ca2cl.model.stem import perturbed_conv
 
 _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -43,9 +43,7 @@ class Encoder(ResNet):
             stem_delta: added to the stem convolution's weight for this pass, shape (64, 3, 7, 7). An input and not a
                 write to the parameter, so that nothing must be restored and ZeRO cannot lose it (DeepSpeed#5667).
         """
-        stem = self.conv1
-        weight = stem.weight if stem_delta is None else stem.weight + stem_delta
-        x = F.conv2d(x_BCHW, weight, stride=stem.stride, padding=stem.padding)
+        x = self.conv1(x_BCHW) if stem_delta is None else perturbed_conv(self.conv1, x_BCHW, stem_delta)
         x = self.maxpool(self.relu(self.bn1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         features: Tensor = self.avgpool(x).flatten(1)

@@ -1,8 +1,8 @@
 """BatchNorm whose samples and running statistics are ours to choose.
 
 ``sync`` takes the statistics of a forward pass over all processes. torch's SyncBatchNorm refuses CPU tensors in a
-process group and breaks ``torch.compile`` graphs (pytorch#161302); this one is two differentiable all-reduces and
-serves every device. ``lane_group`` takes them over runs of ``group`` consecutive rows: whose samples these are does not
+process group and breaks ``torch.compile`` graphs (pytorch#161302); this one is three all-reduces and serves every
+device. ``lane_group`` takes them over runs of ``group`` consecutive rows: whose samples these are does not
 depend on the hardware (``data.groups``), and no pass needs a collective. ``frozen`` normalises by the running
 statistics and never changes them.
 
@@ -25,30 +25,52 @@ from torch import Tensor, nn
 Norm = Literal["sync", "frozen", "lane_group"]
 
 
-class _AllSum(torch.autograd.Function):
-    """The sum over ranks; its gradient is the sum of every rank's gradient. torch's own differentiable all-reduce is
-    deprecated, and its replacement has no gradient in torch 2.6."""
+def _many_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _Sync(torch.autograd.Function):
+    """BatchNorm over the rows of all ranks. Sums are taken in double precision, so that what comes out does not depend
+    on who held which rows. Returns the normalised rows, the mean and the unbiased variance."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = x_BCHW.to(weight_C.dtype)
+        # The mean first and then squared deviations: one pass of E[x^2] - E[x]^2 cancels in fp32.
+        count = x.numel() // x.shape[1]
+        totals = _all_sum(torch.cat([_sum(x), x.new_tensor([count], dtype=torch.float64)]))
+        number = totals[-1]
+        mean_C = (totals[:-1] / number).to(x.dtype)
+        centred = x - mean_C[:, None, None]
+        var_C = _all_sum(_sum(centred.square())) / number
+        scale_C = torch.rsqrt(var_C + eps).to(x.dtype)
+        unit = centred * scale_C[:, None, None]
+        ctx.save_for_backward(x_BCHW, weight_C, mean_C, scale_C, number)
+        out = unit * weight_C[:, None, None] + bias_C[:, None, None]
+        return out.to(x_BCHW.dtype), mean_C, (var_C * number / (number - 1)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_BCHW, weight_C, mean_C, scale_C, number = ctx.saved_tensors
+        grad = grads[0].to(weight_C.dtype)
+        unit = (x_BCHW.to(weight_C.dtype) - mean_C[:, None, None]) * scale_C[:, None, None]
+        sums = torch.cat([_sum(grad), _sum(grad * unit)])  # those of this rank are its part of bias's and weight's
+        mean_grad_C, mean_product_C = (_all_sum(sums) / number).to(grad.dtype).chunk(2)
+        inner = grad - mean_grad_C[:, None, None] - unit * mean_product_C[:, None, None]
+        grad_x = inner * (weight_C * scale_C)[:, None, None]
+        grad_bias_C, grad_weight_C = sums.to(grad.dtype).chunk(2)
+        return grad_x.to(x_BCHW.dtype), grad_weight_C, grad_bias_C, None
+
+
+def _sum(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW.sum((0, 2, 3), dtype=torch.float64)
 
 
 def _all_sum(x: Tensor) -> Tensor:
-    total: Tensor = _AllSum.apply(x)
-    return total
-
-
-def _many_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    dist.all_reduce(x := x.clone())
+    return x
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -95,20 +117,11 @@ class BatchNorm(nn.BatchNorm2d):
         return torch.cat([self._forward_local(rows) for rows in torch.split(x_BCHW, self.group)])
 
     def _forward_sync(self, x_BCHW: Tensor) -> Tensor:
-        """Statistics over every process's samples, mean first and then squared deviations: one pass of
-        E[x^2] - E[x]^2 cancels in fp32."""
-        x = x_BCHW.float()
-        count = x.new_tensor([x.numel() / x.shape[1]])
-        totals_C1 = _all_sum(torch.cat([x.sum((0, 2, 3)), count]))
-        number = totals_C1[-1].detach()
-        mean_C = totals_C1[:-1] / number
-        centred = x - mean_C[:, None, None]
-        var_C = _all_sum(centred.square().sum((0, 2, 3))) / number
+        """Statistics over every process's samples."""
+        out, mean_C, var_C = _Sync.apply(x_BCHW, self.weight, self.bias, self.eps)
         if self.slot is not None:
-            self._record(mean_C.detach(), var_C.detach() * number / (number - 1))
-        scale_C = self.weight.float() * torch.rsqrt(var_C + self.eps)
-        out = centred * scale_C[:, None, None] + self.bias.float()[:, None, None]
-        return out.to(x_BCHW.dtype)
+            self._record(mean_C, var_C)
+        return out
 
     @torch.no_grad()
     def _record(self, mean_C: Tensor, unbiased_var_C: Tensor) -> None:

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def zero_perturbation(weight: Tensor) -> Tensor:
+    """delta = 0 as a leaf. In double precision: its gradient is a sum over the global batch (``model.stem``)."""
+    return torch.zeros_like(weight, dtype=torch.float64, requires_grad=True)
+
+
 def perturbation(
     gradient: Tensor, weight: Tensor, epsilon: float, mode: Literal["absolute", "relative"]
 ) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
 from ca2cl.model.heads import Embeddings
-from ca2cl.objective.adversary import perturbation
-from ca2cl.objective.gather import all_sum, world
+from ca2cl.objective.adversary import perturbation, zero_perturbation
+from ca2cl.objective.gather import Rows, all_sum, world
 from ca2cl.objective.passes import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
-from ca2cl.objective.terms import Rows, adversarial_term, clean_terms, weighted_sum
+from ca2cl.objective.terms import adversarial_term, clean_terms, weighted_sum
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -90,8 +90,8 @@ def _split(grads: Sequence[Tensor], sizes: list[int]) -> list[tuple[Tensor, Tens
 def _direction(engine: Engine, micro_batches: Sequence[ViewBatch], strong: Pairs, weak: Pairs) -> tuple[Tensor, Pairs]:
     """This rank's dL1/d delta, and dL1 of every parameter through the strong view, both times the loss scale."""
     parameters, weight = parameters_of(engine), engine.bare.encoder.conv1.weight
-    delta = torch.zeros_like(weight, requires_grad=True)
-    direction, known = torch.zeros_like(weight), [torch.zeros_like(p) for p in parameters]
+    delta = zero_perturbation(weight)
+    direction, known = torch.zeros_like(delta), [torch.zeros_like(p) for p in parameters]
     for number, views in enumerate(micro_batches):
         first = embed_first(engine.bare, views, delta, record=True)
         found = torch.autograd.grad(list(first), [delta, *parameters], list(strong[number]), allow_unused=True)

@@ -1,6 +1,8 @@
 """The cluster loss: k-means inside the batch, and every row drawn to the other view's centroid (CA2CL, section III).
 
-Shapes: B local batch, G global batch, D embedding, K clusters.
+Everything here is of the global batch, which every rank has gathered: it is small work, done on all of them alike.
+
+Shapes: G global batch, D embedding, K clusters.
 """
 
 from __future__ import annotations
@@ -49,28 +51,24 @@ def k_means(g_GD: Tensor, clusters: int, iterations: int) -> Clusters:
     return Clusters(assignments_G, centroids, sizes)
 
 
-def cluster_logits(g_BD: Tensor, clusters: Clusters, temperature: float) -> Tensor:
-    """g C^T / T_c, shape (B, K); an empty cluster is masked out."""
-    logits_BK = g_BD @ clusters.centroids.T / temperature
-    return logits_BK.masked_fill(clusters.sizes == 0, float("-inf"))
+def cluster_logits(g_GD: Tensor, clusters: Clusters, temperature: float) -> Tensor:
+    """g C^T / T_c, shape (G, K); an empty cluster is masked out."""
+    logits_GK = g_GD @ clusters.centroids.T / temperature
+    return logits_GK.masked_fill(clusters.sizes == 0, float("-inf"))
 
 
 def cluster_loss(
-    g1_BD: Tensor, g2_BD: Tensor, clusters1: Clusters, clusters2: Clusters, own_B: Tensor, temperature: float
+    g1_GD: Tensor, g2_GD: Tensor, clusters1: Clusters, clusters2: Clusters, temperature: float
 ) -> Tensor:
-    """This rank's share of L = 1/2 [CE(g1 C2^T / T_c, a2) + CE(g2 C1^T / T_c, a1)]: the sum over ranks is the loss.
+    """L = 1/2 [CE(g1 C2^T / T_c, a2) + CE(g2 C1^T / T_c, a1)], means over the rows.
 
     Args:
-        g1_BD, g2_BD: unit vectors of the local rows.
-        clusters1, clusters2: k-means of each view's global batch.
-        own_B: places of the local rows in the global batch, int64.
+        g1_GD, g2_GD: unit vectors of the global batch.
+        clusters1, clusters2: k-means of each.
     """
-    total = len(clusters1.assignments)
-    forth = F.cross_entropy(
-        cluster_logits(g1_BD, clusters2, temperature), clusters2.assignments[own_B], reduction="sum"
-    )
-    back = F.cross_entropy(cluster_logits(g2_BD, clusters1, temperature), clusters1.assignments[own_B], reduction="sum")
-    return (forth + back) / (2 * total)
+    forth = F.cross_entropy(cluster_logits(g1_GD, clusters2, temperature), clusters2.assignments)
+    back = F.cross_entropy(cluster_logits(g2_GD, clusters1, temperature), clusters1.assignments)
+    return (forth + back) / 2
 
 
 def mutual_information(

@@ -1,11 +1,16 @@
-"""Rows of every process, with their gradient.
+"""Rows of every process, in an order that does not depend on the hardware.
+
+Gathering has no gradient here, and needs none: each rank works out the whole loss's gradient with respect to its own
+rows (``nt_xent``, ``terms``), from the gathered ones. So nothing can be lost or counted W times in a backward
+collective (open_clip#616, accelerate#1154), there is none to wait for, and a row's gradient is the same to the last bit
+wherever the row is worked on.
 
 Shapes: B local batch, G global batch, W world size, D embedding.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,50 +24,39 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-class _AllGather(torch.autograd.Function):
-    """Concatenation over ranks whose backward sums every rank's gradient of our rows.
-
-    ``accelerator.gather`` has no gradient (accelerate#1154); a gather that returns only the own slice of the local
-    gradient loses what the other ranks' rows contribute (open_clip#616).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, local_BD: Tensor) -> Tensor:
-        rank, size = world()
-        ctx.rows = slice(rank * len(local_BD), (rank + 1) * len(local_BD))
-        parts = [torch.empty_like(local_BD) for _ in range(size)]
-        dist.all_gather(parts, local_BD.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # An all-reduce and a slice, because gloo has no reduce-scatter; the rows are a few megabytes at most.
-        total_GD = grads[0].contiguous().clone()
-        dist.all_reduce(total_GD)
-        return total_GD[ctx.rows]
-
-
-def gather_rows(local_BD: Tensor) -> Tensor:
-    """Every rank's rows (G, D) in rank order, differentiable; all ranks must call it with equal B."""
+def gather_rows(local_B: Tensor) -> Tensor:
+    """Every rank's rows (G, ...) in rank order, without gradient; all ranks must call it with equal B."""
+    local_B = local_B.detach()
     if world()[1] == 1:
-        return local_BD
-    gathered: Tensor = _AllGather.apply(local_BD)
-    return gathered
+        return local_B
+    parts = [torch.empty_like(local_B, memory_format=torch.contiguous_format) for _ in range(world()[1])]
+    dist.all_gather(parts, local_B.contiguous())
+    return torch.cat(parts)
 
 
-def canonical_order(positions_B: Tensor) -> tuple[Tensor, Tensor]:
-    """How gathered rows are put into the order that does not depend on the hardware.
+class Rows(NamedTuple):
+    """Which rows of the global batch the local ones are.
 
-    Args:
-        positions_B: the local rows' places in the global batch, int64.
-
-    Returns:
-        order (G,), such that ``gather_rows(x)[order]`` is canonical, and own (B,), the places of the local rows in it.
+    Attributes:
+        order: (G,), such that ``gather_rows(x)[order]`` is in canonical order.
+        own: (B,), the places of the local rows in it.
     """
-    everywhere_G = gather_rows(positions_B.detach())
-    order_G = torch.argsort(everywhere_G)
-    own_B = torch.searchsorted(everywhere_G[order_G], positions_B)
-    return order_G, own_B
+
+    order: Tensor
+    own: Tensor
+
+    @classmethod
+    def at(cls, positions_B: Tensor) -> Rows:
+        """From the local rows' places in the global batch, int64; one collective."""
+        everywhere_G = gather_rows(positions_B)
+        order_G = torch.argsort(everywhere_G)
+        return cls(order_G, torch.searchsorted(everywhere_G[order_G], positions_B))
+
+    def gather(self, *parts: Tensor) -> list[Tensor]:
+        """Local (B, D) rows of several kinds as global (G, D) ones in canonical order, without gradient; one
+        collective."""
+        rows = gather_rows(torch.cat(parts, dim=1))[self.order]
+        return list(torch.split(rows, [part.shape[1] for part in parts], dim=1))
 
 
 def all_sum(value: Tensor) -> Tensor:

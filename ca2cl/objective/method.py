@@ -14,11 +14,11 @@ from torch import Tensor
 from ca2cl.config import ObjectiveConfig
 from ca2cl.model.heads import Embeddings
 from ca2cl.model.norm import commit_statistics
-from ca2cl.objective.adversary import perturbation
+from ca2cl.objective.adversary import perturbation, zero_perturbation
 from ca2cl.objective.cached import cached_step
-from ca2cl.objective.gather import all_sum, world
+from ca2cl.objective.gather import Rows, all_sum, world
 from ca2cl.objective.passes import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
-from ca2cl.objective.terms import Rows, adversarial_term, clean_terms, weighted_sum
+from ca2cl.objective.terms import adversarial_term, clean_terms, weighted_sum
 
 
 class CA2CL:
@@ -69,7 +69,7 @@ class CA2CL:
     def _micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """A scalar with the gradient of this rank's share of one micro-batch's loss, and the loss's terms."""
         weight = engine.bare.encoder.conv1.weight
-        delta = torch.zeros_like(weight, requires_grad=True) if self.config.adversary else None
+        delta = zero_perturbation(weight) if self.config.adversary else None
         rows = Rows.at(views.positions)
         # Through the wrapper goes the last pass before the backward and no other: a wrapper takes every pass through it
         # for the start of a backward of its own (DistributedDataParallel's reducer, DeepSpeed's hooks on outputs).

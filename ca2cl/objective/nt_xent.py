@@ -1,64 +1,80 @@
-"""NT-Xent between two views (SimCLR, arXiv 2002.05709, equation 1).
+"""NT-Xent between two views (SimCLR, arXiv 2002.05709, equation 1), with its gradient written out.
 
-Shapes: B local batch, G global batch, N = 2G rows of both views, D embedding.
+Shapes: B local batch, G global batch, N = 2G rows of both views, R rows of a block, D embedding.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from typing import NamedTuple
 
-LOGITS_AT_ONCE = 1 << 24
-"""Logits that are held at a time (64 MB in fp32): memory grows with G and not with G^2."""
+import torch
+from torch import Tensor
+
+from ca2cl.objective.gather import Rows
+from ca2cl.objective.gradient import given_gradient
+
+LOGITS_AT_ONCE = 1 << 22
+"""Logits that are held at a time (16 MB in fp32): memory grows with G and not with G^2."""
+
+
+class _Block(NamedTuple):
+    """Some of the local rows: themselves, and the columns of the row itself and of its positive."""
+
+    rows_RD: Tensor
+    self_R: Tensor
+    positive_R: Tensor
+
+    def logits(self, columns_ND: Tensor, temperature: float) -> Tensor:
+        """(R, N), each row's own column masked out."""
+        logits_RN = (self.rows_RD / temperature) @ columns_ND.T
+        return logits_RN.scatter_(1, self.self_R[:, None], float("-inf"))
 
 
 def nt_xent(
-    z1_BD: Tensor,
-    z2_BD: Tensor,
-    z1_GD: Tensor,
-    z2_GD: Tensor,
-    own_B: Tensor,
-    temperature: float,
-    logits_at_once: int = LOGITS_AT_ONCE,
+    z1_BD: Tensor, z2_BD: Tensor, rows: Rows, temperature: float, logits_at_once: int = LOGITS_AT_ONCE
 ) -> Tensor:
     """This rank's share of NT-Xent over the global batch: the sum over ranks is the loss.
 
     For row i of either view, with the other view's row i as the positive p and all 2G - 1 rows k other than i,
 
-        l_i = -log( exp(z_i . z_p / T) / sum_{k != i} exp(z_i . z_k / T) ),   loss = sum_i l_i / 2G.
+        l_i = -log( exp(s_ip) / Z_i ),   s_ik = z_i . z_k / T,   Z_i = sum_{k != i} exp(s_ik),   loss = sum_i l_i / 2G.
 
-    Computed in blocks of rows, each worked out again in the backward pass.
+    A row is anchor once and a column of every other row, so with P_ik = exp(s_ik) / Z_i
+
+        d loss / d z_i = [ sum_{k != i} (P_ik + P_ki) z_k - 2 z_p ] / (2G T).
+
+    P_ki needs no logits but the row's own, only Z_k: each rank has the whole gradient of its rows after the numbers log
+    Z have been gathered, and no backward collective. Both passes go through the logits in blocks of rows.
 
     Args:
         z1_BD, z2_BD: unit vectors of the local rows of the two views.
-        z1_GD, z2_GD: those of the global batch, in canonical order.
-        own_B: places of the local rows in the global batch, int64.
+        rows: their places in the global batch.
         temperature: T.
         logits_at_once: most logits to hold at a time; one row's are held in any case.
 
     Returns:
-        A scalar: the mean of l_i over the local 2B rows, times B / G.
+        A scalar: the mean of l_i over the local 2B rows, times B / G. Its gradient is that of the whole loss.
     """
-    columns_ND = torch.cat([z1_GD, z2_GD])
-    pairs = len(z1_GD)
-    block = max(1, logits_at_once // len(columns_ND))
-    total = z1_BD.new_zeros(())
-    for view_BD, self_B, positive_B in ((z1_BD, own_B, own_B + pairs), (z2_BD, own_B + pairs, own_B)):
-        parts = zip(
-            torch.split(view_BD, block), torch.split(self_B, block), torch.split(positive_B, block), strict=True
-        )
-        for rows in parts:
-            if len(view_BD) <= block:
-                total = total + _summed(*rows, columns_ND, temperature)
-            else:
-                total = total + checkpoint(_summed, *rows, columns_ND, temperature, use_reentrant=False)
-    return total / (2 * pairs)
+    total, (grad1_BD, grad2_BD) = _value_and_gradients(z1_BD.detach(), z2_BD.detach(), rows, temperature, logits_at_once)
+    return given_gradient(total, [(z1_BD, grad1_BD), (z2_BD, grad2_BD)])
 
 
-def _summed(view_RD: Tensor, self_R: Tensor, positive_R: Tensor, columns_ND: Tensor, temperature: float) -> Tensor:
-    """The sum of l_i over R rows."""
-    logits_RN = view_RD @ columns_ND.T / temperature
-    logits_RN = logits_RN.scatter(1, self_R[:, None], float("-inf"))
-    return F.cross_entropy(logits_RN, positive_R, reduction="sum")
+def _value_and_gradients(
+    z1_BD: Tensor, z2_BD: Tensor, rows: Rows, temperature: float, logits_at_once: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    columns_ND = torch.cat(rows.gather(z1_BD, z2_BD))
+    pairs = len(columns_ND) // 2
+    places = torch.cat([rows.own, rows.own + pairs]), torch.cat([rows.own + pairs, rows.own])
+    size = max(1, logits_at_once // len(columns_ND))
+    parts = zip(*(torch.split(part, size) for part in (torch.cat([z1_BD, z2_BD]), *places)), strict=True)
+    blocks = [_Block(*part) for part in parts]
+    log_z = torch.cat([block.logits(columns_ND, temperature).logsumexp(1) for block in blocks])
+    log_z_N = torch.cat(rows.gather(*log_z[:, None].chunk(2))).squeeze(1)
+
+    total, gradients = z1_BD.new_zeros(()), []
+    for block, own_log_z_R in zip(blocks, torch.split(log_z, size), strict=True):
+        logits_RN = block.logits(columns_ND, temperature)
+        total += (own_log_z_R - logits_RN.gather(1, block.positive_R[:, None]).squeeze(1)).sum()
+        both_RN = (logits_RN - own_log_z_R[:, None]).exp_().add_(logits_RN.sub_(log_z_N).exp_())
+        gradients.append(both_RN @ columns_ND - 2 * columns_ND[block.positive_R])
+    return total / (2 * pairs), (torch.cat(gradients) / (2 * pairs * temperature)).chunk(2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.model.heads import Embeddings, Network
+from ca2cl.objective.gradient import given_gradient
 
 FIRST, SECOND = 0, 1
 """Whose running statistics a pass adds to: those of the strong view come before the weak one's."""
@@ -99,5 +100,4 @@ def parameters_of(engine: Engine) -> list[Tensor]:
 
 def carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> Tensor:
     """A scalar whose gradient with respect to each tensor is the given one over ``scale``."""
-    parts = [(tensor * (grad.detach() / scale)).sum() for tensor, grad in pairs]
-    return torch.stack(parts).sum()
+    return given_gradient(pairs[0][0].new_zeros(()), [(tensor, gradient / scale) for tensor, gradient in pairs])

@@ -47,7 +47,9 @@ class MicroBatches(Sequence[ViewBatch]):
             for part in (self._batch.tiles, self._batch.key_hash, self._batch.positions)
         )
         with torch.no_grad():
-            x1, x2 = self._views(tiles, key_hash, self._batch.epoch)
+            x1, x2 = (
+                x.contiguous(memory_format=torch.channels_last) for x in self._views(tiles, key_hash, self._batch.epoch)
+            )
         second_order = self._groups.second_order(len(x2)).to(self._device) if self._groups else None
         return ViewBatch(x1, x2, positions, second_order)
 

@@ -1,0 +1,63 @@
+"""The stem convolution with a perturbation of its weight as an input, and a gradient of it that does not depend on how
+the rows are shared out.
+
+The adversarial direction is a sum over the global batch. In fp32 the order of the sum would decide its last bits, these
+the sign of some activation that is almost 0, and a single ReLU that lets through on one machine and not on the other is
+a thousandth of the gradient (measured). So each row's contribution is computed by itself, and they are added in double
+precision, which leaves nothing to the order. It costs what the usual weight gradient does.
+
+Shapes: B rows, P = positions of the output, D_in = 3 * 7 * 7.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_COLUMNS_AT_ONCE = 1 << 23
+"""Numbers of unfolded input that are held at a time (32 MB)."""
+
+
+def perturbed_conv(conv: nn.Conv2d, x_BCHW: Tensor, delta: Tensor) -> Tensor:
+    """``conv`` of ``x_BCHW`` through its weight plus ``delta``.
+
+    Args:
+        conv: of equal strides and of equal padding on both axes, without bias.
+        x_BCHW: data: no gradient reaches it.
+        delta: (out, in, k, k) in any precision. Its gradient is this rank's part of the sum, in that precision.
+    """
+    assert conv.bias is None and not x_BCHW.requires_grad
+    stride, padding = conv.stride[0], conv.padding[0]
+    assert isinstance(padding, int)
+    result: Tensor = _PerturbedConv.apply(x_BCHW, conv.weight, delta, stride, padding)
+    return result
+
+
+class _PerturbedConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, weight: Tensor, delta: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x_BCHW)
+        ctx.stride, ctx.padding, ctx.shape, ctx.dtypes = stride, padding, weight.shape, (weight.dtype, delta.dtype)
+        return F.conv2d(x_BCHW, weight + delta.to(weight.dtype), stride=stride, padding=padding)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (x_BCHW,) = ctx.saved_tensors
+        total = _weight_gradient(x_BCHW, outer[0], ctx.shape, ctx.stride, ctx.padding)
+        return None, *(total.to(dtype) for dtype in ctx.dtypes), None, None
+
+
+def _weight_gradient(x_BCHW: Tensor, outer_BOHW: Tensor, shape: torch.Size, stride: int, padding: int) -> Tensor:
+    """Row by row, added in double precision."""
+    dtype = torch.promote_types(x_BCHW.dtype, torch.float32)  # half precision would round the products' sums
+    outer_BOP = outer_BOHW.flatten(2)
+    rows = max(1, _COLUMNS_AT_ONCE // (shape[1:].numel() * outer_BOP.shape[2]))
+    total = torch.zeros(shape, dtype=torch.float64, device=x_BCHW.device)
+    for x, outer in zip(x_BCHW.split(rows), outer_BOP.split(rows), strict=True):
+        columns_RDP = F.unfold(x.to(dtype), shape[2:], stride=stride, padding=padding)
+        products_ROD = outer.to(dtype) @ columns_RDP.transpose(1, 2)
+        total += products_ROD.sum(0, dtype=torch.float64).view(shape)
+    return total
