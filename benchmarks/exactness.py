@@ -1,12 +1,13 @@
 """Does a step depend on the hardware? The same run on every number of processes, micro-batches and engines, compared.
 
     python -m benchmarks.exactness [--processes 1 2 4] [--micro_batches 1 2 4] [--engines ddp zero1 zero2]
-                                   [--norm lane_group] [--optimizer sgd] [--lr 0.01] [--steps 5]
+                                   [--accumulation bitwise] [--norm lane_group] [--optimizer sgd] [--lr 0.01]
 
 Every cell is a real ``accelerate launch -m ca2cl pretrain`` (gloo processes on the CPU, fp32, clusters and adversary
 on) of made-up tissue, compared with one process that holds each batch at once: the largest relative difference of any
-loss term in any step; the largest relative difference of a weight tensor at the end, and of which; and whether every
-global batch held the same tiles. ``sync`` is compared for one micro-batch only: its statistics are a micro-batch's.
+loss term in any step; the largest relative difference of a weight tensor at the end (running statistics too), and of
+which; and whether every global batch held the same tiles. ``sync`` is compared for one micro-batch and by exact
+accumulation only: its statistics are a micro-batch's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from ca2cl.data.synthetic import write_tissue
 
 CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
 ENGINES = {"ddp": "cpu", "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2"}
-LANES, BATCH, GROUP = 16, 256, 8
+LANES = 16
 TERMS = ("loss", "nt_xent", "cluster", "nt_xent_adversarial")
 LIMIT = 1e-5
 
@@ -78,11 +80,12 @@ def train(cell: Cell, folder: Path, shards: Path, options: argparse.Namespace) -
         "--num_processes", str(cell.processes), "--main_process_port", str(port), "--dynamo_backend", "no",
         "-m", "ca2cl", "pretrain", "--data.shards", str(shards), "--data.image_size", "32",
         "--data.lanes", str(LANES), "--data.workers", "0", "--views.recipe", "crop", "--model.norm", options.norm,
-        "--model.norm_group", str(GROUP), "--objective.epsilon", "0.1", "--objective.epsilon_mode", "relative",
+        "--model.norm_group", str(options.group), "--objective.epsilon", "0.1", "--objective.epsilon_mode", "relative",
         "--optim.name", options.optimizer, "--optim.lr", str(options.lr), "--optim.schedule", "constant",
-        "--run.batch_size", str(BATCH), "--run.steps", str(options.steps), "--run.output_dir", str(out),
-        "--run.micro_batch_size", str(BATCH // cell.processes // cell.micro_batches),
-        "--tracking.root", str(folder / "store"), "--tracking.register_as", "null",
+        "--run.batch_size", str(options.batch), "--run.steps", str(options.steps), "--run.output_dir", str(out),
+        "--run.micro_batch_size", str(options.batch // cell.processes // cell.micro_batches),
+        "--run.accumulation", options.accumulation, "--tracking.root", str(folder / "store"),
+        "--tracking.register_as", "null",
     ]  # fmt: skip
     # accelerate told to use the CPU forgets DeepSpeed, which must be told by itself
     device = {"ACCELERATE_USE_CPU": "true"} if cell.engine == "ddp" else {"DS_ACCELERATOR": "cpu"}
@@ -111,17 +114,18 @@ def differences(expected: Outcome, found: Outcome) -> tuple[float, float, str]:
     return loss, moved[worst], worst
 
 
-def same_tiles(shards: Path, processes: int, steps: int) -> bool:
+def same_tiles(shards: Path, processes: int, options: argparse.Namespace) -> bool:
     """Whether that many ranks together read, in every global batch, the keys that one reads, in the same places."""
 
     def batches(world: int) -> list[dict[int, str]]:
         index = ShardIndex(shards)
-        found: list[dict[int, str]] = [{} for _ in range(steps)]
+        found: list[dict[int, str]] = [{} for _ in range(options.steps)]
         for rank in range(world):
-            order = LaneOrder(index, LANES, BATCH, 0)
+            order = LaneOrder(index, LANES, options.batch, 0)
             stream = LaneStream(
-                index, order, ShardReader(str(shards)), rank=rank, world=world, workers=0, start_step=0, stop_step=steps
-            )
+                index, order, ShardReader(str(shards)), rank=rank, world=world, workers=0, start_step=0,
+                stop_step=options.steps,
+            )  # fmt: skip
             for number, batch in enumerate(stream):
                 found[number].update(zip(batch.positions.tolist(), batch.keys, strict=True))
         return found
@@ -134,10 +138,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--micro_batches", type=int, nargs="+", default=[1, 2, 4], help="of a process, a step")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--accumulation", choices=("bitwise", "exact"), default="bitwise")
     parser.add_argument("--norm", choices=("lane_group", "sync", "frozen"), default="lane_group")
     parser.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--group", type=int, default=8, help="tiles that share lane_group's statistics")
+    parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
     options = parser.parse_args()
     counts = [1] if options.norm == "sync" else options.micro_batches
     cells = [Cell(*cell) for cell in itertools.product(options.engines, options.processes, counts)]
@@ -146,13 +154,18 @@ def main() -> None:
         shards = folder / "shards"
         shard(ShardConfig(source=str(write_tissue(folder / "tissue", 80, size=48)), out=str(shards), workers=1))
         expected = train(Cell("ddp", 1, 1), folder / "expected", shards, options)
-        print(f"{options.norm}, {options.optimizer}, lr {options.lr:g}, {options.steps} steps of {BATCH}, fp32\n")
+        print(
+            f"{options.accumulation}, {options.norm}, {options.optimizer}, lr {options.lr:g}, {options.steps} steps of "
+            f"{options.batch} (groups of {options.group}), fp32\n"
+        )
         print("| engine | processes | micro-batches | losses | weights | the tensor | same tiles |")
         print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
         worst = 0.0
-        for cell in tqdm(cells, desc="cells", disable=None):
-            loss, weight, tensor = differences(expected, train(cell, folder / "cells", shards, options))
-            tiles = "yes" if same_tiles(shards, cell.processes, options.steps) else "NO"
+        pool = ThreadPoolExecutor(options.jobs)
+        runs = pool.map(lambda cell: train(cell, folder / "cells", shards, options), cells)
+        for cell, found in tqdm(zip(cells, runs, strict=True), desc="cells", total=len(cells), disable=None):
+            loss, weight, tensor = differences(expected, found)
+            tiles = "yes" if same_tiles(shards, cell.processes, options) else "NO"
             print(
                 f"| {cell.engine} | {cell.processes} | {cell.micro_batches} | {loss:.1e} | {weight:.1e} | {tensor} "
                 f"| {tiles} |",

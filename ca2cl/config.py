@@ -170,8 +170,10 @@ class RunConfig:
     """Tiles in one optimizer step, over all processes and micro-batches."""
     micro_batch_size: int | None = None
     """Tiles that one process holds at a time; none takes its whole share of the batch at once."""
-    accumulation: Literal["exact", "plain"] = "exact"
-    """What micro-batches mean. exact: the result of the whole batch; plain: negatives only within a micro-batch."""
+    accumulation: Literal["exact", "plain", "bitwise"] = "exact"
+    """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: negatives only within a
+    micro-batch; bitwise: exact, and the same to the last bit on any number of processes and micro-batches, in units of
+    two groups of model.norm_group tiles (slower; for model.norm lane_group or frozen)."""
     epochs: int | None = None
     """Length of the run in passes over the data. Give this or run.steps."""
     steps: int | None = None
@@ -249,6 +251,12 @@ class PretrainConfig:
             run.batch_size,
             f"a batch takes the same number of tiles from each of data.lanes = {data.lanes} lanes; "
             f"use a multiple, or --data.lanes {math.gcd(run.batch_size, data.lanes)}",
+        )
+        _require(
+            run.accumulation != "bitwise" or self.model.norm != "sync",
+            "run.accumulation",
+            run.accumulation,
+            "model.norm sync looks at all of a process's tiles at once; use --model.norm lane_group, or frozen",
         )
         smallest = run.batch_size
         if run.accumulation == "plain" and run.micro_batch_size:

@@ -111,7 +111,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "manifest_digest": index.manifest.digest,
     }
     job = Job(
-        engine=engine, method=CA2CL(config.objective, config.run.accumulation),
+        engine=engine, method=CA2CL(config.objective, config.run.accumulation, parts.groups and parts.groups.block),
         data=feed(stream, views, engine.device, micro_batch, parts.groups),
         observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, run=config.run, optim=config.optim,
         total_steps=steps, steps_per_epoch=order.steps_per_epoch, check_bad=budget.check, state=state,
@@ -156,7 +156,7 @@ def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_ba
 
 
 def _groups(config: PretrainConfig, world: int, micro_batch: int) -> LaneGroups | None:
-    if config.model.norm != "lane_group":
+    if config.model.norm != "lane_group" and config.run.accumulation != "bitwise":
         return None
     groups = LaneGroups(config.data.lanes, config.run.batch_size, config.model.norm_group)
     groups.check(world, micro_batch)

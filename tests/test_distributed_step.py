@@ -39,10 +39,10 @@ class DoubleNetwork(Network):
 
 
 class AveragingEngine(LocalEngine):
-    """The smallest engine of several processes: DistributedDataParallel's averaging by hand."""
+    """The smallest engine of several processes: what DistributedDataParallel does, by hand."""
 
     def backward(self, loss: Tensor) -> None:
-        super().backward(loss)
+        super().backward(loss * (dist.get_world_size() if dist.is_initialized() else 1))
         if dist.is_initialized():
             for parameter in self.network.parameters():
                 if parameter.grad is not None:

@@ -127,7 +127,8 @@ class BatchNorm(nn.BatchNorm2d):
     def _record(self, mean_C: Tensor, unbiased_var_C: Tensor) -> None:
         """Add one group's statistics to the slot's: sums of means and of variances, and how many."""
         assert self.slot is not None
-        row = torch.cat([mean_C, unbiased_var_C, mean_C.new_ones(1)])
+        # in double precision: what the sum over groups and ranks is then does not depend on its order
+        row = torch.cat([mean_C, unbiased_var_C, mean_C.new_ones(1)]).double()
         self._recorded[self.slot] = self._recorded[self.slot] + row if self.slot in self._recorded else row
 
     def take_recorded(self) -> list[Tensor]:
@@ -141,7 +142,7 @@ class BatchNorm(nn.BatchNorm2d):
         """Move the running statistics towards one view's: the mean over its groups."""
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        mean_C, var_C = (row[:-1] / row[-1]).chunk(2)
+        mean_C, var_C = (row[:-1] / row[-1]).to(self.running_mean.dtype).chunk(2)
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean_C, self.momentum)
         self.running_var.lerp_(var_C, self.momentum)

@@ -28,7 +28,8 @@ def perturbation(
     # Divided by the largest entry first: a loss scale of fp16 must not overflow the sum of squares.
     largest = gradient.abs().amax()
     scaled = gradient / largest
-    size = weight.detach().norm() if mode == "relative" else 1.0
+    # in double precision: layouts of the weight differ from engine to engine, and with them the order of this sum
+    size = weight.detach().double().norm() if mode == "relative" else 1.0
     delta = epsilon * size * scaled / scaled.norm()
     valid = torch.isfinite(largest) & (largest > 0)
     return torch.where(valid, delta, torch.zeros_like(delta)), valid

@@ -117,7 +117,7 @@ def _backward_clean(engine: Engine, micro_batches: Sequence[ViewBatch], strong: 
             first = embed_first(engine.bare, views, None, record=True)
             second = embed_second(engine.network, views, None, record=True)
             pairs = [*zip(first, strong[number], strict=True), *zip(second, weak[number], strict=True)]
-            engine.backward(carry(pairs, engine.loss_scale) * world()[1])
+            engine.backward(carry(pairs, engine.loss_scale))
 
 
 def _backward_adversarial(
@@ -135,4 +135,4 @@ def _backward_adversarial(
             second = embed_second(engine.bare, views, None, record=False)
             perturbed = embed_first(engine.network, views, step, record=False)
             pairs = [*zip(second, weak[number], strict=True), (perturbed.z, to_z_adv[number])]
-            engine.backward(carry(pairs + known if last else pairs, engine.loss_scale) * world()[1])
+            engine.backward(carry(pairs + known if last else pairs, engine.loss_scale))

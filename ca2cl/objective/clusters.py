@@ -57,9 +57,7 @@ def cluster_logits(g_GD: Tensor, clusters: Clusters, temperature: float) -> Tens
     return logits_GK.masked_fill(clusters.sizes == 0, float("-inf"))
 
 
-def cluster_loss(
-    g1_GD: Tensor, g2_GD: Tensor, clusters1: Clusters, clusters2: Clusters, temperature: float
-) -> Tensor:
+def cluster_loss(g1_GD: Tensor, g2_GD: Tensor, clusters1: Clusters, clusters2: Clusters, temperature: float) -> Tensor:
     """L = 1/2 [CE(g1 C2^T / T_c, a2) + CE(g2 C1^T / T_c, a1)], means over the rows.
 
     Args:

@@ -15,6 +15,7 @@ from ca2cl.config import ObjectiveConfig
 from ca2cl.model.heads import Embeddings
 from ca2cl.model.norm import commit_statistics
 from ca2cl.objective.adversary import perturbation, zero_perturbation
+from ca2cl.objective.bitwise import bitwise_step
 from ca2cl.objective.cached import cached_step
 from ca2cl.objective.gather import Rows, all_sum, world
 from ca2cl.objective.passes import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
@@ -34,33 +35,47 @@ class CA2CL:
     Args:
         config: the loss.
         accumulation: what several micro-batches mean. exact: the whole batch's loss, its gradient brought back to one
-            micro-batch after another (``cached``); plain: the mean of the micro-batches' own losses.
+            micro-batch after another (``cached``); plain: the mean of the micro-batches' own losses; bitwise: exact, in
+            units of work that do not depend on the hardware (``bitwise``).
+        unit: rows of such a unit, for bitwise.
     """
 
-    def __init__(self, config: ObjectiveConfig, accumulation: Literal["exact", "plain"] = "exact") -> None:
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        accumulation: Literal["exact", "plain", "bitwise"] = "exact",
+        unit: int | None = None,
+    ) -> None:
         self.config = config
         self.accumulation = accumulation
+        self.unit = unit
 
     def step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
         """Accumulate the gradient of one optimizer step.
 
         Returns:
-            The step's terms as fp32 scalars, the same on every rank: loss, nt_xent, cluster, nt_xent_adversarial,
+            The step's terms as scalars, the same on every rank: loss, nt_xent, cluster, nt_xent_adversarial,
             mutual_information where it is on, and skipped_adversaries, a count.
         """
-        if len(micro_batches) > 1 and self.accumulation == "exact":
-            totals = cached_step(self.config, engine, micro_batches)
+        if self.accumulation == "bitwise":
+            assert self.unit is not None
+            totals = bitwise_step(self._step, engine, micro_batches, self.unit)
         else:
-            totals = self._plain_step(engine, micro_batches)
+            totals = self._step(engine, micro_batches)
         commit_statistics(engine.bare)
         return _reduced(totals)
+
+    def _step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
+        if len(micro_batches) > 1 and self.accumulation != "plain":
+            return cached_step(self.config, engine, micro_batches)
+        return self._plain_step(engine, micro_batches)
 
     def _plain_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
         for number in range(len(micro_batches)):
             with engine.micro_step(last=number == len(micro_batches) - 1):
                 loss, terms = self._micro_step(engine, micro_batches[number])
-                engine.backward(loss * (world()[1] / len(micro_batches)))
+                engine.backward(loss / len(micro_batches))
             for name, value in terms.items():
                 share = value.detach() if name == "skipped_adversaries" else value.detach() / len(micro_batches)
                 totals[name] = totals[name] + share if name in totals else share
@@ -115,5 +130,5 @@ def _first_half(
 
 def _reduced(shares: dict[str, Tensor]) -> dict[str, Tensor]:
     """The sum of every rank's shares, by one collective."""
-    summed = all_sum(torch.stack([value.float() for value in shares.values()]))
+    summed = all_sum(torch.stack([value.double() for value in shares.values()]))
     return dict(zip(shares, summed.unbind(), strict=True))

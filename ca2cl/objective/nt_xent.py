@@ -55,7 +55,9 @@ def nt_xent(
     Returns:
         A scalar: the mean of l_i over the local 2B rows, times B / G. Its gradient is that of the whole loss.
     """
-    total, (grad1_BD, grad2_BD) = _value_and_gradients(z1_BD.detach(), z2_BD.detach(), rows, temperature, logits_at_once)
+    total, (grad1_BD, grad2_BD) = _value_and_gradients(
+        z1_BD.detach(), z2_BD.detach(), rows, temperature, logits_at_once
+    )
     return given_gradient(total, [(z1_BD, grad1_BD), (z2_BD, grad2_BD)])
 
 
@@ -71,10 +73,10 @@ def _value_and_gradients(
     log_z = torch.cat([block.logits(columns_ND, temperature).logsumexp(1) for block in blocks])
     log_z_N = torch.cat(rows.gather(*log_z[:, None].chunk(2))).squeeze(1)
 
-    total, gradients = z1_BD.new_zeros(()), []
+    total, gradients = z1_BD.new_zeros((), dtype=torch.float64), []
     for block, own_log_z_R in zip(blocks, torch.split(log_z, size), strict=True):
         logits_RN = block.logits(columns_ND, temperature)
-        total += (own_log_z_R - logits_RN.gather(1, block.positive_R[:, None]).squeeze(1)).sum()
+        total += (own_log_z_R - logits_RN.gather(1, block.positive_R[:, None]).squeeze(1)).sum(dtype=torch.float64)
         both_RN = (logits_RN - own_log_z_R[:, None]).exp_().add_(logits_RN.sub_(log_z_N).exp_())
         gradients.append(both_RN @ columns_ND - 2 * columns_ND[block.positive_R])
     return total / (2 * pairs), (torch.cat(gradients) / (2 * pairs * temperature)).chunk(2)

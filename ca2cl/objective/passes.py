@@ -51,7 +51,7 @@ class Engine(Protocol):
         """Surrounds a micro-batch's passes; gradients are exchanged in the last one only."""
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of ``loss``, averaged over ranks."""
+        """Accumulate the gradient of ``loss`` summed over ranks."""
 
 
 class LocalEngine:

@@ -41,7 +41,8 @@ def _cluster_terms(g1_BD: Tensor, g2_BD: Tensor, rows: Rows, config: ObjectiveCo
 
 def _own_share(term: Tensor, wholes: list[Tensor], local: list[Tensor], rows: Rows) -> Tensor:
     gradients = torch.autograd.grad(term, wholes, retain_graph=True)
-    return given_gradient(term / world()[1], [(x, grad[rows.own]) for x, grad in zip(local, gradients, strict=True)])
+    share = term.double() / world()[1]
+    return given_gradient(share, [(x, grad[rows.own]) for x, grad in zip(local, gradients, strict=True)])
 
 
 def weighted_sum(terms: dict[str, Tensor], config: ObjectiveConfig) -> Tensor:

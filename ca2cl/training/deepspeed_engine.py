@@ -68,8 +68,8 @@ class DeepSpeedEngine(AccelerateEngine):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of ``loss``, averaged over ranks."""
-        self.network.backward(loss)
+        """Accumulate the gradient of ``loss`` summed over ranks: ZeRO averages."""
+        self.network.backward(loss * self.accelerator.num_processes)
 
     def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
         """Apply the accumulated gradient with rate ``lr`` and forget it."""

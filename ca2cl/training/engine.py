@@ -87,8 +87,8 @@ class AccelerateEngine:
                 yield
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of ``loss``, averaged over ranks."""
-        self.accelerator.backward(loss)
+        """Accumulate the gradient of ``loss`` summed over ranks: the wrapper averages."""
+        self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
         """Apply the accumulated gradient with rate ``lr`` and forget it."""
