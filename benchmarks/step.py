@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ca2cl.config import ObjectiveConfig, OptimConfig, RunConfig
+from ca2cl.config import ObjectiveConfig, OptimConfig
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.model.norm import commit_statistics
@@ -71,8 +71,7 @@ def passes(network: Network, x1: Tensor, x2: Tensor, precision: str) -> dict[str
     torch.manual_seed(0)
     config = OptimConfig(name="adamw", lr=1e-4)
     mine, naive = copy.deepcopy(network), copy.deepcopy(network)
-    accelerator = build_accelerator(RunConfig(precision=precision))  # type: ignore[arg-type]
-    engine = AccelerateEngine(accelerator, mine, build_optimizer(config, mine))
+    engine = AccelerateEngine(build_accelerator(), mine, build_optimizer(config, mine), precision)  # type: ignore[arg-type]
     method, optimizer = CA2CL(OBJECTIVE), build_optimizer(config, naive)
     last1, last2 = (x.contiguous(memory_format=torch.channels_last) for x in (x1, x2))
 

@@ -46,7 +46,7 @@ def run(config: PretrainConfig) -> int:
     """
     _check(config)
     stop = StopFlag().install()
-    accelerator = build_accelerator(config.run)
+    accelerator = build_accelerator()
     world = accelerator.num_processes
     index = open_index(config.data.shards, config.data.cache_dir)
     order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
@@ -111,7 +111,8 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "manifest_digest": index.manifest.digest,
     }
     job = Job(
-        engine=engine, method=CA2CL(config.objective, config.run.accumulation, parts.groups and parts.groups.block),
+        engine=engine,
+        method=CA2CL(config.objective, config.run.accumulation, parts.groups.block if parts.groups else None),
         data=feed(stream, views, engine.device, micro_batch, parts.groups),
         observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, run=config.run, optim=config.optim,
         total_steps=steps, steps_per_epoch=order.steps_per_epoch, check_bad=budget.check, state=state,
@@ -152,7 +153,7 @@ def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_ba
         from ca2cl.training.deepspeed_engine import DeepSpeedEngine
 
         return DeepSpeedEngine(accelerator, network, optimizer, config.run, config.optim, micro_batch)
-    return AccelerateEngine(accelerator, network, optimizer)
+    return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
 
 
 def _groups(config: PretrainConfig, world: int, micro_batch: int) -> LaneGroups | None:

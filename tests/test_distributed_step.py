@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from ca2cl.config import ObjectiveConfig, OptimConfig, RunConfig
+from ca2cl.config import ObjectiveConfig, OptimConfig
 from ca2cl.data.groups import LaneGroups
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Embeddings, Network
@@ -62,29 +62,35 @@ def micro_batches(rank: int, world: int, count: int) -> list[ViewBatch]:
     ]
 
 
-def one_step(network: Network, rank: int, world: int, count: int, objective: ObjectiveConfig) -> dict[str, Tensor]:
-    terms = CA2CL(objective).step(AveragingEngine(network), micro_batches(rank, world, count))
+def one_step(
+    network: Network, rank: int, world: int, count: int, objective: ObjectiveConfig, accumulation: Any = "exact"
+) -> dict[str, Tensor]:
+    kind = next(network.parameters()).dtype
+    views = [v._replace(x1=v.x1.to(kind), x2=v.x2.to(kind)) for v in micro_batches(rank, world, count)]
+    terms = CA2CL(objective, accumulation, 2 * GROUP).step(AveragingEngine(network), views)
     grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     buffers = {name: b for name, b in network.named_buffers() if "running" in name}
     return {**{f"term {k}": v for k, v in terms.items()}, **grads, **buffers}
 
 
-def work(rank: int, world: int, port: int, network: Network, count: int, objective: ObjectiveConfig, out: str) -> None:
+def work(
+    rank: int, world: int, port: int, network: Network, count: int, objective: ObjectiveConfig, kind: str, out: str
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     network = copy.deepcopy(network)  # spawned processes share the tensors that they are given
-    result = one_step(network, rank, world, count, objective)
+    result = one_step(network, rank, world, count, objective, kind)
     if rank == 0:
         torch.save(result, out)
     dist.destroy_process_group()
 
 
 def on_processes(
-    world: int, network: Network, count: int, objective: ObjectiveConfig, folder: Path
+    world: int, network: Network, count: int, objective: ObjectiveConfig, folder: Path, kind: str = "exact"
 ) -> dict[str, Tensor]:
     """What rank 0 of so many gloo processes ends its step with."""
     out = folder / "result.pt"
-    mp.spawn(work, (world, free_port(), network, count, objective, str(out)), nprocs=world)  # type: ignore[no-untyped-call]
+    mp.spawn(work, (world, free_port(), network, count, objective, kind, str(out)), nprocs=world)  # type: ignore[no-untyped-call]
     found: dict[str, Tensor] = torch.load(out, weights_only=True)
     return found
 
@@ -94,6 +100,14 @@ WHOLE = ObjectiveConfig(clusters=3, mutual_information=0.3, epsilon=0.3)
 
 CLEAN = ObjectiveConfig(clusters=3, adversary=False)
 ALONE = ObjectiveConfig(cluster_weight=0.0, epsilon=0.3)
+
+
+def compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        # A new network's embeddings nearly coincide: the adversarial term feels the last bits.
+        tolerance = 1e-6 if name.startswith("term") else 1e-9
+        error = (found[name] - value).norm() / value.norm().clamp(min=1e-12)
+        assert float(error) < tolerance, (name, float(error))
 
 
 @pytest.mark.parametrize(
@@ -128,10 +142,56 @@ def test_any_number_of_processes_and_micro_batches_gives_the_gradient_of_one(
     assert found.keys() == expected.keys()
     assert expected["term skipped_adversaries"] == 0
     assert ("term nt_xent_adversarial" in expected) == objective.adversary
+    compare(expected, found)
+
+
+@pytest.mark.parametrize("norm", ["lane_group", "frozen"])
+@pytest.mark.parametrize(("world", "count"), [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
+def test_bitwise_is_the_same_to_the_last_bit_in_single_precision(
+    world: int, count: int, norm: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = Network(build_encoder("resnet18", norm, group=GROUP)).train()
+    expected = one_step(copy.deepcopy(network), 0, 1, 1, WHOLE, "bitwise")
+    if world == 1:
+        found = one_step(network, 0, 1, count, WHOLE, "bitwise")
+    else:
+        found = on_processes(world, network, count, WHOLE, tmp_path, "bitwise")
+    assert found.keys() == expected.keys() and expected["term skipped_adversaries"] == 0
     for name, value in expected.items():
-        tolerance = 1e-6 if name.startswith("term") else 1e-9  # terms are reported in fp32
-        error = (found[name] - value).norm() / value.norm().clamp(min=1e-12)
-        assert float(error) < tolerance, (name, float(error))
+        if name.startswith("term"):  # added up in double precision, and reported so
+            assert float(found[name]) == pytest.approx(float(value), rel=1e-14)
+        else:
+            assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("objective", [WHOLE, CLEAN, ALONE])
+@pytest.mark.parametrize("count", [1, 2])
+def test_bitwise_is_exact(count: int, objective: ObjectiveConfig) -> None:
+    torch.manual_seed(0)
+    network = DoubleNetwork(build_encoder("resnet18", "frozen")).double().train()
+    expected = one_step(copy.deepcopy(network), 0, 1, 1, objective)
+    found = one_step(network, 0, 1, count, objective, "bitwise")
+    compare(expected, found)
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1, "exact"), (2, "exact"), (2, "bitwise")])
+def test_only_the_clean_passes_move_running_statistics(count: int, kind: str) -> None:
+    """A step with the adversary leaves those of a step without it: each view's, the strong one's first."""
+    torch.manual_seed(0)
+    network = DoubleNetwork(build_encoder("resnet18", "lane_group", group=GROUP)).double().train()
+    found, clean = (one_step(copy.deepcopy(network), 0, 1, count, objective, kind) for objective in (WHOLE, CLEAN))
+    (whole,) = micro_batches(0, 1, 1)
+    first, second = (network.encoder.conv1(x) for x in (whole.x1, whole.x2))
+    expected = torch.zeros(64, dtype=torch.float64)
+    for view, rows in ((first, slice(None)), (second, whole.second_order)):
+        groups = [group.mean((0, 2, 3)) for group in torch.split(view[rows], GROUP)]
+        expected = 0.9 * expected + 0.1 * torch.stack(groups).mean(0)
+    torch.testing.assert_close(found["encoder.bn1.running_mean"], expected.detach())
+    buffers = [name for name in found if "running" in name]
+    assert buffers
+    for name in buffers:
+        torch.testing.assert_close(found[name], clean[name])
 
 
 def test_plain_accumulation_is_another_loss() -> None:
@@ -177,7 +237,7 @@ def three_forwards(rank: int, port: int, out: str) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     network = Network(build_encoder("resnet18", "sync")).train()
-    engine = AccelerateEngine(build_accelerator(RunConfig()), network, build_optimizer(OptimConfig(), network))
+    engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))
     for _ in range(2):  # the second step would meet what the first has spoilt
         views = [engine.network(torch.randn(4, 3, 32, 32), None, slot) for slot in (0, 1, None)]
         engine.backward(torch.stack([view.z.sum() + view.g.sum() for view in views]).sum())

@@ -105,7 +105,6 @@ def test_a_checkpoint_goes_from_one_engine_to_another(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--run.precision", "fp16"), "run.precision is 'fp16'"),
         (("--optim.name", "lars"), "optim.name is 'lars'"),
     ],
 )

@@ -79,7 +79,7 @@ def make_engine(name: Any = "adamw", seed: int = 0) -> AccelerateEngine:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
     config = OptimConfig(name=name, lr=0.05)
-    return AccelerateEngine(build_accelerator(RunConfig()), network, build_optimizer(config, network))
+    return AccelerateEngine(build_accelerator(), network, build_optimizer(config, network))
 
 
 class Method:

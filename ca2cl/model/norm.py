@@ -118,6 +118,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def _forward_sync(self, x_BCHW: Tensor) -> Tensor:
         """Statistics over every process's samples."""
+        out: Tensor
         out, mean_C, var_C = _Sync.apply(x_BCHW, self.weight, self.bias, self.eps)
         if self.slot is not None:
             self._record(mean_C, var_C)

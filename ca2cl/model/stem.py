@@ -56,7 +56,7 @@ def _weight_gradient(x_BCHW: Tensor, outer_BOHW: Tensor, shape: torch.Size, stri
     outer_BOP = outer_BOHW.flatten(2)
     rows = max(1, _COLUMNS_AT_ONCE // (shape[1:].numel() * outer_BOP.shape[2]))
     total = torch.zeros(shape, dtype=torch.float64, device=x_BCHW.device)
-    for x, outer in zip(x_BCHW.split(rows), outer_BOP.split(rows), strict=True):
+    for x, outer in zip(torch.split(x_BCHW, rows), torch.split(outer_BOP, rows), strict=True):
         columns_RDP = F.unfold(x.to(dtype), shape[2:], stride=stride, padding=padding)
         products_ROD = outer.to(dtype) @ columns_RDP.transpose(1, 2)
         total += products_ROD.sum(0, dtype=torch.float64).view(shape)

@@ -80,7 +80,7 @@ class UnitNetwork:
         assert len(x_BCHW) % self.unit == 0, (len(x_BCHW), self.unit)
         if stem_delta is None:  # the stem's gradient is then row by row here too
             stem_delta = torch.zeros_like(self.encoder.conv1.weight)
-        parts = [self._one_unit(rows, stem_delta, slot) for rows in x_BCHW.split(self.unit)]
+        parts = [self._one_unit(rows, stem_delta, slot) for rows in torch.split(x_BCHW, self.unit)]
         return Embeddings(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
     def _one_unit(self, *arguments: Any) -> Embeddings:
@@ -114,9 +114,9 @@ def bitwise_step(step: Step, engine: Engine, micro_batches: Sequence[ViewBatch],
     """``step`` on units of that many rows; ``engine`` then gets the whole gradient on every rank, in one backward."""
     network = UnitNetwork(engine.bare, unit)
     shares = step(_Collector(network, engine.loss_scale), micro_batches)  # type: ignore[arg-type]
-    whole = all_sum(torch.cat([total.flatten() for total in network.totals.values()])).to(torch.float32)
-    parts = whole.split([total.numel() for total in network.totals.values()])
-    pairs = [(p, part.view_as(p)) for p, part in zip(network.trained.values(), parts, strict=True)]
+    whole = all_sum(torch.cat([total.flatten() for total in network.totals.values()]))
+    parts = torch.split(whole, [total.numel() for total in network.totals.values()])
+    pairs = [(p, part.view_as(p).to(p.dtype)) for p, part in zip(network.trained.values(), parts, strict=True)]
     with engine.micro_step(last=True):
         engine.backward(carry(pairs, engine.loss_scale * world()[1]))
     return shares

@@ -15,6 +15,9 @@ from ca2cl.objective.gradient import given_gradient
 
 LOGITS_AT_ONCE = 1 << 22
 """Logits that are held at a time (16 MB in fp32): memory grows with G and not with G^2."""
+_ROWS_AT_ONCE = 64
+"""Rows of a block. All blocks have as many, padded: a matrix product's last bits depend on its shape, which must not
+depend on how many rows a rank has."""
 
 
 class _Block(NamedTuple):
@@ -66,17 +69,25 @@ def _value_and_gradients(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     columns_ND = torch.cat(rows.gather(z1_BD, z2_BD))
     pairs = len(columns_ND) // 2
-    places = torch.cat([rows.own, rows.own + pairs]), torch.cat([rows.own + pairs, rows.own])
-    size = max(1, logits_at_once // len(columns_ND))
-    parts = zip(*(torch.split(part, size) for part in (torch.cat([z1_BD, z2_BD]), *places)), strict=True)
-    blocks = [_Block(*part) for part in parts]
+    local = 2 * len(z1_BD)
+    size = max(1, min(_ROWS_AT_ONCE, logits_at_once // len(columns_ND)))
+    blocks = _blocks(torch.cat([z1_BD, z2_BD]), rows.own, pairs, size)
     log_z = torch.cat([block.logits(columns_ND, temperature).logsumexp(1) for block in blocks])
-    log_z_N = torch.cat(rows.gather(*log_z[:, None].chunk(2))).squeeze(1)
+    log_z_N = torch.cat(rows.gather(*log_z[:local, None].chunk(2))).squeeze(1)
 
-    total, gradients = z1_BD.new_zeros((), dtype=torch.float64), []
+    losses, gradients = [], []
     for block, own_log_z_R in zip(blocks, torch.split(log_z, size), strict=True):
         logits_RN = block.logits(columns_ND, temperature)
-        total += (own_log_z_R - logits_RN.gather(1, block.positive_R[:, None]).squeeze(1)).sum(dtype=torch.float64)
+        losses.append(own_log_z_R - logits_RN.gather(1, block.positive_R[:, None]).squeeze(1))
         both_RN = (logits_RN - own_log_z_R[:, None]).exp_().add_(logits_RN.sub_(log_z_N).exp_())
         gradients.append(both_RN @ columns_ND - 2 * columns_ND[block.positive_R])
-    return total / (2 * pairs), (torch.cat(gradients) / (2 * pairs * temperature)).chunk(2)
+    total = torch.cat(losses)[:local].sum(dtype=torch.float64)
+    return total / (2 * pairs), (torch.cat(gradients)[:local] / (2 * pairs * temperature)).chunk(2)
+
+
+def _blocks(rows_RD: Tensor, own_B: Tensor, pairs: int, size: int) -> list[_Block]:
+    """The local rows of both views in blocks of ``size``; what fills up the last one is to be dropped."""
+    parts = rows_RD, torch.cat([own_B, own_B + pairs]), torch.cat([own_B + pairs, own_B])
+    missing = -len(rows_RD) % size
+    padded = [torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) for part in parts]
+    return [_Block(*part) for part in zip(*(torch.split(part, size) for part in padded), strict=True)]

@@ -31,12 +31,12 @@ def _cluster_terms(g1_BD: Tensor, g2_BD: Tensor, rows: Rows, config: ObjectiveCo
     """Every rank computes them whole, contributes a W-th of the value, and keeps its own rows of the gradient."""
     temperature = config.cluster_temperature
     with torch.enable_grad():
-        wholes = [g.requires_grad_() for g in rows.gather(g1_BD, g2_BD)]
-        clusters = [k_means(g, config.clusters, config.lloyd_iterations) for g in wholes]
-        terms = {"cluster": cluster_loss(*wholes, *clusters, temperature)}
+        g1_GD, g2_GD = (g.requires_grad_() for g in rows.gather(g1_BD, g2_BD))
+        clusters1, clusters2 = (k_means(g, config.clusters, config.lloyd_iterations) for g in (g1_GD, g2_GD))
+        terms = {"cluster": cluster_loss(g1_GD, g2_GD, clusters1, clusters2, temperature)}
         if config.mutual_information:
-            terms["mutual_information"] = mutual_information(*wholes, *clusters, temperature)
-    return {name: _own_share(term, wholes, [g1_BD, g2_BD], rows) for name, term in terms.items()}
+            terms["mutual_information"] = mutual_information(g1_GD, g2_GD, clusters1, clusters2, temperature)
+    return {name: _own_share(term, [g1_GD, g2_GD], [g1_BD, g2_BD], rows) for name, term in terms.items()}
 
 
 def _own_share(term: Tensor, wholes: list[Tensor], local: list[Tensor], rows: Rows) -> Tensor:

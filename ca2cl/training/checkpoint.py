@@ -74,10 +74,9 @@ class Checkpointer:
         save_file(model, temporary / _MODEL)
         tensors, scalars = _tensors_and_numbers(optimizer)
         save_file(tensors, temporary / _OPTIMIZER)
-        scaler = engine.accelerator.scaler
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
         content["optimizer_name"] = _optimizer_name(engine)
-        content["scaler"] = scaler.state_dict() if scaler is not None else None
+        content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
             _fsync(file)
@@ -145,8 +144,8 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         moment, name = key.split("/", 1)
         entries.setdefault(name, {})[moment] = value
     engine.load_optimizer_state(entries)
-    if engine.accelerator.scaler is not None and state["scaler"]:
-        engine.accelerator.scaler.load_state_dict(state["scaler"])
+    if engine.scaler is not None and state["scaler"]:
+        engine.scaler.load_state_dict(state["scaler"])
 
 
 def _optimizer_name(engine: AccelerateEngine) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -33,7 +33,7 @@ class DeepSpeedEngine(AccelerateEngine):
         micro_batch_size: tiles that a process holds at a time.
 
     Raises:
-        InputError: ZeRO-3, fp16 or LARS.
+        InputError: ZeRO-3 or LARS.
     """
 
     # ZeRO lays weights out in flat buffers, and sends them as bytes: it wants them contiguous.
@@ -49,17 +49,14 @@ class DeepSpeedEngine(AccelerateEngine):
         micro_batch_size: int,
     ) -> None:
         plugin: Any = accelerator.state.deepspeed_plugin
-        _check(plugin.zero_stage, run, optim)
+        _check(plugin.zero_stage, optim)
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=micro_batch_size,
             gradient_accumulation_steps=1,
             gradient_clipping=optim.clip_norm or 0.0,
         )
-        if run.precision == "bf16":
-            cast = torch.autocast(accelerator.device.type, torch.bfloat16)
-            network.forward = cast(network.forward)
         self._clip_norm = optim.clip_norm
-        super().__init__(accelerator, network, optimizer)
+        super().__init__(accelerator, network, optimizer, run.precision)
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
@@ -69,17 +66,20 @@ class DeepSpeedEngine(AccelerateEngine):
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss`` summed over ranks: ZeRO averages."""
-        self.network.backward(loss * self.accelerator.num_processes)
+        self.network.backward(self._scaled(loss))
 
     def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
         """Apply the accumulated gradient with rate ``lr`` and forget it."""
         assert clip_norm == self._clip_norm, "DeepSpeed was configured with another optim.clip_norm"
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        before = self.network.global_steps
-        self.network.step()
-        assert self.network.global_steps == before + 1, "one call of step is one optimizer step"
-        return OptimizerStep(float(self.network.get_global_grad_norm()), not self.network.was_step_applied())
+        shards = _Shards(self.network)
+        if self.scaler is not None:
+            self.scaler.unscale_(cast(torch.optim.Optimizer, shards))
+        if self._apply(shards):
+            self.drop_step()
+            return OptimizerStep(float("inf"), skipped=True)
+        return OptimizerStep(float(self.network.get_global_grad_norm()), skipped=False)
 
     def drop_step(self) -> None:
         """Leave the step out: forget the gradient, whole and sharded, and take the statistics back."""
@@ -126,14 +126,33 @@ class DeepSpeedEngine(AccelerateEngine):
         ]
 
 
-def _check(stage: int, run: RunConfig, optim: OptimConfig) -> None:
+class _Shards:
+    """This rank's share of ZeRO's gradient as what a ``GradScaler`` takes for an optimizer."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        shards = [shard for group in network.optimizer.averaged_gradients.values() for shard in group]
+        self.param_groups = [{"params": [_with_itself_as_gradient(shard) for shard in shards]}]
+
+    def step(self) -> None:
+        before = self.network.global_steps
+        self.network.step()
+        assert self.network.global_steps == before + 1, "one call of step is one optimizer step"
+        assert self.network.was_step_applied()
+
+
+def _with_itself_as_gradient(shard: Tensor) -> Tensor:
+    view = shard.detach()
+    view.grad = shard
+    return view
+
+
+def _check(stage: int, optim: OptimConfig) -> None:
     if stage not in (1, 2):
         raise InputError(
             f"deepspeed_config.zero_stage is {stage}: the step's graph spans several forwards, which ZeRO-1 and ZeRO-2 "
             "allow; use accelerate_configs/deepspeed_zero1.yaml or deepspeed_zero2.yaml"
         )
-    if run.precision == "fp16":
-        raise InputError("run.precision is 'fp16': under DeepSpeed this version has bf16 and no; use one of them")
     if optim.name == "lars":
         raise InputError("optim.name is 'lars': ZeRO flattens the layers that LARS tells apart; use adam, adamw or sgd")
 

@@ -1,4 +1,4 @@
-"""accelerate as the engine: devices, precision, gradient exchange, one optimizer step."""
+"""accelerate as the engine: devices, gradient exchange, precision, one optimizer step."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
-from ca2cl.config import RunConfig
+Precision = Literal["no", "fp16", "bf16"]
 
 
-def build_accelerator(config: RunConfig) -> Accelerator:
-    """The accelerator of this process, from the launcher's environment and ``run.precision``."""
-    # Under DeepSpeed the weights stay in fp32 and passes are autocast as under any other engine: its own bf16 and fp16
-    # would make every buffer of BatchNorm a half-precision one.
-    precision = "no" if under_deepspeed() else config.precision
+def build_accelerator() -> Accelerator:
+    """The accelerator of this process, from the launcher's environment."""
+    # Half precision is ours, not accelerate's: by autocast over fp32 weights and torch's loss scaling it is the same on
+    # every engine and device. DeepSpeed's own would make every buffer of BatchNorm a half-precision one, and
+    # accelerate's fp16 wants a GPU.
     # broadcast_buffers=False: with several forwards before one backward DDP would write BatchNorm's buffers in place
     # between them (pytorch#175024); ours need no broadcast, every rank computes the same ones.
     return Accelerator(
-        mixed_precision=precision,
+        mixed_precision="no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(minutes=30), **_backend()),
@@ -50,12 +51,33 @@ class OptimizerStep(NamedTuple):
 
 
 class AccelerateEngine:
-    """Carries a method's gradient (``objective.method.Engine``) and steps the optimizer exactly once a step."""
+    """Carries a method's gradient (``objective.passes.Engine``) and steps the optimizer exactly once a step.
+
+    Args:
+        accelerator: of ``build_accelerator``.
+        network: what is trained; its forward is autocast from here on.
+        optimizer: of its parameters.
+        precision: bf16 or fp16 autocasts the network; fp16 scales the loss, too.
+
+    Attributes:
+        scaler: fp16's loss scaling, torch's, or None. Ranks agree on whether a gradient overflowed.
+    """
 
     memory_format = torch.channels_last
 
-    def __init__(self, accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision = "no",
+    ) -> None:
         self.accelerator = accelerator
+        device = accelerator.device.type
+        if precision != "no":
+            cast_passes = torch.autocast(device, torch.float16 if precision == "fp16" else torch.bfloat16)
+            network.forward = cast_passes(network.forward)
+        self.scaler = _scaler(device, accelerator.num_processes) if precision == "fp16" else None
         self.optimizer_name = type(optimizer).__name__.lower()
         network = network.to(accelerator.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
@@ -74,8 +96,7 @@ class AccelerateEngine:
     @property
     def loss_scale(self) -> float:
         """fp16's current scale, 1 in any other precision."""
-        scaler = self.accelerator.scaler
-        return float(scaler.get_scale()) if scaler is not None else 1.0
+        return float(self.scaler.get_scale()) if self.scaler is not None else 1.0
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
@@ -88,18 +109,37 @@ class AccelerateEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss`` summed over ranks: the wrapper averages."""
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        self.accelerator.backward(self._scaled(loss))
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        whole = loss * self.accelerator.num_processes
+        return whole if self.scaler is None else cast(Tensor, self.scaler.scale(whole))
 
     def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
         """Apply the accumulated gradient with rate ``lr`` and forget it."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        inner = self.optimizer.optimizer
+        if self.scaler is not None:
+            self.scaler.unscale_(inner)
         limit = float("inf") if clip_norm is None else clip_norm
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
-        self.optimizer.step()
-        skipped = bool(self.accelerator.optimizer_step_was_skipped)
+        skipped = self._apply(inner)
         self.optimizer.zero_grad(set_to_none=True)
         return OptimizerStep(float(norm), skipped)
+
+    def _apply(self, optimizer: Any) -> bool:
+        """Step ``optimizer``, unless its gradient, unscaled by now, overflowed on any rank; whether it did."""
+        if self.scaler is None:
+            optimizer.step()
+            return False
+        before = self.loss_scale
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.loss_scale >= before:
+            return False
+        self._restore_buffers()  # a step that is left out leaves nothing behind
+        return True
 
     def keep_buffers(self) -> None:
         """Remember BatchNorm's running statistics: a forward pass that overflows would spoil them for good."""
@@ -137,3 +177,7 @@ class AccelerateEngine:
         if self.accelerator.num_processes == 1:
             return items
         return cast(list[Any], gather_object(items))
+
+
+def _scaler(device: str, processes: int) -> torch.amp.GradScaler:
+    return ShardedGradScaler(device) if processes > 1 else torch.amp.GradScaler(device)
