@@ -15,10 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,28 +23,14 @@ from pathlib import Path
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from benchmarks.jobs import ENGINES, LANES, Cell, train, write_shards
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
 from ca2cl.data.storage import ShardReader
 from ca2cl.data.stream import LaneStream
-from ca2cl.data.synthetic import write_tissue
 
-CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
-ENGINES = {"ddp": "cpu", "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2"}
-LANES = 16
 TERMS = ("loss", "nt_xent", "cluster", "nt_xent_adversarial")
 LIMIT = 1e-5
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One way to share a step."""
-
-    engine: str
-    processes: int
-    micro_batches: int
 
 
 @dataclass(frozen=True)
@@ -66,35 +48,6 @@ class Outcome:
     def weights(self) -> dict[str, object]:
         (checkpoint,) = (self.folder / "checkpoints").glob("step-*")
         return dict(load_file(checkpoint / "model.safetensors"))
-
-
-def train(cell: Cell, folder: Path, shards: Path, options: argparse.Namespace) -> Outcome:
-    """Run one cell; raises ``SystemExit`` with the job's own words where it fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    name = ENGINES[cell.engine] if cell.processes > 1 or cell.engine != "ddp" else "single_gpu"
-    out = folder / f"{cell.engine}-{cell.processes}-{cell.micro_batches}"
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml"),
-        "--num_processes", str(cell.processes), "--main_process_port", str(port), "--dynamo_backend", "no",
-        "-m", "ca2cl", "pretrain", "--data.shards", str(shards), "--data.image_size", "32",
-        "--data.lanes", str(LANES), "--data.workers", "0", "--views.recipe", "crop", "--model.norm", options.norm,
-        "--model.norm_group", str(options.group), "--objective.epsilon", "0.1", "--objective.epsilon_mode", "relative",
-        "--optim.name", options.optimizer, "--optim.lr", str(options.lr), "--optim.schedule", "constant",
-        "--run.batch_size", str(options.batch), "--run.steps", str(options.steps), "--run.output_dir", str(out),
-        "--run.micro_batch_size", str(options.batch // cell.processes // cell.micro_batches),
-        "--run.accumulation", options.accumulation, "--tracking.root", str(folder / "store"),
-        "--tracking.register_as", "null",
-    ]  # fmt: skip
-    # accelerate told to use the CPU forgets DeepSpeed, which must be told by itself
-    device = {"ACCELERATE_USE_CPU": "true"} if cell.engine == "ddp" else {"DS_ACCELERATOR": "cpu"}
-    environment = {**os.environ, **device, "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{cell} failed:\n{done.stderr[-3000:]}")
-    return Outcome(out)
 
 
 def differences(expected: Outcome, found: Outcome) -> tuple[float, float, str]:
@@ -151,9 +104,14 @@ def main() -> None:
     cells = [Cell(*cell) for cell in itertools.product(options.engines, options.processes, counts)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        shards = folder / "shards"
-        shard(ShardConfig(source=str(write_tissue(folder / "tissue", 80, size=48)), out=str(shards), workers=1))
-        expected = train(Cell("ddp", 1, 1), folder / "expected", shards, options)
+        shards = write_shards(folder)
+
+        def run(cell: Cell, group: str = "cells") -> Outcome:
+            out = folder / group / f"{cell.engine}-{cell.processes}-{cell.micro_batches}"
+            train(cell, out, shards, options)
+            return Outcome(out)
+
+        expected = run(Cell("ddp", 1, 1), "expected")
         print(
             f"{options.accumulation}, {options.norm}, {options.optimizer}, lr {options.lr:g}, {options.steps} steps of "
             f"{options.batch} (groups of {options.group}), fp32\n"
@@ -162,9 +120,10 @@ def main() -> None:
         print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
         worst = 0.0
         pool = ThreadPoolExecutor(options.jobs)
-        runs = pool.map(lambda cell: train(cell, folder / "cells", shards, options), cells)
+        runs = pool.map(run, cells)
         for cell, found in tqdm(zip(cells, runs, strict=True), desc="cells", total=len(cells), disable=None):
             loss, weight, tensor = differences(expected, found)
+            tensor = tensor if weight else "-"
             tiles = "yes" if same_tiles(shards, cell.processes, options) else "NO"
             print(
                 f"| {cell.engine} | {cell.processes} | {cell.micro_batches} | {loss:.1e} | {weight:.1e} | {tensor} "

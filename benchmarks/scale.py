@@ -1,12 +1,14 @@
-"""Memory and time of one step against the global batch, whole and by exact accumulation, and what the loss costs.
+"""Memory and time of a step against the global batch, whole and by exact accumulation; the loss's cost; bytes sent.
 
-    python -m benchmarks.scale [--batches 512 2048 8192] [--losses 2048 8192 32768] [--micro_batch 256] [--threads 2]
+    python -m benchmarks.scale [--batches 512 2048 8192] [--losses 2048 8192 32768 65536] [--micro_batch 256]
+                               [--threads 2]
 
 Every row is measured in a process of its own, so that its peak of resident memory is its own. ResNet-18 at 32 px,
-fp32, clusters and adversary on, on the CPU. Baseline of the ratio: the same step with the whole batch at once (direct),
-where ``--direct_up_to`` lets it run. The second table times k-means, both NT-Xents and the cluster loss, forward and
-backward, on embeddings alone; their share is of the encoder's time for that batch in a direct step, extrapolated from
-the largest one that was run (the encoder's time is proportional to the batch, the losses' is not).
+fp32, clusters and adversary on, on the CPU. Baseline of the ratios: the same step with the whole batch at once
+(direct), where ``--direct_up_to`` lets it run; bitwise goes through it in units of 32 tiles. The second table times
+k-means, both NT-Xents and the cluster loss, forward and backward, on embeddings alone; their share is of the encoder's
+time for that batch in a direct step, extrapolated from the largest one that was run (the encoder's time is proportional
+to the batch, the losses' is not). The third table is ``benchmarks.wire``'s, where it may run.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks import wire
 from benchmarks.step import OBJECTIVE
 from ca2cl.data.groups import LaneGroups
 from ca2cl.model.encoder import build_encoder
@@ -54,13 +58,14 @@ class Synthetic:
                          self.groups.second_order(self.size))  # fmt: skip
 
 
-def one_step(batch: int, micro_batch: int) -> float:
+def one_step(batch: int, micro_batch: int, accumulation: Literal["exact", "bitwise"]) -> float:
     """Seconds of one gradient of the whole batch."""
     torch.manual_seed(0)
     network = Network(build_encoder(norm="lane_group", group=GROUP, identity_blocks=True)).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     began = time.perf_counter()
-    CA2CL(OBJECTIVE).step(LocalEngine(network), Synthetic(batch, micro_batch))  # type: ignore[arg-type]
+    method = CA2CL(OBJECTIVE, accumulation, 2 * GROUP)
+    method.step(LocalEngine(network), Synthetic(batch, micro_batch))  # type: ignore[arg-type]
     return time.perf_counter() - began
 
 
@@ -85,7 +90,7 @@ def measured(*arguments: str) -> dict[str, float]:
 
 def row(kind: str, batch: int, micro_batch: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    seconds = losses_only(batch) if kind == "losses" else one_step(batch, micro_batch)
+    seconds = losses_only(batch) if kind == "losses" else one_step(batch, micro_batch, kind)  # type: ignore[arg-type]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
@@ -93,10 +98,11 @@ def row(kind: str, batch: int, micro_batch: int, threads: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--losses", type=int, nargs="+", default=[2048, 8192, 32768])
+    parser.add_argument("--losses", type=int, nargs="+", default=[2048, 8192, 32768, 65536])
     parser.add_argument("--micro_batch", type=int, default=256)
     parser.add_argument("--direct_up_to", type=int, default=2048, help="largest batch that is also held at once")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--wire", action=argparse.BooleanOptionalAction, default=True, help="count bytes sent, too")
     parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
@@ -104,22 +110,28 @@ def main() -> None:
         row(kind, *map(int, numbers))
         return
     threads = str(options.threads)
-    print("| batch | exact: s | GB | direct: s | GB | time ratio |\n| --- | --- | --- | --- | --- | --- |")
+    print("| batch | exact: s | GB | direct: s | GB | exact / direct | bitwise / direct |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     per_tile = float("nan")
     for batch in options.batches:
-        cached = measured("step", str(batch), str(min(batch, options.micro_batch)), threads)
+        cached = measured("exact", str(batch), str(min(batch // 2, options.micro_batch)), threads)
         line = f"| {batch:,} | {cached['seconds']:.1f} | {cached['peak']:.2f} |"
         if batch <= options.direct_up_to:
-            direct = measured("step", str(batch), str(batch), threads)
-            ratio, per_tile = cached["seconds"] / direct["seconds"], direct["seconds"] / batch
-            print(f"{line} {direct['seconds']:.1f} | {direct['peak']:.2f} | {ratio:.2f} |", flush=True)
-        else:
-            print(f"{line} - | - | - |", flush=True)
+            direct, bitwise = (measured(kind, str(batch), str(batch), threads) for kind in ("exact", "bitwise"))
+            per_tile = direct["seconds"] / batch
+            ratios = [found["seconds"] / direct["seconds"] for found in (cached, bitwise)]
+            print(
+                f"{line} {direct['seconds']:.1f} | {direct['peak']:.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} |",
+                flush=True,
+            )
     print("\n| batch | losses: s | GB | share of the encoder's time |\n| --- | --- | --- | --- |")
     for batch in options.losses:
         found = measured("losses", str(batch), "0", threads)
         share = found["seconds"] / (per_tile * batch)
         print(f"| {batch:,} | {found['seconds']:.2f} | {found['peak']:.2f} | {share:.1%} |", flush=True)
+    if options.wire and wire.available():
+        print()
+        wire.table(["ddp", "zero1", "zero2"], processes=2, batch=64)
 
 
 if __name__ == "__main__":

@@ -229,14 +229,14 @@ def test_a_direction_that_is_not_finite_on_one_rank_is_skipped_on_all(count: int
         assert float(error) < 1e-9, (name, float(error))
 
 
-def three_forwards(rank: int, port: int, out: str) -> None:
+def three_forwards(rank: int, norm: Any, port: int, out: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         ACCELERATE_USE_CPU="true",
     )  # fmt: skip
     torch.manual_seed(0)
-    network = Network(build_encoder("resnet18", "sync")).train()
+    network = Network(build_encoder("resnet18", norm)).train()
     engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))
     for _ in range(2):  # the second step would meet what the first has spoilt
         views = [engine.network(torch.randn(4, 3, 32, 32), None, slot) for slot in (0, 1, None)]
@@ -249,8 +249,10 @@ def three_forwards(rank: int, port: int, out: str) -> None:
     engine.accelerator.end_training()
 
 
-def test_three_forwards_and_one_backward_through_the_wrapper(tmp_path: Path) -> None:
-    """DistributedDataParallel would write BatchNorm's buffers between them (pytorch#175024)."""
-    mp.spawn(three_forwards, (free_port(), str(tmp_path / "out.pt")), nprocs=2)  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize(("norm", "moves"), [("sync", 4), ("frozen", 0)])
+def test_three_forwards_and_one_backward_through_the_wrapper(norm: str, moves: int, tmp_path: Path) -> None:
+    """DistributedDataParallel would write BatchNorm's buffers between them (pytorch#175024), which the backward pass of
+    a frozen one needs as they were."""
+    mp.spawn(three_forwards, (norm, free_port(), str(tmp_path / "out.pt")), nprocs=2)  # type: ignore[no-untyped-call]
     counts = torch.load(tmp_path / "out.pt", weights_only=True)
-    assert counts and all(int(count) == 4 for count in counts.values())
+    assert counts and all(int(count) == moves for count in counts.values())
