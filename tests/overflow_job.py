@@ -24,7 +24,7 @@ from ca2cl.training.engine import build_accelerator
 ROWS = 8
 CONFIG = PretrainConfig(
     model=ModelConfig(norm="sync"),
-    optim=OptimConfig(name="sgd", lr=1e-3),
+    optim=OptimConfig(name="sgd", lr=1e-3, clip_norm=1e6),
     run=RunConfig(precision="fp16"),
 )
 
