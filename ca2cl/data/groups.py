@@ -36,7 +36,7 @@ class LaneGroups:
         block, each = self.block, self.batch_size // self.lanes
         if self.batch_size % block or (block % each and each % block):
             raise InputError(
-                f"model.norm_group is {self.group}: tiles are taken in blocks of two groups, {block} tiles; a batch of "
+                f"model.norm_group is {self.group}: it needs blocks of two groups, {block} tiles; a batch of "
                 f"run.batch_size = {self.batch_size} takes {each} from each of data.lanes = {self.lanes}; make the "
                 "batch a multiple of a block, and a block a multiple or a divisor of what a lane gives"
             )
