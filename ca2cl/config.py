@@ -194,7 +194,7 @@ class RunConfig:
     """auto: go on from the newest checkpoint in run.output_dir if there is one; never: refuse a used folder; or the
     path of a checkpoint."""
     max_skipped: int = 20
-    """Steps in a row that may be skipped for a non-finite loss before the run stops."""
+    """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "run.batch_size", self.batch_size, "use at least 2 tiles")

@@ -1,6 +1,6 @@
-"""A job of fp16 steps in which one rank's gradient overflows, for ``test_half_precision``: run it under a launcher.
+"""A job of a few steps in which one rank's gradient overflows, for ``test_half_precision``: run it under a launcher.
 
-    accelerate launch ... -m tests.overflow_job OUT STEPS...
+    accelerate launch ... -m tests.overflow_job OUT PRECISION STEPS...
 
 STEPS are seeds of the steps' views; of one that ends in ``!``, rank 1 alone gets an infinite gradient.
 """
@@ -22,11 +22,6 @@ from ca2cl.objective.passes import ViewBatch
 from ca2cl.training.engine import build_accelerator
 
 ROWS = 8
-CONFIG = PretrainConfig(
-    model=ModelConfig(norm="sync"),
-    optim=OptimConfig(name="sgd", lr=1e-3, clip_norm=1e6),
-    run=RunConfig(precision="fp16"),
-)
 
 
 def digest(network: Any) -> float:
@@ -45,12 +40,17 @@ def views(seed: int, rank: int, world: int) -> ViewBatch:
 
 
 def main() -> None:
-    out, steps = Path(sys.argv[1]), sys.argv[2:]
+    out, precision, steps = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    config = PretrainConfig(
+        model=ModelConfig(norm="sync"),
+        optim=OptimConfig(name="sgd", lr=1e-3, clip_norm=1e6),
+        run=RunConfig(precision=precision),  # type: ignore[arg-type]
+    )
     torch.set_num_threads(1)
     torch.manual_seed(0)
     accelerator = build_accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
-    engine = _engine(CONFIG, accelerator, Network(build_encoder(identity_blocks=True)).train(), ROWS)
+    engine = _engine(config, accelerator, Network(build_encoder(identity_blocks=True)).train(), ROWS)
     method, overflowing = CA2CL(ObjectiveConfig(clusters=3, epsilon=0.1, epsilon_mode="relative")), False
 
     def overflow(grad: Tensor) -> Tensor:

@@ -49,7 +49,9 @@ class _Sync(torch.autograd.Function):
         unit = centred * scale_C[:, None, None]
         ctx.save_for_backward(x_BCHW, weight_C, mean_C, scale_C, number)
         out = unit * weight_C[:, None, None] + bias_C[:, None, None]
-        return out.to(x_BCHW.dtype), mean_C, (var_C * number / (number - 1)).to(x.dtype)
+        unbiased_C = (var_C * number / (number - 1)).to(x.dtype)
+        ctx.mark_non_differentiable(mean_C, unbiased_C)
+        return out.to(x_BCHW.dtype), mean_C, unbiased_C
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -74,12 +74,15 @@ class DeepSpeedEngine(AccelerateEngine):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         shards = _Shards(self.network)
-        if self.scaler is not None:
+        if self.scaler is None:
+            shards.step()
+            skipped = not self.network.was_step_applied()
+        else:
             self.scaler.unscale_(cast(torch.optim.Optimizer, shards))
-        if self._apply(shards):
+            skipped = self._step_scaled(shards)
+        if skipped:
             self.drop_step()
-            return OptimizerStep(float("inf"), skipped=True)
-        return OptimizerStep(float(self.network.get_global_grad_norm()), skipped=False)
+        return OptimizerStep(float("inf") if skipped else float(self.network.get_global_grad_norm()), skipped)
 
     def drop_step(self) -> None:
         """Leave the step out: forget the gradient, whole and sharded, and take the statistics back."""
@@ -138,7 +141,6 @@ class _Shards:
         before = self.network.global_steps
         self.network.step()
         assert self.network.global_steps == before + 1, "one call of step is one optimizer step"
-        assert self.network.was_step_applied()
 
 
 def _with_itself_as_gradient(shard: Tensor) -> Tensor:

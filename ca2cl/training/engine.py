@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def _backend() -> dict[str, str]:
 
 
 class OptimizerStep(NamedTuple):
-    """Norm of the whole gradient before clipping, and whether fp16's scaler left the step out."""
+    """Norm of the whole gradient before clipping, and whether the step was left out because that is not finite."""
 
     grad_norm: float
     skipped: bool
@@ -123,23 +124,25 @@ class AccelerateEngine:
         if self.scaler is not None:
             self.scaler.unscale_(inner)
         limit = float("inf") if clip_norm is None else clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
-        skipped = self._apply(inner)
-        self.optimizer.zero_grad(set_to_none=True)
-        return OptimizerStep(float(norm), skipped)
-
-    def _apply(self, optimizer: Any) -> bool:
-        """Step ``optimizer``, unless its gradient, unscaled by now, overflowed on any rank; whether it did."""
+        norm = float(self.accelerator.clip_grad_norm_(self.network.parameters(), limit))
         if self.scaler is None:
-            optimizer.step()
-            return False
+            skipped = not math.isfinite(norm)  # the whole gradient's, so ranks agree
+            if not skipped:
+                inner.step()
+        else:
+            skipped = self._step_scaled(inner)
+        if skipped:
+            self.drop_step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return OptimizerStep(norm, skipped)
+
+    def _step_scaled(self, optimizer: Any) -> bool:
+        """Step ``optimizer``, unless its gradient, unscaled by now, overflowed on any rank; whether it did."""
+        assert self.scaler is not None
         before = self.loss_scale
         self.scaler.step(optimizer)
         self.scaler.update()
-        if self.loss_scale >= before:
-            return False
-        self._restore_buffers()  # a step that is left out leaves nothing behind
-        return True
+        return self.loss_scale < before
 
     def keep_buffers(self) -> None:
         """Remember BatchNorm's running statistics: a forward pass that overflows would spoil them for good."""

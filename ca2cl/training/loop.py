@@ -126,7 +126,7 @@ def train(job: Job, progress: Progress) -> bool:
         job.check_bad(progress.bad_samples, progress.step * job.run.batch_size, bad)
         if skipped_in_a_row >= job.run.max_skipped:
             raise InputError(
-                f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss: "
+                f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss or gradient: "
                 "lower optim.lr, or use run.precision bf16 or no"
             )
         if progress.step % job.steps_per_epoch == 0:
