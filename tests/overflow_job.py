@@ -69,6 +69,7 @@ def main() -> None:
         lines.append(engine.gather_list([mine]))
     if rank == 0:
         out.write_text(json.dumps({"steps": lines, "start": start, "end": projector(engine.bare)}))
+    accelerator.wait_for_everyone()  # a launcher ends every process once one has ended otherwise than with 0
     accelerator.end_training()
 
 
