@@ -6,8 +6,8 @@
 Every cell is a real ``accelerate launch -m ca2cl pretrain`` (gloo processes on the CPU, fp32, clusters and adversary
 on) of made-up tissue, compared with one process that holds each batch at once: the largest relative difference of any
 loss term in any step; the largest relative difference of a weight tensor at the end (running statistics too), and of
-which; and whether every global batch held the same tiles. ``sync`` is compared for one micro-batch and by exact
-accumulation only: its statistics are a micro-batch's.
+which; and whether every global batch held the same tiles. ``sync`` is compared for one micro-batch only: its statistics
+are a micro-batch's.
 """
 
 from __future__ import annotations

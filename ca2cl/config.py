@@ -173,7 +173,7 @@ class RunConfig:
     accumulation: Literal["exact", "plain", "bitwise"] = "exact"
     """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: negatives only within a
     micro-batch; bitwise: exact, and the same to the last bit on any number of processes and micro-batches, in units of
-    two groups of model.norm_group tiles (slower; for model.norm lane_group or frozen)."""
+    two groups of model.norm_group tiles (slower; under model.norm sync without micro-batches)."""
     epochs: int | None = None
     """Length of the run in passes over the data. Give this or run.steps."""
     steps: int | None = None
@@ -251,12 +251,6 @@ class PretrainConfig:
             run.batch_size,
             f"a batch takes the same number of tiles from each of data.lanes = {data.lanes} lanes; "
             f"use a multiple, or --data.lanes {math.gcd(run.batch_size, data.lanes)}",
-        )
-        _require(
-            run.accumulation != "bitwise" or self.model.norm != "sync",
-            "run.accumulation",
-            run.accumulation,
-            "model.norm sync looks at all of a process's tiles at once; use --model.norm lane_group, or frozen",
         )
         smallest = run.batch_size
         if run.accumulation == "plain" and run.micro_batch_size:

@@ -144,6 +144,11 @@ def _micro_batch(config: PretrainConfig, world: int) -> int:
         raise InputError(
             f"run.micro_batch_size is {size}: a process has {share} tiles of a batch; use a divisor of that"
         )
+    if config.run.accumulation == "bitwise" and config.model.norm == "sync" and size < share:
+        raise InputError(
+            f"run.micro_batch_size is {size}: under model.norm sync the result depends on it, and run.accumulation is "
+            "bitwise; leave it out, or use --model.norm lane_group"
+        )
     return size
 
 

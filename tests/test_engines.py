@@ -74,6 +74,17 @@ def test_every_engine_gives_the_run_of_one_process(
 
 
 @needs_deepspeed
+def test_statistics_over_all_processes_are_the_same_on_any_number_of_them(shards: Path, tmp_path: Path) -> None:
+    for run, processes, config in [("one", 1, "single_gpu"), ("two", 2, "deepspeed_zero2")]:
+        done = pretrain(
+            tmp_path, *JOB, "--model.norm", "sync", "--data.shards", str(shards), "--run.output_dir", run,
+            processes=processes, config=config,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    compare(tmp_path / "one", tmp_path / "two")
+
+
+@needs_deepspeed
 @pytest.mark.parametrize(
     ("optimizer", "engines", "moments"),
     [

@@ -82,7 +82,13 @@ MUTATIONS = [
     ),
     Mutation(
         "sync's backward pass is a rank's own", "model/norm.py",
-        "(_all_sum(sums) / number)", "(sums / number)",
+        "sums = _all_sum(torch.cat([_sum(grad), _sum(grad * unit)]))",
+        "sums = torch.cat([_sum(grad), _sum(grad * unit)])",
+        STEP, "gives_the_gradient_of_one and 2-1-sync-objective0",
+    ),
+    Mutation(
+        "sync's own parameters get W times their gradient", "model/norm.py",
+        "(sums / _world())", "sums",
         STEP, "gives_the_gradient_of_one and 2-1-sync-objective0",
     ),
     Mutation(
@@ -97,8 +103,8 @@ MUTATIONS = [
     ),
     Mutation(
         "bitwise adds in single precision", "objective/bitwise.py",
-        "torch.zeros_like(value, dtype=torch.float64)", "torch.zeros_like(value)",
-        STEP, "bitwise_is_the_same_to_the_last_bit and 4-1-frozen",
+        "torch.zeros_like(self.value, dtype=torch.float64)", "torch.zeros_like(self.value)",
+        STEP, "bitwise_is_the_same_to_the_last_bit and frozen-4-1",
     ),
     Mutation(
         "DeepSpeed steps twice", "training/deepspeed_engine.py",

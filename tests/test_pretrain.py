@@ -76,6 +76,7 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(shards: Path, tmp_path: P
         (("--data.shards", "nowhere"), "nowhere/manifest.json: no manifest here"),
         (("--run.batch_size", "128"), "run.batch_size is 128"),
         (("--run.micro_batch_size", "12"), "a process has 32 tiles of a batch; use a divisor of that"),
+        (("--run.micro_batch_size", "16", "--run.accumulation", "bitwise", "--model.norm", "sync"), "depends on it"),
         (("--model.norm", "lane_group", "--model.norm_group", "12"), "needs blocks of two groups, 24 tiles"),
     ],
 )

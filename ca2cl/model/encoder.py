@@ -7,7 +7,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ca2cl.errors import InputError
 from ca2cl.model.norm import Norm, norm_layer
-from ca2cl.model.stem import perturbed_conv
+from ca2cl.model.stem import Stem
 
 _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -32,6 +32,7 @@ class Encoder(ResNet):
             raise InputError(f"model.arch is {arch!r}: use one of {', '.join(ARCHITECTURES)}")
         block, layers = _LAYOUTS[arch]
         super().__init__(block, layers, norm_layer=norm_layer(norm, group))
+        self.conv1: Stem = Stem.of(self.conv1)
         self.arch = arch
         self.feature_dim = 512 * block.expansion
         self.fc: nn.Module = nn.Identity()
@@ -43,8 +44,7 @@ class Encoder(ResNet):
             stem_delta: added to the stem convolution's weight for this pass, shape (64, 3, 7, 7). An input and not a
                 write to the parameter, so that nothing must be restored and ZeRO cannot lose it (DeepSpeed#5667).
         """
-        x = self.conv1(x_BCHW) if stem_delta is None else perturbed_conv(self.conv1, x_BCHW, stem_delta)
-        x = self.maxpool(self.relu(self.bn1(x)))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW, stem_delta))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         features: Tensor = self.avgpool(x).flatten(1)
         return features

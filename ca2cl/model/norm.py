@@ -25,13 +25,16 @@ from torch import Tensor, nn
 Norm = Literal["sync", "frozen", "lane_group"]
 
 
-def _many_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class _Sync(torch.autograd.Function):
-    """BatchNorm over the rows of all ranks. Sums are taken in double precision, so that what comes out does not depend
-    on who held which rows. Returns the normalised rows, the mean and the unbiased variance."""
+    """BatchNorm over the rows of all ranks. Returns the normalised rows, the mean and the unbiased variance.
+
+    What comes out does not depend on who held which rows: sums are one fp32 number a tile, added in double precision.
+    Weight and bias get the whole gradient on every rank, over W, for the engine adds up the ranks'.
+    """
 
     @staticmethod
     def forward(
@@ -58,20 +61,21 @@ class _Sync(torch.autograd.Function):
         x_BCHW, weight_C, mean_C, scale_C, number = ctx.saved_tensors
         grad = grads[0].to(weight_C.dtype)
         unit = (x_BCHW.to(weight_C.dtype) - mean_C[:, None, None]) * scale_C[:, None, None]
-        sums = torch.cat([_sum(grad), _sum(grad * unit)])  # those of this rank are its part of bias's and weight's
-        mean_grad_C, mean_product_C = (_all_sum(sums) / number).to(grad.dtype).chunk(2)
+        sums = _all_sum(torch.cat([_sum(grad), _sum(grad * unit)]))
+        mean_grad_C, mean_product_C = (sums / number).to(grad.dtype).chunk(2)
         inner = grad - mean_grad_C[:, None, None] - unit * mean_product_C[:, None, None]
         grad_x = inner * (weight_C * scale_C)[:, None, None]
-        grad_bias_C, grad_weight_C = sums.to(grad.dtype).chunk(2)
+        grad_bias_C, grad_weight_C = (sums / _world()).to(grad.dtype).chunk(2)
         return grad_x.to(x_BCHW.dtype), grad_weight_C, grad_bias_C, None
 
 
 def _sum(x_BCHW: Tensor) -> Tensor:
-    return x_BCHW.sum((0, 2, 3), dtype=torch.float64)
+    return x_BCHW.sum((2, 3), dtype=torch.float64).to(x_BCHW.dtype).sum(0, dtype=torch.float64)
 
 
 def _all_sum(x: Tensor) -> Tensor:
-    dist.all_reduce(x := x.clone())
+    if _world() > 1:
+        dist.all_reduce(x := x.clone())
     return x
 
 
@@ -82,6 +86,7 @@ class BatchNorm(nn.BatchNorm2d):
         norm: whose samples the statistics are taken over while training.
         group: consecutive rows that share them, where ``norm`` is lane_group.
         slot: the view whose running statistics a pass records, or None: none are recorded.
+        reproducible: sync works on one process as on several, and not by torch's own kernel, which rounds otherwise.
     """
 
     def __init__(self, num_features: int, norm: Norm = "sync", group: int = 16) -> None:
@@ -89,6 +94,7 @@ class BatchNorm(nn.BatchNorm2d):
         self.norm = norm
         self.group = group
         self.slot: int | None = None
+        self.reproducible = False
         self._recorded: dict[int, Tensor] = {}
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -99,7 +105,7 @@ class BatchNorm(nn.BatchNorm2d):
             )
         if self.norm == "lane_group":
             return self._forward_groups(x_BCHW)
-        if _many_processes():
+        if _world() > 1 or self.reproducible:
             return self._forward_sync(x_BCHW)
         return self._forward_local(x_BCHW)
 
@@ -183,7 +189,7 @@ def commit_statistics(module: nn.Module) -> None:
     rows = [(layer, row) for layer in layers for row in layer.take_recorded()]
     if not rows:
         return
-    if _many_processes() and layers[0].norm == "lane_group":
+    if _world() > 1 and layers[0].norm == "lane_group":
         together = torch.cat([row for _, row in rows])
         dist.all_reduce(together)
         rows = [

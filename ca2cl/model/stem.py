@@ -21,19 +21,32 @@ _COLUMNS_AT_ONCE = 1 << 23
 """Numbers of unfolded input that are held at a time (32 MB)."""
 
 
-def perturbed_conv(conv: nn.Conv2d, x_BCHW: Tensor, delta: Tensor) -> Tensor:
-    """``conv`` of ``x_BCHW`` through its weight plus ``delta``.
+class Stem(nn.Conv2d):
+    """A convolution of equal strides and of equal padding on both axes, without bias."""
 
-    Args:
-        conv: of equal strides and of equal padding on both axes, without bias.
-        x_BCHW: data: no gradient reaches it.
-        delta: (out, in, k, k) in any precision. Its gradient is this rank's part of the sum, in that precision.
-    """
-    assert conv.bias is None and not x_BCHW.requires_grad
-    stride, padding = conv.stride[0], conv.padding[0]
-    assert isinstance(padding, int)
-    result: Tensor = _PerturbedConv.apply(x_BCHW, conv.weight, delta, stride, padding)
-    return result
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> Stem:
+        """``conv`` as a stem, with its very weight (and no number drawn)."""
+        assert conv.bias is None and isinstance(conv.padding, tuple)
+        stem = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            cls, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False
+        )
+        assert isinstance(stem, cls)
+        stem.weight = conv.weight
+        return stem
+
+    def forward(self, x_BCHW: Tensor, delta: Tensor | None = None) -> Tensor:
+        """The convolution of ``x_BCHW`` through the weight plus ``delta``.
+
+        Args:
+            x_BCHW: where ``delta`` is given, data: no gradient reaches it.
+            delta: (out, in, k, k) in any precision. Its gradient is this rank's part of the sum, in that precision.
+        """
+        if delta is None:
+            return super().forward(x_BCHW)
+        assert not x_BCHW.requires_grad and isinstance(self.padding[0], int)
+        result: Tensor = _PerturbedConv.apply(x_BCHW, self.weight, delta, self.stride[0], self.padding[0])
+        return result
 
 
 class _PerturbedConv(torch.autograd.Function):

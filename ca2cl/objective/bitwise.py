@@ -5,29 +5,32 @@ parameter's gradient is added up. Either changes the last bits, and these do not
 last place of one weight moves activations by 1e-6 at the top of a ResNet, which sooner or later takes an activation to
 the other side of a ReLU, and one such in the projector is 4e-3 of the gradient (measured: README). So here
 
-- all passes are of ``unit`` rows: a block of normalisation groups, whose members are the same on any hardware;
-- every unit's gradient of a parameter is added in double precision, where adding fp32 numbers rounds so far below
-  their last bit that the order does not show;
+- every layer goes through ``unit`` rows at a time: a block of normalisation groups, whose members are the same on any
+  hardware;
+- every unit's gradient of a parameter is added in double precision, which has 29 bits to spare for fp32 numbers, so
+  that the order does not show (``sync``: a tile's part of the statistics likewise);
 - the sum over ranks is taken in double precision too, and the engine gets a gradient that is whole already.
 
 The loss gives a row's gradient independently of who asks (``nt_xent``), and so does the stem (``model.stem``). What it
-costs: passes of few rows, 8 bytes a parameter for the sums, and an all-reduce of twice the bytes. It wants kernels that
+costs: layers of few rows, 8 bytes a parameter for the sums, and an all-reduce of twice the bytes. It wants kernels that
 give the same bits when they are called twice, as many threads a process, and for the averaging of ranks a power of two
 of them. Where clipping sets in, engines still differ: each adds up the gradient's norm in its own order.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ca2cl.model.encoder import Encoder
 from ca2cl.model.heads import Embeddings, Network
+from ca2cl.model.norm import BatchNorm
 from ca2cl.objective.gather import all_sum, world
 from ca2cl.objective.passes import Engine, ViewBatch, carry
 
@@ -51,45 +54,75 @@ class _AddInDouble(torch.autograd.Function):
         return None, None, None
 
 
+class _Parameter:
+    """A trained parameter's value, and its gradient as a sum in double precision."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        # One memory layout whatever the engine wants of its weights: kernels of another one round otherwise.
+        self.value = _channels_last(parameter.detach())
+        self.total = torch.zeros_like(self.value, dtype=torch.float64)
+        self.handle = parameter.new_zeros((), requires_grad=True)
+
+    def once(self) -> Tensor:
+        """The value, for one use: the use's gradient is added to the sum."""
+        used: Tensor = _AddInDouble.apply(self.handle, self.value, self.total)
+        return used
+
+
+class _Layer(nn.Module):
+    """A layer with parameters of its own, which goes through ``unit`` rows at a time; None: through all."""
+
+    def __init__(self, layer: nn.Module, parameters: dict[str, _Parameter], unit: int | None) -> None:
+        super().__init__()
+        self.layer, self.own, self.unit = layer, parameters, unit
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        assert self.unit is None or len(x) % self.unit == 0, (len(x), self.unit)
+        parts = []
+        for rows in torch.split(x, self.unit or len(x)):
+            values = {name: parameter.once() for name, parameter in self.own.items()}
+            parts.append(functional_call(self.layer, values, (rows, *others)))
+        return torch.cat(parts)
+
+
 class UnitNetwork:
-    """A network that goes through ``unit`` rows at a time, and whose parameters' gradients are added in double
-    precision: call it like ``Network``.
+    """A network whose layers go through ``unit`` rows at a time, and whose parameters' gradients are added in double
+    precision: call it like ``Network``. BatchNorm over all rows (sync) is the one layer that sees them together.
 
     Raises:
         AssertionError: rows that are no whole number of units.
     """
 
     def __init__(self, network: Network, unit: int) -> None:
-        self.network, self.unit = network, unit
+        self.bare, self.unit = network, unit
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        # One memory layout whatever the engine wants of its weights: kernels of another one round otherwise.
-        self.values = {name: _channels_last(p.detach()) for name, p in self.trained.items()}
-        self.totals = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.values.items()}
-        self.handles = {name: p.new_zeros((), requires_grad=True) for name, p in self.trained.items()}
+        self.sums = {name: _Parameter(p) for name, p in self.trained.items()}
+        self.network: Network = self._twin(network, "")  # type: ignore[assignment]
+
+    def _twin(self, module: nn.Module, name: str) -> nn.Module:
+        """``module`` with its layers replaced; what they hold is shared."""
+        own = {key: self.sums[f"{name}{key}"] for key, p in module.named_parameters(recurse=False) if p.requires_grad}
+        twin = copy.copy(module)
+        if isinstance(twin, BatchNorm):
+            twin.reproducible = True
+            return _Layer(twin, own, None if twin.norm == "sync" else self.unit)
+        twin._modules = {key: self._twin(child, f"{name}{key}.") for key, child in module.named_children()}
+        return _Layer(twin, own, self.unit) if own else twin
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder inside."""
-        return self.network.encoder
+        """The encoder itself."""
+        return self.bare.encoder
 
     def parameters(self) -> Iterator[Tensor]:
-        """What to ask the gradient of: none is returned, it is in ``totals`` then."""
-        return iter(self.handles.values())
+        """What to ask the gradient of: none is returned, it is in the sums then."""
+        return (parameter.handle for parameter in self.sums.values())
 
     def __call__(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
         """Embeddings of one view."""
-        assert len(x_BCHW) % self.unit == 0, (len(x_BCHW), self.unit)
         if stem_delta is None:  # the stem's gradient is then row by row here too
             stem_delta = torch.zeros_like(self.encoder.conv1.weight)
-        parts = [self._one_unit(rows, stem_delta, slot) for rows in torch.split(x_BCHW, self.unit)]
-        return Embeddings(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
-
-    def _one_unit(self, *arguments: Any) -> Embeddings:
-        values = {
-            name: _AddInDouble.apply(self.handles[name], value, self.totals[name])
-            for name, value in self.values.items()
-        }
-        embeddings: Embeddings = functional_call(self.network, values, arguments)
+        embeddings: Embeddings = self.network(x_BCHW, stem_delta, slot)
         return embeddings
 
 
@@ -115,8 +148,9 @@ def bitwise_step(step: Step, engine: Engine, micro_batches: Sequence[ViewBatch],
     """``step`` on units of that many rows; ``engine`` then gets the whole gradient on every rank, in one backward."""
     network = UnitNetwork(engine.bare, unit)
     shares = step(_Collector(network, engine.loss_scale), micro_batches)  # type: ignore[arg-type]
-    whole = all_sum(torch.cat([total.flatten() for total in network.totals.values()]))
-    parts = torch.split(whole, [total.numel() for total in network.totals.values()])
+    totals = [parameter.total for parameter in network.sums.values()]
+    whole = all_sum(torch.cat([total.flatten() for total in totals]))
+    parts = torch.split(whole, [total.numel() for total in totals])
     pairs = [(p, part.view_as(p).to(p.dtype)) for p, part in zip(network.trained.values(), parts, strict=True)]
     with engine.micro_step(last=True):
         engine.backward(carry(pairs, engine.loss_scale * world()[1]))
