@@ -172,6 +172,19 @@ def test_bitwise_is_the_same_to_the_last_bit_in_single_precision(
             assert torch.equal(found[name], value), name
 
 
+def test_bitwise_is_autocast_too() -> None:
+    torch.manual_seed(0)
+    network = Network(build_encoder("resnet18", "frozen", identity_blocks=True)).train()
+    network.autocast_dtype = torch.bfloat16
+    one, four = (one_step(copy.deepcopy(network), 0, 1, count, WHOLE, "bitwise") for count in (1, 4))
+    network.autocast_dtype = None
+    whole = one_step(network, 0, 1, 1, WHOLE)
+    names = [name for name, _ in network.named_parameters()]
+    assert all(torch.equal(one[name], four[name]) for name in names)
+    ours, theirs = (torch.cat([grads[name].flatten() for name in names]) for grads in (one, whole))
+    assert 1e-4 < float((ours - theirs).norm() / theirs.norm()) < 0.2
+
+
 @pytest.mark.parametrize(
     ("norm", "count", "objective"),
     [

@@ -49,10 +49,15 @@ class Embeddings(NamedTuple):
 
 
 class Network(nn.Module):
-    """Encoder and heads: what the engine wraps and the optimizer sees."""
+    """Encoder and heads: what the engine wraps and the optimizer sees.
+
+    Attributes:
+        autocast_dtype: the precision that passes are autocast to, torch.float16 or torch.bfloat16; None: to none.
+    """
 
     def __init__(self, encoder: Encoder, dim: int = 128) -> None:
         super().__init__()
+        self.autocast_dtype: torch.dtype | None = None
         self.encoder = encoder
         self.projector = Projector(encoder.feature_dim, dim)
         self.group_head = GroupHead(encoder.feature_dim, dim)
@@ -65,6 +70,9 @@ class Network(nn.Module):
             slot: the view that running statistics are recorded for (``norm.commit_statistics`` then moves them); None
                 records none.
         """
-        with recording(self, slot):
+        with (
+            recording(self, slot),
+            torch.autocast(x_BCHW.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None),
+        ):
             h_Bd = self.encoder(x_BCHW, stem_delta)
-        return Embeddings(self.projector(h_Bd), self.group_head(h_Bd))
+            return Embeddings(self.projector(h_Bd), self.group_head(h_Bd))

@@ -56,7 +56,7 @@ class AccelerateEngine:
 
     Args:
         accelerator: of ``build_accelerator``.
-        network: what is trained; its forward is autocast from here on.
+        network: what is trained. Its attribute ``autocast_dtype``, set here, says what it autocasts its passes to.
         optimizer: of its parameters.
         precision: bf16 or fp16 autocasts the network; fp16 scales the loss, too.
 
@@ -76,8 +76,7 @@ class AccelerateEngine:
         self.accelerator = accelerator
         device = accelerator.device.type
         if precision != "no":
-            cast_passes = torch.autocast(device, torch.float16 if precision == "fp16" else torch.bfloat16)
-            network.forward = cast_passes(network.forward)
+            network.autocast_dtype = torch.float16 if precision == "fp16" else torch.bfloat16  # type: ignore[assignment]
         self.scaler = _scaler(device, accelerator.num_processes) if precision == "fp16" else None
         self.optimizer_name = type(optimizer).__name__.lower()
         network = network.to(accelerator.device, memory_format=self.memory_format)  # type: ignore[call-overload]
