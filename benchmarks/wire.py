@@ -4,7 +4,7 @@
 
 Each job runs in a network namespace of its own, whose loopback carries nothing else; the bytes of a long run less those
 of a short one, over the steps between them and the processes, are what one process sends in a step (TCP's headers
-included). ``gradient`` is 4 bytes a parameter, what a ring all-reduce makes each of two processes send.
+included). Beside it what ``benchmarks.growth`` expects, and the ratio of the two.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from benchmarks import growth
 from benchmarks.jobs import ENGINES, Cell, train, write_shards
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Network
 
 SHORT, LONG = 1, 5
 _COUNT = 'ip link set lo up; GLOO_SOCKET_IFNAME=lo "$@" >&2 || exit 1; grep lo: /proc/net/dev'
@@ -40,9 +39,9 @@ def sent(cell: Cell, out: Path, shards: Path, options: argparse.Namespace) -> in
 def table(engines: list[str], processes: int, batch: int) -> None:
     """Print a row an engine and kind of accumulation."""
     options = argparse.Namespace(norm="lane_group", group=4, optimizer="sgd", lr=1e-3, batch=batch)
-    gradient = 4 * sum(p.numel() for p in Network(build_encoder()).parameters())
-    print(f"{processes} processes, batch {batch}, ResNet-18: a gradient is {gradient / 1e6:.1f} MB\n")
-    print("| engine | accumulation | MB a process and step | gradients |\n| --- | --- | --- | --- |")
+    model = growth.Model.of("resnet18")
+    print(f"{processes} processes, batch {batch}, ResNet-18, {model.parameters:,} parameters; MB a process and step\n")
+    print("| engine | accumulation | counted | expected | ratio |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shards = write_shards(folder)
@@ -53,7 +52,12 @@ def table(engines: list[str], processes: int, batch: int) -> None:
                 job.accumulation, job.steps = kind, steps
                 counts.append(sent(Cell(engine, processes, 1), folder / f"{engine}-{kind}-{steps}", shards, job))
             each = (counts[1] - counts[0]) / (LONG - SHORT) / processes
-            print(f"| {engine} | {kind} | {each / 1e6:.1f} | {each / gradient:.2f} |", flush=True)
+            # bitwise adds 8 bytes a parameter up by itself, and hands the engine a gradient that it adds up again
+            expected = growth.gradient_bytes(model, processes, 4 if kind == "exact" else 12)
+            expected += growth.gather_bytes(batch, processes) + growth.statistics_bytes(model, processes)
+            print(
+                f"| {engine} | {kind} | {each / 1e6:.1f} | {expected / 1e6:.1f} | {each / expected:.2f} |", flush=True
+            )
 
 
 def main() -> None:
