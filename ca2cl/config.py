@@ -144,8 +144,11 @@ class OptimConfig:
     """L2 penalty or decay."""
     momentum: float = 0.9
     """Momentum of sgd and lars; first beta of adam and adamw."""
-    schedule: Literal["cosine_epoch", "cosine_step", "constant"] = "cosine_epoch"
-    """cosine_epoch: half a cosine to 0, changed once an epoch, as the paper; cosine_step: changed every step."""
+    schedule: Literal["cosine_epoch", "cosine_step", "cosine_restarts", "constant"] = "cosine_epoch"
+    """cosine_epoch: half a cosine to 0, changed once an epoch, as the paper; cosine_step: changed every step;
+    cosine_restarts: half a cosine again and again (SGDR), changed once an epoch."""
+    restart_epochs: int = 5
+    """Epochs from one restart of cosine_restarts to the next."""
     warmup_steps: int = 0
     """Steps over which the rate rises linearly from 0 before the schedule starts."""
     clip_norm: float | None = None
@@ -156,6 +159,7 @@ class OptimConfig:
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "use 0 or more")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "use a number in [0, 1)")
         _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "use 0 or more")
+        _require(self.restart_epochs >= 1, "optim.restart_epochs", self.restart_epochs, "use at least 1")
         clip = self.clip_norm
         _require(clip is None or clip > 0, "optim.clip_norm", clip, "use a positive number")
 

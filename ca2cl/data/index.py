@@ -247,6 +247,10 @@ class ShardIndex:
         parts = [self.samples(shard).label for shard in range(len(self.shards))]
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
+    def groups(self) -> list[str | None]:
+        """The slide or patient of every sample in index order, None where it has none."""
+        return [group for samples in self for group in samples.group]
+
     def __iter__(self) -> Iterator[ShardSamples]:
         return (self.samples(shard) for shard in range(len(self.shards)))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,34 +58,60 @@ class TileDataset(Dataset[tuple[Tensor, int, int]]):
 
 
 @dataclass(frozen=True)
-class _Good:
-    """Labels and numbers of the samples that fill a batch's first rows, and the samples that were left out."""
+class GoodTiles:
+    """What decoded of the samples asked for: tiles uint8 (B, H, W, 3) in their order, and the samples that did not."""
 
+    tiles: Tensor
     labels: list[int]
     samples: list[int]
     bad: list[BadTile]
 
 
-class _GoodTiles:
-    """Decodes (first, last + 1) of a list of sample numbers, the good ones next to one another."""
+class _Decode:
+    """Decodes a list of sample numbers, the good ones next to one another."""
 
-    def __init__(self, source: SampleSource, samples: Integers) -> None:
-        self._source, self._samples = source, samples
+    def __init__(self, source: SampleSource) -> None:
+        self._source = source
 
-    def rows(self, request: tuple[int, int]) -> int:
-        return request[1] - request[0]
+    def rows(self, request: Integers) -> int:
+        return len(request)
 
-    def __call__(self, request: tuple[int, int], tiles_RHWC: Pixels) -> _Good:
-        good = _Good([], [], [])
-        for sample in self._samples[request[0] : request[1]].tolist():
+    def __call__(self, request: Integers, tiles_RHWC: Pixels) -> tuple[list[int], list[int], list[BadTile]]:
+        labels: list[int] = []
+        samples: list[int] = []
+        bad: list[BadTile] = []
+        for sample in request.tolist():
             try:
-                _, label = self._source.fill(sample, tiles_RHWC[len(good.samples)])
+                _, label = self._source.fill(sample, tiles_RHWC[len(samples)])
             except UndecodableError as failure:
-                good.bad.append(failure.tile)
+                bad.append(failure.tile)
             else:
-                good.labels.append(label)
-                good.samples.append(sample)
-        return good
+                labels.append(label)
+                samples.append(sample)
+        return labels, samples, bad
+
+
+def read_requests(
+    index: ShardIndex, reader: ShardReader, requests: Sequence[Integers], *, workers: int = 0
+) -> Generator[tuple[Integers, GoodTiles], None, None]:
+    """The tiles of every request, a list of sample numbers, one after another.
+
+    Args:
+        requests: none of them empty.
+        workers: decoding processes; 0 decodes in this one. Never changes a result.
+
+    Yields:
+        The request, and what of it decoded; the memory of a yielded tensor is used again once nothing refers to it.
+
+    Raises:
+        InputError: a shard cannot be read.
+    """
+    source = SampleSource(index, reader)
+    most = max((len(request) for request in requests), default=1)
+    running = TileWorkers(_Decode(source), most, source.tile_size, workers)
+    with contextlib.closing(running.answers(requests)) as answers:
+        for request, ((labels, samples, bad), tiles) in zip(requests, answers, strict=True):
+            yield request, GoodTiles(tiles[: len(samples)], labels, samples, bad)
 
 
 def iterate_tiles(
@@ -115,16 +141,13 @@ def iterate_tiles(
     """
     report = on_bad or _warn
     numbers = np.arange(len(index), dtype=np.int64) if samples is None else np.asarray(samples, np.int64)
-    requests = [(first, min(first + batch_size, len(numbers))) for first in range(0, len(numbers), batch_size)]
-    source = SampleSource(index, reader)
-    work = _GoodTiles(source, numbers)
-    running = TileWorkers(work, max(1, min(batch_size, len(numbers))), source.tile_size, workers)
-    with contextlib.closing(running.answers(requests)) as batches:
-        for good, tiles in batches:
+    requests = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
+    with contextlib.closing(read_requests(index, reader, requests, workers=workers)) as batches:
+        for _, good in batches:
             for tile in good.bad:
                 report(tile)
             if good.samples:
-                yield tiles[: len(good.samples)], torch.tensor(good.labels), torch.tensor(good.samples)
+                yield good.tiles, torch.tensor(good.labels), torch.tensor(good.samples)
 
 
 def _warn(tile: BadTile) -> None:

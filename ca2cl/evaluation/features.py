@@ -74,7 +74,7 @@ def extract(
     started = time.monotonic()
     with torch.inference_mode(), tqdm(total=total, desc=title, unit="tile", disable=None) as bar:
         for tiles_BHWC, labels_B, samples_B in batches:
-            pixels.extend(hashlib.blake2b(tile.data, digest_size=16).digest() for tile in tiles_BHWC.cpu().numpy())
+            pixels.extend(pixel_digests(tiles_BHWC))
             on_device = tiles_BHWC.to(device, non_blocking=True)
             for name, extractor in extractors.items():
                 values[name].append(extractor(on_device).float().cpu())
@@ -87,6 +87,11 @@ def extract(
     arrays = {name: torch.cat(parts).numpy() for name, parts in values.items()}
     _check_finite(arrays, title)
     return Features(arrays, torch.cat(labels).numpy(), torch.cat(samples).numpy(), pixels)
+
+
+def pixel_digests(tiles_BHWC: Tensor) -> list[bytes]:
+    """16 bytes for every tile, by which the same pixels are found again."""
+    return [hashlib.blake2b(tile.data, digest_size=16).digest() for tile in tiles_BHWC.cpu().numpy()]
 
 
 def _check_finite(arrays: Mapping[str, npt.NDArray[np.float32]], title: str) -> None:

@@ -129,3 +129,44 @@ def bootstrap_interval(
     drawn = np.random.default_rng(seed).multinomial(tiles, counts / tiles, size=resamples)
     low, high = np.quantile(drawn @ values / tiles, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more often A is right than B on the same test tiles."""
+
+    mean: float
+    """Accuracy of A less that of B, averaged over seeds."""
+    interval: tuple[float, float]
+    """95 % percentile bootstrap over test tiles; the same tiles are drawn for both."""
+    only_a: int
+    """Tiles, over all seeds, that A alone got right."""
+    only_b: int
+    """Tiles, over all seeds, that B alone got right."""
+    p: float
+    """McNemar's exact two-sided test on the first seed alone: seeds share test tiles and are no further trials."""
+
+
+def paired_difference(
+    a_SN: npt.NDArray[np.bool_], b_SN: npt.NDArray[np.bool_], *, resamples: int = 10_000, seed: int = 0
+) -> Difference:
+    """Compare two classifiers tile by tile.
+
+    Args:
+        a_SN, b_SN: whether seed s of either classified tile n correctly, shape (S, N); the same tiles in one order.
+
+    Raises:
+        ValueError: shapes that differ, or no tiles.
+    """
+    from scipy.stats import binomtest
+
+    if a_SN.shape != b_SN.shape or a_SN.size == 0:
+        raise ValueError(f"A is {a_SN.shape} and B is {b_SN.shape}: compare the same seeds on the same tiles")
+    gain_N = a_SN.mean(axis=0) - b_SN.mean(axis=0)
+    values, counts = np.unique(gain_N, return_counts=True)  # as in bootstrap_interval: draw the counts of each level
+    drawn = np.random.default_rng(seed).multinomial(len(gain_N), counts / len(gain_N), size=resamples)
+    low, high = np.quantile(drawn @ values / len(gain_N), [0.025, 0.975])
+    only_a, only_b = a_SN & ~b_SN, b_SN & ~a_SN
+    first = int(only_a[0].sum()), int(only_b[0].sum())
+    p = float(binomtest(first[0], sum(first)).pvalue) if sum(first) else 1.0
+    return Difference(float(gain_N.mean()), (float(low), float(high)), int(only_a.sum()), int(only_b.sum()), p)

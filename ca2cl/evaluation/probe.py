@@ -110,7 +110,7 @@ def run(config: ProbeConfig) -> int:
         for root, index in zip((config.train, config.test), indexes, strict=True)
     )
     check_every_class(train.root, train.tiles.labels_N, train.index.classes)
-    leak = find_leak(train, test)
+    leak = find_leak(train.side(), test.side())
     subsets = draw_subsets(train.tiles.labels_N, config.labels, config.seeds)
     rows = score(train.tiles, test.tiles, subsets, k=config.knn, strength=config.strength)
     sys.stdout.write(table(rows))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader, open_index
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
-from ca2cl.evaluation.features import Extractor, Features, extract
+from ca2cl.evaluation.features import Extractor, Features, extract, pixel_digests
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ class ProbeSet:
     tiles: Features
     bad: list[BadTile]
     """Labelled tiles that did not decode and are left out."""
+
+    def side(self) -> Side:
+        """What a search for leaks needs of it."""
+        return Side(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N)
 
     def describe(self) -> dict[str, Any]:
         """What the JSON says of it."""
@@ -120,7 +125,29 @@ def read_set(
     return ProbeSet(root, index, tiles, bad)
 
 
-def find_leak(train: ProbeSet, test: ProbeSet) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: sample numbers (N,) in index order, and a digest of the pixels of each."""
+
+    index: ShardIndex
+    samples: Sequence[int]
+    pixels: Sequence[bytes]
+
+
+def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int) -> Side:
+    """All labelled tiles of some shards that decode, read once for their pixels' digests."""
+    samples = np.flatnonzero(index.labels() >= 0)
+    found: list[int] = []
+    pixels: list[bytes] = []
+    with tqdm(total=len(samples), desc=f"leaks: {title}", unit="tile", disable=None, leave=False) as bar:
+        for tiles_BHWC, _, here in iterate_tiles(index, reader, samples, workers=workers, on_bad=lambda tile: None):
+            pixels += pixel_digests(tiles_BHWC)
+            found += here.tolist()
+            bar.update(len(here))
+    return Side(index, found, pixels)
+
+
+def find_leak(train: Side, test: Side) -> dict[str, Any]:
     """What train and test share: the whole data set, keys, or tiles that are equal pixel by pixel. Warns if anything.
 
     Equal keys alone may be two tiles with one name; equal pixels are one tile, whatever its name.
@@ -128,14 +155,14 @@ def find_leak(train: ProbeSet, test: ProbeSet) -> dict[str, Any]:
     same = train.index.manifest.digest == test.index.manifest.digest
     train_keys = {key for shard in train.index for key in shard.key}
     keys = sorted(key for shard in test.index for key in shard.key if key in train_keys)
-    pixels = set(train.tiles.pixels_N)
-    equal = [int(s) for s, p in zip(test.tiles.samples_N, test.tiles.pixels_N, strict=True) if p in pixels]
+    pixels = set(train.pixels)
+    equal = [int(s) for s, p in zip(test.samples, test.pixels, strict=True) if p in pixels]
     if same or equal:
         note = " (train and test are the same shards)" if same else ""
         logger.warning(
             "LEAK: %d of %d test tiles are training tiles too%s; these scores say little about new tiles",
             len(equal),
-            len(test.tiles),
+            len(test.samples),
             note,
         )
     elif keys:

@@ -54,8 +54,8 @@ class Observer(Protocol):
     def log_bad(self, step: int, tiles: Sequence[Any]) -> None:
         """Tiles of all ranks that were replaced in ``step``."""
 
-    def after_epoch(self, epoch: int, engine: AccelerateEngine) -> None:
-        """An epoch has ended. Every rank calls it."""
+    def after_epoch(self, epoch: int, engine: AccelerateEngine) -> bool | None:
+        """An epoch has ended. Every rank calls it; True on every rank ends the training here, as done."""
 
 
 @dataclass
@@ -129,11 +129,10 @@ def train(job: Job, progress: Progress) -> bool:
                 f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss or gradient: "
                 "lower optim.lr, or use run.precision bf16 or no"
             )
-        if progress.step % job.steps_per_epoch == 0:
-            job.observer.after_epoch(data.epoch, job.engine)
+        enough = progress.step % job.steps_per_epoch == 0 and job.observer.after_epoch(data.epoch, job.engine)
 
         # checkpoint
-        last = progress.step == job.total_steps
+        last = bool(enough) or progress.step == job.total_steps
         if stop or last or progress.step % job.run.checkpoint_every == 0:
             job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": vars(progress)})
 
@@ -141,6 +140,8 @@ def train(job: Job, progress: Progress) -> bool:
         if stop and not last:
             logger.warning("stopped by a signal after step %d; start again to go on", progress.step)
             return False
+        if last:
+            break
     return True
 
 

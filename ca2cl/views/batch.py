@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -61,34 +61,45 @@ class Views:
         Returns:
             Two float32 (B, 3, S, S) in channels_last order, on the tiles' device.
         """
-        return self._make(tiles_BHWC, key_hash_B, epoch, normalised=True)
+        strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, normalised=True)
+        return strong, weak
+
+    def weak(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The weak view alone, normalised: how labelled tiles are augmented."""
+        (weak,) = self._make(tiles_BHWC, key_hash_B, epoch, normalised=True, names=("weak",))
+        return weak
 
     def raw(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """The same views in [0, 1], not normalised: what people look at."""
-        return self._make(tiles_BHWC, key_hash_B, epoch, normalised=False)
+        strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, normalised=False)
+        return strong, weak
 
     @torch.no_grad()
-    def _make(self, tiles: Tensor, key_hash: Tensor, epoch: int, *, normalised: bool) -> tuple[Tensor, Tensor]:
+    def _make(
+        self,
+        tiles: Tensor,
+        key_hash: Tensor,
+        epoch: int,
+        *,
+        normalised: bool,
+        names: Sequence[Literal["strong", "weak"]] = ("strong", "weak"),
+    ) -> list[Tensor]:
         if len(tiles) != len(key_hash):
             raise ValueError(f"{len(tiles)} tiles and {len(key_hash)} key hashes: give one a tile")
         side = self.image_size
         shape, device = (len(tiles), 3, side, side), tiles.device
-        strong, weak = (torch.empty(shape, device=device, memory_format=torch.channels_last) for _ in range(2))
+        made = [torch.empty(shape, device=device, memory_format=torch.channels_last) for _ in names]
         # Parameters are drawn on the CPU: the same bits for every device, and no waiting to learn who drew what.
-        strong_draws, weak_draws = (
-            Draws(key_hash.cpu(), seed=self.seed, epoch=epoch, view=name) for name in ("strong", "weak")
-        )
+        draws = [Draws(key_hash.cpu(), seed=self.seed, epoch=epoch, view=name) for name in names]
+        renders = [self.recipe.strong if name == "strong" else self.recipe.weak for name in names]
         for rows in self._chunks(tiles):
             images = to_planes(tiles[rows])
-            for out, render, draws in (
-                (strong, self.recipe.strong, strong_draws),
-                (weak, self.recipe.weak, weak_draws),
-            ):
-                view = render(images, draws.rows(rows))
+            for out, render, drawn in zip(made, renders, draws, strict=True):
+                view = render(images, drawn.rows(rows))
                 if normalised:
                     normalise_(view, self.mean, self.std)
                 out[rows].copy_(view)
-        return strong, weak
+        return made
 
     def _chunks(self, tiles: Tensor) -> Iterator[slice]:
         budget = _CHUNK_CPU if tiles.device.type == "cpu" else _CHUNK_DEVICE

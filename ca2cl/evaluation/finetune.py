@@ -1,0 +1,219 @@
+"""``ca2cl finetune``: the whole encoder trained on labelled tiles, at several label budgets, beside other starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from ca2cl import config as settings
+from ca2cl.config import OptimConfig, TrackingConfig, ViewsConfig
+from ca2cl.data.splits import check_budget
+from ca2cl.data.storage import ShardReader
+from ca2cl.errors import InputError
+from ca2cl.evaluation.finetune_cell import RESULT, Cell, Data, Recipe, run_cell
+from ca2cl.evaluation.finetune_report import RECORD, report
+from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing
+from ca2cl.evaluation.probe_data import find_leak, open_pair, side_of
+from ca2cl.evaluation.scoring import draw_subsets
+from ca2cl.model.classifier import Classifier
+from ca2cl.model.encoder import build_encoder
+from ca2cl.tracking.journal import write_atomic
+from ca2cl.training.engine import build_accelerator, under_deepspeed
+from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.views import build_views
+
+if TYPE_CHECKING:
+    from ca2cl.tracking.resolver import ResolvedEncoder
+
+START = "encoder"
+
+
+def _optim() -> OptimConfig:
+    return OptimConfig(name="sgd", lr=0.01, schedule="cosine_restarts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tuning of an encoder on labelled tiles."""
+
+    encoder: str
+    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    train: str
+    """Shards with the labelled tiles."""
+    test: str
+    """Shards with the test tiles; their classes must be those of train. Predicted once, never used to choose."""
+    output_dir: str
+    """Folder of the job, one folder in it for every cell of the table. A job started again goes on."""
+    against: tuple[str, ...] = ("random",)
+    """Other encoders that are fine-tuned in the same way, and that the first one is compared with tile by tile; []
+    fine-tunes it alone."""
+    labels: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Label budgets: a fraction of each class's tiles up to 1, or a whole number of tiles a class above 1."""
+    seeds: int = 5
+    """Draws of the labelled tiles for every budget: seeds 0, 1, and so on."""
+    epochs: int = 20
+    """Most passes over the labelled tiles."""
+    min_steps: int = 200
+    """Steps that a cell has at least, in more passes where few tiles are labelled."""
+    batch_size: int = 64
+    """Tiles in an optimizer step, over all processes and micro-batches; all labelled tiles where they are fewer."""
+    micro_batch_size: int | None = None
+    """Most tiles that one process holds at a time; none takes its whole share of the batch at once. BatchNorm then sees
+    fewer tiles."""
+    held_out: float = 0.2
+    """Share of the labelled tiles, whole slides or patients where they are known, that decides which epoch's weights
+    are taken; 0 takes the last. None is held out where a class has too few."""
+    patience: int = 5
+    """Looks at the held-out tiles, one an epoch or in ten steps, that may be no better before training ends."""
+    norm: Literal["sync", "frozen"] = "sync"
+    """BatchNorm. sync: statistics of the batch, over all processes; frozen: the encoder's own, unchanged."""
+    augment: Literal["crop", "ca2cl", "none"] = "crop"
+    """How labelled tiles are augmented: random resized crops; the paper's weak view; or not at all."""
+    image_size: int | None = None
+    """Side in pixels that the encoder sees; none takes the encoder's own."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast precision."""
+    workers: int = 2
+    """Decoding processes for each training process; 0 decodes in the training process."""
+    cache_dir: str | None = None
+    """Local folder in which remote shards are kept. Needed for remote shards only."""
+    optim: OptimConfig = field(default_factory=_optim)
+    """Optimizer and schedule; by default the paper's, SGD and a cosine that starts again every 5 epochs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the encoder is found and the result is logged."""
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise InputError("labels is empty: give at least one budget, such as 0.1")
+        for budget in self.labels:
+            check_budget(budget)
+        least = {"seeds": 1, "epochs": 1, "min_steps": 1, "batch_size": 2, "patience": 1, "workers": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise InputError(f"{name} is {getattr(self, name)!r}: use {value} or more")
+        if self.micro_batch_size is not None and self.micro_batch_size < 2:
+            raise InputError(f"micro_batch_size is {self.micro_batch_size!r}: use 2 or more")
+        if not 0 <= self.held_out <= 0.5:
+            raise InputError(f"held_out is {self.held_out!r}: use a share from 0 to 0.5")
+        if self.image_size is not None and self.image_size < 32:
+            raise InputError(f"image_size is {self.image_size!r}: use at least 32 pixels")
+        if self.optim.name == "lars":
+            raise InputError("optim.name is 'lars': it is for large batches without labels; use sgd or adamw")
+        if len({START, *self.against}) < len(self.against) + 1:
+            raise InputError(f"against names one encoder twice: {', '.join(self.against)}")
+
+
+def run(config: FinetuneConfig) -> int:
+    """Fine-tune every cell that is not done yet, print the table, log the MLflow run. Returns the exit code: 0, or 85
+    after a signal and a checkpoint.
+
+    Raises:
+        InputError: data sets that do not fit together, an unknown encoder, a folder that holds another job.
+    """
+    if under_deepspeed():
+        raise InputError("finetune does not run under DeepSpeed: a cell is a small job; use a DDP configuration")
+    stop = StopFlag().install()
+    indexes = open_pair(config.train, config.test, config.cache_dir)
+    starts = _starts(config)
+    accelerator = build_accelerator()
+    out = Path(config.output_dir)
+    digests = [index.manifest.digest for index in indexes]
+    train, test = (
+        LabelledSet(index, ShardReader(root, config.cache_dir), np.flatnonzero(index.labels() >= 0), title)
+        for root, index, title in zip((config.train, config.test), indexes, ("train", "test"), strict=True)
+    )
+    problem = _from_first(_claim(out, config, digests, train, test) if accelerator.is_main_process else "")
+    if problem:
+        raise InputError(problem)
+    data = Data(train, test, train.index.labels(), train.index.groups())
+    subsets = draw_subsets(data.labels[train.samples], config.labels, config.seeds)
+    cells = [Cell(*cell) for cell in itertools.product(starts, subsets, range(config.seeds))]
+    for cell in cells:
+        folder = out / "cells" / cell.folder
+        if _from_first((folder / RESULT).exists()):
+            continue
+        network = _network(config, starts[cell.start], cell, len(train.index.classes))
+        labelled = train.samples[subsets[cell.budget][cell.seed]]
+        recipe = _recipe(config, starts[cell.start], cell.seed)
+        if not run_cell(cell, labelled, network, recipe, data, folder, accelerator, stop):
+            return EXIT_PREEMPTED
+    if accelerator.is_main_process:
+        report(config, starts[START], out, cells, test, digests)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
+    from ca2cl.tracking.resolver import resolve_encoder
+
+    where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
+    first = resolve_encoder(config.encoder, **where)
+    others = {name: resolve_encoder(name, arch=first.card.arch, **where) for name in config.against}
+    return {START: first, **others}
+
+
+def _claim(
+    out: Path, config: FinetuneConfig, digests: Sequence[str], train: LabelledSet, test: LabelledSet
+) -> str:  # fmt: skip
+    """Write what the folder's job is and what train and test share, or compare with what it was; what is wrong, or
+    nothing."""
+    kept = {
+        k: v for k, v in settings.flatten(config).items() if not k.startswith(("tracking.", "output_dir", "workers"))
+    }
+    content: dict[str, Any] = {"settings": kept, "data": list(digests)}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path = out / RECORD
+    try:
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held["digest"] == digest:
+                return ""
+            changed = [k for k in kept if held["settings"].get(k) != kept[k]] or ["the data"]
+            return f"output_dir {str(out)!r} holds another job ({', '.join(changed)} differ): use another folder"
+        if out.exists() and any(out.iterdir()):
+            return f"output_dir {str(out)!r} is not empty and holds no fine-tuning job: use another folder"
+        out.mkdir(parents=True, exist_ok=True)
+        sides = (side_of(tiles.index, tiles.reader, tiles.title, workers=config.workers) for tiles in (train, test))
+        content["leak"] = find_leak(*sides)
+        write_atomic(path, (json.dumps({"digest": digest, **content}, indent=1) + "\n").encode())
+    except (OSError, ValueError, KeyError) as error:
+        return f"output_dir {str(out)!r} cannot be used ({error}); give a folder you can write"
+    return ""
+
+
+def _from_first(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def _network(config: FinetuneConfig, start: ResolvedEncoder, cell: Cell, classes: int) -> Classifier:
+    torch.manual_seed(cell.seed)
+    encoder = build_encoder(start.card.arch, config.norm)
+    if start.uri != "random":  # that is another one for every seed
+        encoder.load_state_dict(start.encoder.state_dict())
+    return Classifier(encoder, classes)
+
+
+def _recipe(config: FinetuneConfig, start: ResolvedEncoder, seed: int) -> Recipe:
+    card = start.card
+    prepare = Preprocessing(config.image_size or card.input_size, card.mean, card.std)
+    augment: Any = lambda tiles, words, epoch: prepare(tiles)  # noqa: E731
+    if config.augment != "none":
+        augment = build_views(
+            ViewsConfig(recipe=config.augment), prepare.size, mean=card.mean, std=card.std, seed=seed
+        ).weak
+    names = {f.name for f in dataclasses.fields(Recipe)} & {f.name for f in dataclasses.fields(config)}
+    given = {name: getattr(config, name) for name in names if name not in ("augment", "prepare")}
+    return Recipe(**given, augment=augment, prepare=prepare)

@@ -1,0 +1,178 @@
+"""One cell of a fine-tuning table: an encoder, a budget of labels, a seed. What a cell leaves is two files, and a cell
+that left them is not worked on again; one that was cut short goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.data.splits import describe_budget
+from ca2cl.data.stream import BadBudget
+from ca2cl.errors import InputError
+from ca2cl.evaluation.finetune_data import LabelledOrder, hold_out, labelled_steps
+from ca2cl.evaluation.finetune_selection import Looks, Selection
+from ca2cl.evaluation.finetune_step import FineTuning, LabelledSet, Preprocessing, predict
+from ca2cl.evaluation.metrics import classification_metrics
+from ca2cl.model.classifier import Classifier
+from ca2cl.tracking.journal import write_atomic
+from ca2cl.training.checkpoint import Checkpointer, read_state, restore
+from ca2cl.training.engine import AccelerateEngine
+from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.optim import build_optimizer
+from ca2cl.training.preempt import StopFlag
+
+logger = logging.getLogger(__name__)
+Integers = npt.NDArray[np.int64]
+RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
+
+
+class Cell(NamedTuple):
+    """Which encoder it starts from, how many tiles are labelled, and which draw of them."""
+
+    start: str
+    budget: float
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's folder."""
+        budget = describe_budget(self.budget).replace(" %", "pct").replace("/", "-per-")
+        return f"{self.start.replace(' ', '-')}-{budget}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every cell is trained."""
+
+    optim: OptimConfig
+    batch_size: int
+    micro_batch_size: int | None
+    epochs: int
+    min_steps: int
+    held_out: float
+    patience: int
+    precision: Any
+    workers: int
+    augment: Any
+    prepare: Preprocessing
+
+
+@dataclass(frozen=True)
+class Data:
+    """The labelled tiles to draw from, all of them, and the test tiles; ``labels`` and ``groups`` are the training
+    index's."""
+
+    train: LabelledSet
+    test: LabelledSet
+    labels: Integers
+    groups: list[str | None]
+
+
+def run_cell(
+    cell: Cell, labelled: Integers, network: Classifier, recipe: Recipe, data: Data, folder: Path, accelerator: Any,
+    stop: StopFlag,
+) -> bool:  # fmt: skip
+    """Fine-tune, predict the test tiles once, and write both files. Every rank calls it.
+
+    Args:
+        labelled: sample numbers of the labelled tiles.
+        network: to start from.
+        folder: of the cell.
+
+    Returns:
+        False where a signal asked for an end before it was done.
+    """
+    groups = [data.groups[sample] for sample in labelled]
+    held, how = hold_out(data.labels[labelled], groups, recipe.held_out, cell.seed)
+    order = LabelledOrder(labelled[~held], recipe.batch_size, cell.seed)
+    if order.size < accelerator.num_processes:
+        raise InputError(
+            f"labels is {describe_budget(cell.budget)}: {order.size} tiles to train on, fewer than the "
+            f"{accelerator.num_processes} processes; start fewer, or give more labels"
+        )
+    engine = AccelerateEngine(accelerator, network, build_optimizer(recipe.optim, network), recipe.precision)
+    checkpointer = Checkpointer(folder / "checkpoints", keep_last=1)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    state, progress = _resume(checkpointer, engine)
+    held_out = LabelledSet(data.train.index, data.train.reader, labelled[held], "held-out") if held.any() else None
+    with tqdm(desc=cell.folder, unit="step", disable=None if accelerator.is_main_process else True) as bar:
+        looks = Looks(max(1, -(-10 // order.steps_per_epoch)), recipe.patience, recipe.batch_size, recipe.workers)
+        selection = Selection(
+            folder, held_out, recipe.prepare, looks, state, progress.step, bar if accelerator.is_main_process else None
+        )
+        job = _job(engine, order, recipe, data, selection, checkpointer, stop, progress)
+        bar.total = job.total_steps
+        if not selection.enough and not train(job, progress):
+            selection.close()
+            return False
+    selection.restore_best(engine)
+    selection.close()
+    _finish(cell, engine, recipe, data, selection, folder, {"labelled": len(labelled), "held_out": int(held.sum()),
+            "held_out_are": how, "steps": progress.step, "bad_samples": progress.bad_samples})  # fmt: skip
+    accelerator.free_memory()
+    return True
+
+
+def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> tuple[dict[str, Any], Progress]:
+    checkpoint = checkpointer.latest()
+    if checkpoint is None:
+        return {}, Progress()
+    restore(checkpoint, engine)
+    found = read_state(checkpoint)
+    return {"best": found["best"]} if "best" in found else {}, Progress(**found["progress"])
+
+
+def _job(
+    engine: AccelerateEngine, order: LabelledOrder, recipe: Recipe, data: Data, selection: Selection,
+    checkpointer: Checkpointer, stop: StopFlag, progress: Progress,
+) -> Job:  # fmt: skip
+    per_epoch = order.steps_per_epoch
+    steps = max(recipe.epochs, -(-recipe.min_steps // per_epoch)) * per_epoch
+    accelerator = engine.accelerator
+    stream = labelled_steps(
+        data.train.index, data.train.reader, order, rank=accelerator.process_index, world=accelerator.num_processes,
+        micro_batch_size=recipe.micro_batch_size, workers=recipe.workers, device=engine.device,
+        steps=range(progress.step, steps),
+    )  # fmt: skip
+    run = RunConfig(batch_size=max(2, order.size), checkpoint_every=selection.looks.every * per_epoch)
+    return Job(
+        engine=engine, method=FineTuning(recipe.augment), data=stream, observer=selection, checkpointer=checkpointer,
+        stop=stop, run=run, optim=recipe.optim, total_steps=steps, steps_per_epoch=per_epoch,
+        check_bad=BadBudget(0.01).check, state=selection.state,
+    )  # fmt: skip
+
+
+def _finish(
+    cell: Cell, engine: AccelerateEngine, recipe: Recipe, data: Data, selection: Selection, folder: Path,
+    facts: dict[str, Any],
+) -> None:  # fmt: skip
+    probabilities_MK, labels_M, samples_M = predict(
+        engine, data.test, recipe.prepare, batch_size=recipe.batch_size, workers=recipe.workers
+    )
+    if engine.accelerator.is_main_process:
+        metrics = classification_metrics(labels_M, probabilities_MK)
+        best = selection.best
+        facts |= {"best_epoch": best.epoch, "held_out_loss": best.loss, "held_out_accuracy": best.accuracy}
+        result = {**cell._asdict(), **facts, "scores": metrics.scores(), "confusion": metrics.confusion.tolist()}
+        save_file({"probabilities": probabilities_MK, "labels": labels_M, "samples": samples_M}, folder / PREDICTIONS)
+        if best.epoch < 0:
+            result.update(held_out_loss=None, held_out_accuracy=None)
+        write_atomic(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())  # last: it says that all is there
+        for path in folder.glob("best-epoch-*"):
+            path.unlink()
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        logger.info("%s: accuracy %.4f, macro F1 %.4f", folder.name, metrics.accuracy, metrics.macro_f1)
+    engine.accelerator.wait_for_everyone()

@@ -1,0 +1,160 @@
+"""Labelled tiles for fine-tuning: which are held out, and the order in which the others are seen.
+
+Legend: N labelled tiles to train on, G global batch, W world size, B this rank's share of a batch or of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ca2cl.data.index import ShardIndex, key_hash
+from ca2cl.data.splits import stratified_folds
+from ca2cl.data.storage import ShardReader
+from ca2cl.data.stream import BadTile
+from ca2cl.data.tiles import GoodTiles, read_requests
+
+Integers = npt.NDArray[np.int64]
+IGNORED = -100
+"""Label of a row that did not decode: cross-entropy passes over it."""
+
+
+class LabelledBatch(NamedTuple):
+    """Tiles uint8 (B, H, W, 3), labels and one word of randomness a tile, both int64 (B,)."""
+
+    tiles: Tensor
+    labels: Tensor
+    words: Tensor
+    epoch: int
+    total: int
+    """G, tiles in the global batch."""
+
+
+@dataclass(frozen=True)
+class LabelledStep:
+    """One optimizer step's share of this rank (``training.loop.StepData``)."""
+
+    epoch: int
+    bad: list[BadTile]
+    micro_batches: list[LabelledBatch]
+
+
+def hold_out(
+    labels_N: Integers, groups: Sequence[str | None], share: float, seed: int
+) -> tuple[npt.NDArray[np.bool_], str]:
+    """Which labelled tiles are kept from training, to decide when it has been long enough: (N,), and in words why.
+
+    Whole slides or patients where every tile has one and there are enough of them, for tiles of a slide that is
+    trained on say nothing about others. None where a class would be left without tiles to train on.
+
+    Args:
+        share: of the tiles, about; 0 holds out none.
+    """
+    none = np.zeros(len(labels_N), bool)
+    if share == 0:
+        return none, "none: held_out is 0"
+    folds = max(2, round(1 / share))
+    if np.bincount(labels_N).min() < folds:
+        return none, f"none: a class has fewer than {folds} labelled tiles"
+    if all(group is not None for group in groups) and len(set(groups)) >= folds:
+        held = _whole_groups(labels_N, np.asarray(groups, str), folds, seed)
+        if set(labels_N[~held]) == set(labels_N):
+            return held, "whole slides or patients"
+    return stratified_folds(labels_N, folds, seed) == 0, "tiles of any slide"
+
+
+def _whole_groups(labels_N: Integers, groups_N: npt.NDArray[np.str_], folds: int, seed: int) -> npt.NDArray[np.bool_]:
+    from sklearn.model_selection import StratifiedGroupKFold  # loaded where it is needed: it takes a second
+
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    _, held = next(splitter.split(labels_N, labels_N, groups_N))
+    chosen = np.zeros(len(labels_N), bool)
+    chosen[held] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class LabelledOrder:
+    """The batches of every epoch: slices of one permutation by (seed, epoch), the same on any number of processes.
+
+    What is left over by whole batches waits for another epoch. With fewer tiles than a batch, a batch is all of them.
+    """
+
+    samples_N: Integers
+    batch_size: int
+    seed: int
+
+    @property
+    def size(self) -> int:
+        """G, tiles in every batch."""
+        return min(self.batch_size, len(self.samples_N))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in a pass over the tiles."""
+        return len(self.samples_N) // self.size
+
+    def batch(self, step: int) -> Integers:
+        """Sample numbers (G,) of optimizer step ``step``, from 0."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        words = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(len(self.samples_N))
+        order = np.argsort(words, kind="stable")
+        return self.samples_N[order[number * self.size : (number + 1) * self.size]]
+
+
+def labelled_steps(
+    index: ShardIndex,
+    reader: ShardReader,
+    order: LabelledOrder,
+    *,
+    rank: int,
+    world: int,
+    micro_batch_size: int | None,
+    workers: int,
+    device: torch.device,
+    steps: range,
+) -> Iterator[LabelledStep]:
+    """This rank's share of the batches of ``steps``: every W-th tile, in as many micro-batches as any other rank's.
+
+    A tile that does not decode is stood in for by another of its batch, and its label is ``IGNORED``.
+    """
+    most = -(-order.size // world)
+    parts = -(-most // (micro_batch_size or most))
+    words = _words(index, order.samples_N)
+    shares = [order.batch(step)[rank::world] for step in steps]
+    for step, (samples, good) in zip(steps, read_requests(index, reader, shares, workers=workers), strict=True):
+        tiles, labels = _filled(good, samples)
+        drawn = torch.tensor([words[int(sample)] for sample in samples])
+        epoch = step // order.steps_per_epoch
+        split = (torch.tensor_split(x, parts) for x in (tiles, labels, drawn))
+        batches = [
+            LabelledBatch(t.to(device), y.to(device), w, epoch, order.size) for t, y, w in zip(*split, strict=True)
+        ]
+        yield LabelledStep(epoch, good.bad, batches)
+
+
+def _words(index: ShardIndex, samples_N: Integers) -> dict[int, int]:
+    """One word for every sample, made of its key."""
+    wanted = np.sort(samples_N)
+    words: dict[int, int] = {}
+    for shard, start in enumerate(index.starts[:-1].tolist()):
+        here = wanted[(wanted >= start) & (wanted < index.starts[shard + 1])]
+        if len(here):
+            keys = index.samples(shard).key
+            words.update({sample: key_hash(keys[sample - start]) for sample in here.tolist()})
+    return words
+
+
+def _filled(good: GoodTiles, wanted: Integers) -> tuple[Tensor, Tensor]:
+    """A row for every wanted sample, in their order; those that did not decode show the first that did."""
+    place = {sample: row for row, sample in enumerate(good.samples)}
+    tiles = good.tiles if good.samples else good.tiles.new_zeros(1, *good.tiles.shape[1:])
+    rows = [place.get(sample, 0) for sample in wanted.tolist()]
+    labels = [good.labels[place[sample]] if sample in place else IGNORED for sample in wanted.tolist()]
+    return tiles[rows], torch.tensor(labels)

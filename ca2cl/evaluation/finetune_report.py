@@ -1,0 +1,152 @@
+"""What a fine-tuning job leaves behind: a table, paired differences, JSON, a confusion matrix, an MLflow run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ca2cl import __version__
+from ca2cl.config import flatten
+from ca2cl.data.splits import describe_budget
+from ca2cl.errors import InputError
+from ca2cl.evaluation.finetune_cell import PREDICTIONS, RESULT, Cell
+from ca2cl.evaluation.finetune_step import LabelledSet
+from ca2cl.evaluation.metrics import Difference, bootstrap_interval, classification_metrics, paired_difference
+from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, tracked_metrics, write_json
+from ca2cl.evaluation.scoring import Row
+
+if TYPE_CHECKING:
+    from ca2cl.evaluation.finetune import FinetuneConfig
+    from ca2cl.tracking.resolver import ResolvedEncoder
+
+CLASSIFIER = "fine-tuned"
+RECORD = "finetune.json"
+"""What a job's folder is the folder of."""
+SCHEMA_VERSION = 1
+Groups = dict[tuple[str, float], list[Path]]
+
+
+def report(
+    config: FinetuneConfig, found: ResolvedEncoder, out: Path, cells: Sequence[Cell], test: LabelledSet,
+    digests: Sequence[str],
+) -> None:  # fmt: skip
+    """Print and write what all cells together say, and log it.
+
+    Raises:
+        InputError: a cell's files are damaged; the store cannot be reached.
+    """
+    groups: Groups = {}
+    for cell in cells:
+        groups.setdefault((cell.start, cell.budget), []).append(out / "cells" / cell.folder)
+    right = {key: np.stack([_right(folder) for folder in folders]) for key, folders in groups.items()}
+    rows = [_row(*key, folders, right[key]) for key, folders in groups.items()]
+    first = cells[0].start
+    compared = {
+        (start, budget): paired_difference(right[first, budget], right[start, budget])
+        for start, budget in groups
+        if start != first
+    }
+    sys.stdout.write(table(rows) + _differences(first, compared))
+    files = [out / "finetune-results.json", out / "confusion.png"]
+    write_json(files[0], _content(config, found, rows, compared, groups, digests))
+    shown = [row for row in rows if row.features == first][-1]
+    title = f"{CLASSIFIER} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
+    draw_confusion(files[1], shown.confusion, test.index.classes, title)
+    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
+    sys.stdout.flush()
+    run_id = _log(config, found, rows, compared, [*files, *sorted(out.glob("cells/*/journal.jsonl"))], digests)
+    sys.stdout.write(f"logged as MLflow run {run_id}\n")
+
+
+def _right(folder: Path) -> npt.NDArray[np.bool_]:
+    held = _predictions(folder)
+    return np.asarray(held["probabilities"].argmax(axis=1) == held["labels"], bool)
+
+
+def _predictions(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        return load_file(folder / PREDICTIONS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: damaged ({error}); delete that folder and start again") from None
+
+
+def _row(start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_]) -> Row:
+    held = [_predictions(folder) for folder in folders]
+    results = [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
+    return Row(
+        features=start,
+        classifier=CLASSIFIER,
+        budget=budget,
+        labelled=results[0]["labelled"],
+        per_seed=[classification_metrics(h["labels"], h["probabilities"]) for h in held],
+        settings=[{"best_epoch": result["best_epoch"], "steps": result["steps"]} for result in results],
+        interval=bootstrap_interval(right_SN),
+    )
+
+
+def _differences(first: str, compared: dict[tuple[str, float], Difference]) -> str:
+    lines = [
+        f"{first} less {start}, {describe_budget(budget)} labels: {d.mean:+.3f} [{d.interval[0]:+.3f}, "
+        f"{d.interval[1]:+.3f}]; McNemar, seed 0: p = {d.p:.2g}"
+        for (start, budget), d in compared.items()
+    ]
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _content(
+    config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row],
+    compared: dict[tuple[str, float], Difference], groups: Groups, digests: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    cells = [
+        json.loads((folder / RESULT).read_text(encoding="utf-8")) for folders in groups.values() for folder in folders
+    ]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "finetune",
+        "ca2cl": __version__,
+        "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
+        "data": {"train_manifest_digest": digests[0], "test_manifest_digest": digests[1]},
+        "leak": json.loads((Path(config.output_dir) / RECORD).read_text(encoding="utf-8"))["leak"],
+        "config": flatten(config),
+        "results": [row_as_dict(row) for row in rows],
+        "differences": [
+            {"against": start, "budget": budget, **asdict(d)} for (start, budget), d in compared.items()
+        ],
+        "cells": cells,
+    }  # fmt: skip
+
+
+def _log(
+    config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row],
+    compared: dict[tuple[str, float], Difference], files: Sequence[Path], digests: Sequence[str],
+) -> str:  # fmt: skip
+    from ca2cl.tracking.evaluation_run import log_evaluation
+
+    gains = {
+        f"difference/{start}/{describe_budget(budget)}".replace(" %", "pct").replace(" ", "_"): d.mean
+        for (start, budget), d in compared.items()
+    }
+    return log_evaluation(
+        source_run_id=found.source_run_id,
+        name=config.tracking.run_name or "finetune",
+        params={**flatten(config), "encoder_uri": found.uri},
+        metrics={**tracked_metrics(rows), **gains},
+        artifacts=files[:2],
+        tags={
+            "ca2cl.kind": "finetune",
+            "ca2cl.train_manifest_digest": digests[0],
+            "ca2cl.test_manifest_digest": digests[1],
+        },
+        uri=config.tracking.uri,
+        root=config.tracking.root,
+        experiment=config.tracking.experiment,
+    )

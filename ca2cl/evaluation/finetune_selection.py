@@ -1,0 +1,135 @@
+"""When fine-tuning has been long enough: held-out labelled tiles say so, never the test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing, predict
+from ca2cl.tracking.journal import Journal
+from ca2cl.training.engine import AccelerateEngine
+
+
+@dataclass(frozen=True)
+class Best:
+    """Where held-out tiles were predicted best so far; epoch -1: nowhere yet."""
+
+    loss: float = float("inf")
+    accuracy: float = 0.0
+    epoch: int = -1
+    waited: int = 0
+    """Looks since then."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How a selection looks at its tiles."""
+
+    every: int
+    """Epochs from one look to the next."""
+    patience: int
+    """Looks without a better one that end the training."""
+    batch_size: int
+    workers: int
+
+
+class Selection:
+    """Looks at held-out tiles after an epoch, keeps the weights that predict them best, and ends the training once it
+    has been long enough (``training.loop.Observer``). Without held-out tiles the last weights are the ones.
+
+    Args:
+        folder: of the cell: its journal, and the best weights.
+        held_out: the tiles to look at, or None.
+        state: what every checkpoint carries; ``best`` in it is where this selection stands.
+        step: optimizer steps done when it begins.
+        bar: of the cell's steps on rank 0; None on the others, which write nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        held_out: LabelledSet | None,
+        prepare: Preprocessing,
+        looks: Looks,
+        state: dict[str, Any],
+        step: int,
+        bar: tqdm[Any] | None,
+    ) -> None:
+        self.folder, self.held_out, self.prepare, self.looks, self.state = folder, held_out, prepare, looks, state
+        self.best = Best(**state["best"]) if "best" in state else Best()
+        self.bar = bar
+        self.journal = None
+        if bar is not None:
+            self.journal = Journal(folder / "journal.jsonl")
+            self.journal.rewind_to_step(step)
+
+    @property
+    def enough(self) -> bool:
+        """Whether it has been long enough."""
+        return self.best.waited >= self.looks.patience
+
+    def log_step(self, record: dict[str, Any]) -> None:
+        """A journal line, on rank 0."""
+        if self.journal is not None and self.bar is not None:
+            self.journal.append({name: value for name, value in record.items() if name != "skipped_adversaries"})
+            self.bar.update(record["step"] - self.bar.n)
+            self.bar.set_postfix_str(f"loss {record['loss']:.3f}")
+
+    def log_bad(self, step: int, tiles: Sequence[Any]) -> None:
+        """A journal line for each tile that did not decode."""
+        if self.journal is not None:
+            for tile in tiles:
+                self.journal.append({"event": "bad_sample", "in_step": step, "key": tile.key, "reason": tile.reason})
+
+    def after_epoch(self, epoch: int, engine: AccelerateEngine) -> bool:
+        """Look, every few epochs; whether it has been long enough. Every rank calls it."""
+        if self.held_out is None or (epoch + 1) % self.looks.every:
+            return False
+        probabilities_MK, labels_M, _ = predict(
+            engine, self.held_out, self.prepare, batch_size=self.looks.batch_size, workers=self.looks.workers
+        )
+        right_M = probabilities_MK[np.arange(len(labels_M)), labels_M].astype(np.float64)
+        # log-loss, because a few tiles cannot tell accuracies apart
+        loss = float(-np.log(np.maximum(right_M, 1e-12)).mean())
+        accuracy = float((probabilities_MK.argmax(1) == labels_M).mean())
+        if loss < self.best.loss:
+            self.best = Best(loss, accuracy, epoch)
+            self._keep_weights(engine)
+        else:
+            self.best = replace(self.best, waited=self.best.waited + 1)
+        self.state["best"] = asdict(self.best)
+        if self.journal is not None:
+            self.journal.append({"event": "held_out", "epoch": epoch, "loss": loss, "accuracy": accuracy})
+        return self.enough
+
+    def _weights(self, epoch: int) -> Path:
+        return self.folder / f"best-epoch-{epoch:06d}.safetensors"
+
+    def _keep_weights(self, engine: AccelerateEngine) -> None:
+        """Those of two looks stay: the newest checkpoint may still name the one before."""
+        if self.journal is None:
+            return
+        target = self._weights(self.best.epoch)
+        temporary = target.with_suffix(".tmp")
+        weights = {name: value.detach().cpu().contiguous() for name, value in engine.bare.state_dict().items()}
+        save_file(weights, temporary)
+        temporary.replace(target)
+        for old in sorted(self.folder.glob("best-epoch-*.safetensors"))[:-2]:
+            old.unlink()
+
+    def restore_best(self, engine: AccelerateEngine) -> None:
+        """Go back to the weights that were best. Every rank calls it."""
+        engine.accelerator.wait_for_everyone()
+        if self.best.epoch >= 0:
+            engine.bare.load_state_dict(load_file(self._weights(self.best.epoch)))
+
+    def close(self) -> None:
+        """End the journal."""
+        if self.journal is not None:
+            self.journal.close()
