@@ -22,6 +22,8 @@ from ca2cl import __version__
 from ca2cl.errors import InputError, LocalError
 
 _RECIPES = Path(__file__).parent / "recipes"
+_ALONE = ("-h", "--help", "--print_config")
+"""Flags without a value."""
 
 
 class Verb(NamedTuple):
@@ -39,6 +41,7 @@ VERBS = {
     ),
     "pretrain": Verb("shards -> an encoder in MLflow's registry", "ca2cl.launch", "PretrainConfig", "ca2cl.config"),
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
+    "embed": Verb("tiles -> a file of an encoder's vectors", "ca2cl.evaluation.embed", "EmbedConfig"),
     "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
     "quickstart": Verb("the whole pipeline on made-up tissue, in minutes", "ca2cl.quickstart", "QuickstartConfig"),
@@ -160,13 +163,20 @@ def _with_lists(arguments: list[str], kind: type) -> list[str]:
 
 
 def _named(arguments: list[str], positional: tuple[str, ...], parser: Any) -> list[str]:
-    """Leading words become the settings that the verb lists as positional."""
-    words: list[str] = []
-    while arguments and len(words) < len(positional) and not arguments[0].startswith("-"):
-        words.append(arguments.pop(0))
-    if positional:
-        parser.usage = f"{parser.prog} {' '.join(p.upper() for p in positional)} [--setting VALUE ...]"
-    return [part for name, word in zip(positional, words, strict=False) for part in (f"--{name}", word)] + arguments
+    """Words that are no flag's value, wherever they stand, become the settings that the verb lists as positional."""
+    if not positional:
+        return arguments
+    parser.usage = f"{parser.prog} {' '.join(p.upper() for p in positional)} [--setting VALUE ...]"
+    named, names, rest = list[str](), list(positional), list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            named += [f"--{names.pop(0)}", word] if names else [word]
+            continue
+        named.append(word)
+        if "=" not in word and word not in _ALONE and rest:  # every setting takes one word
+            named.append(rest.pop(0))
+    return named
 
 
 def _explain(message: str, known: list[str]) -> str:
