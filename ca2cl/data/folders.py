@@ -22,10 +22,11 @@ class FolderSource:
     """Images below a folder, labelled by the name of the folder just below it.
 
     A lone folder that itself holds only folders is stepped into (archives unzip that way); images directly in the
-    folder make an unlabelled source. Hidden files, ``__MACOSX`` and other file types are ignored, links are followed.
+    folder are unlabelled, and lie beside class folders only with ``mixed``. Hidden files, ``__MACOSX`` and other file
+    types are ignored, links are followed.
     """
 
-    def __init__(self, root: Path, options: SourceOptions) -> None:
+    def __init__(self, root: Path, options: SourceOptions, *, mixed: bool = False) -> None:
         self.name = root.resolve().name
         root = _step_into(root)
         self.root = root
@@ -35,7 +36,7 @@ class FolderSource:
             raise InputError(f"{root}: no images here; give a folder of class folders with files of {kinds}")
         self.digest = _listing_digest(found)
         self._names = [name for name, _, _ in found]
-        self.classes, self.labels = self._label(options.unlabelled, options.mixed)
+        self.classes, self.labels = self._label(options.unlabelled, mixed)
         self._pattern = self._group_pattern(options.group_pattern)
         # a.png beside a.tif: then every key of the source carries the extension, so that keys stay one to one
         self._whole = len({_stem(name) for name in self._names}) != len(self._names)

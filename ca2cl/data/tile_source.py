@@ -69,8 +69,6 @@ class SourceOptions:
     image_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
-    mixed: bool = False
-    """Take images beside class folders, without a label; otherwise such a folder is refused."""
 
 
 def safe_key(name: str) -> str:

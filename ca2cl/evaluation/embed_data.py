@@ -84,7 +84,7 @@ def open_tiles(source: str, cache_dir: str | None, options: SourceOptions) -> Ti
         raise InputError(f"{source}: no such folder; give shards, a folder of images, a saved dataset or hf:NAME")
     if (root / INDEX_NAME).exists() or (root.is_dir() and any(root.glob("*.tar"))):
         return ShardTiles(source, cache_dir)
-    return SourceTiles(open_source(source, options))
+    return SourceTiles(open_source(source, options, mixed=True))
 
 
 class ShardTiles:

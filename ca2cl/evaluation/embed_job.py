@@ -135,7 +135,6 @@ def open_job(config: EmbedConfig) -> Job:
         split=config.split,
         image_column=config.image_column,
         label_column=config.label_column,
-        mixed=True,
     )
     data = open_tiles(config.source, config.cache_dir, options)
     found = resolve_encoder(config.encoder, tracking_uri=config.tracking.uri, root=config.tracking.root)
