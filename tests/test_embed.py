@@ -1,18 +1,11 @@
-"""``ca2cl embed`` end to end on made-up tissue: order, values, processes, kills, bad tiles, bad inputs."""
+"""``ca2cl embed`` on made-up tissue: order, values, files, bad tiles, bad inputs."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,56 +17,30 @@ from PIL import Image
 from safetensors import safe_open
 
 from ca2cl.cli import main
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
-from ca2cl.data.synthetic import write_tissue
-from ca2cl.data.workers import TileWorkers
 from ca2cl.errors import InputError
-from ca2cl.evaluation import embed as embed_module
-from ca2cl.evaluation.embed import EmbedConfig, run
+from ca2cl.evaluation.embed import run
 from ca2cl.evaluation.embed_files import read_about
-from ca2cl.evaluation.embed_parts import Parts, mine
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, load_encoder, save_encoder
+from ca2cl.tracking.encoder_files import load_encoder
 from ca2cl.views.preprocess import preprocess
-from tests.jobs import LAUNCH, ROOT, free_port, start
-
-SOURCE_RUN = "0123456789abcdef0123456789abcdef"
-SIZE, TILES, PART = 32, 36, 10
+from tests.embedding import (
+    SIZE,
+    SOURCE_RUN,
+    TILES,
+    config,
+    damage,
+    files,
+    interrupt,
+    make_tissue,
+    vectors,
+    write_encoder,
+)
 
 
 @pytest.fixture(scope="module")
 def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders, shards of them, and an encoder's folder."""
-    root = tmp_path_factory.mktemp("embed")
-    write_tissue(root / "tiles", TILES // 9, size=48, seed=0)
-    assert shard(ShardConfig(source=str(root / "tiles"), out=str(root / "shards"), samples_per_shard=8, workers=1)) == 0
-    torch.manual_seed(5)
-    write_encoder(root / "encoder")
-    return root
-
-
-def write_encoder(folder: Path, factor: float = 1.0) -> None:
-    state = {name: tensor * factor for name, tensor in build_encoder("resnet18").state_dict().items()}
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    card = EncoderCard(arch="resnet18", feature_dim=512, input_size=SIZE, mean=mean, std=std, source_run_id=SOURCE_RUN)
-    save_encoder(folder, state, card)
-
-
-def config(tissue: Path, out: Path, **changes: Any) -> EmbedConfig:
-    settings: dict[str, Any] = {
-        "encoder": str(tissue / "encoder"),
-        "source": str(tissue / "shards"),
-        "out": str(out),
-        "batch_size": 4,
-        "part_size": PART,
-        "workers": 0,
-        "device": "cpu",
-        "tracking": TrackingConfig(root=str(tissue / "runs")),
-    }
-    return EmbedConfig(**{**settings, **changes})
+    return make_tissue(tmp_path_factory.mktemp("embed"))
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +48,6 @@ def embedded(tissue: Path) -> Path:
     """The Parquet file of the shards, made in one process and one go."""
     assert run(config(tissue, tissue / "whole.parquet")) == 0
     return tissue / "whole.parquet"
-
-
-def vectors(path: Path) -> npt.NDArray[np.float32]:
-    column = pq.read_table(path).column("vector").combine_chunks()
-    return np.asarray(column.flatten()).reshape(len(column), -1)
 
 
 def pixels(data: bytes) -> torch.Tensor:
@@ -98,10 +60,6 @@ def own_features(tissue: Path, tile_HWC: torch.Tensor) -> npt.NDArray[np.float32
     with torch.inference_mode():
         features: npt.NDArray[np.float32] = encoder(preprocess(tile_HWC[None], SIZE, card.mean, card.std))[0].numpy()
     return features
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def test_rows_are_the_index_order_with_the_encoders_own_features(embedded: Path, tissue: Path) -> None:
@@ -204,155 +162,20 @@ def test_loose_images_and_other_sizes_are_taken_too(tissue: Path, tmp_path: Path
         np.testing.assert_allclose(vector, own, rtol=1e-4, atol=1e-5)
 
 
-class Stop(Exception):
-    """A kill, as far as files can tell."""
+def test_a_saved_dataset_is_a_source_too(tissue: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import datasets
 
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, settings: EmbedConfig, after: int) -> Path:
-    """Run until ``after`` parts are written; the parts' folder."""
-    write, done = Parts.write, list[int]()
-
-    def write_some(self: Parts, part: Any, *rest: Any) -> None:
-        if len(done) == after:
-            raise Stop
-        done.append(part.number)
-        write(self, part, *rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Parts, "write", write_some)
-        with pytest.raises(Stop):
-            run(settings)
-    assert not Path(settings.out).exists()
-    return Path(f"{settings.out}.parts")
-
-
-def test_two_processes_go_on_from_one_and_write_the_same_file(
-    embedded: Path, tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "two.parquet"
-    parts = interrupt(monkeypatch, config(tissue, out), after=1)
-    assert files(parts) == ["job.json", "lock", "part-000000.parquet"]
-    finished = launch_two(tissue, out, tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert f"1 of {-(-TILES // PART)} parts are finished" in finished.stderr
-    assert f"{TILES} vectors of 512 numbers" in finished.stdout
-    assert out.read_bytes() == embedded.read_bytes()
-    assert files(tmp_path) == ["two.parquet"]
-
-
-def launch_two(tissue: Path, out: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    launch = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m", "ca2cl", "embed"]
-    settings = ["--batch_size", "4", "--part_size", str(PART), "--workers", "0"]
-    return start([*launch, *settings, "--encoder", str(tissue / "encoder"), str(tissue / "shards"), str(out)], folder)
-
-
-def test_what_rank_0_refuses_ends_both_with_one_line(tissue: Path, tmp_path: Path) -> None:
-    (tmp_path / "there.parquet").write_bytes(b"mine")
-    refused = launch_two(tissue, tmp_path / "there.parquet", tmp_path)
-    assert refused.returncode != 0
-    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("ca2cl: error")]
-    assert "there.parquet: exists" in line
-    assert files(tmp_path) == ["there.parquet"] and (tmp_path / "there.parquet").read_bytes() == b"mine"
-
-
-def test_a_killed_job_goes_on_from_its_finished_parts(
-    tissue: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    out, parts = tmp_path / "k.parquet", tmp_path / "k.parquet.parts"
-    many = {"part_size": 2, "batch_size": 1, "image_size": 128}
-    command = [sys.executable, "-m", "ca2cl", "embed", "--encoder", str(tissue / "encoder"), str(tissue / "shards")]
-    command += [str(out), "--workers", "1", *(part for name in many for part in (f"--{name}", str(many[name])))]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as process:
-        patience = time.monotonic() + 240
-        while len(list(parts.glob("part-*.parquet"))) < 2 and process.poll() is None and time.monotonic() < patience:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL and not out.exists()
-    left = len(list(parts.glob("part-*.parquet")))
-    assert 2 <= left < TILES // 2
-    with caplog.at_level(logging.INFO):
-        assert run(config(tissue, out, **many)) == 0
-    assert f"{left} of {TILES // 2} parts are finished" in caplog.text
-    assert run(config(tissue, tmp_path / "whole.parquet", **many)) == 0
-    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert not parts.exists()
-
-
-def test_finished_parts_are_taken_and_not_made_again(
-    embedded: Path, tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = config(tissue, tmp_path / "v.parquet")
-    parts = interrupt(monkeypatch, settings, after=3)
-    (parts / "part-000001.parquet").write_bytes(b"torn")
-    asked = []
-    answers = TileWorkers.answers
-
-    def record(self: Any, requests: Any) -> Any:
-        asked.extend(requests)
-        return answers(self, requests)
-
-    monkeypatch.setattr(TileWorkers, "answers", record)
-    assert run(settings) == 0
-    assert asked == [(10, 14), (14, 18), (18, 20), (30, 34), (34, 36)]
-    assert (tmp_path / "v.parquet").read_bytes() == embedded.read_bytes()
-
-
-def test_killed_while_it_put_its_parts_away_it_is_complete(
-    tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = config(tissue, tmp_path / "v.parquet")
-    with monkeypatch.context() as patched:
-        patched.setattr(Parts, "remove", lambda self: self.path(0).unlink())
-        run(settings)
-    before = (tmp_path / "v.parquet").stat().st_mtime_ns
-    assert run(settings) == 0
-    assert "already complete" in capsys.readouterr().out
-    assert (tmp_path / "v.parquet").stat().st_mtime_ns == before
-    assert files(tmp_path) == ["v.parquet"]
-
-
-def test_killed_in_the_merge_it_leaves_no_half_file(
-    embedded: Path, tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = config(tissue, tmp_path / "v.parquet")
-    with monkeypatch.context() as patched:
-
-        def stop(*_: Any) -> None:
-            raise Stop
-
-        patched.setattr(embed_module, "write_vectors", stop)
-        with pytest.raises(Stop):
-            run(settings)
-    (tmp_path / ".v.parquet.tmp-1").write_bytes(b"half")
-    assert run(settings) == 0
-    assert (tmp_path / "v.parquet").read_bytes() == embedded.read_bytes()
-    assert files(tmp_path) == ["v.parquet"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"encoder": "random"}, "another encoder"),
-        ({"image_size": 48}, "another image_size"),
-        ({"source": "tiles"}, "data"),
-    ],
-)
-def test_parts_of_another_job_are_never_mixed_in(
-    tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
-) -> None:
-    parts = interrupt(monkeypatch, config(tissue, tmp_path / "v.parquet"), after=2)
-    if "source" in changes:
-        changes = {"source": str(tissue / changes["source"])}
-    other = config(tissue, tmp_path / "v.parquet", **{"image_size": SIZE, **changes})
-    before = files(parts)
-    with pytest.raises(InputError, match=f"holds parts of a job with .*{words}.*--overwrite true"):
-        run(other)
-    assert files(parts) == before
-    assert run(config(tissue, tmp_path / "v.parquet", **{"image_size": SIZE, **changes}, overwrite=True)) == 0
-    assert run(config(tissue, tmp_path / "w.parquet", **{"image_size": SIZE, **changes})) == 0
-    assert (tmp_path / "v.parquet").read_bytes() == (tmp_path / "w.parquet").read_bytes()
+    tiles = [path.read_bytes() for path in sorted((tissue / "tiles").glob("*/*"))[:3]]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
+    columns = {"image": [*({"bytes": tile, "path": None} for tile in tiles), None], "label": [1, 0, 1, 0]}
+    datasets.Dataset.from_dict(columns, features).save_to_disk(str(tmp_path / "saved"))
+    assert run(config(tissue, tmp_path / "v.parquet", source=str(tmp_path / "saved"))) == 0
+    rows = pq.read_table(tmp_path / "v.parquet").drop_columns("vector").to_pylist()
+    assert [(row["source"], row["label"]) for row in rows] == [("train[0]", "y"), ("train[1]", "x"), ("train[2]", "y")]
+    np.testing.assert_allclose(
+        vectors(tmp_path / "v.parquet")[1], own_features(tissue, pixels(tiles[1])), rtol=1e-4, atol=1e-5
+    )
+    assert "no image bytes in column" in caplog.text
 
 
 def test_out_is_replaced_only_where_overwrite_says_so(tissue: Path, tmp_path: Path) -> None:
@@ -365,20 +188,6 @@ def test_out_is_replaced_only_where_overwrite_says_so(tissue: Path, tmp_path: Pa
     with pytest.raises(InputError, match="exists"):
         run(config(tissue, out))
     assert run(config(tissue, out, overwrite=True)) == 0
-
-
-def damage(tissue: Path, target: Path, samples: tuple[int, ...]) -> tuple[str, list[str]]:
-    """A copy of the shards in which these samples do not decode; its path and the samples' keys."""
-    shutil.copytree(tissue / "shards", target)
-    index, keys = ShardIndex(target), []
-    for sample in samples:
-        shard, row = index.locate(sample)
-        held, tar = index.samples(shard), target / index.shards[shard].name
-        content = bytearray(tar.read_bytes())
-        content[int(held.offset[row]) : int(held.offset[row]) + 16] = bytes(16)
-        tar.write_bytes(content)
-        keys.append(held.key[row])
-    return str(target), keys
 
 
 def test_a_tile_that_does_not_decode_is_left_out_and_named(
@@ -436,27 +245,6 @@ def test_half_precision_is_close_and_another_job(embedded: Path, tissue: Path, t
     found, exact = vectors(tmp_path / "v.parquet"), vectors(embedded)
     assert found.dtype == np.float32 and not np.array_equal(found, exact)
     assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
-
-
-def test_a_second_job_into_the_same_file_is_kept_out(tissue: Path, tmp_path: Path) -> None:
-    parts = tmp_path / "v.parquet.parts"
-    parts.mkdir()
-    holder = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", holder, str(parts / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        with pytest.raises(InputError, match="another `ca2cl embed` is writing here"):
-            run(config(tissue, tmp_path / "v.parquet"))
-        other.communicate(b"\n")
-
-
-def test_shares_are_contiguous_and_complete() -> None:
-    for todo, world in ((list(range(10)), 4), ([3, 5], 4), ([], 2)):
-        shares = [mine(todo, rank, world) for rank in range(world)]
-        assert sum(shares, []) == todo
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.mark.parametrize(

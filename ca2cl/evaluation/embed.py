@@ -39,7 +39,7 @@ class EmbedConfig:
     encoder: str
     """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     source: str
-    """Shards (folder or URL), folder of class folders or of images, folder by datasets.save_to_disk, or hf:NAME."""
+    """Tiles: shards (folder or URL), folder of images, nested or not, folder by datasets.save_to_disk, or hf:NAME."""
     out: str
     """File to write: NAME.parquet, or NAME.safetensors with keys, labels and sources in NAME.keys.jsonl."""
     batch_size: int = 256
