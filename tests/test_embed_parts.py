@@ -18,6 +18,7 @@ from ca2cl.cli import main
 from ca2cl.data.workers import TileWorkers
 from ca2cl.errors import InputError
 from ca2cl.evaluation import embed as embed_module
+from ca2cl.evaluation import embed_files
 from ca2cl.evaluation.embed import run
 from ca2cl.evaluation.embed_parts import Parts, mine
 from tests.embedding import (
@@ -183,6 +184,24 @@ def test_killed_in_the_merge_it_leaves_no_half_file(
     assert run(settings) == 0
     assert (tmp_path / "v.parquet").read_bytes() == embedded.read_bytes()
     assert files(tmp_path) == ["v.parquet"]
+
+
+def test_killed_between_its_two_files_no_old_vectors_stand_beside_new_keys(
+    tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "v.safetensors"
+    assert run(config(tissue, out)) == 0
+    with monkeypatch.context() as patched:
+
+        def stop(*_: Any) -> None:
+            raise Stop
+
+        patched.setattr(embed_files, "_write_safetensors", stop)
+        with pytest.raises(Stop):
+            run(config(tissue, out, source=str(tissue / "tiles"), overwrite=True))
+    assert not out.exists()
+    assert run(config(tissue, out, source=str(tissue / "tiles"), overwrite=True)) == 0
+    assert files(tmp_path) == ["v.keys.jsonl", "v.safetensors"]
 
 
 def test_parts_of_another_job_are_never_mixed_in(
