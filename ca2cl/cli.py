@@ -40,6 +40,7 @@ VERBS = {
     "pretrain": Verb("shards -> an encoder in MLflow's registry", "ca2cl.launch", "PretrainConfig", "ca2cl.config"),
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
     "finetune": Verb("train an encoder on labelled shards and score it", "ca2cl.evaluation.finetune", "FinetuneConfig"),
+    "embed": Verb("tiles -> a file of an encoder's vectors", "ca2cl.evaluation.embed", "EmbedConfig"),
     "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
     "quickstart": Verb("the whole pipeline on made-up tissue, in minutes", "ca2cl.quickstart", "QuickstartConfig"),

@@ -12,14 +12,18 @@ from ca2cl.errors import InputError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write ``path`` (full disk, no permission) into the user's one line."""
+def writing(path: Path, kept: str = "finished shards are kept") -> Iterator[None]:
+    """Turn a failure to write ``path`` (full disk, no permission) into the user's one line.
+
+    Args:
+        kept: what the line says of the work that was done before.
+    """
     try:
         yield
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); free space or give another folder and run again, "
-            "finished shards are kept"
+            f"{kept}"
         ) from None
 
 

@@ -22,10 +22,11 @@ class FolderSource:
     """Images below a folder, labelled by the name of the folder just below it.
 
     A lone folder that itself holds only folders is stepped into (archives unzip that way); images directly in the
-    folder make an unlabelled source. Hidden files, ``__MACOSX`` and other file types are ignored, links are followed.
+    folder are unlabelled, and lie beside class folders only with ``mixed``. Hidden files, ``__MACOSX`` and other file
+    types are ignored, links are followed.
     """
 
-    def __init__(self, root: Path, options: SourceOptions) -> None:
+    def __init__(self, root: Path, options: SourceOptions, *, mixed: bool = False) -> None:
         self.name = root.resolve().name
         root = _step_into(root)
         self.root = root
@@ -35,27 +36,25 @@ class FolderSource:
             raise InputError(f"{root}: no images here; give a folder of class folders with files of {kinds}")
         self.digest = _listing_digest(found)
         self._names = [name for name, _, _ in found]
-        self.classes, self.labels = self._label(options.unlabelled)
+        self.classes, self.labels = self._label(options.unlabelled, mixed)
         self._pattern = self._group_pattern(options.group_pattern)
         # a.png beside a.tif: then every key of the source carries the extension, so that keys stay one to one
         self._whole = len({_stem(name) for name in self._names}) != len(self._names)
         self.reader: TileReader = FileReader(str(root))
 
-    def _label(self, unlabelled: bool) -> tuple[list[str], npt.NDArray[np.int32]]:
+    def _label(self, unlabelled: bool, mixed: bool) -> tuple[list[str], npt.NDArray[np.int32]]:
         if unlabelled:
             return [], np.full(len(self._names), -1, np.int32)
         loose = [name for name in self._names if "/" not in name]
-        if loose and len(loose) < len(self._names):
+        if loose and len(loose) < len(self._names) and not mixed:
             inside = next(name for name in self._names if "/" in name).split("/")[0]
             raise InputError(
                 f"{self.root}: holds both images ({loose[0]}) and class folders ({inside}); "
                 "move one of them away, or use --unlabelled true"
             )
-        if loose:
-            return [], np.full(len(loose), -1, np.int32)
-        folders = [name.split("/", 1)[0] for name in self._names]
-        classes = sorted(set(folders))
-        number = {name: label for label, name in enumerate(classes)}
+        folders = [name.rpartition("/")[0].partition("/")[0] for name in self._names]  # "" for a loose image
+        classes = sorted(set(folders) - {""})
+        number = {"": -1, **{name: label for label, name in enumerate(classes)}}
         return classes, np.fromiter((number[folder] for folder in folders), np.int32, len(folders))
 
     def _group_pattern(self, pattern: str | None) -> re.Pattern[str] | None:

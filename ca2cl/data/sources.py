@@ -11,8 +11,11 @@ from ca2cl.errors import InputError
 _DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
-def open_source(source: str, options: SourceOptions | None = None) -> Source:
+def open_source(source: str, options: SourceOptions | None = None, *, mixed: bool = False) -> Source:
     """List ``source``: a folder of images, a folder by ``datasets.save_to_disk``, or ``hf:NAME`` on the hub.
+
+    Args:
+        mixed: take images beside class folders, without a label; otherwise such a folder is refused.
 
     Raises:
         InputError: missing, empty, unreadable, or options that do not fit it.
@@ -26,4 +29,4 @@ def open_source(source: str, options: SourceOptions | None = None) -> Source:
         from ca2cl.data.hub import DatasetSource  # `datasets` is slow to import and folders do without
 
         return DatasetSource(source, options)
-    return FolderSource(root, options)
+    return FolderSource(root, options, mixed=mixed)

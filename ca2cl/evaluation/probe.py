@@ -19,6 +19,7 @@ from ca2cl.config import TrackingConfig, flatten
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import check_budget
 from ca2cl.errors import InputError
+from ca2cl.evaluation.device import find_device
 from ca2cl.evaluation.features import Extractor, frozen
 from ca2cl.evaluation.floors import colour_histogram
 from ca2cl.evaluation.probe_data import ProbeSet, check_every_class, find_leak, open_pair, read_set
@@ -92,7 +93,7 @@ def run(config: ProbeConfig) -> int:
     from ca2cl.tracking.resolver import resolve_encoder
 
     indexes = open_pair(config.train, config.test, config.cache_dir)
-    device = _device(config.device)
+    device = find_device(config.device)
     found = resolve_encoder(config.encoder, tracking_uri=config.tracking.uri, root=config.tracking.root)
     output = _prepare_output(config, found, indexes)
     extractors = build_extractors(found, config, device)
@@ -121,17 +122,6 @@ def run(config: ProbeConfig) -> int:
     run_id = _log(config, found, train, test, rows, files)
     sys.stdout.write(f"logged as MLflow run {run_id}\n")
     return 0
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch asserts where it was built without CUDA
-        raise InputError(f"device is {name!r}: not there; use auto or cpu") from None
-    return device
 
 
 def build_extractors(found: ResolvedEncoder, config: ProbeConfig, device: torch.device) -> dict[str, Extractor]:
