@@ -39,6 +39,9 @@ VERBS = {
     ),
     "pretrain": Verb("shards -> an encoder in MLflow's registry", "ca2cl.launch", "PretrainConfig", "ca2cl.config"),
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
+    "export": Verb(
+        "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.verb", "ExportConfig"
+    ),
     "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
     "quickstart": Verb("the whole pipeline on made-up tissue, in minutes", "ca2cl.quickstart", "QuickstartConfig"),
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("alembic", "mlflow", "httpx", "datasets"):
+    for chatty in ("alembic", "mlflow", "httpx", "datasets", "timm", "detectron2", "fvcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return _dispatch(arguments)
@@ -125,7 +128,7 @@ def parse(name: str, arguments: list[str]) -> Any:
         parser.epilog = f"--recipe NAME stands for the --config of a shipped recipe: {', '.join(recipes())}"
         arguments = _with_recipe(arguments)
     parser.add_class_arguments(kind)
-    return _parsed(parser, kind, _named(_with_lists(arguments, kind), positional, parser))
+    return _parsed(parser, kind, _named(_with_switches(_with_lists(arguments, kind), kind), positional, parser))
 
 
 def _parsed(parser: Any, kind: type, arguments: list[str]) -> Any:
@@ -159,14 +162,34 @@ def _with_lists(arguments: list[str], kind: type) -> list[str]:
     return joined
 
 
+def _with_switches(arguments: list[str], kind: type) -> list[str]:
+    """A bare ``--overwrite`` is ``--overwrite true``, which is what the parser takes."""
+    switches = {f"--{field.name}" for field in dataclasses.fields(kind) if str(field.type) == "bool"}
+    spelt: list[str] = []
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        spelt.append(argument)
+        if argument in switches and after.lower() not in ("true", "false"):
+            spelt.append("true")
+    return spelt
+
+
 def _named(arguments: list[str], positional: tuple[str, ...], parser: Any) -> list[str]:
-    """Leading words become the settings that the verb lists as positional."""
-    words: list[str] = []
-    while arguments and len(words) < len(positional) and not arguments[0].startswith("-"):
-        words.append(arguments.pop(0))
+    """Words that are no setting's value become, in order, the settings that the verb lists as positional."""
+    alone = {option for action in parser._actions if action.nargs == 0 for option in action.option_strings}
+    names = list(positional)
+    named: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if names and not argument.startswith("-"):
+            named += [f"--{names.pop(0)}", argument]
+            continue
+        named.append(argument)
+        if argument.startswith("--") and "=" not in argument and argument not in alone and rest:
+            named.append(rest.pop(0))
     if positional:
         parser.usage = f"{parser.prog} {' '.join(p.upper() for p in positional)} [--setting VALUE ...]"
-    return [part for name, word in zip(positional, words, strict=False) for part in (f"--{name}", word)] + arguments
+    return named
 
 
 def _explain(message: str, known: list[str]) -> str:
