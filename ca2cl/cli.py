@@ -166,7 +166,7 @@ def _with_switches(arguments: list[str], kind: type) -> list[str]:
     """A bare ``--overwrite`` is ``--overwrite true``, which is what the parser takes."""
     switches = {f"--{field.name}" for field in dataclasses.fields(kind) if str(field.type) == "bool"}
     spelt: list[str] = []
-    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
         spelt.append(argument)
         if argument in switches and after.lower() not in ("true", "false"):
             spelt.append("true")

@@ -17,6 +17,7 @@ from torch import Tensor
 from ca2cl.optional import need
 
 RECIPE = "build it from its source, it has no wheels (https://github.com/facebookresearch/detectron2, INSTALL.md)"
+_COUNTER = "num_batches_tracked"
 _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^(?!layer\d)", "stem."),
     (r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}"),
@@ -34,8 +35,12 @@ def detectron2_name(name: str) -> str:
 
 
 def detectron2_names(names: Iterable[str]) -> dict[str, str]:
-    """torchvision's name → detectron2's, one to one."""
-    renamed = {name: detectron2_name(name) for name in names}
+    """torchvision's name → detectron2's, one to one, of all tensors but BatchNorm's step counters.
+
+    Those are not part of any result, detectron2's frozen BatchNorm has none, and its checkpointer would list each as a
+    key that the model does not use.
+    """
+    renamed = {name: detectron2_name(name) for name in names if not name.endswith(_COUNTER)}
     assert len(set(renamed.values())) == len(renamed)
     return renamed
 
@@ -46,8 +51,7 @@ def checkpoint(state: Mapping[str, Tensor]) -> dict[str, Any]:
     ``matching_heuristics`` has the checkpointer find the names inside a detector (``backbone.bottom_up.res2…``); for a
     ``.pth`` it takes that word from the file itself.
     """
-    names = detectron2_names(state)
-    tensors = {names[name]: tensor for name, tensor in state.items()}
+    tensors = {there: state[here] for here, there in detectron2_names(state).items()}
     return {"model": tensors, "__author__": "ca2cl", "matching_heuristics": True}
 
 
@@ -72,7 +76,7 @@ def settings(arch: str, mean: Sequence[float], std: Sequence[float], weights: Pa
         "PIXEL_STD": [round(255 * value, 6) for value in std],
         "RESNETS": resnets,
     }
-    return {"MODEL": model, "INPUT": {"FORMAT": "RGB"}}
+    return {"VERSION": 2, "MODEL": model, "INPUT": {"FORMAT": "RGB"}}
 
 
 def load_backbone(weights: Path, config: Path) -> Callable[[Tensor], Tensor]:

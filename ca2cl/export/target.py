@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ca2cl.model.encoder import Encoder
 from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.tracking.journal import encode
 from ca2cl.views.preprocess import normalise_
 
 Features = Callable[[Tensor], Tensor]
@@ -61,11 +60,6 @@ def torch_bytes(content: Mapping[str, Any]) -> bytes:
     out = io.BytesIO()  # torch reports a full disk as a RuntimeError without a name; we write the bytes ourselves
     torch.save(dict(content), out)
     return out.getvalue()
-
-
-def card_json(card: EncoderCard) -> str:
-    """The card as one line of JSON, for formats that carry notes."""
-    return encode(asdict(card)).decode().strip()
 
 
 def behind_normalisation(model: Callable[[Tensor], Tensor], card: EncoderCard) -> Features:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ca2cl.export.target import EXTRA, Features, Target, card_json
+from ca2cl.export.target import EXTRA, Features, Target
 from ca2cl.model.encoder import Encoder
 from ca2cl.optional import need
 from ca2cl.tracking.encoder_files import EncoderCard
+from ca2cl.tracking.journal import encode
 
 INPUT, OUTPUT = "tiles", "features"
 OPSET = 17  # what torch 2.6 already writes and every onnxruntime of the last years reads
@@ -42,7 +44,7 @@ def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
     graph = onnx.load_from_string(_traced(encoder, card))
     side = card.input_size
     notes = {
-        "card": card_json(card),
+        "card": encode(asdict(card)).decode().strip(),
         "input": f"float32 (batch, 3, {side}, {side}), RGB in [0, 1]; the normalisation is in the graph",
         "output": f"float32 (batch, {card.feature_dim})",
     }

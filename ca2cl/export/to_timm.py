@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from ca2cl.export.target import EXTRA, Features, Target, behind_normalisation, card_json, plain_state, torch_bytes
+from ca2cl.export.target import EXTRA, Features, Target, behind_normalisation, plain_state, torch_bytes
 from ca2cl.model.encoder import Encoder
 from ca2cl.optional import need
 from ca2cl.tracking.encoder_files import EncoderCard, make_encoder, read_weights
@@ -17,7 +17,7 @@ from ca2cl.tracking.encoder_files import EncoderCard, make_encoder, read_weights
 def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
     state = plain_state(encoder)
     if out.suffix == ".safetensors":
-        return {out.name: save(state, metadata={"format": "pt", "card": card_json(card)})}
+        return {out.name: save(state, metadata={"format": "pt"})}
     return {out.name: torch_bytes(state)}
 
 

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.export.place import check_free, check_out, staged
-from ca2cl.export.target import Features, Target, behind_normalisation
+from ca2cl.export.target import Target
 from ca2cl.export.to_detectron2 import DETECTRON2
 from ca2cl.export.to_onnx import ONNX
 from ca2cl.export.to_safetensors import SAFETENSORS
 from ca2cl.export.to_timm import TIMM
 from ca2cl.export.to_torchvision import TORCHVISION
-from ca2cl.optional import MissingPackage
+from ca2cl.export.trial import Trial
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
@@ -90,64 +86,14 @@ def export(found: ResolvedEncoder, target: Target, out: Path, overwrite: bool = 
     """
     # Where a card does not say it, the registry knows which run it was.
     found = replace(found, card=replace(found.card, source_run_id=found.source_run_id))
-    tiles_BCHW = sample_tiles(found.card.input_size)
-    with torch.inference_mode():
-        expected_BD = behind_normalisation(found.encoder.eval(), found.card)(tiles_BCHW)
-    if not expected_BD.isfinite().all():
-        raise InputError(f"{found.uri}: features are not finite; export an encoder that converged")
+    trial = Trial(found)
     files = target.build(found.encoder, found.card, out)
     for name in files:
         if "/" not in name and name != out.name:
             check_free(out.parent / name, True, overwrite)
-    with staged(files, out) as trial:
-        verdict = _verified(target, trial, found, tiles_BCHW, expected_BD)
+    with staged(files, out) as path:
+        verdict = trial.of(target, path)
     return _report(found, target, out, files, verdict)
-
-
-def sample_tiles(side: int) -> Tensor:
-    """Three tiles (3, 3, S, S), RGB in [0, 1]: patches of strong colours, so that no two have like features."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(3, 3, 8, 8, generator=generator)
-    return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").contiguous()
-
-
-def _verified(target: Target, path: Path, found: ResolvedEncoder, tiles_BCHW: Tensor, expected_BD: Tensor) -> str:
-    """How the file was tried and what came out.
-
-    Raises:
-        InputError: its features are not the encoder's.
-    """
-    try:
-        features = target.native(path, found.card)
-        by = f"by {target.package} {_version(target.package)}".rstrip()
-    except MissingPackage as missing:
-        by = f"not by {target.package}: {missing}"
-        if target.own is None:
-            return by
-        features = target.own(path, found.card)
-        by += ". By ca2cl's own reading"
-    difference = _difference(features, tiles_BCHW, expected_BD)
-    if not difference <= target.tolerance:
-        raise InputError(
-            f"{target.name}: features of the file differ by {difference:.1e} of the largest ({by}), more than "
-            f"{target.tolerance:.0e}; nothing was written, try another version of {target.package}"
-        )
-    return f"{by}: features differ by {difference:.1e} of the largest"
-
-
-def _difference(features: Features, tiles_BCHW: Tensor, expected_BD: Tensor) -> float:
-    """Largest difference, relative to the largest feature; tile by tile and all together, for the batch may vary."""
-    with torch.inference_mode():
-        together = features(tiles_BCHW)
-        alone = torch.cat([features(tile_CHW[None]) for tile_CHW in tiles_BCHW])
-    if together.shape != expected_BD.shape:
-        return float("inf")
-    largest = expected_BD.abs().max().clamp_min(1e-12)
-    return float(torch.stack([together - expected_BD, alone - expected_BD]).abs().max() / largest)
-
-
-def _version(package: str) -> str:
-    return str(getattr(importlib.import_module(package), "__version__", ""))
 
 
 def _report(found: ResolvedEncoder, target: Target, out: Path, files: Mapping[str, bytes], verdict: str) -> str:
