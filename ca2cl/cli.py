@@ -41,6 +41,9 @@ VERBS = {
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
     "finetune": Verb("train an encoder on labelled shards and score it", "ca2cl.evaluation.finetune", "FinetuneConfig"),
     "embed": Verb("tiles -> a file of an encoder's vectors", "ca2cl.evaluation.embed", "EmbedConfig"),
+    "export": Verb(
+        "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.verb", "ExportConfig"
+    ),
     "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
     "quickstart": Verb("the whole pipeline on made-up tissue, in minutes", "ca2cl.quickstart", "QuickstartConfig"),
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("alembic", "mlflow", "httpx", "datasets"):
+    for chatty in ("alembic", "mlflow", "httpx", "datasets", "timm", "detectron2", "fvcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return _dispatch(arguments)

@@ -10,21 +10,16 @@ from typing import BinaryIO
 
 from ca2cl.errors import InputError
 
+_REMEDY = "free space or give another folder and run again, finished shards are kept"
+
 
 @contextmanager
-def writing(path: Path, kept: str = "finished shards are kept") -> Iterator[None]:
-    """Turn a failure to write ``path`` (full disk, no permission) into the user's one line.
-
-    Args:
-        kept: what the line says of the work that was done before.
-    """
+def writing(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
+    """Turn a failure to write ``path`` (full disk, no permission) into the user's one line; ``remedy`` ends it."""
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or give another folder and run again, "
-            f"{kept}"
-        ) from None
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -43,13 +38,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -58,10 +53,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sync_replace(temporary: Path, path: Path) -> None:
+def sync_replace(temporary: Path, path: Path, remedy: str = _REMEDY) -> None:
     """Bring a file that a library wrote to ``temporary`` to its place for good."""
-    with writing(path):
+    with writing(path, remedy):
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ca2cl.data.atomic import replacing, writing
-from ca2cl.evaluation.embed_parts import KEPT, parquet_writer, schema
+from ca2cl.evaluation.embed_parts import REMEDY, parquet_writer, schema
 from ca2cl.tracking.journal import encode
 
 METADATA_KEY = "ca2cl"
@@ -51,7 +51,7 @@ def write_vectors(out: Path, tables: Tables, rows: int, dim: int, about: Mapping
     if out.suffix == ".parquet":
         _write_parquet(out, tables, dim, text)
         return
-    with writing(out, KEPT):
+    with writing(out, REMEDY):
         out.unlink(missing_ok=True)  # never an old result beside new keys
     _write_keys(keys_path(out), tables)
     _write_safetensors(out, tables, rows, dim, text)
@@ -59,14 +59,14 @@ def write_vectors(out: Path, tables: Tables, rows: int, dim: int, about: Mapping
 
 def _write_parquet(out: Path, tables: Tables, dim: int, about: str) -> None:
     columns = schema(dim).with_metadata({METADATA_KEY: about})
-    with writing(out, KEPT), replacing(out) as file, parquet_writer(file, columns) as writer:
+    with writing(out, REMEDY), replacing(out) as file, parquet_writer(file, columns) as writer:
         for table in tables():
             if len(table):
                 writer.write_table(table, row_group_size=len(table))
 
 
 def _write_keys(path: Path, tables: Tables) -> None:
-    with writing(path, KEPT), replacing(path) as file:
+    with writing(path, REMEDY), replacing(path) as file:
         for table in tables():
             for row in table.drop_columns("vector").to_pylist():
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -78,7 +78,7 @@ def _write_safetensors(out: Path, tables: Tables, rows: int, dim: int, about: st
     vectors = {"dtype": "F32", "shape": [rows, dim], "data_offsets": [0, 4 * rows * dim]}
     header = json.dumps({"__metadata__": {METADATA_KEY: about}, "vectors": vectors}).encode()
     header += b" " * (-len(header) % 8)
-    with writing(out, KEPT), replacing(out) as file:
+    with writing(out, REMEDY), replacing(out) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for table in tables():
             for column in table.column("vector").chunks:

@@ -30,6 +30,7 @@ from ca2cl.evaluation.embed_data import TileRow
 logger = logging.getLogger(__name__)
 
 KEPT = "finished parts are kept"
+REMEDY = f"free space or give another folder and run again, {KEPT}"
 _JOB_NAME = "job.json"
 _PART_KEY = b"ca2cl.part"
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
@@ -118,7 +119,7 @@ class Parts:
         texts = [pa.array([getattr(row, name) for row in rows], pa.string()) for name in TileRow._fields]
         table = pa.table([*texts, vectors], columns.with_metadata({_PART_KEY: json.dumps(facts).encode()}))
         path = self.path(part.number)
-        with writing(path, KEPT), replacing(path) as file, parquet_writer(file, table.schema) as writer:
+        with writing(path, REMEDY), replacing(path) as file, parquet_writer(file, table.schema) as writer:
             writer.write_table(table)
 
     def facts(self, part: Part) -> PartFacts | None:
@@ -167,7 +168,7 @@ class Parts:
         if other:
             logger.warning("%s: parts of a job with %s are thrown away", self.folder, other)
             for stale in found:
-                with writing(stale, KEPT):
+                with writing(stale, REMEDY):
                     stale.unlink()
         write_atomic(path, json.dumps(dict(self.identity), indent=1).encode())
         whole = ((part.number, self.facts(part)) for part in self)
@@ -202,7 +203,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
     A record lock, not flock: decoding workers would inherit that one, and they outlive a killed parent by seconds.
     """
-    with writing(folder, KEPT):
+    with writing(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     with lock:
@@ -213,7 +214,7 @@ def claimed(folder: Path) -> Iterator[None]:
         except OSError as error:  # file systems without locks
             logger.warning("%s: cannot be locked (%s); do not embed into it twice at once", folder, error.strerror)
         for leftover in folder.glob(".*.tmp-*"):
-            with writing(leftover, KEPT):
+            with writing(leftover, REMEDY):
                 leftover.unlink(missing_ok=True)
         yield
 

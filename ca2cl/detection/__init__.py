@@ -1,0 +1,1 @@
+"""Encoders as detection backbones. The only package that imports detectron2."""

@@ -1,0 +1,71 @@
+"""What a target of ``ca2cl export`` is made of, and what several targets share.
+
+Shapes: B tiles, S side of the input, D features.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ca2cl.model.encoder import Encoder
+from ca2cl.tracking.encoder_files import EncoderCard
+from ca2cl.views.preprocess import normalise_
+
+Features = Callable[[Tensor], Tensor]
+"""Tiles (B, 3, S, S), RGB in [0, 1], not normalised → features (B, D)."""
+Reader = Callable[[Path, EncoderCard], Features]
+
+EXTRA = 'pip install "ca2cl[export]"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One kind of file.
+
+    Attributes:
+        name: as given to ``--to``.
+        package: whose own means ``native`` reads the file by.
+        suffixes: that OUT may have; none for a folder.
+        build: what is written: names relative to the folder that OUT is in → content, OUT's own last.
+        native: reads the file as its users will. Raises MissingPackage.
+        own: reads the file without ``package``, where that can be done.
+        snippet: three lines of Python that make ``model`` from the file.
+        tolerance: difference of its features from the encoder's that is let through, relative to the largest feature.
+    """
+
+    name: str
+    package: str
+    suffixes: tuple[str, ...]
+    build: Callable[[Encoder, EncoderCard, Path], dict[str, bytes]]
+    native: Reader
+    snippet: Callable[[Path, EncoderCard], str]
+    own: Reader | None = None
+    tolerance: float = 1e-5
+
+
+def plain_state(encoder: Encoder) -> dict[str, Tensor]:
+    """The encoder's tensors under torchvision's names, on the CPU, in a dictionary without attributes."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+
+
+def torch_bytes(content: Mapping[str, Any]) -> bytes:
+    """A ``.pth`` of tensors and plain values, which ``torch.load(weights_only=True)`` reads."""
+    out = io.BytesIO()  # torch reports a full disk as a RuntimeError without a name; we write the bytes ourselves
+    torch.save(dict(content), out)
+    return out.getvalue()
+
+
+def behind_normalisation(model: Callable[[Tensor], Tensor], card: EncoderCard) -> Features:
+    """``model`` behind the normalisation that the card states."""
+
+    def features(tiles_BCHW: Tensor) -> Tensor:
+        return model(normalise_(tiles_BCHW.clone(), card.mean, card.std))
+
+    return features

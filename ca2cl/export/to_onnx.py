@@ -1,0 +1,103 @@
+"""ONNX: RGB in [0, 1] → features, with the normalisation inside, for any number of tiles at a time.
+
+The normalisation is inside because the programs that read ONNX (viewers, browsers, servers in other languages) have no
+card to read it from. The resize to the card's side is not: it is up to whoever cuts the tiles.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ca2cl.export.target import EXTRA, Features, Target
+from ca2cl.model.encoder import Encoder
+from ca2cl.optional import need
+from ca2cl.tracking.encoder_files import EncoderCard
+from ca2cl.tracking.journal import encode
+
+INPUT, OUTPUT = "tiles", "features"
+OPSET = 17  # what torch 2.6 already writes and every onnxruntime of the last years reads
+
+
+class _WithNormalisation(nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder, card: EncoderCard) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mean", torch.tensor(card.mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(card.std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, tiles_BCHW: Tensor) -> Tensor:
+        features: Tensor = self.encoder((tiles_BCHW - self.mean) / self.std)
+        return features
+
+
+def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+    onnx = need("onnx", EXTRA)
+    graph = onnx.load_from_string(_traced(encoder, card))
+    side = card.input_size
+    notes = {
+        "card": encode(asdict(card)).decode().strip(),
+        "input": f"float32 (batch, 3, {side}, {side}), RGB in [0, 1]; the normalisation is in the graph",
+        "output": f"float32 (batch, {card.feature_dim})",
+    }
+    onnx.helper.set_model_props(graph, notes)
+    onnx.checker.check_model(graph, full_check=True)
+    return {out.name: graph.SerializeToString()}
+
+
+def _traced(encoder: Encoder, card: EncoderCard) -> bytes:
+    # By tracing (dynamo=False): a ResNet has no branches, and it needs neither onnxscript nor a version of it that fits
+    # torch's. Two tiles, because torch takes a one for a constant.
+    tiles_BCHW = torch.zeros(2, 3, card.input_size, card.input_size)
+    axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        path = Path(scratch) / "traced.onnx"
+        warnings.simplefilter("ignore")  # that dynamo is the default now
+        torch.onnx.export(
+            _WithNormalisation(encoder, card).eval(),
+            (tiles_BCHW,),
+            path,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        return path.read_bytes()
+
+
+def _native(path: Path, card: EncoderCard) -> Features:
+    onnxruntime = need("onnxruntime", EXTRA)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def features(tiles_BCHW: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {INPUT: tiles_BCHW.numpy()})[0])
+
+    return features
+
+
+def _snippet(path: Path, card: EncoderCard) -> str:
+    return (
+        "import onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])\n"
+        f"model = lambda tiles: session.run(None, {{{INPUT!r}: tiles}})[0]  # float32 array of RGB in [0, 1]\n"
+    )
+
+
+ONNX = Target(
+    name="onnx",
+    package="onnxruntime",
+    suffixes=(".onnx",),
+    build=_build,
+    native=_native,
+    snippet=_snippet,
+    tolerance=1e-4,
+)

@@ -1,0 +1,46 @@
+"""safetensors: a folder with the two files that the registry has, which every verb takes as ``--encoder``.
+
+A folder and not a file, because the card must stay with the weights: without it size and normalisation are guesses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save
+
+from ca2cl.export.target import Features, Target, behind_normalisation, plain_state
+from ca2cl.model.encoder import Encoder
+from ca2cl.tracking.encoder_files import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder
+from ca2cl.tracking.journal import encode
+
+
+def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+    return {
+        f"{out.name}/{CARD_NAME}": encode(asdict(card)),
+        f"{out.name}/{WEIGHTS_NAME}": save(plain_state(encoder), metadata={"format": "pt"}),
+    }
+
+
+def _native(path: Path, card: EncoderCard) -> Features:
+    encoder, read = load_encoder(path)
+    return behind_normalisation(encoder, read)
+
+
+def _snippet(path: Path, card: EncoderCard) -> str:
+    return (
+        "from ca2cl.tracking.resolver import resolve_encoder\n"
+        f"found = resolve_encoder({str(path)!r})\n"
+        "model, card = found.encoder, found.card\n"
+    )
+
+
+SAFETENSORS = Target(
+    name="safetensors",
+    package="ca2cl",
+    suffixes=(),
+    build=_build,
+    native=_native,
+    snippet=_snippet,
+)

@@ -1,0 +1,75 @@
+"""timm: a file for ``timm.create_model(checkpoint_path=…)``. Its plain ResNets have torchvision's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from ca2cl.export.target import EXTRA, Features, Target, behind_normalisation, plain_state, torch_bytes
+from ca2cl.model.encoder import Encoder
+from ca2cl.optional import need
+from ca2cl.tracking.encoder_files import EncoderCard, make_encoder, read_weights
+
+
+def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+    state = plain_state(encoder)
+    if out.suffix == ".safetensors":
+        return {out.name: save(state, metadata={"format": "pt"})}
+    return {out.name: torch_bytes(state)}
+
+
+def data_settings(card: EncoderCard) -> dict[str, Any]:
+    """What ``timm.data.resolve_model_data_config`` must find: timm's default for these names is ImageNet at 224 px."""
+    side = card.input_size
+    return {
+        "input_size": (3, side, side),
+        "mean": card.mean,
+        "std": card.std,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+    }
+
+
+def _native(path: Path, card: EncoderCard) -> Features:
+    timm = need("timm", EXTRA)
+    # strictly: create_model(checkpoint_path=...) fails on a tensor too many or too few
+    model = timm.create_model(
+        card.arch, num_classes=0, checkpoint_path=str(path), pretrained_cfg_overlay=data_settings(card)
+    )
+    found = timm.data.resolve_model_data_config(model)
+    return behind_normalisation(model.eval(), _as_read(card, found))
+
+
+def _as_read(card: EncoderCard, found: dict[str, Any]) -> EncoderCard:
+    """The card with the normalisation that timm will use, so that a wrong one shows in the features."""
+    import dataclasses
+
+    return dataclasses.replace(card, mean=tuple(found["mean"]), std=tuple(found["std"]))
+
+
+def _own(path: Path, card: EncoderCard) -> Features:
+    state = read_weights(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    return behind_normalisation(make_encoder(state, card.arch, str(path)), card)
+
+
+def _snippet(path: Path, card: EncoderCard) -> str:
+    return (
+        "import timm\n"
+        f"data = {data_settings(card)!r}\n"
+        f"model = timm.create_model({card.arch!r}, num_classes=0, checkpoint_path={str(path)!r}, "
+        "pretrained_cfg_overlay=data).eval()\n"
+    )
+
+
+TIMM = Target(
+    name="timm",
+    package="timm",
+    suffixes=(".safetensors", ".pth", ".pt"),
+    build=_build,
+    native=_native,
+    own=_own,
+    snippet=_snippet,
+)

@@ -1,0 +1,41 @@
+"""torchvision: a state dict under its ResNets' names, without ``fc``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torchvision
+
+from ca2cl.export.target import Features, Target, behind_normalisation, plain_state, torch_bytes
+from ca2cl.model.encoder import Encoder
+from ca2cl.tracking.encoder_files import EncoderCard
+
+
+def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+    return {out.name: torch_bytes(plain_state(encoder))}
+
+
+def _native(path: Path, card: EncoderCard) -> Features:
+    model = torchvision.models.get_model(card.arch)
+    model.fc = torch.nn.Identity()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return behind_normalisation(model.eval(), card)
+
+
+def _snippet(path: Path, card: EncoderCard) -> str:
+    return (
+        "import torch, torchvision\n"
+        f"model = torchvision.models.{card.arch}(); model.fc = torch.nn.Identity(); model.eval()\n"
+        f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))\n"
+    )
+
+
+TORCHVISION = Target(
+    name="torchvision",
+    package="torchvision",
+    suffixes=(".pth", ".pt"),
+    build=_build,
+    native=_native,
+    snippet=_snippet,
+)
