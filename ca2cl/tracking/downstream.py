@@ -142,6 +142,13 @@ def is_named(metric: str, wanted: str) -> bool:
     return metric == wanted or metric.endswith(f"/{wanted}")
 
 
+def spellings(metrics: Iterable[str]) -> list[str]:
+    """Every ``wanted`` that ``is_named`` would take, the short ones first."""
+    parts = [name.split("/") for name in metrics]
+    found = {"/".join(words[start:]) for words in parts for start in range(len(words))}
+    return sorted(found, key=lambda name: (name.count("/"), name))
+
+
 def falls(metric: str) -> bool:
     """Whether less of it is better."""
     return any(word in metric.rpartition("/")[2] for word in _FALLING)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
-from ca2cl.tracking.downstream import Downstream, Terms, is_named, newest_by_terms, runs_for
+from ca2cl.tracking.downstream import Downstream, Terms, is_named, newest_by_terms, runs_for, spellings
 from ca2cl.tracking.encoder_versions import ENCODER_NAME, EncoderVersion, find_version, needed_store
 from ca2cl.tracking.tables import aligned
 
@@ -88,10 +88,9 @@ def _check_distinct(entries: Sequence[EncoderVersion], given: Sequence[str]) -> 
 
 
 def _check_metric(columns: Sequence[Column], wanted: str) -> None:
-    known = sorted({name for _, newest in columns for run in newest.values() for name in run.scores()})
-    if known and not any(is_named(name, wanted) for name in known):
-        ends = sorted({name.rpartition("/")[2] for name in known})
-        raise InputError(f"metric is {wanted!r}: none of their downstream runs has it; {nearest(wanted, ends + known)}")
+    known = spellings(name for _, newest in columns for run in newest.values() for name in run.scores())
+    if known and wanted not in known:
+        raise InputError(f"metric is {wanted!r}: none of their downstream runs has it; {nearest(wanted, known)}")
 
 
 def _groups(columns: Sequence[Column]) -> tuple[list[Terms], dict[Terms, str]]:

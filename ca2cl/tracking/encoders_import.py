@@ -16,7 +16,7 @@ from ca2cl import __version__
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.tracking.encoder_files import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
-from ca2cl.tracking.encoder_versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, registered
+from ca2cl.tracking.encoder_versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
 from ca2cl.tracking.encoders_show import fetch_card
 from ca2cl.tracking.journal import redact
 from ca2cl.tracking.registry import DIGEST_TAG, digest_of, log_and_register
@@ -76,9 +76,10 @@ def run(config: ImportConfig) -> int:
             sys.stdout.write(f"{known.label} already has exactly these weights, nothing was registered\n")
             return 0
         run_id, version = _register(store, config, found, folder, card)
+    made = find_version(store, version, config.name)
     sys.stdout.write(
-        f"{config.name} {version}: {card.arch}, {card.input_size} px, from {card.origin} "
-        f"(sha256 {card.origin_sha256}), run {run_id}\n"
+        f"{made.label}: {card.arch}, {card.input_size} px, from {card.origin} (sha256 {card.origin_sha256}), "
+        f"run {run_id}{''.join(f', the first and so {alias}' for alias in made.aliases)}\n"
     )
     return 0
 

@@ -16,7 +16,7 @@ from ca2cl.tracking.store import Store, resolve_uri
 from ca2cl.tracking.tables import aligned, iso, short, when
 
 POSITIONAL: tuple[str, ...] = ()
-_HEADS = ("name", "version", "aliases", "arch", "step", "px", "views", "data", "source run", "created (UTC)")
+_HEADS = ("name", "version", "aliases", "arch", "step", "px", "recipe", "data", "source run", "created (UTC)")
 
 
 @dataclass(frozen=True, kw_only=True)

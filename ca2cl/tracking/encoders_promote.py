@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
-from ca2cl.tracking.downstream import Downstream, Terms, falls, is_named, newest_by_terms, runs_for
+from ca2cl.tracking.downstream import Downstream, Terms, falls, is_named, newest_by_terms, runs_for, spellings
 from ca2cl.tracking.encoder_versions import ENCODER_NAME, LATEST, EncoderVersion, find_version, needed_store, registered
 from ca2cl.tracking.registry import CHAMPION
 from ca2cl.tracking.store import Store, store_errors
@@ -101,7 +101,7 @@ def _verdict(store: Store, entry: EncoderVersion, rival: EncoderVersion, wanted:
             f"{entry.label} and {rival.label}: nothing is comparable, {entry.label} has {_listed(ours)} and "
             f"{rival.label} has {_listed(theirs)}; measure both on the same shards, or promote without --if_better"
         )
-    metric = _metric(wanted, [{**ours[terms].scores()}.keys() & theirs[terms].scores().keys() for terms in shared])
+    metric = _metric(wanted, [ours[terms].scores().keys() & theirs[terms].scores().keys() for terms in shared])
     better, lines = True, []
     for terms in shared:
         new, old = ours[terms].scores().get(metric), theirs[terms].scores().get(metric)
@@ -120,7 +120,7 @@ def _metric(wanted: str, common: list[set[str]]) -> str:
     known = sorted(set().union(*common))
     found = [name for name in known if name == wanted] or [name for name in known if is_named(name, wanted)]
     if not found:
-        raise InputError(f"if_better is {wanted!r}: no metric that both have; {nearest(wanted, known)}")
+        raise InputError(f"if_better is {wanted!r}: no metric that both have; {nearest(wanted, spellings(known))}")
     if len(found) > 1:
         raise InputError(f"if_better is {wanted!r}: fits {len(found)} metrics ({', '.join(found)}); give one")
     return found[0]

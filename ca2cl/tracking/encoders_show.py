@@ -137,7 +137,7 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
         "registered" if entry.version else "started": f"{when(entry.created)} UTC",
         "architecture": f"{card['arch']}, {card['feature_dim']} features, {card['input_size']} px",
         "mean, std": f"{_numbers(card['mean'])}; {_numbers(card['std'])}",
-        "trained": f"{card['step']} steps" + _last(card["metrics"]),
+        "trained": f"{card['step']} steps{_last(card['metrics'])}" if card["step"] else "elsewhere",
         "classes seen": ", ".join(card["classes"]),
         "weights": f"sha256 {record['encoder_sha256']}",
         "imported from": card["origin"],
@@ -146,7 +146,7 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
         "tiles": f"manifest {lineage['manifest_digest']}" if lineage["manifest_digest"] else None,
         "configuration": f"digest {lineage['config_digest']}" if lineage["config_digest"] else None,
         "views": lineage["views_recipe"],
-        "source run": f"{entry.run_id} ({lineage['source_run_kind']} {lineage['source_run_name']}, {status})",
+        "source run": f"{entry.run_id} ({lineage['source_run_name'] or lineage['source_run_kind']}, {status})",
         "git commit": lineage["commit"] or "not known",
     }
     width = max(map(len, lines))
