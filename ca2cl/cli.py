@@ -1,15 +1,15 @@
 """The verbs: a parser made of each verb's settings, one line for a user's error, and the exit code.
 
-Exit codes: 0 done, 2 bad usage or input (one line on stderr, no traceback), 85 preempted after a checkpoint, 1
-anything else.
+Exit codes: 0 done, 2 bad usage or input (one line on stderr, no traceback), 3 an alias that ``encoders promote
+--exit_code`` left where it was, 85 preempted after a checkpoint, 1 anything else.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import importlib
+import json
 import logging
 import os
 import re
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ca2cl import __version__
-from ca2cl.errors import InputError, LocalError
+from ca2cl.errors import InputError, LocalError, nearest
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -33,6 +33,7 @@ class Verb(NamedTuple):
     settings_module: str = ""
 
 
+# A verb of two words belongs to the group that its first word names.
 VERBS = {
     "shard": Verb(
         "tiles in folders or a Hugging Face data set -> WebDataset shards", "ca2cl.data.shard", "ShardConfig"
@@ -43,6 +44,17 @@ VERBS = {
     "embed": Verb("tiles -> a file of an encoder's vectors", "ca2cl.evaluation.embed", "EmbedConfig"),
     "export": Verb(
         "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.verb", "ExportConfig"
+    ),
+    "encoders list": Verb("registered encoders and what they score", "ca2cl.tracking.encoders_list", "ListConfig"),
+    "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.tracking.encoders_show", "ShowConfig"),
+    "encoders compare": Verb(
+        "downstream metrics of encoders side by side", "ca2cl.tracking.encoders_compare", "CompareConfig"
+    ),
+    "encoders promote": Verb(
+        "give an encoder an alias, if it is better", "ca2cl.tracking.encoders_promote", "PromoteConfig"
+    ),
+    "encoders import": Verb(
+        "register an encoder that came from elsewhere", "ca2cl.tracking.encoders_import", "ImportConfig"
     ),
     "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
@@ -80,9 +92,15 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         sys.stdout.write(f"ca2cl {__version__}\n")
         return 0
-    name, rest = arguments[0], arguments[1:]
+    group = [name for name in VERBS if name.startswith(f"{arguments[0]} ")]
+    if group and arguments[1:2] in ([], ["-h"], ["--help"]):
+        sys.stdout.write(_overview(group))
+        return 0 if arguments[1:] else 2
+    words = 2 if group else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in VERBS:
-        raise InputError(f"no verb {name!r}: {_nearest(name, list(VERBS))}")
+        known = group or list(dict.fromkeys(verb.partition(" ")[0] for verb in VERBS))
+        raise InputError(f"no verb {name!r}: {nearest(name, known)}")
     verb = VERBS[name]
     settings = parse(name, rest)
     if settings is None:
@@ -91,19 +109,14 @@ def _dispatch(arguments: list[str]) -> int:
     return run(settings)
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items()]
+def _overview(names: Sequence[str] = ()) -> str:
+    width = max(map(len, names or VERBS))
+    lines = [f"  {name:{width}}  {VERBS[name].summary}" for name in names or VERBS]
     return (
         "usage: ca2cl VERB ...\n\nTrains image encoders for pathology without labels, and hands them on.\n\n"
         + "\n".join(lines)
         + "\n\nca2cl VERB --help shows a verb's settings.\n"
     )
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
 
 def parse(name: str, arguments: list[str]) -> Any:
@@ -130,7 +143,7 @@ def parse(name: str, arguments: list[str]) -> Any:
         parser.epilog = f"--recipe NAME stands for the --config of a shipped recipe: {', '.join(recipes())}"
         arguments = _with_recipe(arguments)
     parser.add_class_arguments(kind)
-    return _parsed(parser, kind, _named(_with_lists(arguments, kind), positional, parser))
+    return _parsed(parser, kind, _spelt(arguments, positional, kind, parser))
 
 
 def _parsed(parser: Any, kind: type, arguments: list[str]) -> Any:
@@ -148,30 +161,52 @@ def _parsed(parser: Any, kind: type, arguments: list[str]) -> Any:
     return kind(**{field.name: built[field.name] for field in dataclasses.fields(kind)})
 
 
-def _with_lists(arguments: list[str], kind: type) -> list[str]:
-    """``--labels 0.01 0.1`` as the one JSON word that the parser takes for a tuple."""
-    tuples = {f"--{field.name}" for field in dataclasses.fields(kind) if "tuple" in str(field.type)}
-    joined: list[str] = []
-    rest = list(arguments)
-    while rest:
-        joined.append(rest.pop(0))
-        if joined[-1] not in tuples:
-            continue
-        items: list[str] = []
-        while rest and not rest[0].startswith("-"):
-            items.append(rest.pop(0))
-        joined.append(items[0] if len(items) == 1 and items[0].startswith("[") else f"[{', '.join(items)}]")
-    return joined
+def _underscored(arguments: list[str]) -> list[str]:
+    """``--if-better`` is ``--if_better``."""
+    parts = [argument.partition("=") if argument.startswith("--") else ("", "", argument) for argument in arguments]
+    return [f"{name[:2]}{name[2:].replace('-', '_')}{equals}{value}" for name, equals, value in parts]
 
 
-def _named(arguments: list[str], positional: tuple[str, ...], parser: Any) -> list[str]:
-    """Leading words become the settings that the verb lists as positional."""
-    words: list[str] = []
-    while arguments and len(words) < len(positional) and not arguments[0].startswith("-"):
-        words.append(arguments.pop(0))
+def _spelt(arguments: list[str], positional: tuple[str, ...], kind: type, parser: Any) -> list[str]:
+    """Arguments as the parser takes them: a flag's name and one word.
+
+    Words that are no flag's value are, wherever they stand, the settings that the verb lists as positional. A tuple
+    takes words up to the next flag, as one JSON word: ``--labels 0.01 0.1``; a lone ``--json`` is ``--json true``.
+    """
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    alone = {option for action in parser._actions if action.nargs == 0 for option in action.option_strings}
+    names, rest = list(positional), _underscored(arguments)
     if positional:
-        parser.usage = f"{parser.prog} {' '.join(p.upper() for p in positional)} [--setting VALUE ...]"
-    return [part for name, word in zip(positional, words, strict=False) for part in (f"--{name}", word)] + arguments
+        shown = [f"{name.upper()} ..." if "tuple" in types[name] else name.upper() for name in positional]
+        parser.usage = f"{parser.prog} {' '.join(shown)} [--setting VALUE ...]"
+    spelt: list[str] = []
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            if not names:
+                spelt.append(word)
+                continue
+            rest.insert(0, word)
+            word = f"--{names.pop(0)}"
+        spelt.append(word)
+        if "=" not in word and word not in alone:
+            spelt += _value(types.get(word[2:], ""), rest)
+    return spelt
+
+
+def _value(wanted: str, rest: list[str]) -> list[str]:
+    """What a flag of the type ``wanted`` takes of the words after it."""
+    if wanted == "bool" and (not rest or rest[0].lower() not in ("true", "false")):
+        return ["true"]
+    if "tuple" not in wanted:
+        return [rest.pop(0)] if rest else []
+    items: list[str] = []
+    while rest and not rest[0].startswith("--"):
+        items.append(rest.pop(0))
+    if len(items) == 1 and items[0].startswith("["):
+        return items
+    # quoted, or a version's number would not pass for a word
+    return [f"[{', '.join(json.dumps(item) if 'str' in wanted else item for item in items)}]"]
 
 
 def _explain(message: str, known: list[str]) -> str:
@@ -182,7 +217,7 @@ def _explain(message: str, known: list[str]) -> str:
     if unknown is None:
         return message
     key = f"{group.group(1)}.{unknown.group(1)}" if group else unknown.group(1)
-    return f"unknown setting {key}: {_nearest(key, [option[2:] for option in known])}"
+    return f"unknown setting {key}: {nearest(key, [option[2:] for option in known])}"
 
 
 def recipes() -> list[str]:
@@ -200,6 +235,6 @@ def _with_recipe(arguments: list[str]) -> list[str]:
             continue
         name = argument.partition("=")[2] or next(rest, "")
         if name not in recipes():
-            raise InputError(f"no recipe {name!r}: {_nearest(name, recipes())}")
+            raise InputError(f"no recipe {name!r}: {nearest(name, recipes())}")
         replaced += ["--config", str(_RECIPES / f"{name}.yaml")]
     return replaced

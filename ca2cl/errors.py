@@ -1,5 +1,12 @@
 """The one error that users are meant to see."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+_NAMED = 12  # of the known words, when none is near
+
 
 class InputError(ValueError):
     """Bad usage or bad input: the command line prints it as one line and exits with code 2.
@@ -11,3 +18,12 @@ class InputError(ValueError):
 
 class LocalError(InputError):
     """An ``InputError`` that perhaps only one of a job's processes met, and which that one must therefore tell."""
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The remedy for a misspelt ``word``: the nearest of ``known``, or what there is."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    more = ", ..." if len(known) > _NAMED else ""
+    return f"there are {', '.join(known[:_NAMED])}{more}" if known else "there are none"

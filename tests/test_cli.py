@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.cli import VERBS, main, recipes
+from ca2cl.cli import VERBS, main, parse, recipes
 
 
 def outcome(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -28,13 +28,34 @@ def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_every_verb_explains_every_setting(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = outcome(capfd, verb, "--help")
+    code, out, _ = outcome(capfd, *verb.split(), "--help")
     assert code == 0
     blocks = re.split(r"\n  (?=--)", out)[1:]
     assert blocks
     for block in blocks:
         name = block.split()[0]
         assert len(explanation(block).split()) >= 2, f"{verb}: {name} has no explanation"
+
+
+def test_the_first_word_of_a_group_lists_its_verbs(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in ((("encoders",), 2), (("encoders", "--help"), 0)):
+        code, out, _ = outcome(capfd, *arguments)
+        assert code == expected
+        assert [verb for verb in VERBS if f"  {verb}" in out] == [v for v in VERBS if v.startswith("encoders ")]
+
+
+def test_the_last_positional_takes_every_word_and_a_flag_needs_no_value() -> None:
+    words = ["1", "champion", "models:/a@b"]
+    settings = parse("encoders compare", [*words, "--json", "--tracking.root", "x"])
+    assert settings.encoders == tuple(words) and settings.json and settings.tracking.root == "x"
+    assert not parse("encoders compare", [*words, "--json", "false"]).json
+    assert parse("encoders list", ["--metrics", "AP", "1"]).metrics == ("AP", "1")
+
+
+def test_hyphens_are_taken_for_underscores(capfd: pytest.CaptureFixture[str]) -> None:
+    settings = parse("encoders promote", ["3", "--if-better=a-b", "--exit-code"])
+    assert (settings.what, settings.if_better, settings.exit_code) == ("3", "a-b", True)
+    assert parse("encoders import", ["x", "--input-size", "64"]).input_size == 64
 
 
 def test_a_setting_without_a_docstring_would_be_seen() -> None:
@@ -64,6 +85,17 @@ def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -
         (("probe", "--train", "a", "--test", "b"), "encoder"),
         (("doctor", "--lanes", "0"), "lanes is 0"),
         (("sync", "nowhere"), "nowhere"),
+        (("encoders", "lst"), "no verb 'encoders lst': did you mean encoders list?"),
+        (("encodrs",), "no verb 'encodrs': did you mean encoders?"),
+        (("encoders", "show"), "what"),
+        (("encoders", "show", "1"), "no store there"),
+        (("encoders", "compare", "1"), "give two or more"),
+        (("encoders", "promote", "1", "--alias", "latest"), "MLflow's own"),
+        (("encoders", "promote", "1", "--alias", "v1"), "nothing like v1"),
+        (("encoders", "promote", "1", "--than", "best"), "needs if_better"),
+        (("encoders", "import", "random", "--input_size", "8"), "at least 32"),
+        (("encoders", "import", "random", "--name", "a/b"), "use letters"),
+        (("encoders", "import", "nowhere.pth"), "not there"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,37 +17,7 @@ from ca2cl.errors import InputError
 from ca2cl.tracking.journal import Journal
 from ca2cl.tracking.mirror import MIRROR_NAME, Mirror, Replayer
 from ca2cl.tracking.store import Store, fetch_run, open_store, resolve_uri
-
-
-class Server:
-    """A real MLflow server on loopback that can be stopped and started again on the same port and data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder)
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except (urllib.error.URLError, OSError):
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    def stop(self) -> None:
-        os.killpg(self.process.pid, 9)  # its own session: the workers that it started, and nothing else
-        self.process.wait()
+from tests.servers import Server
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 2**20
 """Largest H * W that is decoded: a tile is far smaller, a decompression bomb is not."""
@@ -197,6 +197,8 @@ def _pillow(data: bytes, expect: tuple[int, int] | None) -> Pixels:
             return np.array(image.convert("RGB"), np.uint8)
     except BadSample:
         raise
+    except UnidentifiedImageError:  # its own text names an object's address
+        raise BadSample(f"does not decode: not a whole {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
     except _PILLOW_ERRORS as error:
         raise BadSample(f"does not decode: {_one_line(error)}") from None
 

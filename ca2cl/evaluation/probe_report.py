@@ -17,6 +17,7 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics
 from ca2cl.evaluation.scoring import Row
 from ca2cl.tracking.journal import write_atomic
+from ca2cl.tracking.tables import aligned
 
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
 _COLUMNS = {
@@ -30,15 +31,12 @@ _COLUMNS = {
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % bootstrap interval."""
     heads = ["features", "classifier", "labels", "tiles", *_COLUMNS.values(), "95 % of top-1"]
-    cells = [heads]
+    cells = []
     for row in rows:
         numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
         interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
         cells.append([row.features, row.classifier, describe_budget(row.budget), str(row.labelled), *numbers, interval])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines) + "\n"
+    return aligned(heads, cells)
 
 
 def _plus_minus(mean: float, sd: float) -> str:

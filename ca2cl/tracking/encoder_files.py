@@ -45,6 +45,12 @@ class EncoderCard:
     metrics: dict[str, float | None] = field(default_factory=dict)
     """Last numbers of the journal."""
     source_run_id: str | None = None
+    origin: str | None = None
+    """What it was imported from, if ca2cl did not train it here."""
+    origin_sha256: str | None = None
+    """Of the file that it was imported from."""
+    origin_run_id: str | None = None
+    """Run that trained it, as far as what it was imported from told."""
     schema_version: int = SCHEMA_VERSION
 
 

@@ -29,7 +29,8 @@ from ca2cl.tracking.store import Store
 
 MODEL_PATH = "model"
 CHAMPION = "champion"
-_DIGEST_TAG = "ca2cl.encoder_sha256"
+DIGEST_TAG = "ca2cl.encoder_sha256"
+INPUT_SIZE_TAG = "ca2cl.input_size"
 _RUNTIME = ("mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "simplejpeg", "pillow", "pyarrow")
 _log = logging.getLogger(__name__)
 
@@ -53,15 +54,15 @@ def log_and_register(run_id: str, folder: str | Path, register_as: str | None, s
     """
     source = Path(folder)
     card = read_card(source / CARD_NAME)
-    digest = _digest(source / WEIGHTS_NAME)
+    digest = digest_of(source / WEIGHTS_NAME)
     client = store.client
-    if client.get_run(run_id).data.tags.get(_DIGEST_TAG) != digest:
+    if client.get_run(run_id).data.tags.get(DIGEST_TAG) != digest:
         client.log_artifacts(run_id, str(source), ENCODER_PATH)
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / MODEL_PATH
             save_pyfunc(model, source, card)
             client.log_artifacts(run_id, str(model), _model_path(digest))
-        client.set_tag(run_id, _DIGEST_TAG, digest)
+        client.set_tag(run_id, DIGEST_TAG, digest)
     return _register(run_id, register_as, digest, card, store) if register_as else None
 
 
@@ -69,12 +70,10 @@ def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
     """Write the MLflow model of the encoder in ``folder``: this package's code, the two files, no pickle."""
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types import Schema, TensorSpec
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary)]),
-        outputs=Schema([TensorSpec(_float32(), (-1, card.feature_dim))]),
-    )
+    # no inputs: serving.py says why
+    signature = ModelSignature(outputs=Schema([TensorSpec(_float32(), (-1, card.feature_dim))]))
     mlflow.pyfunc.save_model(
         path=str(target),
         python_model=str(Path(__file__).with_name("serving.py")),
@@ -114,10 +113,15 @@ def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Sto
             raise
     known = list(client.search_model_versions(f"name = '{name}'"))
     for version in known:
-        if version.run_id == run_id and version.tags.get(_DIGEST_TAG) == digest:
+        if version.run_id == run_id and version.tags.get(DIGEST_TAG) == digest:
             return str(version.version)
     location = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{_model_path(digest)}"
-    tags = {_DIGEST_TAG: digest, "ca2cl.arch": card.arch, "ca2cl.step": str(card.step)}
+    tags = {
+        DIGEST_TAG: digest,
+        "ca2cl.arch": card.arch,
+        "ca2cl.step": str(card.step),
+        INPUT_SIZE_TAG: str(card.input_size),
+    }
     if card.manifest_digest:
         tags["ca2cl.manifest_digest"] = card.manifest_digest
     version = client.create_model_version(name, location, run_id, tags=tags)
@@ -132,7 +136,8 @@ def _model_path(digest: str) -> str:
     return f"{MODEL_PATH}-{digest[:12]}"
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:

@@ -29,8 +29,8 @@ from ca2cl.tracking.store import DEFAULT_ROOT, Store, fetch_run, open_store, sto
 
 _DEFAULT_ARCH = "resnet18"
 _DEFAULT_SIZE = 224
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
-_MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[^/@]+)|@(?P<alias>[^/@]+))")
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[^/@]+)|@(?P<alias>[^/@]+))")
 _FORMS = (
     "a run id, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, a run folder, a .safetensors file, "
     "torchvision:IMAGENET1K_V1, random, or the authors' .pth or .tar"
@@ -76,7 +76,7 @@ def resolve_encoder(
         found = _random(source, arch or _DEFAULT_ARCH)
     elif source.startswith("torchvision:"):
         found = _torchvision(source, arch or _DEFAULT_ARCH)
-    elif _RUN_ID.fullmatch(source) or source.startswith(("runs:/", "models:/")):
+    elif RUN_ID.fullmatch(source) or source.startswith(("runs:/", "models:/")):
         found = _from_store(source, open_store(tracking_uri, root or DEFAULT_ROOT))
     else:
         found = _from_path(Path(source).expanduser(), arch)
@@ -143,7 +143,7 @@ def _from_store(source: str, store: Store) -> ResolvedEncoder:
 def _from_version(source: str, store: Store) -> ResolvedEncoder:
     from mlflow.exceptions import MlflowException
 
-    match = _MODEL.fullmatch(source)
+    match = MODEL.fullmatch(source)
     if match is None:
         raise InputError(f"encoder {source!r}: not a model; use models:/NAME/VERSION or models:/NAME@ALIAS")
     name, version, alias = match["name"], match["version"], match["alias"]

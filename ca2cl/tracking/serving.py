@@ -1,12 +1,16 @@
 """The encoder as an MLflow pyfunc: image bytes in, feature vectors out. MLflow runs this file; nothing is pickled.
 
-It is saved with the model and executed when the model is loaded (models from code), so it uses absolute imports only.
+The saved model has no input signature. With one, MLflow would decode base64 itself before ``predict`` sees it: it
+drops what is no base64 instead of complaining (a ``data:`` prefix is then part of the image), and its complaints name
+no row. So what a client sends arrives here as it is.
+
+The file is saved with the model and executed when the model is loaded (models from code), so it uses absolute
+imports only.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +20,10 @@ import mlflow
 import numpy as np
 import numpy.typing as npt
 import torch
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from torch import Tensor
 
-from ca2cl.data.decode import BadSample, decode
+from ca2cl.data.decode import decode
 from ca2cl.errors import InputError
 from ca2cl.tracking.encoder_files import load_encoder
 from ca2cl.views.preprocess import preprocess
@@ -26,6 +31,25 @@ from ca2cl.views.preprocess import preprocess
 COLUMN = "image"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=\s]+")
 _CHUNK = 64  # images that are decoded and encoded at a time: bounds the memory of a large request
+
+
+class BadRequest(InputError, mlflow.exceptions.MlflowException):
+    """What was sent is at fault, not the server: HTTP 400, and the message that we gave it.
+
+    Of any other exception MLflow's scoring server tells the client nothing but a stack trace, and in front of the
+    message of one of its own it puts the whole request, megabytes of base64; so the message stays as it was made.
+    """
+
+    def __init__(self, message: str) -> None:
+        mlflow.exceptions.MlflowException.__init__(self, message, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+    @message.setter
+    def message(self, text: str) -> None:
+        pass
 
 
 class TileEncoder:
@@ -45,7 +69,7 @@ class TileEncoder:
             float32 (N, feature_dim), in the order of the input.
 
         Raises:
-            InputError: an image that cannot be decoded; names its row.
+            BadRequest: no column of images, or one that cannot be decoded; names its row.
         """
         images = _column(model_input)
         parts = [self._encode(images, start) for start in range(0, len(images), _CHUNK)]
@@ -61,8 +85,8 @@ class TileEncoder:
     def _tile(self, image: Any, row: int) -> Tensor:
         try:
             tile_HWC = decode(_to_bytes(image))
-        except (BadSample, binascii.Error, UnicodeDecodeError, TypeError) as error:
-            raise InputError(f"image in row {row}: {error}; send encoded image bytes, or base64 of them") from None
+        except (ValueError, TypeError) as error:  # BadSample, or what base64 raises
+            raise BadRequest(f"image in row {row}: {error}; send encoded image bytes, or base64 of them") from None
         card = self._card
         return preprocess(torch.from_numpy(tile_HWC)[None], card.input_size, card.mean, card.std)
 
@@ -73,8 +97,10 @@ def _column(model_input: Any) -> Sequence[Any]:
         return [model_input]
     if hasattr(model_input, "columns") or isinstance(model_input, dict):
         names = list(model_input.keys())
+        if not names:  # no records at all
+            return []
         if COLUMN not in names and len(names) != 1:
-            raise InputError(f"input has the columns {names}: send the images in one called {COLUMN!r}")
+            raise BadRequest(f"input has the columns {names}: send the images in one called {COLUMN!r}")
         model_input = model_input[COLUMN if COLUMN in names else names[0]]
     return list(np.asarray(model_input, dtype=object).ravel())
 
@@ -88,7 +114,7 @@ def _to_bytes(image: Any) -> bytes:
     if isinstance(image, str):
         text = image.partition(",")[2] if image.startswith("data:") else image
         return base64.b64decode("".join(text.split()), validate=True)  # MLflow's own base64 has line breaks
-    raise TypeError(f"a {type(image).__name__} is not an image")
+    raise TypeError(f"{type(image).__name__} is not the type of an image")
 
 
 class EncoderModel(TileEncoder, mlflow.pyfunc.PythonModel):

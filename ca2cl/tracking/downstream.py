@@ -1,0 +1,163 @@
+"""What was measured with an encoder: the MLflow runs that name its run as their source."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ca2cl.tracking.encoder_versions import EncoderVersion
+from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
+from ca2cl.tracking.store import Store, store_errors
+from ca2cl.tracking.tables import short
+
+_OWN = "encoder/"
+_SPREADS = ("_sd", "_low", "_high")  # of a metric over seeds, and its interval: told with it, never ranked
+_FALLING = ("loss", "error")
+
+
+class Terms(NamedTuple):
+    """What two runs must have in common before their metrics of one name mean the same. Budgets are in the names."""
+
+    kind: str
+    train: str | None
+    test: str | None
+
+    def __str__(self) -> str:
+        return f"{self.kind}, train {short(self.train)}, test {short(self.test)}"
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """A finished run that used an encoder."""
+
+    run_id: str
+    terms: Terms
+    ended: int | None
+    """Milliseconds since 1970."""
+    source_run_id: str
+    encoder_uri: str
+    metrics: Mapping[str, float]
+    """Of the encoder alone, without the floors that were measured beside it."""
+    params: Mapping[str, str]
+
+    def scores(self) -> dict[str, float]:
+        """The metrics without their spreads."""
+        return {name: value for name, value in self.metrics.items() if not name.endswith(_SPREADS)}
+
+    def shown(self, name: str) -> str:
+        """A metric as text, with its standard deviation over seeds if there is one."""
+        if name not in self.metrics:
+            return "-"
+        spread = self.metrics.get(f"{name}_sd")
+        return f"{self.metrics[name]:.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
+
+
+def downstream_runs(store: Store, source_run_id: str | None = None) -> dict[str, list[Downstream]]:
+    """Finished downstream runs by the run that their encoder came from, newest first.
+
+    Args:
+        source_run_id: only those of this one.
+    """
+    wanted = f"= '{source_run_id}'" if source_run_id else "LIKE '_%'"
+    grouped: dict[str, list[Downstream]] = defaultdict(list)
+    with store_errors(store.uri):
+        for run in _pages(store, f"tags.`{SOURCE_RUN_TAG}` {wanted} and attributes.status = 'FINISHED'"):
+            made = _downstream(run)
+            grouped[made.source_run_id].append(made)
+    for runs in grouped.values():
+        runs.sort(key=lambda run: run.ended or 0, reverse=True)
+    return grouped
+
+
+def _pages(store: Store, wanted: str) -> Iterator[Any]:
+    experiments = _experiments(store)
+    token = None
+    while experiments:
+        page = store.client.search_runs(experiments, wanted, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _experiments(store: Store) -> list[str]:
+    ids: list[str] = []
+    token = None
+    while True:
+        page = store.client.search_experiments(max_results=1000, page_token=token)
+        ids += [experiment.experiment_id for experiment in page]
+        token = page.token
+        if not token:
+            return ids
+
+
+def _downstream(run: Any) -> Downstream:
+    tags, params = run.data.tags, run.data.params
+    name = tags.get("mlflow.runName", "evaluation")
+    terms = Terms(
+        tags.get("ca2cl.kind", name), tags.get("ca2cl.train_manifest_digest"), tags.get("ca2cl.test_manifest_digest")
+    )
+    # A run that tells the encoder from floors has the encoder's metrics under a prefix of their own.
+    own = {name: value for name, value in run.data.metrics.items() if name.startswith(_OWN)}
+    metrics = own or dict(run.data.metrics)
+    uri = params.get("encoder_uri", "")
+    return Downstream(run.info.run_id, terms, run.info.end_time, tags[SOURCE_RUN_TAG], uri, metrics, params)
+
+
+def runs_of(entry: EncoderVersion, grouped: Mapping[str, Sequence[Downstream]]) -> list[Downstream]:
+    """The downstream runs of one encoder, newest first.
+
+    A run that was trained further has several versions: what was measured with another one of them is left out.
+    """
+    runs = [run for source in entry.source_run_ids for run in grouped.get(source, ())]
+    siblings = f"models:/{entry.name}/"
+    runs = [run for run in runs if not run.encoder_uri.startswith(siblings) or run.encoder_uri == entry.uri]
+    return sorted(runs, key=lambda run: run.ended or 0, reverse=True)
+
+
+def runs_for(store: Store, entry: EncoderVersion) -> list[Downstream]:
+    """``runs_of`` one encoder, asked of the store for it alone.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    grouped: dict[str, list[Downstream]] = {}
+    for source in entry.source_run_ids:
+        grouped |= downstream_runs(store, source)
+    return runs_of(entry, grouped)
+
+
+def newest_by_terms(runs: Iterable[Downstream]) -> dict[Terms, Downstream]:
+    """The newest run of every terms; ``runs`` come newest first."""
+    newest: dict[Terms, Downstream] = {}
+    for run in runs:
+        newest.setdefault(run.terms, run)
+    return newest
+
+
+def is_named(metric: str, wanted: str) -> bool:
+    """Whether ``wanted`` is the metric's name or the end of it: accuracy, linear/100pct/accuracy."""
+    return metric == wanted or metric.endswith(f"/{wanted}")
+
+
+def spellings(metrics: Iterable[str]) -> list[str]:
+    """Every ``wanted`` that ``is_named`` would take, the short ones first."""
+    parts = [name.split("/") for name in metrics]
+    found = {"/".join(words[start:]) for words in parts for start in range(len(words))}
+    return sorted(found, key=lambda name: (name.count("/"), name))
+
+
+def falls(metric: str) -> bool:
+    """Whether less of it is better."""
+    return any(word in metric.rpartition("/")[2] for word in _FALLING)
+
+
+def best(runs: Iterable[Downstream], wanted: str) -> tuple[float, str, Downstream] | None:
+    """The best value of the metrics named ``wanted`` in any of the runs, with its full name and its run."""
+    found = [(value, name, run) for run in runs for name, value in run.scores().items() if is_named(name, wanted)]
+    if not found:
+        return None
+    choose = min if falls(wanted) else max
+    return choose(found, key=lambda one: one[0])

@@ -1,0 +1,185 @@
+"""Registered encoders as the ``ca2cl encoders`` verbs see them, and what a user may call one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ca2cl.config import TrackingConfig
+from ca2cl.errors import InputError, nearest
+from ca2cl.tracking.registry import DIGEST_TAG
+from ca2cl.tracking.resolver import MODEL, RUN_ID
+from ca2cl.tracking.store import Store, fetch_run, open_store, resolve_uri, store_errors
+from ca2cl.tracking.tables import short
+
+ENCODER_NAME = "ca2cl-encoder"
+ORIGIN_RUN_TAG = "ca2cl.origin_run_id"
+LATEST = "latest"
+_PAGE = 200
+_PREFIX = re.compile(r"[0-9a-f]{6,31}")  # a run id as the tables shorten it
+
+
+@dataclass(frozen=True)
+class EncoderVersion:
+    """A version of a registered model, or a run whose encoder is no version (``name`` and ``version`` are empty)."""
+
+    name: str
+    version: str
+    run_id: str
+    """Run that it was registered from."""
+    aliases: tuple[str, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+    created: int | None = None
+    """Milliseconds since 1970."""
+
+    @property
+    def label(self) -> str:
+        """What tables and messages call it."""
+        return f"{self.name} {self.version}" if self.version else f"run {short(self.run_id)}"
+
+    @property
+    def uri(self) -> str:
+        """The name that the resolver takes, which means the same encoder for ever."""
+        return f"models:/{self.name}/{self.version}" if self.version else f"runs:/{self.run_id}"
+
+    def tag(self, name: str) -> str | None:
+        """One of the version's tags."""
+        return dict(self.tags).get(name)
+
+    @property
+    def source_run_ids(self) -> tuple[str, ...]:
+        """Runs that downstream results may name as its source: its own, and for an import the one that trained it."""
+        origin = self.tag(ORIGIN_RUN_TAG)
+        return (self.run_id, origin) if origin else (self.run_id,)
+
+
+def existing_store(tracking: TrackingConfig) -> Store | None:
+    """The store, for a verb that only looks; None where the embedded one was never made, which looking must not do.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
+    _, root = resolve_uri(tracking.uri, tracking.root)
+    if root is not None and not (root / "mlflow.db").exists():
+        return None
+    return open_store(tracking.uri, tracking.root)
+
+
+def needed_store(tracking: TrackingConfig) -> Store:
+    """``existing_store``, or an ``InputError`` where there is none."""
+    store = existing_store(tracking)
+    if store is None:
+        raise InputError(f"tracking.root is {tracking.root!r}: no store there; give --tracking.root or --tracking.uri")
+    return store
+
+
+def registered(store: Store, name: str | None = None) -> list[EncoderVersion]:
+    """The encoders' versions under ``name``, or under every name, newest first."""
+    wanted = f"name = {_quoted(name)}" if name is not None else f"tags.`{DIGEST_TAG}` LIKE '_%'"
+    with store_errors(store.uri):
+        found = list(_pages(store, wanted))
+        aliases = {model: _aliases(store, model) for model in {version.name for version in found}}
+    versions = [_entry(version, aliases[version.name]) for version in found]
+    return sorted(versions, key=lambda entry: (entry.created or 0, int(entry.version)), reverse=True)
+
+
+def _pages(store: Store, wanted: str) -> Iterator[Any]:
+    token = None
+    while True:
+        page = store.client.search_model_versions(wanted, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _quoted(name: str) -> str:
+    if "'" in name:
+        raise InputError(f"name is {name!r}: a registered model's name has no quotes; use letters, digits and -")
+    return f"'{name}'"
+
+
+def _aliases(store: Store, name: str) -> dict[str, str]:
+    # asked of the model: not every store tells them with its versions
+    return {alias: str(version) for alias, version in store.client.get_registered_model(name).aliases.items()}
+
+
+def _entry(version: Any, aliases: dict[str, str]) -> EncoderVersion:
+    number = str(version.version)
+    return EncoderVersion(
+        name=version.name,
+        version=number,
+        run_id=version.run_id or "",
+        aliases=tuple(sorted(alias for alias, held in aliases.items() if held == number)),
+        tags=tuple(sorted(version.tags.items())),
+        created=version.creation_timestamp,
+    )
+
+
+def find_version(store: Store, what: str, name: str = ENCODER_NAME) -> EncoderVersion:
+    """The encoder that ``what`` names.
+
+    Args:
+        what: a version's number or an alias of ``name``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, a run id
+            (or as many of its digits as the tables show) or ``runs:/ID``. A run means its newest version under
+            ``name``, or the bare run if it was never registered.
+
+    Raises:
+        InputError: there is none such; names the nearest spelling.
+    """
+    match = MODEL.fullmatch(what)
+    if match:
+        name, what = match["name"], match["version"] or match["alias"]
+    elif what.startswith("models:/"):
+        raise InputError(f"encoder {what!r}: not a model; use models:/NAME/VERSION or models:/NAME@ALIAS")
+    versions = registered(store, name)
+    run_id = what.removeprefix("runs:/").partition("/")[0]
+    if what.startswith("runs:/") or RUN_ID.fullmatch(what):
+        made = [entry for entry in versions if entry.run_id == run_id]
+        return made[0] if made else _bare_run(store, run_id)
+    if not versions:
+        raise InputError(f"registered model {name!r}: not in {store.public_uri}; {nearest(name, _names(store))}")
+    return _pick(versions, what, name)
+
+
+def _pick(versions: list[EncoderVersion], what: str, name: str) -> EncoderVersion:
+    for entry in versions:
+        if what == entry.version or what in entry.aliases:
+            return entry
+    if what == LATEST:  # MLflow's own alias: the highest number
+        return max(versions, key=lambda entry: int(entry.version))
+    if _PREFIX.fullmatch(what):
+        made = [entry for entry in versions if entry.run_id.startswith(what)]
+        if len({entry.run_id for entry in made}) == 1:
+            return made[0]
+    if what.isdecimal():
+        numbers = sorted((entry.version for entry in versions), key=int)
+        raise InputError(f"{name} has no version {what}: there are {', '.join(numbers)}")
+    aliases = sorted({alias for entry in versions for alias in entry.aliases} | {LATEST})
+    raise InputError(f"{name} has no alias {what!r}: {nearest(what, aliases)}; or give a version's number or a run id")
+
+
+def _bare_run(store: Store, run_id: str) -> EncoderVersion:
+    run = fetch_run(store, run_id)
+    return EncoderVersion("", "", run_id, created=run.info.start_time)
+
+
+def _names(store: Store) -> list[str]:
+    return sorted({entry.name for entry in registered(store)})
+
+
+def source_run(store: Store, run_id: str) -> Any | None:
+    """The MLflow run, or None where the store does not have it."""
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    with store_errors(store.uri):
+        try:
+            return store.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
