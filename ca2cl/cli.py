@@ -174,7 +174,7 @@ def _spelt(arguments: list[str], positional: tuple[str, ...], kind: type, parser
     takes words up to the next flag, as one JSON word: ``--labels 0.01 0.1``; a lone ``--json`` is ``--json true``.
     """
     types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
-    alone = {option for action in parser._actions if action.nargs == 0 for option in action.option_strings}
+    alone = {option for action in parser._actions if action.nargs in (0, "?") for option in action.option_strings}
     names, rest = list(positional), _underscored(arguments)
     if positional:
         shown = [f"{name.upper()} ..." if "tuple" in types[name] else name.upper() for name in positional]
