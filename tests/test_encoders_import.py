@@ -177,7 +177,7 @@ def test_import_list_show_and_promote_over_http(tmp_path: Path, capfd: pytest.Ca
         server.start(patience=180)
         assert "no encoder is registered" in listed(capfd, *where)
         path = authors(tmp_path / "last.tar", weights(24))
-        assert "ca2cl-encoder 1" in imported(capfd, str(path), *where)
+        assert imported(capfd, str(path), *where).startswith("ca2cl-encoder 1: "), "stdout is for scripts to read"
         assert "ca2cl-encoder 1 already has" in imported(capfd, str(path), *where)
         assert "ca2cl-encoder 2" in imported(capfd, "random:5", "--input_size", "64", *where)
         runs = {record["version"]: record["source_run_id"] for record in json.loads(listed(capfd, "--json", *where))}

@@ -48,7 +48,7 @@ class EncoderCard:
     origin: str | None = None
     """What it was imported from, if ca2cl did not train it here."""
     origin_sha256: str | None = None
-    """Of the file that it was imported from."""
+    """Of the file that it was imported from, or of the weights where there was no one file."""
     origin_run_id: str | None = None
     """Run that trained it, as far as what it was imported from told."""
     schema_version: int = SCHEMA_VERSION

@@ -35,6 +35,8 @@ _DEFAULTS = {
     # a training cluster does not phone home, and often cannot
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # stdout is for results: scripts read it
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _CHATTER = (
     "alembic",
