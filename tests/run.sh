@@ -12,4 +12,5 @@ make_environment "$venv" "[test]"
 "$venv/bin/mypy"
 # One intra-op thread a process: the tests start processes of their own, and results must not depend on the machine.
 export OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true HF_HUB_OFFLINE=1
-"$venv/bin/python" -m pytest "$@"
+# Two files at a time: most tests wait for processes that they started.
+"$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
