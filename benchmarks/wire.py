@@ -4,9 +4,9 @@
 
 Each job runs in a network namespace of its own, whose loopback carries nothing else; the bytes of a long run less those
 of a short one, over the steps between them and the processes, are what one process sends in a step (TCP's headers
-included). Beside it what ``benchmarks.growth`` expects, and the ratio of the two: 4 bytes a parameter all-reduced by DDP;
-by DeepSpeed half as much again, for it gathers weights after the all-reduce; ``bitwise`` all-reduces 8 bytes by itself,
-after which DDP has nothing to send, while DeepSpeed does what it always does.
+included). Beside it what ``benchmarks.growth`` expects, and the ratio of the two: 4 bytes a parameter all-reduced by
+DDP; by DeepSpeed half as much again, for it gathers weights after the all-reduce; ``bitwise`` all-reduces 8 bytes by
+itself, after which DDP has nothing to send, while DeepSpeed does what it always does.
 """
 
 from __future__ import annotations
