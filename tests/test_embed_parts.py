@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from ca2cl.cli import main
 from ca2cl.data.workers import TileWorkers
 from ca2cl.errors import InputError
 from ca2cl.evaluation import embed as embed_module
@@ -48,27 +46,21 @@ def embedded(tissue: Path) -> Path:
     return tissue / "whole.parquet"
 
 
-def two_forked(arguments: list[str], folder: Path) -> list[tuple[int | None, list[str]]]:
-    """Exit code and error lines of the verb's two processes, without the seconds that a launcher's imports take."""
-    processes, port = [], str(free_port())
-
-    def work(rank: int) -> None:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-        with (folder / f"rank{rank}.txt").open("w") as told:
-            os.dup2(told.fileno(), 2)
-            sys.stderr = told
-            code = main(["embed", *arguments])
-        os._exit(code)
-
-    for rank in range(2):
-        processes.append(multiprocessing.get_context("fork").Process(target=work, args=(rank,)))
-        processes[-1].start()
-    for process in processes:
-        process.join(240)
-    texts = [(folder / f"rank{rank}.txt").read_text() for rank in range(2)]
+def two_started(arguments: list[str], folder: Path) -> list[tuple[int | None, list[str]]]:
+    """Exit code and error lines of the verb's two processes, each as it ends by itself, without a launcher that would
+    end the one for the other."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ca2cl", "embed", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True,
+            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    texts = [process.communicate(timeout=240)[1] for process in processes]
     errors = [[line for line in text.splitlines() if line.startswith("ca2cl: error")] for text in texts]
-    return [(process.exitcode, lines) for process, lines in zip(processes, errors, strict=True)]
+    return [(process.returncode, lines) for process, lines in zip(processes, errors, strict=True)]
 
 
 def launch_two(tissue: Path, out: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -97,7 +89,7 @@ def test_what_rank_0_refuses_ends_both_with_one_line(tissue: Path, tmp_path: Pat
     out.parent.mkdir()
     out.write_bytes(b"mine")
     encoder = ["--encoder", str(tissue / "encoder"), "--workers", "0"]
-    (code, (line,)), silent = two_forked([*encoder, str(tissue / "shards"), str(out)], tmp_path)
+    (code, (line,)), silent = two_started([*encoder, str(tissue / "shards"), str(out)], tmp_path)
     assert (code, silent) == (2, (2, [])) and "there.parquet: exists" in line
     assert files(out.parent) == ["there.parquet"] and out.read_bytes() == b"mine"
 
@@ -105,7 +97,7 @@ def test_what_rank_0_refuses_ends_both_with_one_line(tissue: Path, tmp_path: Pat
 def test_what_only_rank_1_meets_is_told_by_it_and_ends_both(tissue: Path, tmp_path: Path) -> None:
     source, (key, _) = damage(tissue, tmp_path / "shards", (34, 35))
     arguments = ["--encoder", str(tissue / "encoder"), "--workers", "0", "--part_size", str(PART), source]
-    (code, (waiting,)), (other, (line,)) = two_forked([*arguments, str(tmp_path / "v.parquet")], tmp_path)
+    (code, (waiting,)), (other, (line,)) = two_started([*arguments, str(tmp_path / "v.parquet")], tmp_path)
     assert (code, other) == (2, 2) and not (tmp_path / "v.parquet").exists()
     assert line.startswith("ca2cl: error (rank 1): max_bad_rate is 0.01: at least 2 of 36") and key in line
     assert "another process of this job ended early" in waiting

@@ -184,12 +184,12 @@ def test_a_run_that_was_trained_further_keeps_its_versions_scores_apart(
     for seed in (5, 6):
         torch.manual_seed(seed)
         folder = save_encoder(tmp_path / str(seed), build_encoder().state_dict(), CARD)
-        log_and_register(run_id, folder, "further", store)
+        log_and_register(run_id, folder, "further-listed", store)
         log_evaluation(
-            source_run_id=run_id, name="probe", params={"encoder_uri": f"models:/further/{seed - 4}"},
+            source_run_id=run_id, name="probe", params={"encoder_uri": f"models:/further-listed/{seed - 4}"},
             metrics={"accuracy": seed / 10}, artifacts=[], root=str(store.root), experiment="shelf",
         )  # fmt: skip
-    records = json.loads(told(capfd, "list", "--json", "--name", "further", *shelf.at[2:]))
+    records = json.loads(told(capfd, "list", "--json", "--name", "further-listed", *shelf.at[2:]))
     assert [record["best"]["accuracy"]["value"] for record in records] == [0.6, 0.5]
 
 

