@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.data.splits import check_budget, describe_budget, labelled_subset, stratified_folds
+from ca2cl.data.splits import check_budget, describe_budget, labelled_subset, replaced_subset, stratified_folds
 from ca2cl.errors import InputError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(np.array)
@@ -69,3 +69,51 @@ def test_folds_share_every_class_evenly(labels: np.ndarray, folds: int, seed: in
     for label in set(labels.tolist()):
         counts = np.bincount(fold[labels == label], minlength=folds)
         assert len(counts) == folds and counts.max() - counts.min() <= 1
+
+
+GROUPS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=80)
+
+
+@given(GROUPS, BUDGETS, st.integers(0, 1000))
+@settings(deadline=None, max_examples=150)
+def test_a_class_gives_all_of_a_slide_before_any_of_the_next(
+    tiles: list[tuple[int, int]], budget: float, seed: int
+) -> None:
+    labels, slides = np.array([label for label, _ in tiles]), [f"slide{slide}" for _, slide in tiles]
+    rows = labelled_subset(labels, budget, seed, slides).tolist()
+    assert len(rows) == len(labelled_subset(labels, budget, seed))
+    order: list[str] = []  # of the slides, as the whole draw of every class shows it
+    for label in set(labels.tolist()):
+        chosen = {slides[row] for row in rows if labels[row] == label}
+        left = {slides[row] for row in range(len(tiles)) if labels[row] == label and row not in rows}
+        assert len(chosen & left) <= 1, "more than one slide was begun and not finished"
+        order += sorted(chosen - left)
+    assert set(order) <= set(slides)
+
+
+def test_slides_come_in_one_order_for_all_classes_and_another_for_another_seed() -> None:
+    labels, slides = np.tile([0, 1], 40), [f"s{row // 8}" for row in range(80)]  # ten slides of eight tiles
+    firsts = []
+    for seed in range(8):
+        chosen = [
+            {slides[row] for row in labelled_subset(labels, 4.0, seed, slides) if labels[row] == c} for c in (0, 1)
+        ]
+        assert chosen[0] == chosen[1] and len(chosen[0]) == 1
+        firsts.append(chosen[0].pop())
+    assert len(set(firsts)) > 3
+
+
+def test_tiles_without_a_slide_are_drawn_one_by_one() -> None:
+    labels = np.zeros(50, int)
+    mixed = ["s"] * 25 + [None] * 25
+    spread = [sum(mixed[row] is None for row in labelled_subset(labels, 0.2, seed, mixed)) for seed in range(40)]
+    assert len(set(spread)) > 3
+
+
+def test_with_replacement_a_tile_comes_again_and_the_count_stays() -> None:
+    labels = np.repeat(np.arange(3), 400)
+    rows = replaced_subset(labels, 1.0, 0)
+    assert np.bincount(labels[rows]).tolist() == [400, 400, 400]
+    assert abs(len(np.unique(rows)) / 1200 - (1 - np.exp(-1))) < 0.05
+    assert replaced_subset(labels, 1.0, 0).tolist() == rows.tolist() != replaced_subset(labels, 1.0, 1).tolist()
+    assert np.bincount(labels[replaced_subset(labels, 0.01, 3)]).tolist() == [4, 4, 4]

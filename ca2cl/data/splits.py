@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from ca2cl.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
+# Streams of random words beside those of the classes, which are their labels.
+_SLIDES, _REPLACED = 1 << 32, 1 << 33
 
 
 def check_budget(budget: float) -> None:
@@ -29,7 +32,9 @@ def describe_budget(budget: float) -> str:
     return f"{budget * 100:g} %" if budget <= 1 else f"{int(budget)}/class"
 
 
-def labelled_subset(labels_N: IntArray, budget: float, seed: int) -> IntArray:
+def labelled_subset(
+    labels_N: IntArray, budget: float, seed: int, groups: Sequence[str | None] | None = None
+) -> IntArray:  # fmt: skip
     """Row numbers of a stratified labelled subset, ascending, without replacement.
 
     Every class present gives ``round(budget * n)`` of its n tiles (halves up, at least one) for a fraction, or
@@ -40,17 +45,54 @@ def labelled_subset(labels_N: IntArray, budget: float, seed: int) -> IntArray:
         labels_N: class of every tile, shape (N,).
         budget: a fraction in (0, 1], or a whole number of tiles a class above 1.
         seed: 0 or more; another seed is another draw.
+        groups: slide or patient of every tile. The slides are then shuffled, the same for all classes, and a class
+            gives all its tiles of one before any of the next: few labels are those of few slides, as in a clinic.
+            Tiles without one are slides of their own.
 
     Raises:
         InputError: the budget is neither.
     """
     check_budget(budget)
+    place_N = np.zeros(len(labels_N), np.int64) if groups is None else _places(groups, seed)
     chosen = []
     for label in np.unique(labels_N):
         rows = np.flatnonzero(labels_N == label)
-        wanted = max(1, math.floor(budget * len(rows) + 0.5)) if budget <= 1 else int(budget)
-        chosen.append(rows[_permutation(len(rows), seed, int(label))[:wanted]])
+        shuffled = rows[_permutation(len(rows), seed, int(label))]
+        shuffled = shuffled[np.argsort(place_N[shuffled], kind="stable")]
+        chosen.append(shuffled[: _wanted(budget, len(rows))])
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def replaced_subset(labels_N: IntArray, budget: float, seed: int) -> IntArray:
+    """As many rows of every class as ``labelled_subset`` takes, ascending, but drawn *with* replacement.
+
+    A tile may come several times, so there are fewer different ones: of a whole class about 63 % (1 - 1/e). It is here
+    to repeat what others did, not to be used.
+
+    Raises:
+        InputError: as ``labelled_subset``.
+    """
+    check_budget(budget)
+    chosen = []
+    for label in np.unique(labels_N):
+        rows = np.flatnonzero(labels_N == label)
+        words = _words(_wanted(budget, len(rows)), seed, _REPLACED + int(label))
+        chosen.append(rows[(words % np.uint64(len(rows))).astype(np.int64)])
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def _wanted(budget: float, held: int) -> int:
+    """Tiles that a class of ``held`` gives."""
+    return max(1, math.floor(budget * held + 0.5)) if budget <= 1 else min(int(budget), held)
+
+
+def _places(groups: Sequence[str | None], seed: int) -> IntArray:
+    """Where every tile's slide stands among the shuffled ones, (N,)."""
+    named = [f"slide {group}" if group is not None else f"tile {row}" for row, group in enumerate(groups)]
+    slides, slide_N = np.unique(np.asarray(named, str), return_inverse=True)
+    place = np.empty(len(slides), np.int64)
+    place[_permutation(len(slides), seed, _SLIDES)] = np.arange(len(slides))
+    return place[slide_N]
 
 
 def stratified_folds(labels_N: IntArray, folds: int, seed: int) -> IntArray:
@@ -67,7 +109,10 @@ def stratified_folds(labels_N: IntArray, folds: int, seed: int) -> IntArray:
 
 
 def _permutation(count: int, seed: int, stream: int) -> IntArray:
-    """A permutation that is the same in every version of numpy: only a bit generator's raw stream is guaranteed."""
+    return np.argsort(_words(count, seed, stream), kind="stable").astype(np.int64)
+
+
+def _words(count: int, seed: int, stream: int) -> npt.NDArray[np.uint64]:
+    """Random words that are the same in every version of numpy: only a bit generator's raw stream is guaranteed."""
     # https://numpy.org/neps/nep-0019-rng-policy.html: Generator.permutation may change, Philox's words may not
-    words = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(count)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    return np.asarray(np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(count), np.uint64)

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ca2cl.data.splits import describe_budget, labelled_subset
+from ca2cl.data.splits import describe_budget, labelled_subset, replaced_subset
 from ca2cl.evaluation.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.metrics import ClassificationMetrics, bootstrap_interval, classification_metrics, mean_sd
+from ca2cl.evaluation.protocol import HONEST, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,27 @@ class Row:
         return np.asarray(np.sum([metrics.confusion for metrics in self.per_seed], axis=0), np.int64)
 
 
-def draw_subsets(labels_N: npt.NDArray[np.int64], budgets: Sequence[float], seeds: int) -> Subsets:
-    """The labelled rows for every budget and for seeds 0..seeds-1; the budget with the fewest tiles comes first."""
-    drawn = {budget: [labelled_subset(labels_N, budget, seed) for seed in range(seeds)] for budget in set(budgets)}
+def draw_subsets(
+    labels_N: npt.NDArray[np.int64],
+    budgets: Sequence[float],
+    seeds: int,
+    *,
+    groups: Sequence[str | None] | None = None,
+    protocol: Protocol = HONEST,
+) -> Subsets:
+    """The labelled rows for every budget and for seeds 0..seeds-1; the budget with the fewest tiles comes first.
+
+    Args:
+        groups: slide or patient of every row, for a draw by slide (``data.splits.labelled_subset``).
+        protocol: whether a tile may be drawn twice; slides then play no part.
+    """
+
+    def draw(budget: float, seed: int) -> npt.NDArray[np.int64]:
+        if protocol.replacement:
+            return replaced_subset(labels_N, budget, seed)
+        return labelled_subset(labels_N, budget, seed, groups)
+
+    drawn = {budget: [draw(budget, seed) for seed in range(seeds)] for budget in set(budgets)}
     return dict(sorted(drawn.items(), key=lambda entry: (len(entry[1][0]), entry[0])))
 
 
