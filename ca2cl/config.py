@@ -225,7 +225,8 @@ class TrackingConfig:
     run_name: str | None = None
     """Name of the run; none takes the output folder's name."""
     register_as: str | None = "ca2cl-encoder"
-    """Registered model that the finished encoder becomes a version of; none registers nothing."""
+    """Registered model that the finished encoder (fine-tuning: the best classifier) becomes a version of; none
+    registers nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,7 +141,7 @@ def test_nothing_in_the_logged_run_is_a_pickle(store: Store, registered: tuple[P
     assert root is not None
     files = [path for path in (root / "artifacts" / registered[1]).rglob("*") if path.is_file()]
     names = {path.name for path in files}
-    assert {WEIGHTS_NAME, CARD_NAME, "MLmodel", "serving.py"} <= names
+    assert {WEIGHTS_NAME, CARD_NAME, "MLmodel", "serve_encoder.py"} <= names
     assert not {path.suffix for path in files} & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc"}
     assert not any(path.read_bytes()[:2] in (b"\x80\x04", b"\x80\x05", b"\x80\x02") for path in files)
 

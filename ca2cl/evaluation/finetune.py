@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,16 +16,20 @@ import torch
 
 from ca2cl import config as settings
 from ca2cl.config import OptimConfig, TrackingConfig, ViewsConfig
+from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import check_budget
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_cell import RESULT, Cell, Data, Recipe, run_cell
+from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_report import RECORD, report
 from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing
 from ca2cl.evaluation.probe_data import find_leak, open_pair, side_of
+from ca2cl.evaluation.protocol import PROTOCOLS, ProtocolName
 from ca2cl.evaluation.scoring import draw_subsets
 from ca2cl.model.classifier import Classifier
 from ca2cl.model.encoder import build_encoder
+from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.tracking.journal import write_atomic
 from ca2cl.training.engine import build_accelerator, under_deepspeed
 from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
@@ -39,6 +43,10 @@ START = "encoder"
 
 def _optim() -> OptimConfig:
     return OptimConfig(name="sgd", lr=0.01, schedule="cosine_restarts")
+
+
+def _tracking() -> TrackingConfig:
+    return TrackingConfig(register_as=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,12 @@ class FinetuneConfig:
     """Label budgets: a fraction of each class's tiles up to 1, or a whole number of tiles a class above 1."""
     seeds: int = 5
     """Draws of the labelled tiles for every budget: seeds 0, 1, and so on."""
+    draw_by: Literal["auto", "tile"] = "auto"
+    """What labels are drawn by. auto: whole slides or patients one after another, where every labelled tile has one;
+    tile: single tiles."""
+    protocol: ProtocolName = "honest"
+    """honest, or original: labels drawn with replacement, none held out, the epoch chosen by the test tiles, to be
+    compared with the authors' table and with nothing else."""
     epochs: int = 20
     """Most passes over the labelled tiles."""
     min_steps: int = 200
@@ -88,8 +102,9 @@ class FinetuneConfig:
     """Local folder in which remote shards are kept. Needed for remote shards only."""
     optim: OptimConfig = field(default_factory=_optim)
     """Optimizer and schedule; by default the paper's, SGD and a cosine that starts again every 5 epochs."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the encoder is found and the result is logged."""
+    tracking: TrackingConfig = field(default_factory=_tracking)
+    """Where the encoder is found and the result is logged. tracking.register_as ca2cl-classifier registers the
+    classifier that predicts its held-out tiles best, of those with the most labels."""
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -108,6 +123,8 @@ class FinetuneConfig:
             raise InputError(f"image_size is {self.image_size!r}: use at least 32 pixels")
         if self.optim.name == "lars":
             raise InputError("optim.name is 'lars': it is for large batches without labels; use sgd or adamw")
+        if self.protocol == "original" and self.tracking.register_as:
+            raise InputError("tracking.register_as is for the honest protocol: this one chooses by the test tiles")
         if len({START, *self.against}) < len(self.against) + 1:
             raise InputError(f"against names one encoder twice: {', '.join(self.against)}")
 
@@ -135,17 +152,25 @@ def run(config: FinetuneConfig) -> int:
     if problem:
         raise InputError(problem)
     data = Data(train, test, train.index.labels(), train.index.groups())
-    subsets = draw_subsets(data.labels[train.samples], config.labels, config.seeds)
+    groups = [data.groups[sample] for sample in train.samples] if config.draw_by == "auto" else [None]
+    subsets = draw_subsets(
+        data.labels[train.samples], config.labels, config.seeds, groups=None if None in groups else groups,
+        protocol=PROTOCOLS[config.protocol],
+    )  # fmt: skip
     cells = [Cell(*cell) for cell in itertools.product(starts, subsets, range(config.seeds))]
+    card = _card(config, starts[START], train.index)
     for cell in cells:
         folder = out / "cells" / cell.folder
         if _from_first((folder / RESULT).exists()):
             continue
         network = _network(config, starts[cell.start], cell, len(train.index.classes))
         labelled = train.samples[subsets[cell.budget][cell.seed]]
-        recipe = _recipe(config, starts[cell.start], cell.seed)
+        stays = cell.start == START and cell.budget == list(subsets)[-1] and config.protocol == "honest"
+        recipe = replace(_recipe(config, starts[cell.start], cell.seed), card=card if stays else None)
         if not run_cell(cell, labelled, network, recipe, data, folder, accelerator, stop):
             return EXIT_PREEMPTED
+        if stays and accelerator.is_main_process:
+            keep_best([out / "cells" / one.folder for one in cells])
     if accelerator.is_main_process:
         report(config, starts[START], out, cells, test, digests)
     accelerator.wait_for_everyone()
@@ -215,5 +240,14 @@ def _recipe(config: FinetuneConfig, start: ResolvedEncoder, seed: int) -> Recipe
             ViewsConfig(recipe=config.augment), prepare.size, mean=card.mean, std=card.std, seed=seed
         ).weak
     names = {f.name for f in dataclasses.fields(Recipe)} & {f.name for f in dataclasses.fields(config)}
-    given = {name: getattr(config, name) for name in names if name not in ("augment", "prepare")}
-    return Recipe(**given, augment=augment, prepare=prepare)
+    given = {name: getattr(config, name) for name in names if name not in ("augment", "protocol")}
+    return Recipe(**given, augment=augment, prepare=prepare, protocol=PROTOCOLS[config.protocol], card=None)
+
+
+def _card(config: FinetuneConfig, start: ResolvedEncoder, index: ShardIndex) -> EncoderCard:
+    classes = tuple(index.classes)
+    return EncoderCard(
+        arch=start.card.arch, feature_dim=start.card.feature_dim, mean=start.card.mean, std=start.card.std,
+        input_size=config.image_size or start.card.input_size, manifest_digest=index.manifest.digest, classes=classes,
+        predicts=classes, origin=f"{start.uri}, fine-tuned", origin_run_id=start.source_run_id,
+    )  # fmt: skip

@@ -21,10 +21,13 @@ from ca2cl.data.splits import describe_budget
 from ca2cl.data.stream import BadBudget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_data import LabelledOrder, hold_out, labelled_steps
+from ca2cl.evaluation.finetune_keep import keep
 from ca2cl.evaluation.finetune_selection import Looks, Selection
 from ca2cl.evaluation.finetune_step import FineTuning, LabelledSet, Preprocessing, predict
 from ca2cl.evaluation.metrics import classification_metrics
+from ca2cl.evaluation.protocol import Protocol
 from ca2cl.model.classifier import Classifier
+from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.tracking.journal import write_atomic
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
@@ -66,6 +69,9 @@ class Recipe:
     workers: int
     augment: Any
     prepare: Preprocessing
+    protocol: Protocol
+    card: EncoderCard | None
+    """What is known of the classifier before it is trained, for the cells whose weights are to stay."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ def run_cell(
         False where a signal asked for an end before it was done.
     """
     groups = [data.groups[sample] for sample in labelled]
-    held, how = hold_out(data.labels[labelled], groups, recipe.held_out, cell.seed)
+    protocol = recipe.protocol
+    share = recipe.held_out if protocol.holds_out else 0.0
+    held, how = hold_out(data.labels[labelled], groups, share, cell.seed)
     order = LabelledOrder(labelled[~held], recipe.batch_size, cell.seed)
     if order.size < accelerator.num_processes:
         raise InputError(
@@ -107,11 +115,14 @@ def run_cell(
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     state, progress = _resume(checkpointer, engine)
-    held_out = LabelledSet(data.train.index, data.train.reader, labelled[held], "held-out") if held.any() else None
+    watched = LabelledSet(data.train.index, data.train.reader, labelled[held], "held_out") if held.any() else None
+    if protocol.selects_on_test:
+        watched, how = data.test, "the test tiles"
     with tqdm(desc=cell.folder, unit="step", disable=None if accelerator.is_main_process else True) as bar:
-        looks = Looks(max(1, -(-10 // order.steps_per_epoch)), recipe.patience, recipe.batch_size, recipe.workers)
+        every = max(1, -(-10 // order.steps_per_epoch))
+        looks = Looks(every, recipe.patience, recipe.batch_size, recipe.workers, by_accuracy=protocol.selects_on_test)
         selection = Selection(
-            folder, held_out, recipe.prepare, looks, state, progress.step, bar if accelerator.is_main_process else None
+            folder, watched, recipe.prepare, looks, state, progress.step, bar if accelerator.is_main_process else None
         )
         job = _job(engine, order, recipe, data, selection, checkpointer, stop, progress)
         bar.total = job.total_steps
@@ -120,8 +131,9 @@ def run_cell(
             return False
     selection.restore_best(engine)
     selection.close()
-    _finish(cell, engine, recipe, data, selection, folder, {"labelled": len(labelled), "held_out": int(held.sum()),
-            "held_out_are": how, "steps": progress.step, "bad_samples": progress.bad_samples})  # fmt: skip
+    facts = {"labelled": len(labelled), "held_out": int(held.sum()), "chosen_by": how, "steps": progress.step}
+    facts["bad_samples"] = progress.bad_samples
+    _finish(cell, labelled, engine, recipe, data, selection, folder, facts)
     accelerator.free_memory()
     return True
 
@@ -156,8 +168,8 @@ def _job(
 
 
 def _finish(
-    cell: Cell, engine: AccelerateEngine, recipe: Recipe, data: Data, selection: Selection, folder: Path,
-    facts: dict[str, Any],
+    cell: Cell, labelled: Integers, engine: AccelerateEngine, recipe: Recipe, data: Data, selection: Selection,
+    folder: Path, facts: dict[str, Any],
 ) -> None:  # fmt: skip
     probabilities_MK, labels_M, samples_M = predict(
         engine, data.test, recipe.prepare, batch_size=recipe.batch_size, workers=recipe.workers
@@ -165,11 +177,14 @@ def _finish(
     if engine.accelerator.is_main_process:
         metrics = classification_metrics(labels_M, probabilities_MK)
         best = selection.best
-        facts |= {"best_epoch": best.epoch, "held_out_loss": best.loss, "held_out_accuracy": best.accuracy}
+        facts |= {"best_epoch": best.epoch, "held_out_loss": None, "held_out_accuracy": None}
+        if best.epoch >= 0 and not recipe.protocol.selects_on_test:
+            facts |= {"held_out_loss": best.loss, "held_out_accuracy": best.accuracy}
         result = {**cell._asdict(), **facts, "scores": metrics.scores(), "confusion": metrics.confusion.tolist()}
-        save_file({"probabilities": probabilities_MK, "labels": labels_M, "samples": samples_M}, folder / PREDICTIONS)
-        if best.epoch < 0:
-            result.update(held_out_loss=None, held_out_accuracy=None)
+        if recipe.card is not None:
+            keep(folder, engine.bare, recipe.card, facts)
+        arrays: dict[str, Any] = {"labels": labels_M, "samples": samples_M, "labelled": labelled}
+        save_file({"probabilities": probabilities_MK, **arrays}, folder / PREDICTIONS)
         write_atomic(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())  # last: it says that all is there
         for path in folder.glob("best-epoch-*"):
             path.unlink()

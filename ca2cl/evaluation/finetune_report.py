@@ -19,9 +19,11 @@ from ca2cl.config import flatten
 from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_cell import PREDICTIONS, RESULT, Cell
+from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_step import LabelledSet
 from ca2cl.evaluation.metrics import Difference, bootstrap_interval, classification_metrics, paired_difference
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, tracked_metrics, write_json
+from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
 
 if TYPE_CHECKING:
@@ -61,10 +63,27 @@ def report(
     shown = [row for row in rows if row.features == first][-1]
     title = f"{CLASSIFIER} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
     draw_confusion(files[1], shown.confusion, test.index.classes, title)
+    statement = PROTOCOLS[config.protocol].statement
     sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
+    sys.stdout.write(f"{statement}\n" if statement else "")
     sys.stdout.flush()
     run_id = _log(config, found, rows, compared, [*files, *sorted(out.glob("cells/*/journal.jsonl"))], digests)
     sys.stdout.write(f"logged as MLflow run {run_id}\n")
+    _register(config, run_id, keep_best([folder for folders in groups.values() for folder in folders]))
+
+
+def _register(config: FinetuneConfig, run_id: str, classifier: Path | None) -> None:
+    if classifier is None:
+        return
+    text = f"the best classifier on held-out tiles is in {classifier}"
+    name = config.tracking.register_as
+    if name:
+        from ca2cl.tracking.registry import log_and_register
+        from ca2cl.tracking.store import open_store
+
+        store = open_store(config.tracking.uri, config.tracking.root)
+        text += f", registered as models:/{name}/{log_and_register(run_id, classifier, name, store)}"
+    sys.stdout.write(f"{text}\n")
 
 
 def _right(folder: Path) -> npt.NDArray[np.bool_]:
@@ -115,6 +134,7 @@ def _content(
         "ca2cl": __version__,
         "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
         "data": {"train_manifest_digest": digests[0], "test_manifest_digest": digests[1]},
+        "protocol": {"name": config.protocol, "statement": PROTOCOLS[config.protocol].statement},
         "leak": json.loads((Path(config.output_dir) / RECORD).read_text(encoding="utf-8"))["leak"],
         "config": flatten(config),
         "results": [row_as_dict(row) for row in rows],
@@ -143,6 +163,7 @@ def _log(
         artifacts=files[:2],
         tags={
             "ca2cl.kind": "finetune",
+            "ca2cl.protocol": config.protocol,
             "ca2cl.train_manifest_digest": digests[0],
             "ca2cl.test_manifest_digest": digests[1],
         },

@@ -1,4 +1,5 @@
-"""When fine-tuning has been long enough: held-out labelled tiles say so, never the test set."""
+"""When fine-tuning has been long enough: held-out labelled tiles say so, never the test set (but for the protocol that
+is there to be compared with, ``protocol.ORIGINAL``)."""
 
 from __future__ import annotations
 
@@ -37,6 +38,9 @@ class Looks:
     """Looks without a better one that end the training."""
     batch_size: int
     workers: int
+    by_accuracy: bool = False
+    """Whether the most accurate epoch is the best, instead of the one with the lowest log-loss: a few held-out tiles
+    cannot tell accuracies apart, and the test set is chosen by for its accuracy alone."""
 
 
 class Selection:
@@ -45,7 +49,7 @@ class Selection:
 
     Args:
         folder: of the cell: its journal, and the best weights.
-        held_out: the tiles to look at, or None.
+        watched: the tiles to look at, or None.
         state: what every checkpoint carries; ``best`` in it is where this selection stands.
         step: optimizer steps done when it begins.
         bar: of the cell's steps on rank 0; None on the others, which write nothing.
@@ -54,14 +58,14 @@ class Selection:
     def __init__(
         self,
         folder: Path,
-        held_out: LabelledSet | None,
+        watched: LabelledSet | None,
         prepare: Preprocessing,
         looks: Looks,
         state: dict[str, Any],
         step: int,
         bar: tqdm[Any] | None,
     ) -> None:
-        self.folder, self.held_out, self.prepare, self.looks, self.state = folder, held_out, prepare, looks, state
+        self.folder, self.watched, self.prepare, self.looks, self.state = folder, watched, prepare, looks, state
         self.best = Best(**state["best"]) if "best" in state else Best()
         self.bar = bar
         self.journal = None
@@ -89,23 +93,23 @@ class Selection:
 
     def after_epoch(self, epoch: int, engine: AccelerateEngine) -> bool:
         """Look, every few epochs; whether it has been long enough. Every rank calls it."""
-        if self.held_out is None or (epoch + 1) % self.looks.every:
+        if self.watched is None or (epoch + 1) % self.looks.every:
             return False
         probabilities_MK, labels_M, _ = predict(
-            engine, self.held_out, self.prepare, batch_size=self.looks.batch_size, workers=self.looks.workers
+            engine, self.watched, self.prepare, batch_size=self.looks.batch_size, workers=self.looks.workers
         )
         right_M = probabilities_MK[np.arange(len(labels_M)), labels_M].astype(np.float64)
-        # log-loss, because a few tiles cannot tell accuracies apart
         loss = float(-np.log(np.maximum(right_M, 1e-12)).mean())
         accuracy = float((probabilities_MK.argmax(1) == labels_M).mean())
-        if loss < self.best.loss:
+        better = accuracy > self.best.accuracy if self.looks.by_accuracy else loss < self.best.loss
+        if better or self.best.epoch < 0:
             self.best = Best(loss, accuracy, epoch)
             self._keep_weights(engine)
         else:
             self.best = replace(self.best, waited=self.best.waited + 1)
         self.state["best"] = asdict(self.best)
         if self.journal is not None:
-            self.journal.append({"event": "held_out", "epoch": epoch, "loss": loss, "accuracy": accuracy})
+            self.journal.append({"event": self.watched.title, "epoch": epoch, "loss": loss, "accuracy": accuracy})
         return self.enough
 
     def _weights(self, epoch: int) -> Path:

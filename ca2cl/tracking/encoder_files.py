@@ -38,6 +38,8 @@ class EncoderCard:
     manifest_digest: str | None = None
     """Identity of the tiles it was trained on."""
     classes: tuple[str, ...] = ()
+    predicts: tuple[str, ...] = ()
+    """Classes of the head ``fc`` in the order of its rows, where the weights have one: then it is a classifier too."""
     config_digest: str | None = None
     commit: str | None = None
     step: int = 0

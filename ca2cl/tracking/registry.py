@@ -67,16 +67,23 @@ def log_and_register(run_id: str, folder: str | Path, register_as: str | None, s
 
 
 def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
-    """Write the MLflow model of the encoder in ``folder``: this package's code, the two files, no pickle."""
+    """Write the MLflow model of what is in ``folder``, encoder or classifier: this package's code, the two files, no
+    pickle."""
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
     # no inputs: serving.py says why
-    signature = ModelSignature(outputs=Schema([TensorSpec(_float32(), (-1, card.feature_dim))]))
+    if card.predicts:
+        code = "serve_classifier.py"
+        columns = [ColSpec("string", "prediction")] + [ColSpec("float", f"probability_{n}") for n in card.predicts]
+        signature = ModelSignature(outputs=Schema(columns))
+    else:
+        code = "serve_encoder.py"
+        signature = ModelSignature(outputs=Schema([TensorSpec(_float32(), (-1, card.feature_dim))]))
     mlflow.pyfunc.save_model(
         path=str(target),
-        python_model=str(Path(__file__).with_name("serving.py")),
+        python_model=str(Path(__file__).with_name(code)),
         artifacts={"encoder": str(folder)},
         code_paths=[str(Path(ca2cl.__file__).parent)],
         pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _RUNTIME],
@@ -107,7 +114,8 @@ def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Sto
 
     client = store.client
     try:
-        client.create_registered_model(name, description="Tile encoder trained by ca2cl")
+        what = "Tile classifier fine-tuned" if card.predicts else "Tile encoder trained"
+        client.create_registered_model(name, description=f"{what} by ca2cl")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -1,11 +1,9 @@
-"""The encoder as an MLflow pyfunc: image bytes in, feature vectors out. MLflow runs this file; nothing is pickled.
+"""What an MLflow pyfunc makes of the images that a client sends: feature vectors, or the classes of a classifier.
 
-The saved model has no input signature. With one, MLflow would decode base64 itself before ``predict`` sees it: it
-drops what is no base64 instead of complaining (a ``data:`` prefix is then part of the image), and its complaints name
-no row. So what a client sends arrives here as it is.
-
-The file is saved with the model and executed when the model is loaded (models from code), so it uses absolute
-imports only.
+MLflow runs ``serve_encoder.py`` or ``serve_classifier.py``, which name one of these each; nothing is pickled. The saved
+model has no input signature. With one, MLflow would decode base64 itself before ``predict`` sees it: it drops what is
+no base64 instead of complaining (a ``data:`` prefix is then part of the image), and its complaints name no row. So what
+a client sends arrives here as it is.
 """
 
 from __future__ import annotations
@@ -19,13 +17,14 @@ from typing import Any
 import mlflow
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from torch import Tensor
 
 from ca2cl.data.decode import decode
 from ca2cl.errors import InputError
-from ca2cl.tracking.encoder_files import load_encoder
+from ca2cl.tracking.encoder_files import WEIGHTS_NAME, load_encoder, read_weights
 from ca2cl.views.preprocess import preprocess
 
 COLUMN = "image"
@@ -71,6 +70,9 @@ class TileEncoder:
         Raises:
             BadRequest: no column of images, or one that cannot be decoded; names its row.
         """
+        return self._features(model_input)
+
+    def _features(self, model_input: Any) -> npt.NDArray[np.float32]:
         images = _column(model_input)
         parts = [self._encode(images, start) for start in range(0, len(images), _CHUNK)]
         return np.concatenate(parts) if parts else np.zeros((0, self._card.feature_dim), np.float32)
@@ -117,9 +119,27 @@ def _to_bytes(image: Any) -> bytes:
     raise TypeError(f"{type(image).__name__} is not the type of an image")
 
 
-class EncoderModel(TileEncoder, mlflow.pyfunc.PythonModel):
-    """The same for MLflow, which wants annotations on a ``predict`` of the subclass itself; an inherited one it leaves
-    alone."""
+class TileClassifier(TileEncoder):
+    """Classes of tiles, by the head ``fc`` that lies with the encoder's weights."""
 
+    def load_context(self, context: Any) -> None:
+        """Read the head as well."""
+        super().load_context(context)
+        path = Path(context.artifacts["encoder"]) / WEIGHTS_NAME
+        weights = read_weights(path)
+        self._weight_KD, self._bias_K = weights["fc.weight"].numpy(), weights["fc.bias"].numpy()
 
-mlflow.models.set_model(EncoderModel())
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """A row for every image, in the order of the input: ``prediction``, the name of the most probable class, and
+        ``probability_NAME`` for each class.
+
+        Raises:
+            BadRequest: as ``TileEncoder.predict``.
+        """
+        logits_NK = self._features(model_input) @ self._weight_KD.T + self._bias_K
+        odds_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+        probability_NK = odds_NK / odds_NK.sum(axis=1, keepdims=True)
+        names = list(self._card.predicts)
+        frame = pd.DataFrame(probability_NK, columns=[f"probability_{name}" for name in names])
+        frame.insert(0, "prediction", np.asarray(names, object)[probability_NK.argmax(axis=1)])
+        return frame

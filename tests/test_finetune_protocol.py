@@ -1,0 +1,176 @@
+"""What may choose a fine-tuned classifier: held-out tiles; and, by the authors' protocol alone, the test tiles."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from ca2cl.cli import main
+from ca2cl.data.decode import decode
+from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.views.preprocess import preprocess
+from tests.servers import ModelServer
+from tests.shards import encode, write_shards
+from tests.test_serving import post
+
+SMALL = (
+    "--encoder", "random:3", "--against", "[]", "--labels", "0.5", "--seeds", "2", "--epochs", "12", "--min_steps", "1",
+    "--batch_size", "3", "--image_size", "32", "--workers", "0", "--norm", "frozen", "--held_out", "0.25",
+)  # fmt: skip
+CLASSES = ["blue", "green", "red"]
+Job = Callable[..., Path]
+
+
+def pictures(tiles: int, seed: int) -> list[bytes]:
+    """Noise with a faint colour; tile i is of class i % 3."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(60, 180, (tiles, 40, 40, 3))
+    pixels[np.arange(tiles), :, :, 2 - np.arange(tiles) % 3] += 30
+    return [encode(tile.astype(np.uint8)) for tile in pixels]
+
+
+def tissue(folder: Path, tiles: int, seed: int, labels: list[int] | None = None) -> str:
+    return str(write_shards(folder, pictures(tiles, seed), labels=labels, classes=CLASSES, tile_size=(40, 40)))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Runs a job in this process, once for the same options; its folder."""
+    root = tmp_path_factory.mktemp("protocol")
+    train = tissue(root / "train", 60, seed=0)
+    wrong = np.random.default_rng(5).integers(0, 3, 30).tolist()
+    tests = {"test": tissue(root / "test", 30, seed=1), "wrong": tissue(root / "wrong", 30, seed=1, labels=wrong)}
+
+    def run(protocol: str, test: str = "test", *more: str) -> Path:
+        out = root / "-".join([protocol, test, *more]).replace("/", "")
+        if not (out / "finetune-results.json").exists():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("ACCELERATE_USE_CPU", "true")
+                patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+                where = ("--train", train, "--test", tests[test], "--output_dir", str(out))
+                store = ("--tracking.root", str(root / "store"))
+                assert main(["finetune", *where, *store, "--protocol", protocol, *SMALL, *more]) == 0
+        return out
+
+    return run
+
+
+def cells(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]]:
+    """Result, arrays and journal of every seed."""
+    return [
+        (
+            json.loads((cell / "result.json").read_text()),
+            load_file(cell / "predictions.safetensors"),
+            [json.loads(line) for line in (cell / "journal.jsonl").read_text().splitlines()],
+        )
+        for cell in sorted((folder / "cells").iterdir())
+    ]
+
+
+def test_labels_are_drawn_with_replacement_by_the_original_protocol_alone(job: Job) -> None:
+    for protocol, repeated in (("honest", False), ("original", True)):
+        for _, arrays, _ in cells(job(protocol)):
+            assert len(arrays["labelled"]) == 30
+            assert (len(set(arrays["labelled"].tolist())) < 30) == repeated
+
+
+def test_the_original_protocol_alone_holds_nothing_out(job: Job) -> None:
+    for result, _, _ in cells(job("honest")):
+        assert result["held_out"] == 9 and result["chosen_by"] == "tiles of any slide"
+    for result, _, _ in cells(job("original")):
+        assert result["held_out"] == 0 and result["chosen_by"] == "the test tiles"
+        assert result["steps"] % 10 == 0, "an epoch of 30 tiles has ten batches of three; of 21 it has seven"
+
+
+def test_the_original_protocol_takes_the_epoch_with_the_best_test_accuracy(job: Job) -> None:
+    for result, arrays, journal in cells(job("original")):
+        looks = [line for line in journal if line.get("event") == "test"]
+        best = max(looks, key=lambda look: look["accuracy"])  # the first of equals
+        assert len({look["accuracy"] for look in looks}) > 1 and result["best_epoch"] == best["epoch"]
+        right = (arrays["probabilities"].argmax(1) == arrays["labels"]).mean()
+        assert result["scores"]["accuracy"] == pytest.approx(right) == pytest.approx(best["accuracy"])
+
+
+def test_test_labels_have_no_say_in_an_honest_result_and_one_in_an_original(job: Job) -> None:
+    for protocol, same in (("honest", True), ("original", False)):
+        pairs = zip(cells(job(protocol)), cells(job(protocol, "wrong")), strict=True)
+        equal = [np.array_equal(a[1]["probabilities"], b[1]["probabilities"]) for a, b in pairs]
+        assert all(equal) if same else not all(equal), protocol
+    for _, _, journal in cells(job("honest")):
+        assert not [line for line in journal if line.get("event") == "test"]
+
+
+def test_an_original_result_says_what_it_is_wherever_it_is_shown(
+    job: Job, capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    folder = job("original", "test", "--seeds", "1")
+    assert "these numbers are above what new tiles would give" in capfd.readouterr().out.lower()
+    content = json.loads((folder / "finetune-results.json").read_text())
+    assert content["protocol"]["name"] == "original" and "the test tiles chose" in content["protocol"]["statement"]
+    assert not list(folder.glob("cells/*/classifier")), "a classifier that the test tiles chose was kept"
+    assert json.loads((job("honest") / "finetune-results.json").read_text())["protocol"]["statement"] == ""
+
+
+def test_an_original_classifier_is_not_registered(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError):
+        job("original", "test", "--tracking.register_as", "ca2cl-classifier")
+    assert "tracking.register_as is for the honest protocol" in capfd.readouterr().err
+
+
+def test_the_best_held_out_classifier_stays_is_registered_and_served(
+    job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    folder = job("honest", "test", "--tracking.register_as", "ca2cl-classifier")
+    assert "registered as models:/ca2cl-classifier/1" in capfd.readouterr().out
+    (kept,) = folder.glob("cells/*/classifier")
+    held = {cell.name: json.loads((cell / "result.json").read_text()) for cell in (folder / "cells").iterdir()}
+    assert kept.parent.name == min(held, key=lambda name: held[name]["held_out_loss"])
+
+    arrays = load_file(kept.parent / "predictions.safetensors")
+    images = pictures(30, seed=1)[:5]
+    uri = f"sqlite:///{folder.parent / 'store' / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    frame = mlflow.pyfunc.load_model("models:/ca2cl-classifier/1").predict(images)
+    assert list(frame.columns) == ["prediction", *(f"probability_{name}" for name in CLASSES)]
+    np.testing.assert_allclose(frame.iloc[:, 1:].to_numpy(), arrays["probabilities"][:5], atol=1e-5)
+    assert frame["prediction"].tolist() == [CLASSES[k] for k in arrays["probabilities"][:5].argmax(1)]
+
+    server = ModelServer(tmp_path, "models:/ca2cl-classifier/1", uri)
+    try:
+        server.start(patience=180)
+        status, answer = post(server, {"inputs": [base64.b64encode(image).decode() for image in images]})
+        assert status == 200 and [row["prediction"] for row in answer["predictions"]] == frame["prediction"].tolist()
+        status, answer = post(server, {"inputs": ["no image"]})
+        assert status == 400 and "image in row 0" in json.dumps(answer)
+    finally:
+        server.stop()
+
+    # What is registered is an encoder as well, the one behind the head.
+    found = resolve_encoder("models:/ca2cl-classifier/1", tracking_uri=uri)
+    weights = load_file(kept / "encoder.safetensors")
+    x = preprocess(torch.from_numpy(decode(images[0]))[None], 32, found.card.mean, found.card.std)
+    with torch.inference_mode():
+        logits = found.encoder(x).numpy() @ weights["fc.weight"].T + weights["fc.bias"]
+    assert logits.argmax() == arrays["probabilities"][0].argmax() and found.card.predicts == tuple(CLASSES)
+
+
+def test_a_cell_cut_short_leaves_no_classifier_that_counts(job: Job, tmp_path: Path) -> None:
+    """What a kill may leave: weights of a cell that has no result yet, and half a card."""
+    from ca2cl.evaluation.finetune_keep import keep_best
+
+    for name in ("a", "b"):
+        shutil.copytree(next(job("honest").glob("cells/*/classifier")), tmp_path / name / "classifier")
+    (tmp_path / "a" / "classifier" / "card.json").write_text('{"arch": ')
+    assert keep_best([tmp_path / "a", tmp_path / "b", tmp_path / "c"]) == tmp_path / "b" / "classifier"
+    assert not (tmp_path / "a" / "classifier").exists()
+    assert keep_best([tmp_path / "c"]) is None
