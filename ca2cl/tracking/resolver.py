@@ -117,10 +117,11 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
     if name not in known:
         raise InputError(f"encoder {source!r}: torchvision has {', '.join(known)} for {arch}")
     try:
-        state = known[name].get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
         raise InputError(
-            f"encoder {source!r}: cannot be downloaded ({error}); put {Path(known[name].url).name} into "
+            f"encoder {source!r}: cannot be downloaded or read ({told}); put {Path(known[name].url).name} into "
             f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
         ) from None
     encoder = make_encoder(state, arch, source)
