@@ -61,7 +61,7 @@ def run(config: QuickstartConfig) -> int:
     run_id = json.loads((folder / "run" / "run.json").read_text())["run_id"]
     code = _start(
         ["ca2cl", "probe", "--encoder", run_id, "--train", "shards/train", "--test", "shards/test",
-         "--labels", "0.1", "1.0", "--output", "probe.json"], folder,
+         "--labels", "0.1", "1.0", "--imagenet", "false", "--output", "probe.json"], folder,
     )  # fmt: skip
     if code == 0:
         sys.stdout.write(_summary(folder, time.monotonic() - started))

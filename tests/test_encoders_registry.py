@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.tracking.evaluation_run import log_evaluation
@@ -276,3 +277,47 @@ def test_a_misspelt_name_and_an_unreachable_store(shelf: Shelf, capfd: pytest.Ca
     for verb in (("list",), ("show", "1"), ("compare", "1", "2"), ("promote", "1"), ("import", "random")):
         line = told(capfd, *verb, "--tracking.uri", "http://127.0.0.1:9", code=2)
         assert "cannot be used: connection refused" in line, line
+
+
+def test_what_the_test_tiles_chose_ranks_no_encoder(
+    shelf: Shelf, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two versions of a model of their own, the better one measured by the original protocol alone."""
+    store, name = shelf.store, ["--name", "protocols", "--tracking.root", str(shelf.store.root)]
+    sources = []
+    for number in ("1", "2"):
+        source = str(store.client.create_run(store.experiment_id("shelf")).info.run_id)
+        folder = save_encoder(
+            tmp_path / number, build_encoder().state_dict(), dataclasses.replace(CARD, source_run_id=source)
+        )
+        assert log_and_register(source, folder, "protocols", store) == number
+        sources.append(source)
+
+    def measured(number: int, accuracy: float, protocol: str) -> None:
+        tags = {"ca2cl.kind": "probe", "ca2cl.train_manifest_digest": TRAIN, "ca2cl.test_manifest_digest": TEST}
+        log_evaluation(
+            source_run_id=sources[number - 1],
+            name="probe",
+            params={"encoder_uri": f"models:/protocols/{number}"},
+            metrics=scores(accuracy, 0.5),
+            artifacts=[],
+            tags={**tags, "ca2cl.protocol": protocol} if protocol else tags,
+            root=str(store.root),
+            experiment="shelf",
+        )
+
+    told(capfd, "promote", "1", *name)
+    measured(1, 0.7, "")
+    measured(2, 0.9, ORIGINAL_STATEMENT)
+    line = told(capfd, "promote", "2", "--if-better", BETTER, *name, code=2)
+    assert "nothing is comparable" in line and "protocol original" in line
+    assert "nothing is comparable" in told(capfd, "compare", "1", "2", *name)
+    measured(1, 0.8, ORIGINAL_STATEMENT)
+    line = told(capfd, "promote", "2", "--if-better", BETTER, *name, code=2)
+    assert "measured by protocol original alone" in line
+    assert "probe, train 11111111, test 22222222, protocol original\n" in told(capfd, "compare", "1", "2", *name)
+    records = {one["version"]: one for one in json.loads(told(capfd, "list", "--json", *name))}
+    assert records[2]["best"]["accuracy"] is None and records[1]["best"]["accuracy"]["value"] == 0.7
+    measured(2, 0.6, "honest")
+    assert told(capfd, "promote", "2", "--if-better", BETTER, *name).startswith("kept")
+    assert str(store.client.get_registered_model("protocols").aliases["champion"]) == "1"

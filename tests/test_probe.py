@@ -60,6 +60,7 @@ def config(tissue: Path, folder: Path, **changes: object) -> ProbeConfig:
         "seeds": 2,
         "workers": 0,
         "device": "cpu",
+        "imagenet": False,  # no network in tests
         "output": str(folder / "out" / "probe.json"),
         # one database for the module: making one takes seconds
         "tracking": TrackingConfig(root=str(tissue / "runs"), experiment=folder.name),
@@ -80,7 +81,7 @@ def test_encoder_and_floors_stand_in_one_table(probed: tuple[Path, dict]) -> Non
     assert [(row["features"], row["classifier"], row["budget"]) for row in content["results"]] == [
         (features, classifier, budget)
         for features in ("encoder", "colour histogram", "random encoder")
-        for classifier in ("linear", "k-NN")
+        for classifier in ("linear", "linear SGD", "k-NN")
         for budget in (0.5, 1.0)
     ]
     assert [row["labelled"] for row in content["results"][:2]] == [9 * TRAIN_TILES // 2, 9 * TRAIN_TILES]
@@ -146,7 +147,7 @@ def test_the_same_probe_gives_the_same_numbers(
     assert run(config(tissue, tmp_path, floors=False, workers=2, batch_size=7, output=None)) == 0
     (path,) = (tissue / "runs").glob(f"probe-{SOURCE_RUN}-*.json")
     again = json.loads(path.read_text())["results"]
-    assert len(again) == 4
+    assert len(again) == 6
     for mine, theirs in zip(again, probed[1]["results"], strict=False):
         assert mine["mean"]["accuracy"] == pytest.approx(theirs["mean"]["accuracy"], abs=0.02)
     printed = capsys.readouterr().out

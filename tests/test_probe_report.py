@@ -12,7 +12,7 @@ import pytest
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, tracked_metrics, write_json
-from ca2cl.evaluation.scoring import Row, draw_subsets, score
+from ca2cl.evaluation.scoring import Row, Scoring, draw_subsets, score
 
 
 def made_up(count: int, seed: int) -> Features:
@@ -28,14 +28,16 @@ def made_up(count: int, seed: int) -> Features:
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     train, test = made_up(90, 0), made_up(60, 1)
-    return score(train, test, draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3), k=20, strength="auto")
+    return score(
+        train, {"test": test}, draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3), Scoring(strength="auto")
+    )
 
 
 def test_there_is_a_row_for_all_features_classifiers_and_budgets(rows: list[Row]) -> None:
     assert [(r.features, r.classifier, r.budget) for r in rows] == [
         (features, classifier, budget)
         for features in ("encoder", "floor")
-        for classifier in ("linear", "k-NN")
+        for classifier in ("linear", "linear SGD", "k-NN")
         for budget in (0.1, 8.0, 1.0)
     ]
     assert [r.labelled for r in rows[:3]] == [9, 24, 90]
@@ -50,7 +52,8 @@ def test_signal_is_told_from_noise(rows: list[Row]) -> None:
 
 def test_rows_are_a_function_of_their_input(rows: list[Row]) -> None:
     train, test = made_up(90, 0), made_up(60, 1)
-    again = score(train, test, draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3), k=20, strength="auto")
+    subsets = draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3)
+    again = score(train, {"test": test}, subsets, Scoring(strength="auto"))
     assert [row_as_dict(row) for row in again] == [row_as_dict(row) for row in rows]
 
 
@@ -107,6 +110,6 @@ def test_the_confusion_matrix_is_drawn(rows: list[Row], tmp_path: Path) -> None:
 def test_metrics_for_tracking_are_finite_and_named_by_row(rows: list[Row]) -> None:
     metrics = tracked_metrics(rows)
     assert metrics["encoder/linear/10pct/accuracy"] == rows[0].mean_sd("accuracy")[0]
-    assert metrics["floor/k-NN/8_per_class/accuracy_low"] == rows[10].interval[0]
+    assert metrics["floor/k-NN/8_per_class/accuracy_low"] == rows[16].interval[0]
     assert all(math.isfinite(value) for value in metrics.values())
     assert len(metrics) == len(rows) * (2 * 6 + 2)

@@ -108,6 +108,24 @@ def stratified_folds(labels_N: IntArray, folds: int, seed: int) -> IntArray:
     return fold_N
 
 
+def slide_folds(labels_N: IntArray, slides: Sequence[str], folds: int, seed: int) -> IntArray:
+    """Fold of every tile, shape (N,), such that no slide or patient lies in two folds and every fold has about its
+    share of every class. With fewer slides than ``folds`` there are as many folds as slides.
+
+    Raises:
+        ValueError: no class has as many tiles as there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # loaded where it is needed: it takes a second
+
+    folds = min(folds, len(set(slides)))
+    fold_N = np.zeros(len(labels_N), np.int64)
+    if folds > 1:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        for fold, (_, held) in enumerate(splitter.split(labels_N, labels_N, np.asarray(slides, str))):
+            fold_N[held] = fold
+    return fold_N
+
+
 def _permutation(count: int, seed: int, stream: int) -> IntArray:
     return np.argsort(_words(count, seed, stream), kind="stable").astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""The two classifiers that read frozen features: logistic regression and k nearest neighbours.
+"""Two classifiers that read frozen features: logistic regression and k nearest neighbours (``sgd`` has the third).
 
 Legend: N labelled tiles, M test tiles, D features, K classes. Labels are 0..K-1 and every class has a labelled tile.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.splits import stratified_folds
+from ca2cl.data.splits import slide_folds, stratified_folds
+from ca2cl.evaluation.protocol import HONEST, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,12 @@ def logistic_regression(
     train_ND: FloatArray,
     labels_N: IntArray,
     test_MD: FloatArray,
+    test_labels_M: IntArray | None = None,
     *,
     seed: int,
     strength: Strength = "auto",
+    protocol: Protocol = HONEST,
+    groups: Sequence[str | None] | None = None,
 ) -> Prediction:
     """Multinomial logistic regression by L-BFGS on features less the labelled tiles' mean, scaled to unit length.
 
@@ -59,31 +63,79 @@ def logistic_regression(
     and accuracy on other slides then falls with more labels.
 
     Args:
+        test_labels_M: needed and used under ``protocol.selects_on_test`` alone, where ``auto`` takes the strength with
+            the highest accuracy on the test tiles.
         strength: C; or ``auto``, the one with the lowest mean log-loss on held-out *labelled* tiles (the smaller C of
             equals): log-loss, because a few held-out tiles cannot tell accuracies apart. Test tiles take no part in
             it. Held-out tiles of slides that are trained on choose far too large a C for tiles of other slides.
         seed: of the folds that ``auto`` holds out.
+        groups: slide or patient of every labelled tile: ``auto`` then holds out whole ones.
     """
     if strength == "auto":
-        strength = choose_strength(train_ND, labels_N, seed=seed)
+        if protocol.selects_on_test and test_labels_M is not None:
+            strength = _strength_by_test(train_ND, labels_N, test_MD, test_labels_M)
+        elif protocol.holds_out:
+            strength = choose_strength(train_ND, labels_N, seed=seed, groups=groups)
+        else:
+            strength = DEFAULT_STRENGTH
     model = _model(strength)
-    train_ND, test_MD = _centred(train_ND, test_MD)
+    train_ND, test_MD = centred(train_ND, test_MD)
     _fit(model, train_ND, labels_N)
     return Prediction(np.asarray(model.predict_proba(test_MD), np.float64), {"C": strength})
 
 
 def choose_strength(
-    train_ND: FloatArray, labels_N: IntArray, *, seed: int, strengths: Sequence[float] = STRENGTHS
+    train_ND: FloatArray,
+    labels_N: IntArray,
+    *,
+    seed: int,
+    strengths: Sequence[float] = STRENGTHS,
+    groups: Sequence[str | None] | None = None,
 ) -> float:
-    """The C of ``strengths`` that predicts held-out labelled tiles best; ``DEFAULT_STRENGTH`` with too few labels."""
-    if np.bincount(labels_N).min() < FOLDS:
+    """The C of ``strengths`` that predicts held-out labelled tiles best; ``DEFAULT_STRENGTH`` with too few labels, or
+    where no whole slide can be held out of those that are known."""
+    held_out = [_HeldOut(train_ND, labels_N, held_N) for held_N in _held_in_turn(labels_N, groups, seed)]
+    if not held_out:
         return DEFAULT_STRENGTH
-    fold_N = stratified_folds(labels_N, FOLDS, seed)
-    rounds = min(FOLDS, math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N)))
-    held_out = [_HeldOut(train_ND, labels_N, fold_N == fold) for fold in range(rounds)]
+    return _lowest(strengths, lambda strength: sum(fold.loss(strength) for fold in held_out))
+
+
+def _held_in_turn(
+    labels_N: IntArray, groups: Sequence[str | None] | None, seed: int
+) -> list[npt.NDArray[np.bool_]]:  # fmt: skip
+    """Which labelled tiles are held out, one mask (N,) a fold."""
+    if np.bincount(labels_N).min() < FOLDS:
+        return []
+    if groups is not None and None not in groups:
+        fold_N = slide_folds(labels_N, [str(group) for group in groups], FOLDS, seed)
+    else:
+        fold_N = stratified_folds(labels_N, FOLDS, seed)
+    masks = [fold_N == fold for fold in range(fold_N.max() + 1)]
+    # a class may lie in few slides: what is left must still hold it
+    masks = [held_N for held_N in masks if held_N.any() and len(np.unique(labels_N[~held_N])) == labels_N.max() + 1]
+    return masks[: math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N))]
+
+
+def _strength_by_test(
+    train_ND: FloatArray, labels_N: IntArray, test_MD: FloatArray, test_labels_M: IntArray
+) -> float:  # fmt: skip
+    """The C that gets most test tiles right: what the original protocol does, and no other may."""
+    train_ND, test_MD = centred(train_ND, test_MD)
+    model = _model(STRENGTHS[0])
+
+    def wrong(strength: float) -> float:
+        model.set_params(C=strength)
+        _fit(model, train_ND, labels_N)
+        return float((model.predict_proba(test_MD).argmax(axis=1) != test_labels_M).sum())
+
+    return _lowest(STRENGTHS, wrong)
+
+
+def _lowest(strengths: Sequence[float], loss: Callable[[float], float]) -> float:
+    """The strength with the lowest loss, the first of equals."""
     losses: list[float] = []
     for strength in strengths:
-        losses.append(sum(fold.loss(strength) for fold in held_out))
+        losses.append(loss(strength))
         # The loss falls and then rises with C, and the largest C take by far the longest to fit.
         if len(losses) > RISES and min(losses[-RISES:]) > min(losses[:-RISES]):
             break
@@ -94,7 +146,7 @@ class _HeldOut:
     """One fold held out: a model that goes up the path of strengths, each fit started from the one before."""
 
     def __init__(self, train_ND: FloatArray, labels_N: IntArray, held_N: npt.NDArray[np.bool_]) -> None:
-        self._fit_ND, self._held_MD = _centred(train_ND[~held_N], train_ND[held_N])
+        self._fit_ND, self._held_MD = centred(train_ND[~held_N], train_ND[held_N])
         self._labels_N, self._truth_M = labels_N[~held_N], labels_N[held_N]
         self._model = _model(STRENGTHS[0])
 
@@ -124,10 +176,10 @@ def _fit(model: Any, train_ND: FloatArray, labels_N: IntArray) -> None:
         logger.warning("logistic regression with C = %g stopped after %d iterations", model.C, MAX_ITERATIONS)
 
 
-def _centred(train_ND: FloatArray, test_MD: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Both less the mean of ``train_ND``, of unit length."""
+def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
+    """All of them less the mean of ``train_ND``, of unit length."""
     mean_D = train_ND.mean(axis=0, dtype=np.float64).astype(train_ND.dtype)
-    return _unit(train_ND - mean_D), _unit(test_MD - mean_D)
+    return [_unit(features - mean_D) for features in (train_ND, *others)]
 
 
 def nearest_neighbours(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.data.index import ShardIndex, key_hash
-from ca2cl.data.splits import stratified_folds
+from ca2cl.data.splits import slide_folds, stratified_folds
 from ca2cl.data.storage import ShardReader
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import GoodTiles, read_requests
@@ -63,20 +63,10 @@ def hold_out(
     if np.bincount(labels_N).min() < folds:
         return none, f"none: a class has fewer than {folds} labelled tiles"
     if all(group is not None for group in groups) and len(set(groups)) >= folds:
-        held = _whole_groups(labels_N, np.asarray(groups, str), folds, seed)
+        held = slide_folds(labels_N, [str(group) for group in groups], folds, seed) == 0
         if set(labels_N[~held]) == set(labels_N):
             return held, "whole slides or patients"
     return stratified_folds(labels_N, folds, seed) == 0, "tiles of any slide"
-
-
-def _whole_groups(labels_N: Integers, groups_N: npt.NDArray[np.str_], folds: int, seed: int) -> npt.NDArray[np.bool_]:
-    from sklearn.model_selection import StratifiedGroupKFold  # loaded where it is needed: it takes a second
-
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    _, held = next(splitter.split(labels_N, labels_N, groups_N))
-    chosen = np.zeros(len(labels_N), bool)
-    chosen[held] = True
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -103,9 +93,12 @@ class LabelledOrder:
     def batch(self, step: int) -> Integers:
         """Sample numbers (G,) of optimizer step ``step``, from 0."""
         epoch, number = divmod(step, self.steps_per_epoch)
+        return self.permuted(epoch)[number * self.size : (number + 1) * self.size]
+
+    def permuted(self, epoch: int) -> Integers:
+        """All sample numbers (N,) in the order of an epoch."""
         words = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(len(self.samples_N))
-        order = np.argsort(words, kind="stable")
-        return self.samples_N[order[number * self.size : (number + 1) * self.size]]
+        return self.samples_N[np.argsort(words, kind="stable")]
 
 
 def labelled_steps(

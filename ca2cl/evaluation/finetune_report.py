@@ -22,6 +22,7 @@ from ca2cl.evaluation.finetune_cell import PREDICTIONS, RESULT, Cell
 from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_step import LabelledSet
 from ca2cl.evaluation.metrics import Difference, bootstrap_interval, classification_metrics, paired_difference
+from ca2cl.evaluation.probe_compare import describe_difference
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, tracked_metrics, write_json
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
@@ -113,11 +114,7 @@ def _row(start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArr
 
 
 def _differences(first: str, compared: dict[tuple[str, float], Difference]) -> str:
-    lines = [
-        f"{first} less {start}, {describe_budget(budget)} labels: {d.mean:+.3f} [{d.interval[0]:+.3f}, "
-        f"{d.interval[1]:+.3f}]; McNemar, seed 0: p = {d.p:.2g}"
-        for (start, budget), d in compared.items()
-    ]
+    lines = [describe_difference(first, start, "", budget, d) for (start, budget), d in compared.items()]
     return "\n" + "\n".join(lines) + "\n" if lines else ""
 
 

@@ -1,7 +1,7 @@
-"""What an encoder must beat before it is worth anything: the colours of a tile, and the same network untrained.
+"""What an encoder must beat before it is worth anything: here the colours of a tile; ``probe_encoders`` has the same
+network untrained and with ImageNet weights.
 
-On CRC-VAL-HE-7K a colour histogram alone passes 82 % (arXiv 2409.11546), so no table of ca2cl comes without one. An
-ImageNet-initialised floor is one more entry of ``probe.floor_extractors`` once its weights are at hand.
+On CRC-VAL-HE-7K a colour histogram alone passes 82 % (arXiv 2409.11546), so no table of ca2cl comes without one.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,20 +52,48 @@ class ProbeSet:
 
 
 def open_pair(train: str, test: str, cache_dir: str | None) -> tuple[ShardIndex, ShardIndex]:
-    """Open both indexes and refuse what cannot be probed, before any tile is read.
+    """``open_sets`` of one test set."""
+    indexes = open_sets(train, [test], cache_dir)
+    return indexes[0], indexes[1]
+
+
+def open_sets(train: str, tests: Sequence[str], cache_dir: str | None) -> list[ShardIndex]:
+    """Open all indexes, train's first, and refuse what cannot be probed, before any tile is read.
 
     Raises:
-        InputError: not shards, unlabelled, classes that differ, fewer than two classes, or a class without tiles.
+        InputError: not shards, unlabelled, classes that differ, fewer than two classes, a class without tiles, or one
+            test set twice.
     """
-    indexes = open_index(train, cache_dir), open_index(test, cache_dir)
-    for root, index in zip((train, test), indexes, strict=True):
+    indexes = [open_index(root, cache_dir) for root in (train, *tests)]
+    for root, index in zip((train, *tests), indexes, strict=True):
         if not index.classes or (index.labels() < 0).all():
             raise InputError(f"{root}: the tiles have no labels; shard a tree with one folder a class")
-    _check_same_classes(train, indexes[0].classes, test, indexes[1].classes)
+    first: dict[str, str] = {}
+    for root, index in zip(tests, indexes[1:], strict=True):
+        _check_same_classes(train, indexes[0].classes, root, index.classes)
+        if first.setdefault(index.manifest.digest, root) != root:
+            raise InputError(f"test: {first[index.manifest.digest]} and {root} are the same shards; give each once")
     if len(indexes[0].classes) < 2:
         raise InputError(f"{train}: one class, {indexes[0].classes[0]!r}; a probe needs at least 2")
     check_every_class(train, indexes[0].labels(), indexes[0].classes)
     return indexes
+
+
+def name_sets(roots: Sequence[str]) -> list[str]:
+    """A name for each: its folder's, with as many folders above it as tell all apart. Fit for file and metric names."""
+    parts = [[part for part in root.split("/") if part not in ("", ".")] or [root] for root in roots]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [re.sub(r"[^\w.-]+", "-", "-".join(part[-depth:])) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}-{part[-1]}" for number, part in enumerate(parts, start=1)]
+
+
+def slides_of(tiles: ProbeSet) -> list[str | None] | None:
+    """Slide or patient of every labelled tile, or None unless all of them have one."""
+    groups = tiles.index.groups()
+    known = [groups[sample] for sample in tiles.tiles.samples_N.tolist()]
+    return None if None in known else known
 
 
 def _check_same_classes(train: str, train_classes: list[str], test: str, test_classes: list[str]) -> None:
@@ -147,11 +176,15 @@ def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int)
     return Side(index, found, pixels)
 
 
-def find_leak(train: Side, test: Side) -> dict[str, Any]:
+def find_leak(train: Side, test: Side, *, name: str = "") -> dict[str, Any]:
     """What train and test share: the whole data set, keys, or tiles that are equal pixel by pixel. Warns if anything.
 
     Equal keys alone may be two tiles with one name; equal pixels are one tile, whatever its name.
+
+    Args:
+        name: of the test set, where there are several.
     """
+    of = f" of {name}" if name else ""
     same = train.index.manifest.digest == test.index.manifest.digest
     train_keys = {key for shard in train.index for key in shard.key}
     keys = sorted(key for shard in test.index for key in shard.key if key in train_keys)
@@ -160,15 +193,17 @@ def find_leak(train: Side, test: Side) -> dict[str, Any]:
     if same or equal:
         note = " (train and test are the same shards)" if same else ""
         logger.warning(
-            "LEAK: %d of %d test tiles are training tiles too%s; these scores say little about new tiles",
+            "LEAK: %d of %d test tiles%s are training tiles too%s; these scores say little about new tiles",
             len(equal),
             len(test.samples),
+            of,
             note,
         )
     elif keys:
         logger.warning(
-            "possible LEAK: %d keys are in train and in test (%s is one), though no tile is equal pixel by pixel",
+            "possible LEAK: %d keys%s are in train and in test (%s is one), though no tile is equal pixel by pixel",
             len(keys),
+            of,
             keys[0],
         )
     return {

@@ -29,13 +29,19 @@ _COLUMNS = {
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % bootstrap interval."""
-    heads = ["features", "classifier", "labels", "tiles", *_COLUMNS.values(), "95 % of top-1"]
+    """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % bootstrap interval.
+
+    There is a column for the test set where there are several.
+    """
+    several = len({row.test for row in rows}) > 1
+    where = ["test"] if several else []
+    heads = ["features", "classifier", "labels", "tiles", *where, *_COLUMNS.values(), "95 % of top-1"]
     cells = []
     for row in rows:
         numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
         interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
-        cells.append([row.features, row.classifier, describe_budget(row.budget), str(row.labelled), *numbers, interval])
+        what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
+        cells.append([*what, *([row.test] if several else []), *numbers, interval])
     return aligned(heads, cells)
 
 
@@ -63,17 +69,26 @@ def row_as_dict(row: Row) -> dict[str, Any]:
     }
 
 
-def tracked_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """Flat metrics for MLflow, ``encoder/linear/100pct/accuracy`` and the like; undefined ones are left out."""
+def tracked_metrics(rows: Sequence[Row], names: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Flat metrics for MLflow, ``encoder/linear/100pct/accuracy`` and the like; undefined ones are left out.
+
+    Args:
+        names: what features are called there, if not as in the table.
+    """
     flat = {}
     for row in rows:
-        budget = describe_budget(row.budget).replace(" %", "pct").replace("/", "_per_")
-        prefix = f"{row.features}/{row.classifier}/{budget}".replace(" ", "_")
+        prefix = metric_name((names or {}).get(row.features, row.features), row.classifier, row.budget)
         for name in SCORES:
             mean, sd = row.mean_sd(name)
             flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean, sd
         flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = row.interval
     return {name: value for name, value in flat.items() if math.isfinite(value)}
+
+
+def metric_name(features: str, classifier: str, budget: float) -> str:
+    """``random_encoder/k-NN/8_per_class``."""
+    words = describe_budget(budget).replace(" %", "pct").replace("/", "_per_")
+    return f"{features}/{classifier}/{words}".replace(" ", "_")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from ca2cl.tracking.tables import short
 _OWN = "encoder/"
 _SPREADS = ("_sd", "_low", "_high")  # of a metric over seeds, and its interval: told with it, never ranked
 _FALLING = ("loss", "error")
+HONEST = "honest"
 
 
 class Terms(NamedTuple):
@@ -23,9 +24,13 @@ class Terms(NamedTuple):
     kind: str
     train: str | None
     test: str | None
+    protocol: str = HONEST
+    """What the evaluation was allowed to look at. Numbers of another protocol than the honest one are nobody's claim
+    about new tiles: they rank no encoder."""
 
     def __str__(self) -> str:
-        return f"{self.kind}, train {short(self.train)}, test {short(self.test)}"
+        protocol = "" if self.protocol == HONEST else f", protocol {self.protocol}"
+        return f"{self.kind}, train {short(self.train)}, test {short(self.test)}{protocol}"
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,13 @@ def _experiments(store: Store) -> list[str]:
 def _downstream(run: Any) -> Downstream:
     tags, params = run.data.tags, run.data.params
     name = tags.get("mlflow.runName", "evaluation")
+    # The tag is the protocol's name, or its statement, "protocol NAME: what that means".
+    protocol = tags.get("ca2cl.protocol", "").removeprefix("protocol ").partition(":")[0].strip()
     terms = Terms(
-        tags.get("ca2cl.kind", name), tags.get("ca2cl.train_manifest_digest"), tags.get("ca2cl.test_manifest_digest")
+        tags.get("ca2cl.kind", name),
+        tags.get("ca2cl.train_manifest_digest"),
+        tags.get("ca2cl.test_manifest_digest"),
+        protocol or HONEST,
     )
     # A run that tells the encoder from floors has the encoder's metrics under a prefix of their own.
     own = {name: value for name, value in run.data.metrics.items() if name.startswith(_OWN)}
@@ -155,8 +165,9 @@ def falls(metric: str) -> bool:
 
 
 def best(runs: Iterable[Downstream], wanted: str) -> tuple[float, str, Downstream] | None:
-    """The best value of the metrics named ``wanted`` in any of the runs, with its full name and its run."""
-    found = [(value, name, run) for run in runs for name, value in run.scores().items() if is_named(name, wanted)]
+    """The best value of the metrics named ``wanted`` in any of the honest runs, with its full name and its run."""
+    honest = [run for run in runs if run.terms.protocol == HONEST]
+    found = [(value, name, run) for run in honest for name, value in run.scores().items() if is_named(name, wanted)]
     if not found:
         return None
     choose = min if falls(wanted) else max

@@ -28,6 +28,10 @@ _NEUTRAL = (
     "device",
     "cache_dir",
     "floors",
+    "imagenet",
+    "against",
+    "classifiers",
+    "draw_by",  # drawn_by says what it came to
 )
 
 Column = tuple[str, Mapping[Terms, Downstream]]
@@ -149,6 +153,7 @@ def _as_dict(terms: Terms, columns: Sequence[Column], wanted: str | None) -> dic
         "kind": terms.kind,
         "train_manifest_digest": terms.train,
         "test_manifest_digest": terms.test,
+        "protocol": terms.protocol,
         "runs": {label: run.run_id for label, run in runs.items()},
         "metrics": {
             name: {label: run.metrics[name] for label, run in runs.items() if name in run.metrics}

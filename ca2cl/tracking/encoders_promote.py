@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
-from ca2cl.tracking.downstream import Downstream, Terms, falls, is_named, newest_by_terms, runs_for, spellings
+from ca2cl.tracking.downstream import HONEST, Downstream, Terms, falls, is_named, newest_by_terms, runs_for, spellings
 from ca2cl.tracking.encoder_versions import ENCODER_NAME, LATEST, EncoderVersion, find_version, needed_store, registered
 from ca2cl.tracking.registry import CHAMPION
 from ca2cl.tracking.store import Store, store_errors
@@ -25,8 +25,8 @@ class PromoteConfig:
     """Move an alias to an encoder: without --if_better always, with it only to one that is better.
 
     Better means: in every kind of downstream run that both have on the same training and test shards (the newest run of
-    each), the metric is strictly better. Where there is no such run, that is an error and nothing moves. The line on
-    stdout begins with "promoted" or "kept", and --exit_code tells it by the exit code too.
+    each, by the honest protocol), the metric is strictly better. Where there is no such run, that is an error and
+    nothing moves. The line on stdout begins with "promoted" or "kept", and --exit_code tells it by the exit code too.
     """
 
     what: str
@@ -95,7 +95,14 @@ def _verdict(store: Store, entry: EncoderVersion, rival: EncoderVersion, wanted:
         InputError: no comparable run has such a metric, or the name fits several.
     """
     ours, theirs = (newest_by_terms(runs_for(store, one)) for one in (entry, rival))
-    shared = [terms for terms in ours if terms in theirs]
+    both = [terms for terms in ours if terms in theirs]
+    shared = [terms for terms in both if terms.protocol == HONEST]
+    if both and not shared:
+        raise InputError(
+            f"{entry.label} and {rival.label}: both were measured by protocol {both[0].protocol} alone, where test "
+            "tiles chose the model, and no encoder is promoted by that; measure both without --protocol, or promote "
+            "without --if_better"
+        )
     if not shared:
         raise InputError(
             f"{entry.label} and {rival.label}: nothing is comparable, {entry.label} has {_listed(ours)} and "

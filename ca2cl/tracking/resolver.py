@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,18 @@ _DEFAULT_ARCH = "resnet18"
 _DEFAULT_SIZE = 224
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[^/@]+)|@(?P<alias>[^/@]+))")
+# What torch.load makes of bytes that are no checkpoint: its reader takes them for instructions until one fails.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    pickle.UnpicklingError,
+)
 _FORMS = (
     "a run id, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, a run folder, a .safetensors file, "
     "torchvision:IMAGENET1K_V1, random, or the authors' .pth or .tar"
@@ -117,10 +130,11 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
     if name not in known:
         raise InputError(f"encoder {source!r}: torchvision has {', '.join(known)} for {arch}")
     try:
-        state = known[name].get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except _UNREADABLE as error:
+        told = " ".join(str(error).split())[:200]
         raise InputError(
-            f"encoder {source!r}: cannot be downloaded ({error}); put {Path(known[name].url).name} into "
+            f"encoder {source!r}: cannot be downloaded or read ({told}); put {Path(known[name].url).name} into "
             f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
         ) from None
     encoder = make_encoder(state, arch, source)
@@ -208,7 +222,7 @@ def _foreign_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         raw: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         first = str(error).strip().splitlines()[:1]
         raise InputError(
             f"encoder {str(path)!r}: not a file of plain tensors ({' '.join(first)}); give {_FORMS}"

@@ -1,0 +1,64 @@
+"""The encoder against everything else in the table, tile by tile: same draws, same test tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ca2cl.data.splits import describe_budget
+from ca2cl.evaluation.metrics import Difference, paired_difference
+from ca2cl.evaluation.scoring import Row
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first features of a table less others, by one classifier at one budget on one test set."""
+
+    against: str
+    classifier: str
+    budget: float
+    test: str
+    difference: Difference
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        where = {"against": self.against, "classifier": self.classifier, "budget": self.budget}
+        return {**where, **asdict(self.difference)}
+
+
+def compare_with_first(rows: Sequence[Row]) -> list[Comparison]:
+    """Every row of other features beside the first features' row of the same classifier, budget and test set."""
+    first = rows[0].features
+    ours = {(row.classifier, row.budget, row.test): row for row in rows if row.features == first}
+    return [
+        Comparison(
+            row.features,
+            row.classifier,
+            row.budget,
+            row.test,
+            paired_difference(ours[row.classifier, row.budget, row.test].right_SN, row.right_SN),
+        )
+        for row in rows
+        if row.features != first
+    ]
+
+
+def describe_difference(first: str, against: str, where: str, budget: float, difference: Difference) -> str:
+    """One line for people; ``where`` is what else tells it from other lines, or nothing."""
+    low, high = difference.interval
+    return (
+        f"{first} less {against}, {where}{describe_budget(budget)} labels: {difference.mean:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}]; McNemar, seed 0: p = {difference.p:.2g}"
+    )
+
+
+def differences(first: str, compared: Sequence[Comparison], *, name_tests: bool) -> str:
+    """A line for each, after an empty one; nothing where there is nothing to compare with."""
+    lines = [
+        describe_difference(
+            first, c.against, f"{c.classifier}, {f'{c.test}, ' if name_tests else ''}", c.budget, c.difference
+        )
+        for c in compared
+    ]
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
