@@ -67,7 +67,7 @@ def logistic_regression(
     if strength == "auto":
         strength = choose_strength(train_ND, labels_N, seed=seed)
     model = _model(strength)
-    train_ND, test_MD = _centred(train_ND, test_MD)
+    train_ND, test_MD = centred(train_ND, test_MD)
     _fit(model, train_ND, labels_N)
     return Prediction(np.asarray(model.predict_proba(test_MD), np.float64), {"C": strength})
 
@@ -94,7 +94,7 @@ class _HeldOut:
     """One fold held out: a model that goes up the path of strengths, each fit started from the one before."""
 
     def __init__(self, train_ND: FloatArray, labels_N: IntArray, held_N: npt.NDArray[np.bool_]) -> None:
-        self._fit_ND, self._held_MD = _centred(train_ND[~held_N], train_ND[held_N])
+        self._fit_ND, self._held_MD = centred(train_ND[~held_N], train_ND[held_N])
         self._labels_N, self._truth_M = labels_N[~held_N], labels_N[held_N]
         self._model = _model(STRENGTHS[0])
 
@@ -124,10 +124,10 @@ def _fit(model: Any, train_ND: FloatArray, labels_N: IntArray) -> None:
         logger.warning("logistic regression with C = %g stopped after %d iterations", model.C, MAX_ITERATIONS)
 
 
-def _centred(train_ND: FloatArray, test_MD: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Both less the mean of ``train_ND``, of unit length."""
+def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
+    """All of them less the mean of ``train_ND``, of unit length."""
     mean_D = train_ND.mean(axis=0, dtype=np.float64).astype(train_ND.dtype)
-    return _unit(train_ND - mean_D), _unit(test_MD - mean_D)
+    return [_unit(features - mean_D) for features in (train_ND, *others)]
 
 
 def nearest_neighbours(

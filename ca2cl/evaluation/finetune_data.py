@@ -103,9 +103,12 @@ class LabelledOrder:
     def batch(self, step: int) -> Integers:
         """Sample numbers (G,) of optimizer step ``step``, from 0."""
         epoch, number = divmod(step, self.steps_per_epoch)
+        return self.permuted(epoch)[number * self.size : (number + 1) * self.size]
+
+    def permuted(self, epoch: int) -> Integers:
+        """All sample numbers (N,) in the order of an epoch."""
         words = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(len(self.samples_N))
-        order = np.argsort(words, kind="stable")
-        return self.samples_N[order[number * self.size : (number + 1) * self.size]]
+        return self.samples_N[np.argsort(words, kind="stable")]
 
 
 def labelled_steps(
