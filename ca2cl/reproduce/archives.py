@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 POLICY = FetchPolicy(attempts=6, timeout=60.0, pause=2.0)
 """Attempts are those in a row that bring no new byte: a connection that drops every gigabyte is no reason to end."""
 KEPT = "free space or give another folder and run again, what has come is kept"
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
+"""Bytes that a broken connection loses at most: what has come of a block is gone with it."""
 _BUSY = frozenset({408, 425, 429})  # with 5xx: come back later
 
 
@@ -134,7 +135,7 @@ def download(archive: Archive, target: Path, policy: FetchPolicy = POLICY) -> No
             reason = _told(error)
         if _length(part) == archive.size:
             break
-        failures = 1 if _length(part) > longest else failures + 1
+        failures = 0 if _length(part) > longest else failures + 1
         longest = max(longest, _length(part))
         if failures >= policy.attempts:
             raise InputError(
@@ -142,7 +143,7 @@ def download(archive: Archive, target: Path, policy: FetchPolicy = POLICY) -> No
                 f"{_length(part)} of {archive.size} bytes are kept in {part}"
             )
         logger.warning("%s: %s; going on", archive.name, reason)
-        time.sleep(policy.pause * 2 ** (failures - 1))
+        time.sleep(policy.pause * 2 ** max(0, failures - 1))
     _check_md5(archive, part)
     sync_replace(part, target, KEPT)
 
@@ -205,4 +206,6 @@ def _length(path: Path) -> int:
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke"
     return " ".join(str(error).split())[:200] or type(error).__name__
