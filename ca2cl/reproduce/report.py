@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,7 @@ def _log_once(
 
     path = config.out / _LOGGED
     digest = hashlib.sha256(json.dumps([line.as_dict() for line in shown], sort_keys=True).encode()).hexdigest()
-    if path.exists():
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: logged anew
         logged = json.loads(path.read_text(encoding="utf-8"))
         if logged["digest"] == digest:
             return f"logged as MLflow run {logged['run_id']} already\n"
