@@ -106,8 +106,7 @@ def _comparison(config: NctConfig, facts: Mapping[str, Any]) -> tuple[list[str],
     ]  # fmt: skip
     same = [text for text, equal, _ in pairs if equal]
     other = [text for _, equal, text in pairs if not equal]
-    other.append(f"labels drawn from {config.train_set} ({facts['tiles'][0]} tiles)")
-    other.append(f"{config.seeds} draws of the labels")
+    other.append(f"labels drawn {config.seeds} times from {config.train_set} ({facts['tiles'][0]} tiles)")
     if "linear" in config.tasks:
         other.append("linear is by L-BFGS, linear SGD with a recipe of ours")
     if "finetune" in config.tasks:
