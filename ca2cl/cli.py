@@ -56,6 +56,9 @@ VERBS = {
     "encoders import": Verb(
         "register an encoder that came from elsewhere", "ca2cl.tracking.encoders_import", "ImportConfig"
     ),
+    "reproduce nct": Verb(
+        "a published table, cell by cell, beside ours", "ca2cl.reproduce.nct", "NctConfig", "ca2cl.reproduce.settings"
+    ),
     "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
     "quickstart": Verb("the whole pipeline on made-up tissue, in minutes", "ca2cl.quickstart", "QuickstartConfig"),

@@ -142,7 +142,7 @@ def open_job(config: EmbedConfig) -> Job:
     size = config.image_size or card.input_size
     identity = {
         "ca2cl": __version__,
-        "encoder": _weights_digest(found.encoder, card.mean, card.std),
+        "encoder": weights_digest(found.encoder, card.mean, card.std),
         "data": data.digest,
         "tiles": len(data),
         "labels": [config.unlabelled, *data.classes],
@@ -157,7 +157,7 @@ def open_job(config: EmbedConfig) -> Job:
     return Job(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
 
 
-def _weights_digest(encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> str:
+def weights_digest(encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> str:
     """SHA-256 of what makes a tile's vector: the tensors by name, and the normalisation in front of them."""
     digest = hashlib.sha256(repr((list(mean), list(std))).encode())
     for name, tensor in sorted(encoder.state_dict().items()):

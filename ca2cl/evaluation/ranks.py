@@ -28,8 +28,9 @@ class Ranks:
 
     def __init__(self) -> None:
         self.rank, self.world = 0, 1
+        self._group: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            self.rank, self.world = _join()
+            self.rank, self.world, self._group = _join()
 
     def share(self, value: Any) -> list[Any]:
         """The ``value`` of every rank, in order of rank, on every rank.
@@ -39,10 +40,12 @@ class Ranks:
         """
         if self.world == 1:
             return [value]
-        from accelerate.utils import gather_object
+        from torch.distributed import all_gather_object
 
+        values: list[Any] = [None] * self.world
         try:
-            return cast(list[Any], gather_object([value]))
+            all_gather_object(values, value, group=self._group)
+            return values
         except RuntimeError as error:
             raise LocalError(
                 f"another process of this job ended early ({str(error).splitlines()[0]}); its own line says why"
@@ -67,14 +70,19 @@ class Ranks:
         return cast(T, self.share(result)[0])
 
 
-def _join() -> tuple[int, int]:
+def _join() -> tuple[int, int, Any]:
+    """This process's number, how many there are, and the group that they meet in (None: the one that all are in)."""
     from accelerate import PartialState
+    from torch import distributed
 
+    # Processes that train in the same job have met already, on their GPUs: then a group beside theirs.
+    met = distributed.is_initialized()
     try:
-        state = PartialState(cpu=True, backend="gloo", timeout=_PATIENCE)
+        state = PartialState() if met else PartialState(cpu=True, backend="gloo", timeout=_PATIENCE)
+        group = distributed.new_group(backend="gloo", timeout=_PATIENCE) if met else None
     except (RuntimeError, ValueError) as error:
         raise LocalError(
             f"rank {os.environ.get('RANK', '?')}: does not meet the other processes ({str(error).splitlines()[0]}); "
             "see `accelerate launch ... -m ca2cl doctor`"
         ) from None
-    return int(state.process_index), int(state.num_processes)
+    return int(state.process_index), int(state.num_processes), group

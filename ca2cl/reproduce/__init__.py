@@ -1,0 +1,1 @@
+"""Published tables, cell by cell, beside ours."""

@@ -1,0 +1,73 @@
+"""What a job found in its data: once written down, another start is held to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ca2cl.data.atomic import write_atomic
+from ca2cl.data.index import ShardIndex
+from ca2cl.data.storage import ShardReader
+from ca2cl.errors import InputError
+from ca2cl.evaluation.probe_data import find_leak, open_pair, side_of
+from ca2cl.reproduce.settings import NctConfig
+
+NAME = "data.json"
+TEST_TILES = 7180
+"""Of CRC-VAL-HE-7K."""
+
+
+def open_sets(config: NctConfig) -> tuple[ShardIndex, ShardIndex]:
+    """The indexes of train and test.
+
+    Raises:
+        InputError: classes that differ, or one without tiles.
+    """
+    train, test = (str(config.shards(name)) for name in config.sets)
+    return open_pair(train, test, None)
+
+
+def find_facts(config: NctConfig) -> dict[str, Any]:
+    """Digests, classes, numbers of tiles, and what train and test share: as written down, or found and written down.
+
+    Raises:
+        InputError: the data are others than those written down.
+    """
+    indexes = open_sets(config)
+    path = config.out / NAME
+    digests = [index.manifest.digest for index in indexes]
+    facts = read_facts(path)
+    if facts is not None:
+        if facts["digests"] != digests:
+            raise InputError(f"{path}: the job began with other tiles than these; use another output_dir")
+        return facts
+    sides = (
+        side_of(index, ShardReader(index.root, index=index), name, workers=config.workers)
+        for index, name in zip(indexes, config.sets, strict=True)
+    )
+    facts = {
+        "sets": list(config.sets),
+        "digests": digests,
+        "classes": indexes[0].classes,
+        "tiles": [int((index.labels() >= 0).sum()) for index in indexes],
+        "test_tiles_published": TEST_TILES,
+        "leak": find_leak(*sides),
+    }
+    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode())
+    return facts
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """What was written down, or None.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {"digests": facts["digests"], "leak": facts["leak"], "tiles": facts["tiles"], **facts}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None

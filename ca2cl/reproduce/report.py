@@ -1,0 +1,134 @@
+"""What the job leaves behind: a table, JSON, a chart, and an MLflow run tied to the encoder's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ca2cl import __version__
+from ca2cl.config import flatten
+from ca2cl.data.atomic import write_atomic, writing
+from ca2cl.data.splits import describe_budget
+from ca2cl.errors import InputError
+from ca2cl.evaluation.probe_report import row_as_dict, write_json
+from ca2cl.reproduce.cells import read_rows
+from ca2cl.reproduce.published import made_up
+from ca2cl.reproduce.settings import NctConfig
+from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
+from ca2cl.reproduce.theirs import FOUNDATION
+from ca2cl.reproduce.work import REMEDY
+
+if TYPE_CHECKING:
+    from ca2cl.tracking.resolver import ResolvedEncoder
+
+RESULTS = "reproduce-results.json"
+TUNED = Path("finetune") / "finetune-results.json"
+_CHART, _TEXT, _LOGGED = "reproduce.png", "reproduce.txt", "logged.json"
+SCHEMA_VERSION = 1
+
+
+def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) -> None:
+    """Print and write what all cells together say, and log it once.
+
+    Raises:
+        InputError: a cell's file is damaged, a file cannot be written, or the store cannot be reached.
+    """
+    facts = {**facts, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
+    shown = lines(_rows(config))
+    said = notes(config, facts, made_up(Path(config.data)))
+    text = table(shown) + "\n" + "\n".join(said) + "\n"
+    sys.stdout.write(text)
+    files = [config.out / name for name in (RESULTS, _CHART, _TEXT)]
+    write_json(files[0], _content(config, found, facts, shown, said))
+    with writing(files[1], REMEDY):
+        draw_chart(files[1], shown, f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}")
+    write_atomic(files[2], text.encode())
+    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
+    sys.stdout.flush()
+    sys.stdout.write(_log_once(config, found, facts, shown, files))
+
+
+def _rows(config: NctConfig) -> list[Mapping[str, Any]]:
+    rows: list[Mapping[str, Any]] = []
+    if "linear" in config.tasks:
+        rows += [row_as_dict(row) for row in read_rows(config)]
+    if "finetune" in config.tasks:
+        path = config.out / TUNED
+        try:
+            rows += json.loads(path.read_text(encoding="utf-8"))["results"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None
+    return rows
+
+
+def _content(
+    config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], said: Sequence[str]
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": _kind(config),
+        "ca2cl": __version__,
+        "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
+        "data": dict(facts),
+        "config": flatten(config),
+        "results": [line.as_dict() for line in shown],
+        "foundation_models": FOUNDATION,
+        "notes": list(said),
+    }
+
+
+def _kind(config: NctConfig) -> str:
+    """Runs of another kind are never compared: results of one protocol with those of the other would be."""
+    return "reproduce-nct" if config.protocol == "honest" else "reproduce-nct-original"
+
+
+def _metrics(shown: Sequence[Line]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for line in shown:
+        budget = describe_budget(line.budget).replace(" %", "pct").replace("/", "_per_")
+        prefix = f"{line.ours['features']}/{line.ours['classifier']}/{budget}".replace(" ", "_")
+        for score, mean in line.ours["mean"].items():
+            flat[f"{prefix}/{score}"], flat[f"{prefix}/{score}_sd"] = mean, line.ours["sd"][score]
+        flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = line.ours["accuracy_interval_95"]
+        if line.theirs is not None:
+            flat[f"theirs/{line.ours['classifier']}/{budget}/accuracy".replace(" ", "_")] = line.theirs.accuracy
+            flat[f"theirs/{line.ours['classifier']}/{budget}/macro_f1".replace(" ", "_")] = line.theirs.macro_f1
+    return {name: value for name, value in flat.items() if value is not None and value == value}
+
+
+def _log_once(
+    config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], files: Sequence[Path]
+) -> str:  # fmt: skip
+    """Log the run, unless these results were logged by a start before this one; what to say of it."""
+    from ca2cl.tracking.evaluation_run import log_evaluation
+
+    path = config.out / _LOGGED
+    digest = hashlib.sha256(json.dumps([line.as_dict() for line in shown], sort_keys=True).encode()).hexdigest()
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: logged anew
+        logged = json.loads(path.read_text(encoding="utf-8"))
+        if logged["digest"] == digest:
+            return f"logged as MLflow run {logged['run_id']} already\n"
+    run_id = log_evaluation(
+        source_run_id=found.source_run_id,
+        name=config.tracking.run_name or "reproduce nct",
+        params={**flatten(config), "encoder_uri": found.uri},
+        metrics=_metrics(shown),
+        artifacts=files,
+        tags={
+            "ca2cl.kind": _kind(config),
+            "ca2cl.protocol": config.protocol,
+            "ca2cl.train_manifest_digest": facts["digests"][0],
+            "ca2cl.test_manifest_digest": facts["digests"][1],
+        },
+        uri=config.tracking.uri,
+        root=config.tracking.root,
+        experiment=config.tracking.experiment,
+    )
+    write_atomic(path, json.dumps({"digest": digest, "run_id": run_id}).encode())
+    return f"logged as MLflow run {run_id}\n"

@@ -1,0 +1,164 @@
+"""What ``ca2cl reproduce nct`` can be told, and the settings that its steps are run with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ca2cl.config import OptimConfig, TrackingConfig
+from ca2cl.errors import InputError, nearest
+from ca2cl.evaluation.embed import EmbedConfig
+from ca2cl.evaluation.finetune import FinetuneConfig
+from ca2cl.evaluation.protocol import ProtocolName
+from ca2cl.reproduce.theirs import BUDGETS
+
+TrainSet = Literal["NCT-CRC-HE-100K", "NCT-CRC-HE-100K-NONORM"]
+TEST_SET = "CRC-VAL-HE-7K"
+TASKS = ("linear", "finetune")
+RECORD_URL = "https://zenodo.org/api/records/1214456"
+_FULL = {"seeds": 5, "epochs": 20, "min_steps": 200}
+_SMALL = {"seeds": 2, "epochs": 3, "min_steps": 12, "image_size": 48}
+
+
+def _optim() -> OptimConfig:
+    return OptimConfig(name="sgd", lr=0.01, schedule="cosine_restarts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NctConfig:
+    """The method's authors' two tables on NCT-CRC-HE, linear probe and fine-tuning at 1, 10, 50 and 100 % of the
+    labels: every cell of them by your encoder, beside theirs.
+
+    The tiles are those of zenodo.org/records/1214456 as they are published, DATA/NCT-CRC-HE-100K/<CLASS>/*.tif and
+    DATA/CRC-VAL-HE-7K/<CLASS>/*.tif (or shards in folders of these names); --download fetches them, 25 GB. They are
+    sharded, every tile goes through the encoder once for the linear cells, and the encoder is fine-tuned for each of
+    the others. Stopped or killed at any point, the same command goes on: in a download, a cell, or between them. Under
+    ``accelerate launch`` the processes share the work. --plan shows what is done and what is not.
+    """
+
+    encoder: str
+    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    data: str
+    """Folder with the published folders NCT-CRC-HE-100K and CRC-VAL-HE-7K, or for --download to put them."""
+    output_dir: str = "reproduce-nct"
+    """Folder of the job: shards, vectors, cells, the table. A job started again goes on."""
+    train_set: TrainSet = "NCT-CRC-HE-100K"
+    """Where labels are drawn: the tiles with normalised colours, or those without."""
+    download: bool = False
+    """Fetch and unpack what is missing in data."""
+    record_url: str = RECORD_URL
+    """JSON of the record that lists the archives with their sizes and MD5s; another one for a mirror."""
+    tasks: tuple[str, ...] = TASKS
+    """Tables to fill: linear, finetune or both. Others may be added to a folder later."""
+    protocol: ProtocolName = "honest"
+    """honest: labels without replacement, held-out labelled tiles choose; original: the authors' own, labels drawn with
+    replacement and the epoch chosen by the test tiles, to be compared with their table and with nothing else."""
+    labels: tuple[float, ...] = BUDGETS
+    """Label budgets: a fraction of each class's tiles up to 1, or a whole number of tiles a class above 1."""
+    seeds: int | None = None
+    """Draws of the labelled tiles for every budget; none takes 5, or 2 in miniature."""
+    image_size: int | None = None
+    """Side in pixels that the encoder sees; none takes the encoder's own, or 48 in miniature."""
+    epochs: int | None = None
+    """Most passes over the labelled tiles in fine-tuning; none takes 20, or 3 in miniature."""
+    min_steps: int | None = None
+    """Steps that a fine-tuning has at least, in more passes where few tiles are labelled; none takes 200, or 12."""
+    batch_size: int = 64
+    """Tiles in an optimizer step of fine-tuning, over all processes."""
+    micro_batch_size: int | None = None
+    """Most tiles that one process holds at a time in fine-tuning; none takes its whole share of the batch at once."""
+    norm: Literal["sync", "frozen"] = "sync"
+    """BatchNorm in fine-tuning. sync: statistics of the batch, over all processes; frozen: the encoder's own."""
+    augment: Literal["crop", "ca2cl", "none"] = "crop"
+    """How labelled tiles are augmented in fine-tuning: random resized crops; the paper's weak view; or not at all."""
+    against: tuple[str, ...] = ()
+    """Other encoders that are fine-tuned in the same way, for the gain over them: random, for one."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast precision of vectors and of fine-tuning."""
+    embed_batch_size: int = 256
+    """Tiles that go through the encoder at once where it is frozen."""
+    workers: int = 2
+    """Decoding processes for each process, and sharding processes; 0 decodes in the process itself."""
+    plan: bool = False
+    """Say what would be done and what is done already, and do nothing."""
+    miniature: bool = False
+    """Draw made-up tissue into data, in the published layout, and fill the tables with it in minutes: to see that all
+    works here before 25 GB are fetched. Its numbers mean nothing."""
+    optim: OptimConfig = field(default_factory=_optim)
+    """Fine-tuning's optimizer; by default the paper's, SGD and a cosine that starts again every 5 epochs."""
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(register_as=None))
+    """Where the encoder is found and the result is logged. Nothing is registered."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise InputError(f"tasks is empty: give one or both of {', '.join(TASKS)}")
+        for task in self.tasks:
+            if task not in TASKS:
+                raise InputError(f"tasks has {task!r}: {nearest(task, TASKS)}")
+        if self.embed_batch_size < 1:
+            raise InputError(f"embed_batch_size is {self.embed_batch_size}: use 1 or more")
+        if self.miniature and self.download:
+            raise InputError("download with miniature: its tiles are drawn here; leave one of them out")
+        if not self.record_url.startswith(("http://", "https://")):
+            raise InputError(f"record_url is {self.record_url!r}: give the http(s) address of a record's JSON")
+        if Path(self.output_dir).resolve() == Path(self.data).resolve():
+            raise InputError(f"output_dir is {self.output_dir!r}, the folder of data: use another folder")
+        tuning(self)  # has an opinion of labels, seeds, epochs, ...
+
+    @property
+    def out(self) -> Path:
+        """The job's folder."""
+        return Path(self.output_dir)
+
+    @property
+    def sets(self) -> tuple[str, str]:
+        """Names of the training set and of the test set."""
+        return self.train_set, TEST_SET
+
+    def shards(self, name: str) -> Path:
+        """The shards of a set: in data where that holds shards, else the job's own."""
+        from ca2cl.data.index import MANIFEST_NAME
+
+        published = Path(self.data) / name
+        return published if (published / MANIFEST_NAME).exists() else self.out / "shards" / name
+
+    def vectors(self, name: str) -> Path:
+        """The file of a set's vectors."""
+        return self.out / "vectors" / f"{name}.parquet"
+
+
+def settled(config: NctConfig) -> NctConfig:
+    """The settings with a number wherever none stood for one."""
+    defaults = _FULL | (_SMALL if config.miniature else {})
+    given: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return replace(config, **given) if given else config
+
+
+def tuning(config: NctConfig) -> FinetuneConfig:
+    """The settings of the fine-tuning job."""
+    config = settled(config)
+    train, test = (str(config.shards(name)) for name in config.sets)
+    shared = {f.name for f in fields(config)} & {f.name for f in fields(FinetuneConfig)} - {"output_dir", "tracking"}
+    return FinetuneConfig(
+        **{name: getattr(config, name) for name in shared},
+        train=train,
+        test=test,
+        output_dir=str(config.out / "finetune"),
+        tracking=replace(config.tracking, register_as=None, run_name="reproduce nct: fine-tuning"),
+    )
+
+
+def embedding(config: NctConfig, name: str) -> EmbedConfig:
+    """The settings of the job that makes a set's vectors."""
+    config = settled(config)
+    return EmbedConfig(
+        encoder=config.encoder,
+        source=str(config.shards(name)),
+        out=str(config.vectors(name)),
+        batch_size=config.embed_batch_size,
+        workers=config.workers,
+        image_size=config.image_size,
+        precision=config.precision,
+        tracking=config.tracking,
+    )

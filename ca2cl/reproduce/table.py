@@ -1,0 +1,150 @@
+"""The table: ours beside theirs, cell by cell, and under it what was the same and what was not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ca2cl.data.splits import describe_budget
+from ca2cl.evaluation.protocol import PROTOCOLS
+from ca2cl.reproduce.settings import TEST_SET, NctConfig
+from ca2cl.reproduce.theirs import ARCHITECTURE, FINETUNED, FOUNDATION, IMAGE_SIZE, LINEAR, Published
+from ca2cl.tracking.tables import aligned
+
+FINE_TUNED = "fine-tuned"
+_HEADS = ("classifier", "labels", "tiles", "accuracy", "theirs", "last epoch", "95 %", "macro F1", "theirs")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of ours (``probe_report.row_as_dict``) and theirs."""
+
+    ours: Mapping[str, Any]
+    theirs: Published | None
+
+    @property
+    def title(self) -> str:
+        """The classifier, and what it starts from where that is not the encoder."""
+        start = self.ours["features"]
+        return str(self.ours["classifier"]) + ("" if start == "encoder" else f" from {start}")
+
+    @property
+    def budget(self) -> float:
+        """Share of the labels, or tiles a class."""
+        return float(self.ours["budget"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        theirs = self.theirs._asdict() if self.theirs else None
+        return {**self.ours, "theirs": theirs}
+
+
+def lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """Every row with its cell of their tables, where these have it. The epochs of their two are chosen alike."""
+    found = []
+    for row in rows:
+        published = FINETUNED if row["classifier"] == FINE_TUNED else LINEAR
+        theirs = published.get(row["budget"]) if row["features"] == "encoder" else None
+        found.append(Line(row, theirs))
+    return found
+
+
+def table(shown: Sequence[Line]) -> str:
+    """The lines as aligned text: mean ± sd over seeds, theirs, and the accuracy's 95 % bootstrap interval."""
+    cells = []
+    for line in shown:
+        low, high = line.ours["accuracy_interval_95"]
+        theirs = line.theirs or Published(math.nan, math.nan)
+        cells.append([
+            line.title, describe_budget(line.budget), str(line.ours["labelled"]),
+            _plus_minus(line.ours, "accuracy"), _short(theirs.accuracy), _short(theirs.last_epoch),
+            f"[{low:.3f}, {high:.3f}]", _plus_minus(line.ours, "macro_f1"), _short(theirs.macro_f1),
+        ])  # fmt: skip
+    return aligned(_HEADS, cells)
+
+
+def _plus_minus(row: Mapping[str, Any], score: str) -> str:
+    mean, sd = row["mean"][score], row["sd"][score]
+    return f"{mean:.3f}" if sd is None or math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}".rstrip("0").ljust(5, "0")
+
+
+def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[str]:
+    """What stands under the table, one statement a line."""
+    found = []
+    if made_up:
+        found.append("MADE-UP TISSUE: these tiles were drawn; theirs are shown for their places alone")
+    leak = facts["leak"]
+    if leak["same_manifest"] or leak["equal_test_tiles"]:
+        shared = f"{leak['equal_test_tiles']} of {facts['tiles'][1]} test tiles are training tiles too"
+        found.append(f"LEAK: {shared}; these scores say little about new tiles")
+    same, other = _comparison(config, facts)
+    found.append(f"the same as theirs: {'; '.join(same) or 'nothing'}")
+    found.append(f"not the same, or not known of theirs: {'; '.join(other)}")
+    statement = PROTOCOLS[config.protocol].statement
+    found.append(statement or "protocol honest: held-out labelled tiles chose, the test tiles were predicted once")
+    found.append("theirs were chosen by the test tiles; `last epoch` is theirs where nothing was, from their logs")
+    models = ", ".join(f"{name} {_short(value)}" for name, value in FOUNDATION.items())
+    found.append(f"foundation models, a linear probe on all labels, accuracy: {models}")
+    return found
+
+
+def _comparison(config: NctConfig, facts: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What is theirs too, and what is not."""
+    pairs = [
+        (f"test set {TEST_SET}", facts["test_tiles_published"] == facts["tiles"][1],
+         f"{facts['tiles'][1]} test tiles, {facts['test_tiles_published']} in {TEST_SET}"),
+        (f"encoder {ARCHITECTURE}", facts["arch"] == ARCHITECTURE, f"encoder {facts['arch']}, theirs {ARCHITECTURE}"),
+        (f"{IMAGE_SIZE} px", facts["image_size"] == IMAGE_SIZE, f"{facts['image_size']} px, theirs {IMAGE_SIZE}"),
+        ("protocol original", config.protocol == "original", "protocol honest, theirs chose by the test tiles"),
+    ]  # fmt: skip
+    same = [text for text, equal, _ in pairs if equal]
+    other = [text for _, equal, text in pairs if not equal]
+    other.append(f"labels drawn {config.seeds} times from {config.train_set} ({facts['tiles'][0]} tiles)")
+    if "linear" in config.tasks:
+        other.append("linear is by L-BFGS, linear SGD with a recipe of ours")
+    if "finetune" in config.tasks:
+        other.append(f"fine-tuning for {config.epochs} epochs and {config.min_steps} steps at least, batches of "
+                     f"{config.batch_size}, augmentation {config.augment}")  # fmt: skip
+    return same, other
+
+
+def draw_chart(path: Path, shown: Sequence[Line], title: str) -> None:
+    """A PNG: accuracy and macro F1 against the label budget, ours with sd over seeds and theirs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    shares = [line for line in shown if line.budget <= 1]
+    for place, (score, name) in enumerate((("accuracy", "top-1 accuracy"), ("macro_f1", "macro F1"))):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for number, kind in enumerate(dict.fromkeys(line.title for line in shares)):
+            _draw_curve(axes, [line for line in shares if line.title == kind], score, kind, f"C{number}")
+        axes.set(xscale="log", xlabel="labelled tiles, %", ylabel=name)
+        ticks = sorted({100 * line.budget for line in shares})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        if shares:
+            axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_curve(axes: Any, curve: Sequence[Line], score: str, kind: str, colour: str) -> None:
+    curve = sorted(curve, key=lambda line: line.budget)
+    x = [100 * line.budget for line in curve]
+    spread = [line.ours["sd"][score] or 0.0 for line in curve]
+    spread = [0.0 if math.isnan(sd) else sd for sd in spread]
+    axes.errorbar(x, [line.ours["mean"][score] for line in curve], spread, color=colour, marker="o", capsize=3,
+                  label=f"{kind}, ours")  # fmt: skip
+    theirs = [(100 * line.budget, getattr(line.theirs, score)) for line in curve if line.theirs]
+    if theirs and kind != "linear":  # drawn once for both linear classifiers
+        axes.plot(*zip(*theirs, strict=True), color=colour, marker="x", linestyle="--", label=f"{kind}, theirs")
