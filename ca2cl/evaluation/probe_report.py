@@ -28,15 +28,19 @@ _COLUMNS = {
 }
 
 
+HEADS = ("features", "classifier", "labels", "tiles", *_COLUMNS.values(), "95 % of top-1")
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % bootstrap interval."""
-    heads = ["features", "classifier", "labels", "tiles", *_COLUMNS.values(), "95 % of top-1"]
-    cells = []
-    for row in rows:
-        numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
-        interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
-        cells.append([row.features, row.classifier, describe_budget(row.budget), str(row.labelled), *numbers, interval])
-    return aligned(heads, cells)
+    return aligned(HEADS, [cells(row) for row in rows])
+
+
+def cells(row: Row) -> list[str]:
+    """What stands in a row of the table, under ``HEADS``."""
+    numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
+    interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
+    return [row.features, row.classifier, describe_budget(row.budget), str(row.labelled), *numbers, interval]
 
 
 def _plus_minus(mean: float, sd: float) -> str:
@@ -61,6 +65,29 @@ def row_as_dict(row: Row) -> dict[str, Any]:
             for seed, (metrics, setting) in enumerate(zip(row.per_seed, row.settings, strict=True))
         ],
     }
+
+
+def row_from_dict(held: Mapping[str, Any]) -> Row:
+    """The row that ``row_as_dict`` told of; a score that JSON has as null is ``nan`` again.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    per_seed, settings = [], []
+    for seed in held["seeds"]:
+        scores = {name: math.nan if seed[name] is None else float(seed[name]) for name in SCORES}
+        per_seed.append(ClassificationMetrics(**scores, confusion=np.asarray(seed["confusion"], np.int64)))
+        settings.append({name: value for name, value in seed.items() if name not in {*SCORES, "seed", "confusion"}})
+    low, high = (math.nan if bound is None else float(bound) for bound in held["accuracy_interval_95"])
+    return Row(
+        features=str(held["features"]),
+        classifier=str(held["classifier"]),
+        budget=float(held["budget"]),
+        labelled=int(held["labelled"]),
+        per_seed=per_seed,
+        settings=settings,
+        interval=(low, high),
+    )
 
 
 def tracked_metrics(rows: Sequence[Row]) -> dict[str, float]:
