@@ -69,9 +69,9 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
         "configuration": facts.configuration(material), "seed": config.seed, "version": __version__, "gaps": gaps,
         "colours": _COLOURS, **(_tile_sections(config, tiles) if tiles else {}),
     }  # fmt: skip
-    if tiles and not tiles.labelled:
+    if tiles and shown and not tiles.labelled:
         gaps["labels"] = (
-            f"{tiles.root} has no labels, so classes, purity and NMI are not known; `ca2cl shard` of a tree with one "
+            f"{shown.name} has no labels, so classes, purity and NMI are not known; `ca2cl shard` of a tree with one "
             "folder a class makes labelled shards, `--test SHARDS` shows them"
         )
     return Page(_render(context), [gap for gap in gaps.values() if gap], len(tiles) if tiles else 0)
@@ -134,8 +134,7 @@ def _tile_sections(config: ReportConfig, tiles: Tiles) -> dict[str, Any]:
         "grid_tiles": _GRID_TILES,
         "map": placed,
         "places": (_EDGE + placed.xy_N2 * _SIDE).round(1).tolist(),
-        "map_width": _SIDE + 2 * _EDGE,
-        "map_height": round(placed.height * _SIDE) + 2 * _EDGE,
+        "side": _SIDE + 2 * _EDGE,
         "sprites": sprites(tiles.thumbs_NTTC),
         "map_data": _map_data(tiles, clustering),
         "picture": lambda row: jpeg_uri(tiles.thumbs_NTTC[row], _QUALITY),

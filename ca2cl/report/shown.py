@@ -31,6 +31,8 @@ class Shown:
     """Shards that a page shows tiles of."""
 
     root: str
+    name: str
+    """What the user or the run calls them."""
     index: ShardIndex
     trained_on: bool
     """Whether they are, by their digest, those that the run was trained on."""
@@ -45,7 +47,7 @@ def training_shards(config: ReportConfig, material: RunMaterial, gaps: dict[str,
         InputError: those that the user named cannot be read.
     """
     if config.shards:
-        return _opened(config.shards, material, config, named=True)
+        return _opened(config.shards, config.shards, material, config, named=True)
     own = material.params.get("data.shards", "")
     if not own:
         gaps["shards"] = f"the run does not say which shards it was trained on; {_REMEDY}"
@@ -55,7 +57,7 @@ def training_shards(config: ReportConfig, material: RunMaterial, gaps: dict[str,
     try:
         if not there:
             raise InputError(f"{own}: not there")
-        return _opened(there[0], material, config, named=False)
+        return _opened(there[0], own, material, config, named=False)
     except InputError as error:
         gaps["shards"] = f"the run's own shards cannot be read ({error}); {_REMEDY}"
         return None
@@ -67,15 +69,15 @@ def other_shards(config: ReportConfig, material: RunMaterial) -> Shown | None:
     Raises:
         InputError: they cannot be read.
     """
-    return _opened(config.test, material, config, named=True) if config.test else None
+    return _opened(config.test, config.test, material, config, named=True) if config.test else None
 
 
-def _opened(place: str, material: RunMaterial, config: ReportConfig, *, named: bool) -> Shown:
+def _opened(place: str, name: str, material: RunMaterial, config: ReportConfig, *, named: bool) -> Shown:
     index = open_index(place, config.cache_dir)
     if not len(index):
-        raise InputError(f"{place}: holds no tile; write the folder again with `ca2cl shard`")
+        raise InputError(f"{name}: holds no tile; write the folder again with `ca2cl shard`")
     digest = material.document("manifest.json").get("digest") or material.tags.get("ca2cl.manifest_digest")
-    return Shown(place, index, index.manifest.digest == digest, named)
+    return Shown(place, name, index, index.manifest.digest == digest, named)
 
 
 def unreadable(shown: Shown, error: InputError, gaps: dict[str, str]) -> None:

@@ -35,7 +35,6 @@ Pixels = npt.NDArray[np.uint8]
 class Tiles:
     """The tiles of a page, in the order of their shards' index."""
 
-    root: str
     digest: str
     """Of the shards' manifest."""
     held: int
@@ -90,7 +89,6 @@ def read_tiles(
     made = extract(_seen(batches, thumbs), {_ENCODER: extractor}, total=len(samples), device=device, title=root)
     places = [index.locate(int(sample)) for sample in made.samples_N]
     return Tiles(
-        root=root,
         digest=index.manifest.digest,
         held=len(index),
         classes=index.classes,

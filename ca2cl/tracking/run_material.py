@@ -19,7 +19,7 @@ from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.tracking.downstream import Downstream, runs_for
 from ca2cl.tracking.encoder_files import ENCODER_PATH, WEIGHTS_NAME
-from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store
+from ca2cl.tracking.encoder_versions import ENCODER_NAME, EncoderVersion, find_version, needed_store
 from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.tracking.journal import JOURNAL_NAME, is_training, read_journal
 from ca2cl.tracking.resolver import RUN_ID
@@ -79,9 +79,12 @@ class RunMaterial:
         if self.store is not None:
             pairs.append((self.store.root, self.params.get("tracking.root")))
         for folder, told in pairs:
-            parts = Path(told or "").parts
-            if folder is not None and parts and folder.resolve().parts[-len(parts) :] == parts:
-                found.append(folder.resolve().parents[len(parts) - 1])
+            relative = Path(told or "/")
+            if folder is None or relative.is_absolute():
+                continue
+            depth = len(relative.parts)
+            if folder.resolve().parts[-depth:] == relative.parts:
+                found.append(folder.resolve().parents[depth - 1])
         return found
 
     def downstream(self) -> list[Downstream]:
@@ -146,6 +149,8 @@ def _from_store(store: Store, entry: EncoderVersion, folder: Path | None = None)
         raise InputError(f"{entry.uri}: was registered without a run; give a run id")
     run = fetch_run(store, entry.run_id)
     tags, params = dict(run.data.tags), dict(run.data.params)
+    if not entry.version and params.get("tracking.register_as", ENCODER_NAME) != ENCODER_NAME:
+        entry = find_version(store, f"runs:/{entry.run_id}", params["tracking.register_as"])
     if SOURCE_RUN_TAG in tags:
         raise InputError(
             f"run {entry.run_id!r}: is a {tags.get('ca2cl.kind', 'downstream run')} of an encoder; give the run that "
@@ -164,8 +169,8 @@ def _from_store(store: Store, entry: EncoderVersion, folder: Path | None = None)
 def _folder_of(run_id: str, params: Mapping[str, str], store: Store) -> Path | None:
     """The run's folder, if it is here and is that run's."""
     told = params.get("run.output_dir")
-    probe = RunMaterial(run_id=run_id, name="", status="", params=params, store=store)
-    for base in probe.bases() if told else []:
+    known = RunMaterial(run_id=run_id, name="", status="", params=params, store=store)
+    for base in known.bases() if told else []:
         folder = base / str(told)
         try:
             if (folder / RUN_NAME).exists() and read_run(folder).run_id == run_id:
