@@ -52,9 +52,7 @@ def lineage(material: RunMaterial, found: ResolvedEncoder | None) -> Facts:
     card = found.card if found else None
     commit = environment.get("commit") or (card.commit if card else None)
     told: dict[str, Any] = {
-        "data": manifest.get("digest")
-        or material.tags.get("ca2cl.manifest_digest")
-        or (card.manifest_digest if card else None),
+        "data": trained_digest(material) or (card.manifest_digest if card else None),
         "sharded from": manifest.get("source"),
         "tiles": _tiles(manifest),
         "classes": _counts(manifest.get("counts")),
@@ -67,6 +65,12 @@ def lineage(material: RunMaterial, found: ResolvedEncoder | None) -> Facts:
         **{name: _word(environment.get(name)) for name in _ENVIRONMENT},
     }
     return _told(told)
+
+
+def trained_digest(material: RunMaterial) -> str | None:
+    """Digest of the shards that the run was trained on, as far as known."""
+    told = material.document("manifest.json").get("digest") or material.tags.get("ca2cl.manifest_digest")
+    return str(told) if told else None
 
 
 def drift(material: RunMaterial) -> Facts:

@@ -34,8 +34,8 @@ class Shown:
     name: str
     """What the user or the run calls them."""
     index: ShardIndex
-    trained_on: bool
-    """Whether they are, by their digest, those that the run was trained on."""
+    trained_on: bool | None
+    """Whether they are, by their digest, those that the run was trained on; None where that is not known."""
     named: bool
     """Whether the user named them: what is then wrong with them is an error, and not a gap."""
 
@@ -76,8 +76,8 @@ def _opened(place: str, name: str, material: RunMaterial, config: ReportConfig, 
     index = open_index(place, config.cache_dir)
     if not len(index):
         raise InputError(f"{name}: holds no tile; write the folder again with `ca2cl shard`")
-    digest = material.document("manifest.json").get("digest") or material.tags.get("ca2cl.manifest_digest")
-    return Shown(place, name, index, index.manifest.digest == digest, named)
+    known = facts.trained_digest(material)
+    return Shown(place, name, index, index.manifest.digest == known if known else None, named)
 
 
 def unreadable(shown: Shown, error: InputError, gaps: dict[str, str]) -> None:
