@@ -12,7 +12,7 @@ from ca2cl.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
 # Streams of random words beside those of the classes, which are their labels.
-_SLIDES, _REPLACED = 1 << 32, 1 << 33
+_SLIDES, _REPLACED, _UNLABELLED = 1 << 32, 1 << 33, 1 << 34
 
 
 def check_budget(budget: float) -> None:
@@ -79,6 +79,24 @@ def replaced_subset(labels_N: IntArray, budget: float, seed: int) -> IntArray:
         words = _words(_wanted(budget, len(rows)), seed, _REPLACED + int(label))
         chosen.append(rows[(words % np.uint64(len(rows))).astype(np.int64)])
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def stratified_sample(labels_N: IntArray, count: int, seed: int) -> IntArray:
+    """At most ``count`` row numbers, ascending, without replacement, every label with its share of them.
+
+    Each label's rows are shuffled by the seed, and the rows that stand earliest in their label's shuffled line, as a
+    share of its length, are taken: so a rare label keeps its first row for as long as ``count`` allows it.
+
+    Args:
+        labels_N: label of every row, shape (N,); rows without one (-1) are a label of their own.
+    """
+    place_N = np.empty(len(labels_N), np.float64)
+    for label in np.unique(labels_N):
+        rows = np.flatnonzero(labels_N == label)
+        # a stream of its own for -1, which is no key
+        order = _permutation(len(rows), seed, int(label) if label >= 0 else _UNLABELLED)
+        place_N[rows[order]] = np.arange(len(rows)) / len(rows)
+    return np.sort(np.argsort(place_N, kind="stable")[:count])
 
 
 def _wanted(budget: float, held: int) -> int:

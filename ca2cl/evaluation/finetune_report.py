@@ -60,7 +60,8 @@ def report(
     }
     sys.stdout.write(table(rows) + _differences(first, compared))
     files = [out / "finetune-results.json", out / "confusion.png"]
-    write_json(files[0], _content(config, found, rows, compared, groups, digests))
+    content = _content(config, found, rows, compared, groups, digests)
+    write_json(files[0], {**content, "classes": test.index.classes})
     shown = [row for row in rows if row.features == first][-1]
     title = f"{CLASSIFIER} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
     draw_confusion(files[1], shown.confusion, test.index.classes, title)

@@ -34,15 +34,25 @@ def table(rows: Sequence[Row]) -> str:
     There is a column for the test set where there are several.
     """
     several = len({row.test for row in rows}) > 1
+    return aligned(heads(several), [cells(row, several) for row in rows])
+
+
+def heads(several: bool = False) -> list[str]:
+    """What stands above the columns of the table.
+
+    Args:
+        several: whether there is more than one test set.
+    """
     where = ["test"] if several else []
-    heads = ["features", "classifier", "labels", "tiles", *where, *_COLUMNS.values(), "95 % of top-1"]
-    cells = []
-    for row in rows:
-        numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
-        interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
-        what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
-        cells.append([*what, *([row.test] if several else []), *numbers, interval])
-    return aligned(heads, cells)
+    return ["features", "classifier", "labels", "tiles", *where, *_COLUMNS.values(), "95 % of top-1"]
+
+
+def cells(row: Row, several: bool = False) -> list[str]:
+    """What stands in a row of the table, under ``heads``."""
+    numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
+    interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
+    what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
+    return [*what, *([row.test] if several else []), *numbers, interval]
 
 
 def _plus_minus(mean: float, sd: float) -> str:
@@ -67,6 +77,30 @@ def row_as_dict(row: Row) -> dict[str, Any]:
             for seed, (metrics, setting) in enumerate(zip(row.per_seed, row.settings, strict=True))
         ],
     }
+
+
+def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
+    """The row that ``row_as_dict`` told of; a score that JSON has as null is ``nan`` again.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    per_seed, settings = [], []
+    for seed in held["seeds"]:
+        scores = {name: math.nan if seed[name] is None else float(seed[name]) for name in SCORES}
+        per_seed.append(ClassificationMetrics(**scores, confusion=np.asarray(seed["confusion"], np.int64)))
+        settings.append({name: value for name, value in seed.items() if name not in {*SCORES, "seed", "confusion"}})
+    low, high = (math.nan if bound is None else float(bound) for bound in held["accuracy_interval_95"])
+    return Row(
+        features=str(held["features"]),
+        classifier=str(held["classifier"]),
+        budget=float(held["budget"]),
+        labelled=int(held["labelled"]),
+        per_seed=per_seed,
+        settings=settings,
+        interval=(low, high),
+        test=test,
+    )
 
 
 def tracked_metrics(rows: Sequence[Row], names: Mapping[str, str] | None = None) -> dict[str, float]:

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # title, unit, and the journal's names with their labels; a panel without data is left out
-_PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", "", (("loss", "total"), ("nt_xent", "NT-Xent"), ("nt_xent_adversarial", "NT-Xent, adversarial"))),
     ("Cluster loss", "", (("cluster", ""),)),
+    ("Mutual information", "", (("mutual_information", ""),)),
     ("Learning rate", "", (("lr", ""),)),
     ("Gradient norm", "", (("grad_norm", ""),)),
     ("Throughput", "tiles/s", (("tiles_per_s", ""),)),
@@ -33,8 +34,8 @@ def curves_figure(journal: str | Path, title: str = "") -> Figure:
     """
     from matplotlib.figure import Figure
 
-    columns = _columns(list(training_lines(journal)))
-    panels = [panel for panel in _PANELS if any(name in columns for name, _ in panel[2])]
+    columns = columns_of(list(training_lines(journal)))
+    panels = [panel for panel in PANELS if any(name in columns for name, _ in panel[2])]
     rows = max(1, -(-len(panels) // 2))
     figure = Figure(figsize=(11, 2.8 * rows), layout="constrained")
     if title:
@@ -44,9 +45,9 @@ def curves_figure(journal: str | Path, title: str = "") -> Figure:
     return figure
 
 
-def _columns(lines: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.float64]]:
+def columns_of(lines: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.float64]]:
     """Each number of the training lines as an array over lines; NaN where it is absent or was not finite."""
-    names = {name for panel in _PANELS for name, _ in panel[2]}
+    names = {name for panel in PANELS for name, _ in panel[2]}
     present = {name for line in lines for name in names & line.keys()}
     columns = {
         name: np.array([np.nan if line.get(name) is None else float(line[name]) for line in lines]) for name in present
@@ -57,10 +58,10 @@ def _columns(lines: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.float6
 
 def _draw_panel(axes: Any, columns: dict[str, npt.NDArray[np.float64]], panel: tuple[str, str, Any]) -> None:
     title, unit, curves = panel
-    steps = _thin(columns["step"])
+    steps = thin(columns["step"])
     for name, label in curves:
         if name in columns:
-            values = _thin(columns[name])
+            values = thin(columns[name])
             marker = "." if len(values) < 30 else None  # a point between two gaps has no line to show it
             axes.plot(steps, values, linewidth=1.2, label=label or None, marker=marker)
     axes.set_title(title, fontsize=10, loc="left")
@@ -73,8 +74,9 @@ def _draw_panel(axes: Any, columns: dict[str, npt.NDArray[np.float64]], panel: t
         axes.legend(fontsize=8, frameon=False)
 
 
-def _thin(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    stretch = -(-len(values) // _POINTS)
+def thin(values: npt.NDArray[np.float64], points: int = _POINTS) -> npt.NDArray[np.float64]:
+    """At most about ``points`` values: means over equal stretches, of what in them is finite; NaN where nothing is."""
+    stretch = -(-len(values) // points)
     if stretch <= 1:
         return values
     whole = values[: len(values) // stretch * stretch].reshape(-1, stretch)

@@ -1,0 +1,108 @@
+"""A run's curves as drawings of its own page: their colours follow the page's, light or dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.tracking.figures import PANELS, columns_of, thin
+
+WIDTH, HEIGHT = 360, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 8, 24
+_POINTS = 400  # as many as a panel has pixels
+_COUNTS = {
+    "bad_samples": "undecodable tiles replaced",
+    "skipped_steps": "steps skipped",
+    "skipped_adversaries": "adversarial branches skipped",
+}
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a panel."""
+
+    label: str
+    path: str
+    """SVG path; broken where a value was not finite."""
+    dots: list[tuple[float, float]]
+    """Where a line has too few points to be one."""
+    last: str
+    """Its last finite value."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A small chart over optimizer steps."""
+
+    title: str
+    unit: str
+    curves: list[Curve]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+    @property
+    def told(self) -> str:
+        """What the chart says, for who cannot see it."""
+        lasts = ", ".join(f"{curve.label or self.title} ends at {curve.last}" for curve in self.curves)
+        return f"{self.title}{f' in {self.unit}' if self.unit else ''} over optimizer steps: {lasts}"
+
+
+def panels(lines: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Every panel of ``tracking.figures`` that the training lines have a finite number for."""
+    columns = columns_of(lines)
+    drawn = []
+    for title, unit, named in PANELS:
+        held = [(columns[name], label) for name, label in named if name in columns]
+        held = [(values, label) for values, label in held if np.isfinite(values).any()]
+        if held:
+            drawn.append(_panel(title, unit, columns["step"], held))
+    return drawn
+
+
+def _panel(title: str, unit: str, steps: Numbers, held: Sequence[tuple[Numbers, str]]) -> Panel:
+    # means of nothing are not drawn: an infinite loss would flatten every other point
+    clean = [(thin(np.where(np.isfinite(values), values, np.nan), _POINTS), label, values) for values, label in held]
+    steps = thin(steps, _POINTS)
+    x_ticks, x = _axis(steps, _LEFT, WIDTH - _RIGHT, whole=True)
+    y_ticks, y = _axis(np.concatenate([values for values, _, _ in clean]), HEIGHT - _BOTTOM, _TOP)
+    curves = [_curve(label, x(steps), y(values), raw) for values, label, raw in clean]
+    return Panel(title, unit, curves, x_ticks, y_ticks)
+
+
+def _axis(values: Numbers, start: float, end: float, whole: bool = False) -> tuple[list[tuple[float, str]], Any]:
+    """Ticks with their places, and the function from values to places."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low == high:
+        low, high = (low - 0.5, high + 0.5) if low == 0 or whole else (low - abs(low) / 10, high + abs(high) / 10)
+    if not whole:  # so that the extremes do not lie on the frame
+        low, high = low - (high - low) / 25, high + (high - low) / 25
+
+    def place(found: Any) -> Any:
+        return start + (found - low) / (high - low) * (end - start)
+
+    ticks = [tick for tick in MaxNLocator(4, integer=whole).tick_values(low, high) if low <= tick <= high]
+    return [(round(float(place(tick)), 1), f"{tick:.6g}") for tick in ticks], place
+
+
+def _curve(label: str, x_P: Numbers, y_P: Numbers, raw: Numbers) -> Curve:
+    parts, pen = [], "M"
+    for x, y in zip(x_P.tolist(), y_P.tolist(), strict=True):
+        if np.isfinite(y):
+            parts.append(f"{pen}{x:.1f} {y:.1f}")
+        pen = "L" if np.isfinite(y) else "M"
+    places = np.flatnonzero(np.isfinite(y_P))
+    dots = [(round(float(x_P[p]), 1), round(float(y_P[p]), 1)) for p in places] if len(places) < 30 else []
+    return Curve(label, "".join(parts), dots, f"{raw[np.isfinite(raw)][-1]:.4g}")
+
+
+def counts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong on the way: the journal's running totals, as its last line has them."""
+    last = lines[-1] if lines else {}
+    return [f"{last[name]:g} {meaning}" for name, meaning in _COUNTS.items() if last.get(name)]

@@ -1,0 +1,163 @@
+"""The page: every section with its material, or with the line that says why there is none and what makes it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ca2cl import __version__
+from ca2cl.errors import InputError
+from ca2cl.report import facts
+from ca2cl.report.clusters import Clustering, cluster
+from ca2cl.report.curves import HEIGHT, WIDTH, counts, panels
+from ca2cl.report.map import draw_map
+from ca2cl.report.neighbours import retrieve
+from ca2cl.report.pictures import jpeg_uri, layout, sprites
+from ca2cl.report.results import Result, results
+from ca2cl.report.shown import Shown, other_shards, sheet, training_shards, unreadable
+from ca2cl.report.tiles import Tiles, read_tiles
+from ca2cl.tracking.run_material import RunMaterial
+
+if TYPE_CHECKING:
+    from ca2cl.report.verb import ReportConfig
+    from ca2cl.tracking.resolver import ResolvedEncoder
+
+logger = logging.getLogger(__name__)
+_GRID_TILES = 12
+_SIDE, _EDGE = 560, 20  # of the map, in its own units
+_TEMPLATES = "templates"
+_QUALITY = 80
+_GAPS = ("curves", "shards", "encoder", "views", "labels", "results")
+_COLOURS = 20  # ten, filled and hollow
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page, and what it is short of."""
+
+    html: str
+    gaps: list[str]
+    tiles: int
+
+
+def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> Page:
+    """Gather every section's material and render the page.
+
+    Raises:
+        InputError: shards that were named cannot be read, or the store went away.
+    """
+    gaps = dict.fromkeys(_GAPS, "")
+    trained_on, other = training_shards(config, material, gaps), other_shards(config, material)
+    if other:
+        gaps["shards"] = ""
+    shown, sheet_of = other or trained_on, trained_on or other
+    found = _encoder(material, gaps)
+    tiles = _tiles(config, found, shown, device, gaps) if found and shown else None
+    context: dict[str, Any] = {
+        "run": material, "status_note": facts.status_note(material), "header": facts.header(material, found),
+        "panels": _panels(material, gaps), "width": WIDTH, "height": HEIGHT, "counts": counts(material.lines),
+        "sheet": sheet(config, material, sheet_of, gaps) if sheet_of else "", "sheet_of": sheet_of,
+        "tiles": tiles, "shown": shown, "results": _results(material, gaps),
+        "lineage": facts.lineage(material, found), "drift": facts.drift(material),
+        "configuration": facts.configuration(material), "seed": config.seed, "version": __version__, "gaps": gaps,
+        "colours": _COLOURS, **(_tile_sections(config, tiles) if tiles else {}),
+    }  # fmt: skip
+    if tiles and shown and not tiles.labelled:
+        gaps["labels"] = (
+            f"{shown.name} has no labels, so classes, purity and NMI are not known; `ca2cl shard` of a tree with one "
+            "folder a class makes labelled shards, `--test SHARDS` shows them"
+        )
+    return Page(_render(context), [gap for gap in gaps.values() if gap], len(tiles) if tiles else 0)
+
+
+def _encoder(material: RunMaterial, gaps: dict[str, str]) -> ResolvedEncoder | None:
+    from ca2cl.tracking.resolver import resolve_encoder
+
+    try:
+        return resolve_encoder(material.encoder, tracking_uri=material.store.uri if material.store else None)
+    except InputError as error:
+        gaps["encoder"] = f"no encoder to look at tiles with ({error}); then run `ca2cl report` again"
+        return None
+
+
+def _tiles(
+    config: ReportConfig, found: ResolvedEncoder, shown: Shown, device: torch.device, gaps: dict[str, str]
+) -> Tiles | None:
+    try:
+        return read_tiles(
+            found, shown.root, shown.index, count=config.tiles, seed=config.seed, device=device,
+            workers=config.workers, cache_dir=config.cache_dir,
+        )  # fmt: skip
+    except InputError as error:
+        unreadable(shown, error, gaps)
+        return None
+
+
+def _panels(material: RunMaterial, gaps: dict[str, str]) -> list[Any]:
+    found = panels(material.lines) if material.lines else []
+    if not found:
+        gaps["curves"] = (
+            "no training line: the run took no step yet (or was imported), or its numbers were never sent; "
+            "`ca2cl sync RUN_DIR` sends them"
+        )
+    return found
+
+
+def _results(material: RunMaterial, gaps: dict[str, str]) -> list[Result]:
+    if material.store is None:
+        gaps["results"] = f"downstream results are in the store, which cannot be used ({material.fault})"
+        return []
+    found = results(material)
+    if not found:
+        gaps["results"] = (
+            f"no downstream run names this run; `ca2cl probe --encoder {material.run_id} --train SHARDS --test SHARDS` "
+            "or `ca2cl finetune` makes one"
+        )
+    return found
+
+
+def _tile_sections(config: ReportConfig, tiles: Tiles) -> dict[str, Any]:
+    """Neighbours, map and clusters."""
+    logger.info("neighbours, clusters and map of %d tiles", len(tiles))
+    clustering = cluster(tiles.features_ND, tiles.labels_N, config.clusters, config.seed)
+    placed = draw_map(tiles.features_ND, config.seed)
+    return {
+        "retrieval": retrieve(tiles, config.seed),
+        "clustering": clustering,
+        "grid_tiles": _GRID_TILES,
+        "map": placed,
+        "places": (_EDGE + placed.xy_N2 * _SIDE).round(1).tolist(),
+        "side": _SIDE + 2 * _EDGE,
+        "sprites": sprites(tiles.thumbs_NTTC),
+        "map_data": _map_data(tiles, clustering),
+        "picture": lambda row: jpeg_uri(tiles.thumbs_NTTC[row], _QUALITY),
+        "present": sorted({int(label) for label in tiles.labels_N if label >= 0}),
+    }
+
+
+def _map_data(tiles: Tiles, clustering: Clustering) -> dict[str, Any]:
+    return {
+        **layout(),
+        "classes": tiles.classes,
+        "labels": tiles.labels_N.tolist(),
+        "clusters": clustering.assignments_N.tolist(),
+        "keys": tiles.keys,
+    }
+
+
+def _render(context: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("ca2cl.report", _TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script = (resources.files("ca2cl.report") / _TEMPLATES / "map.js").read_text(encoding="utf-8")
+    # The page runs this script and no other: not even one that a class name would bring in past the escaping.
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(context, script=script, allowed=allowed)

@@ -1,0 +1,140 @@
+"""What was measured with a run's encoder: tables with their floors, and confusion matrices.
+
+Legend: K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.data.splits import describe_budget
+from ca2cl.evaluation.probe_encoders import ENCODER
+from ca2cl.evaluation.probe_report import cells, heads, row_from_dict
+from ca2cl.evaluation.protocol import PROTOCOLS
+from ca2cl.evaluation.scoring import Row
+from ca2cl.tracking.downstream import Downstream, newest_by_terms
+from ca2cl.tracking.run_artifacts import json_artifacts
+from ca2cl.tracking.run_material import RunMaterial
+from ca2cl.tracking.tables import short, when
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix, counts summed over seeds."""
+
+    title: str
+    classes: list[str]
+    counts: list[list[int]]
+    """Row = label, column = prediction."""
+    shares: list[list[float]]
+    """Of the label's tiles."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One downstream run."""
+
+    title: str
+    run_id: str
+    heads: Sequence[str]
+    rows: list[list[str]]
+    own: list[bool]
+    """Which rows are the encoder's own; the others are floors or other starts."""
+    notes: list[str] = field(default_factory=list)
+    """What must be known to read the numbers: a leak, a protocol that looks at the test tiles."""
+    confusions: list[Confusion] = field(default_factory=list)
+
+
+def results(material: RunMaterial) -> list[Result]:
+    """The newest downstream run of every kind and pair of data sets; empty where there is none.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    if material.store is None:
+        return []
+    found = []
+    for run in newest_by_terms(material.downstream()).values():
+        contents = [c for c in json_artifacts(material.store, run.run_id) if isinstance(c.get("results"), list)]
+        found.append(_scored(run, contents[0]) if contents else _metrics(run))
+    return found
+
+
+def _title(run: Downstream) -> str:
+    return f"{run.terms.kind}, {when(run.ended)} UTC"
+
+
+def _data_note(run: Downstream) -> str:
+    names = {side: run.params.get(side, "") for side in ("train", "test")}
+    digests = {"train": run.terms.train, "test": run.terms.test}
+    told = [f"{side} {name} (manifest {short(digests[side])})".replace("  ", " ") for side, name in names.items()]
+    return f"{'; '.join(told)}."
+
+
+def _metrics(run: Downstream) -> Result:
+    """A run without our JSON, such as detection: its metrics as they are."""
+    rows = [[name, run.shown(name)] for name in sorted(run.scores())]
+    return Result(_title(run), run.run_id, ("metric", "value"), rows, [True] * len(rows), [_data_note(run)])
+
+
+def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
+    try:
+        tests = content.get("tests") or {"": content}
+        rows = [
+            row_from_dict(held, test if len(tests) > 1 else "")
+            for test, of_test in tests.items()
+            for held in of_test["results"]
+        ]
+        classes = _classes(content, rows)
+        notes = [_data_note(run), *_warnings(content)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        logger.warning(
+            "run %s: its JSON is not as this version writes it (%r); only metrics are shown", run.run_id, error
+        )
+        return _metrics(run)
+    own = [row.features == ENCODER for row in rows]
+    largest = max((row.budget for row, mine in zip(rows, own, strict=True) if mine), key=_size, default=None)
+    shown = [row for row, mine in zip(rows, own, strict=True) if mine and row.budget == largest]
+    confusions = [_confusion(row, classes) for row in shown]
+    several = len(tests) > 1
+    shown_cells = [cells(row, several) for row in rows]
+    return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, confusions)
+
+
+def _size(budget: float) -> tuple[bool, float]:
+    # all labels stand above any number of tiles a class
+    return (budget == 1, budget)
+
+
+def _classes(content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    count = len(rows[0].per_seed[0].confusion) if rows else 0
+    named = [str(name) for name in content.get("classes", [])]
+    return named if len(named) == count else [f"class {number}" for number in range(count)]
+
+
+def _warnings(content: Mapping[str, Any]) -> list[str]:
+    notes = []
+    leak = content.get("leak", {})
+    if leak.get("same_manifest") or leak.get("equal_test_tiles"):
+        notes.append(
+            f"LEAK: {leak.get('equal_test_tiles', 'all')} test tiles are training tiles too; these scores say little "
+            "about new tiles."
+        )
+    protocol = PROTOCOLS.get(content.get("config", {}).get("protocol", "honest"))
+    return [*notes, protocol.statement] if protocol is not None and protocol.statement else notes
+
+
+def _confusion(row: Row, classes: list[str]) -> Confusion:
+    counts: npt.NDArray[np.int64] = row.confusion
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    title = f"{row.features}, {row.classifier}, {describe_budget(row.budget)} labels, {row.labelled} labelled tiles"
+    title += f", on {row.test}" if row.test else ""
+    return Confusion(title, classes, counts.tolist(), shares.tolist())

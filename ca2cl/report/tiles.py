@@ -1,0 +1,120 @@
+"""The tiles that a page shows: drawn from shards, embedded, and kept as thumbnails.
+
+Legend: N tiles of the page, B tiles of a batch, D features, T side of a thumbnail in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ca2cl.data.index import ShardIndex
+from ca2cl.data.splits import stratified_sample
+from ca2cl.data.storage import ShardReader
+from ca2cl.data.stream import BadTile
+from ca2cl.data.tiles import iterate_tiles
+from ca2cl.evaluation.features import Batches, extract, frozen
+
+if TYPE_CHECKING:
+    from ca2cl.tracking.resolver import ResolvedEncoder
+
+THUMB = 96
+_BATCH = 64
+_ENCODER = "encoder"
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of a page, in the order of their shards' index."""
+
+    digest: str
+    """Of the shards' manifest."""
+    held: int
+    """Tiles in the shards."""
+    classes: list[str]
+    features_ND: npt.NDArray[np.float64]
+    """Of unit length, so that a product is a cosine; a tile whose features are all zero stays zero."""
+    labels_N: npt.NDArray[np.int64]
+    """-1 where unlabelled."""
+    keys: list[str]
+    thumbs_NTTC: Pixels
+    bad: list[BadTile]
+    """Tiles that were drawn and did not decode."""
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any tile has a label."""
+        return bool((self.labels_N >= 0).any())
+
+    def name(self, row: int) -> str:
+        """Class of a tile, or that it has none."""
+        label = int(self.labels_N[row])
+        return self.classes[label] if label >= 0 else "unlabelled"
+
+
+def read_tiles(
+    found: ResolvedEncoder,
+    root: str,
+    index: ShardIndex,
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
+    workers: int,
+    cache_dir: str | None,
+) -> Tiles:
+    """Draw at most ``count`` tiles, every class with its share, and embed them with the encoder at its own size.
+
+    Raises:
+        InputError: none of them decodes, or a shard cannot be read.
+    """
+    samples = stratified_sample(index.labels(), count, seed)
+    bad: list[BadTile] = []
+    thumbs: list[Pixels] = []
+    reader = ShardReader(root, cache_dir, index=index)
+    batches = iterate_tiles(index, reader, samples, batch_size=_BATCH, workers=workers, on_bad=bad.append)
+    card = found.card
+    extractor = frozen(found.encoder.to(device), card.input_size, card.mean, card.std)
+    made = extract(_seen(batches, thumbs), {_ENCODER: extractor}, total=len(samples), device=device, title=root)
+    places = [index.locate(int(sample)) for sample in made.samples_N]
+    return Tiles(
+        digest=index.manifest.digest,
+        held=len(index),
+        classes=index.classes,
+        features_ND=unit(made.values[_ENCODER]),
+        labels_N=made.labels_N,
+        keys=[str(index.samples(shard).key[row]) for shard, row in places],
+        thumbs_NTTC=np.stack(thumbs),
+        bad=bad,
+    )
+
+
+def _seen(batches: Batches, thumbs: list[Pixels]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The batches as they are; a thumbnail of every tile goes to ``thumbs``: pixels do not outlive their batch."""
+    for batch in batches:
+        thumbs.extend(thumbnail(tile_HWC) for tile_HWC in batch[0].numpy())
+        yield batch
+
+
+def thumbnail(tile_HWC: Pixels) -> Pixels:
+    """The tile at ``THUMB`` pixels a side, as the encoder sees it: the whole of it, made square."""
+    small = Image.fromarray(tile_HWC).resize((THUMB, THUMB), Image.Resampling.LANCZOS)
+    return np.asarray(small, np.uint8)
+
+
+def unit(features_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Rows of length 1, in double precision: neighbours of nearly equal cosine keep their order."""
+    exact_ND = features_ND.astype(np.float64)
+    norm_N1 = np.linalg.norm(exact_ND, axis=1, keepdims=True)
+    return np.asarray(exact_ND / np.where(norm_N1 > 0, norm_N1, 1), np.float64)
