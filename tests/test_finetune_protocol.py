@@ -139,8 +139,10 @@ def test_the_best_held_out_classifier_stays_is_registered_and_served(
     arrays = load_file(kept.parent / "predictions.safetensors")
     images = pictures(30, seed=1)[:5]
     uri = f"sqlite:///{folder.parent / 'store' / 'mlflow.db'}"
+    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     frame = mlflow.pyfunc.load_model("models:/ca2cl-classifier/1").predict(images)
+    mlflow.set_tracking_uri(before)
     assert list(frame.columns) == ["prediction", *(f"probability_{name}" for name in CLASSES)]
     np.testing.assert_allclose(frame.iloc[:, 1:].to_numpy(), arrays["probabilities"][:5], atol=1e-5)
     assert frame["prediction"].tolist() == [CLASSES[k] for k in arrays["probabilities"][:5].argmax(1)]
