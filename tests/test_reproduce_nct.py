@@ -265,6 +265,12 @@ def test_miniature_settings_are_small_only_where_none_were_given() -> None:
     assert tuning(config).epochs == 20 and tuning(config).against == () and tuning(config).tracking.register_as is None
 
 
+def test_fine_tuning_goes_by_the_job_s_protocol() -> None:
+    for protocol in ("honest", "original"):
+        config = parse("reproduce nct", ["--encoder", "random", "--data", "d", "--protocol", protocol])
+        assert tuning(config).protocol == protocol and tuning(config).labels == config.labels
+
+
 def test_a_budget_that_is_not_theirs_has_no_number_of_theirs() -> None:
     labels = np.array([0, 0, 1, 1])
     metrics = [classification_metrics(labels, np.eye(2)[labels])]
