@@ -128,7 +128,7 @@ def test_an_original_classifier_is_not_registered(job: Job, capfd: pytest.Captur
 
 
 def test_the_best_held_out_classifier_stays_is_registered_and_served(
-    job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     folder = job("honest", "test", "--tracking.register_as", "ca2cl-classifier")
     assert "registered as models:/ca2cl-classifier/1" in capfd.readouterr().out
@@ -139,6 +139,7 @@ def test_the_best_held_out_classifier_stays_is_registered_and_served(
     arrays = load_file(kept.parent / "predictions.safetensors")
     images = pictures(30, seed=1)[:5]
     uri = f"sqlite:///{folder.parent / 'store' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # which MLflow would set as well, and leave
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     frame = mlflow.pyfunc.load_model("models:/ca2cl-classifier/1").predict(images)
