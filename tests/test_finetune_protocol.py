@@ -24,8 +24,8 @@ from tests.shards import encode, write_shards
 from tests.test_serving import post
 
 SMALL = (
-    "--encoder", "random:3", "--against", "[]", "--labels", "0.5", "--seeds", "2", "--epochs", "12", "--min_steps", "1",
-    "--batch_size", "3", "--image_size", "32", "--workers", "0", "--norm", "frozen", "--held_out", "0.25",
+    "--encoder", "random:3", "--against", "[]", "--labels", ".75", "--seeds", "2", "--epochs", "12", "--min_steps", "1",
+    "--batch_size", "6", "--image_size", "32", "--workers", "0", "--norm", "frozen", "--held_out", "0.25",
 )  # fmt: skip
 CLASSES = ["blue", "green", "red"]
 Job = Callable[..., Path]
@@ -47,7 +47,7 @@ def tissue(folder: Path, tiles: int, seed: int, labels: list[int] | None = None)
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Runs a job in this process, once for the same options; its folder."""
     root = tmp_path_factory.mktemp("protocol")
-    train = tissue(root / "train", 60, seed=0)
+    train = tissue(root / "train", 80, seed=0)
     wrong = np.random.default_rng(5).integers(0, 3, 30).tolist()
     tests = {"test": tissue(root / "test", 30, seed=1), "wrong": tissue(root / "wrong", 30, seed=1, labels=wrong)}
 
@@ -80,16 +80,16 @@ def cells(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any], list[dict[
 def test_labels_are_drawn_with_replacement_by_the_original_protocol_alone(job: Job) -> None:
     for protocol, repeated in (("honest", False), ("original", True)):
         for _, arrays, _ in cells(job(protocol)):
-            assert len(arrays["labelled"]) == 30
-            assert (len(set(arrays["labelled"].tolist())) < 30) == repeated
+            assert len(arrays["labelled"]) == 60
+            assert (len(set(arrays["labelled"].tolist())) < 60) == repeated
 
 
 def test_the_original_protocol_alone_holds_nothing_out(job: Job) -> None:
     for result, _, _ in cells(job("honest")):
-        assert result["held_out"] == 9 and result["chosen_by"] == "tiles of any slide"
+        assert result["held_out"] == 15 and result["chosen_by"] == "tiles of any slide"
     for result, _, _ in cells(job("original")):
         assert result["held_out"] == 0 and result["chosen_by"] == "the test tiles"
-        assert result["steps"] % 10 == 0, "an epoch of 30 tiles has ten batches of three; of 21 it has seven"
+        assert result["steps"] % 10 == 0, "an epoch of 60 tiles has ten batches of six; of 45 it has seven"
 
 
 def test_the_original_protocol_takes_the_epoch_with_the_best_test_accuracy(job: Job) -> None:

@@ -85,7 +85,7 @@ class FinetuneConfig:
     fewer tiles."""
     held_out: float = 0.2
     """Share of the labelled tiles, whole slides or patients where they are known, that decides which epoch's weights
-    are taken; 0 takes the last. None is held out where a class has too few."""
+    are taken; 0 takes the last. None is held out where a class has too few, or fewer than 15 would be."""
     patience: int = 5
     """Looks at the held-out tiles, one an epoch or in ten steps, that may be no better before training ends."""
     norm: Literal["sync", "frozen"] = "sync"

@@ -21,6 +21,8 @@ from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import GoodTiles, read_requests
 
 Integers = npt.NDArray[np.int64]
+FEWEST = 15
+"""Held-out tiles that can choose an epoch: by ten (30 labels of real tissue, five classes) its choice was chance."""
 IGNORED = -100
 """Label of a row that did not decode: cross-entropy passes over it."""
 
@@ -51,7 +53,8 @@ def hold_out(
     """Which labelled tiles are kept from training, to decide when it has been long enough: (N,), and in words why.
 
     Whole slides or patients where every tile has one and there are enough of them, for tiles of a slide that is
-    trained on say nothing about others. None where a class would be left without tiles to train on.
+    trained on say nothing about others. None where a class would be left without tiles to train on, or fewer than
+    ``FEWEST`` would be held out: they would choose by chance, and are worth more in the training.
 
     Args:
         share: of the tiles, about; 0 holds out none.
@@ -65,8 +68,14 @@ def hold_out(
     if all(group is not None for group in groups) and len(set(groups)) >= folds:
         held = slide_folds(labels_N, [str(group) for group in groups], folds, seed) == 0
         if set(labels_N[~held]) == set(labels_N):
-            return held, "whole slides or patients"
-    return stratified_folds(labels_N, folds, seed) == 0, "tiles of any slide"
+            return _enough(held, "whole slides or patients")
+    return _enough(stratified_folds(labels_N, folds, seed) == 0, "tiles of any slide")
+
+
+def _enough(held_N: npt.NDArray[np.bool_], how: str) -> tuple[npt.NDArray[np.bool_], str]:
+    if held_N.sum() < FEWEST:
+        return np.zeros_like(held_N), f"none: fewer than {FEWEST} tiles would be"
+    return held_N, how
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class ProbeConfig:
     they have, and 1.0 where not: tiles of slides that are trained on choose far too large a C for other slides."""
     sgd_epochs: int = 50
     """Passes of the SGD over its tiles, in whole turns of 5; more where few are labelled, for 200 steps. A fifth of the
-    labelled tiles, whole slides where they are known, is held out and decides which epoch's weights are taken."""
+    labelled tiles, whole slides where they are known, is held out and decides which epoch's weights are taken, where
+    that is 15 tiles or more."""
     sgd_lr: float = 0.3
     """Peak learning rate of the SGD, on centred features of unit length."""
     protocol: ProtocolName = "honest"

@@ -5,6 +5,7 @@ Legend: K classes.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,10 +74,18 @@ def _title(run: Downstream) -> str:
 
 
 def _data_note(run: Downstream) -> str:
-    names = {side: run.params.get(side, "") for side in ("train", "test")}
+    names = {side: _plain(run.params.get(side, "")) for side in ("train", "test")}
     digests = {"train": run.terms.train, "test": run.terms.test}
     told = [f"{side} {name} (manifest {short(digests[side])})".replace("  ", " ") for side, name in names.items()]
     return f"{'; '.join(told)}."
+
+
+def _plain(param: str) -> str:
+    """A parameter that MLflow has as a JSON list, without its brackets."""
+    try:
+        return ", ".join(map(str, json.loads(param))) if param.startswith("[") else param
+    except ValueError:  # a folder's name may begin so too
+        return param
 
 
 def _metrics(run: Downstream) -> Result:
