@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from ca2cl.config import OptimConfig
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader
+from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.metrics import paired_difference
 from ca2cl.training.schedule import learning_rate
@@ -68,6 +69,30 @@ def test_whole_slides_are_held_out_where_they_are_known() -> None:
     assert {groups[n] for n in np.flatnonzero(held)}.isdisjoint(groups[n] for n in np.flatnonzero(~held))
     held, how = hold_out(labels, [*groups[:-1], None], 0.2, seed=1)
     assert how == "tiles of any slide" and np.bincount(labels[held]).tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_slides_are_held_out_only_where_both_sides_hold_every_class(seed: int) -> None:
+    labels = np.repeat(np.arange(9), 200)  # two slides a class, each of one class: no fold of slides holds all nine
+    held, how = hold_out(labels, [f"s{n // 100}" for n in range(1800)], 0.2, seed)
+    assert not held.any() and how == "none: no whole slides hold every class and leave some of it"
+    mixed = [f"s{n % 7}" for n in range(1800)]
+    held, how = hold_out(labels, mixed, 0.2, seed)
+    assert how == "whole slides or patients" and set(labels[held]) == set(labels[~held]) == set(range(9))
+    held, how = hold_out(labels, ["one"] * 1800, 0.2, seed)
+    assert not held.any() and how == "none: there is one slide"
+
+
+def test_fewer_tiles_than_can_choose_are_not_held_out() -> None:
+    held, how = hold_out(np.arange(50) % 5, None, 0.2, seed=0)
+    assert not held.any() and how == "none: fewer than 15 tiles would be"
+
+
+def test_an_encoders_path_does_not_lead_out_of_the_jobs_folder() -> None:
+    starts = ["/models/enc.safetensors", "../enc", "a/b", "a-b", "models:/x@y", "encoder", "random"]
+    folders = [Cell(start, 0.01, 0).folder for start in starts]
+    assert not [name for name in folders if "/" in name or name.startswith(".")]
+    assert len(set(folders)) == len(starts) and folders[-2:] == ["encoder-1pct-seed0", "random-1pct-seed0"]
 
 
 def test_nothing_is_held_out_where_a_class_has_too_few() -> None:

@@ -114,7 +114,9 @@ def test_an_original_result_says_what_it_is_wherever_it_is_shown(
     job: Job, capfd: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     folder = job("original", "test", "--tracking.run_name", "again")
-    assert "these numbers are above what new tiles would give" in capfd.readouterr().out.lower()
+    out = capfd.readouterr().out
+    assert "These numbers are above what new tiles would give" in out
+    assert "logged as MLflow run" in out and " already\n" in out, "a finished job was logged again"
     content = json.loads((folder / "finetune-results.json").read_text())
     assert content["protocol"]["name"] == "original" and "the test tiles chose" in content["protocol"]["statement"]
     assert not list(folder.glob("cells/*/classifier")), "a classifier that the test tiles chose was kept"

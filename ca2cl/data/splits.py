@@ -126,6 +126,15 @@ def stratified_folds(labels_N: IntArray, folds: int, seed: int) -> IntArray:
     return fold_N
 
 
+def known_slides(groups: Sequence[str | None]) -> list[str] | None:
+    """The slide or patient of every tile, or None unless all of them have one.
+
+    Asked once of a whole training set, and not of each draw of it: a row of a table is to follow one rule.
+    """
+    known = [group for group in groups if group is not None]
+    return known if known and len(known) == len(groups) else None
+
+
 def slide_folds(labels_N: IntArray, slides: Sequence[str], folds: int, seed: int) -> IntArray:
     """Fold of every tile, shape (N,), such that no slide or patient lies in two folds and every fold has about its
     share of every class. With fewer slides than ``folds`` there are as many folds as slides.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.splits import slide_folds, stratified_folds
+from ca2cl.data.splits import known_slides, slide_folds, stratified_folds
 from ca2cl.evaluation.protocol import HONEST, Protocol
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ DEFAULT_STRENGTH = 1.0
 FOLDS = 5
 """A fold is the fifth of the labelled tiles that is held out."""
 HELD_OUT_TILES = 200
-"""Folds are held out in turn until this many tiles have been, so that few labels do not mean a choice by five tiles."""
+"""Folds are held out in turn until this many tiles have been, so that few labels do not mean a choice by five tiles;
+where slides are known, all are."""
 RISES = 2
 """The search stops when this many strengths in a row were worse than the best before them."""
 MAX_ITERATIONS = 2000
@@ -106,14 +107,13 @@ def _held_in_turn(
     """Which labelled tiles are held out, one mask (N,) a fold."""
     if np.bincount(labels_N).min() < FOLDS:
         return []
-    if groups is not None and None not in groups:
-        fold_N = slide_folds(labels_N, [str(group) for group in groups], FOLDS, seed)
-    else:
-        fold_N = stratified_folds(labels_N, FOLDS, seed)
+    slides = None if groups is None else known_slides(groups)
+    fold_N = stratified_folds(labels_N, FOLDS, seed) if slides is None else slide_folds(labels_N, slides, FOLDS, seed)
     masks = [fold_N == fold for fold in range(fold_N.max() + 1)]
     # a class may lie in few slides: what is left must still hold it
     masks = [held_N for held_N in masks if held_N.any() and len(np.unique(labels_N[~held_N])) == labels_N.max() + 1]
-    return masks[: math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N))]
+    # of slides all: one fold of them may hold few of the classes
+    return masks[: math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N))] if slides is None else masks
 
 
 def _strength_by_test(

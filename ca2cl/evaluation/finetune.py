@@ -17,7 +17,7 @@ import torch
 from ca2cl import config as settings
 from ca2cl.config import OptimConfig, TrackingConfig, ViewsConfig
 from ca2cl.data.index import ShardIndex
-from ca2cl.data.splits import check_budget
+from ca2cl.data.splits import check_budget, known_slides
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_cell import RESULT, Cell, Data, Recipe, run_cell
@@ -58,7 +58,8 @@ class FinetuneConfig:
     train: str
     """Shards with the labelled tiles."""
     test: str
-    """Shards with the test tiles; their classes must be those of train. Predicted once, never used to choose."""
+    """Shards with the test tiles; their classes must be those of train. Honestly predicted once, and never used to
+    choose."""
     output_dir: str
     """Folder of the job, one folder in it for every cell of the table. A job started again goes on."""
     against: tuple[str, ...] = ("random",)
@@ -151,12 +152,13 @@ def run(config: FinetuneConfig) -> int:
     problem = _from_first(_claim(out, config, digests, train, test) if accelerator.is_main_process else "")
     if problem:
         raise InputError(problem)
-    data = Data(train, test, train.index.labels(), train.index.groups())
-    groups = [data.groups[sample] for sample in train.samples] if config.draw_by == "auto" else [None]
+    groups, protocol = train.index.groups(), PROTOCOLS[config.protocol]
+    slides = known_slides([groups[sample] for sample in train.samples])
+    data = Data(train, test, train.index.labels(), groups, by_slide=slides is not None)
+    by_slide = slides is not None and config.draw_by == "auto" and not protocol.replacement
     subsets = draw_subsets(
-        data.labels[train.samples], config.labels, config.seeds, groups=None if None in groups else groups,
-        protocol=PROTOCOLS[config.protocol],
-    )  # fmt: skip
+        data.labels[train.samples], config.labels, config.seeds, groups=slides if by_slide else None, protocol=protocol
+    )
     cells = [Cell(*cell) for cell in itertools.product(starts, subsets, range(config.seeds))]
     card = _card(config, starts[START], train.index)
     for cell in cells:
@@ -172,7 +174,7 @@ def run(config: FinetuneConfig) -> int:
         if stays and accelerator.is_main_process:
             keep_best([out / "cells" / one.folder for one in cells])
     if accelerator.is_main_process:
-        report(config, starts[START], out, cells, test, digests)
+        report(config, starts[START], out, cells, test, digests, "slide" if by_slide else "tile")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0

@@ -4,8 +4,10 @@ that left them is not worked on again; one that was cut short goes on from its c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,12 @@ Integers = npt.NDArray[np.int64]
 RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
 
 
+def folder_name(start: str) -> str:
+    """Of an encoder: a path or an address must not lead out of the job's folder, nor two of them to one name."""
+    plain = re.sub(r"[^\w.@-]+", "-", start).lstrip(".-")
+    return plain if plain == start else f"{plain[-60:]}-{hashlib.sha256(start.encode()).hexdigest()[:8]}"
+
+
 class Cell(NamedTuple):
     """Which encoder it starts from, how many tiles are labelled, and which draw of them."""
 
@@ -51,7 +59,7 @@ class Cell(NamedTuple):
     def folder(self) -> str:
         """Name of the cell's folder."""
         budget = describe_budget(self.budget).replace(" %", "pct").replace("/", "-per-")
-        return f"{self.start.replace(' ', '-')}-{budget}-seed{self.seed}"
+        return f"{folder_name(self.start)}-{budget}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,13 @@ class Recipe:
 @dataclass(frozen=True)
 class Data:
     """The labelled tiles to draw from, all of them, and the test tiles; ``labels`` and ``groups`` are the training
-    index's."""
+    index's, and ``by_slide`` says whether every labelled tile has one."""
 
     train: LabelledSet
     test: LabelledSet
     labels: Integers
     groups: list[str | None]
+    by_slide: bool
 
 
 def run_cell(
@@ -99,7 +108,7 @@ def run_cell(
     Returns:
         False where a signal asked for an end before it was done.
     """
-    groups = [data.groups[sample] for sample in labelled]
+    groups = [data.groups[sample] for sample in labelled] if data.by_slide else None
     protocol = recipe.protocol
     share = recipe.held_out if protocol.holds_out else 0.0
     held, how = hold_out(data.labels[labelled], groups, share, cell.seed)

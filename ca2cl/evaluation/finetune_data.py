@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.data.index import ShardIndex, key_hash
-from ca2cl.data.splits import slide_folds, stratified_folds
+from ca2cl.data.splits import known_slides, slide_folds, stratified_folds
 from ca2cl.data.storage import ShardReader
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import GoodTiles, read_requests
@@ -48,28 +48,35 @@ class LabelledStep:
 
 
 def hold_out(
-    labels_N: Integers, groups: Sequence[str | None], share: float, seed: int
+    labels_N: Integers, groups: Sequence[str | None] | None, share: float, seed: int
 ) -> tuple[npt.NDArray[np.bool_], str]:
     """Which labelled tiles are kept from training, to decide when it has been long enough: (N,), and in words why.
 
-    Whole slides or patients where every tile has one and there are enough of them, for tiles of a slide that is
-    trained on say nothing about others. None where a class would be left without tiles to train on, or fewer than
-    ``FEWEST`` would be held out: they would choose by chance, and are worth more in the training.
+    Where slides or patients are known, whole ones or none: tiles of a slide that is trained on say nothing about other
+    slides. Both sides hold every class, or none is held out; nor is any where fewer than ``FEWEST`` would be: they
+    would choose by chance, and are worth more in the training.
 
     Args:
+        groups: slide or patient of every tile; None, or one tile without, and tiles are held out one by one.
         share: of the tiles, about; 0 holds out none.
     """
     none = np.zeros(len(labels_N), bool)
     if share == 0:
         return none, "none: held_out is 0"
+    slides = None if groups is None else known_slides(groups)
     folds = max(2, round(1 / share))
-    if np.bincount(labels_N).min() < folds:
-        return none, f"none: a class has fewer than {folds} labelled tiles"
-    if all(group is not None for group in groups) and len(set(groups)) >= folds:
-        held = slide_folds(labels_N, [str(group) for group in groups], folds, seed) == 0
-        if set(labels_N[~held]) == set(labels_N):
+    if slides is not None:
+        folds = min(folds, len(set(slides)))
+    if folds < 2 or np.bincount(labels_N).min() < folds:
+        return none, f"none: a class has fewer than {folds} labelled tiles" if folds > 1 else "none: there is one slide"
+    if slides is None:
+        return _enough(stratified_folds(labels_N, folds, seed) == 0, "tiles of any slide")
+    fold_N, classes = slide_folds(labels_N, slides, folds, seed), len(np.unique(labels_N))
+    for fold in range(folds):
+        held = fold_N == fold
+        if len(np.unique(labels_N[held])) == len(np.unique(labels_N[~held])) == classes:
             return _enough(held, "whole slides or patients")
-    return _enough(stratified_folds(labels_N, folds, seed) == 0, "tiles of any slide")
+    return none, "none: no whole slides hold every class and leave some of it"
 
 
 def _enough(held_N: npt.NDArray[np.bool_], how: str) -> tuple[npt.NDArray[np.bool_], str]:

@@ -16,14 +16,14 @@ from safetensors.numpy import load_file
 
 from ca2cl import __version__
 from ca2cl.config import flatten
-from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_cell import PREDICTIONS, RESULT, Cell
 from ca2cl.evaluation.finetune_keep import keep_best
+from ca2cl.evaluation.finetune_log import log_once, register
 from ca2cl.evaluation.finetune_step import LabelledSet
 from ca2cl.evaluation.metrics import Difference, bootstrap_interval, classification_metrics, paired_difference
 from ca2cl.evaluation.probe_compare import describe_difference
-from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, tracked_metrics, write_json
+from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
 
@@ -40,7 +40,7 @@ Groups = dict[tuple[str, float], list[Path]]
 
 def report(
     config: FinetuneConfig, found: ResolvedEncoder, out: Path, cells: Sequence[Cell], test: LabelledSet,
-    digests: Sequence[str],
+    digests: Sequence[str], drawn_by: str,
 ) -> None:  # fmt: skip
     """Print and write what all cells together say, and log it.
 
@@ -61,31 +61,25 @@ def report(
     sys.stdout.write(table(rows) + _differences(first, compared))
     files = [out / "finetune-results.json", out / "confusion.png"]
     content = _content(config, found, rows, compared, groups, digests)
-    write_json(files[0], {**content, "classes": test.index.classes})
+    write_json(files[0], {**content, "classes": test.index.classes, "drawn_by": drawn_by})
     shown = [row for row in rows if row.features == first][-1]
     title = f"{CLASSIFIER} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
     draw_confusion(files[1], shown.confusion, test.index.classes, title)
     statement = PROTOCOLS[config.protocol].statement
-    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
+    sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n")
+    sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
     sys.stdout.write(f"{statement}\n" if statement else "")
     sys.stdout.flush()
-    run_id = _log(config, found, rows, compared, [*files, *sorted(out.glob("cells/*/journal.jsonl"))], digests)
-    sys.stdout.write(f"logged as MLflow run {run_id}\n")
-    _register(config, run_id, keep_best([folder for folders in groups.values() for folder in folders]))
+    run_id, before = log_once(config, found, rows, compared, files, digests, drawn_by)
+    sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
+    _tell_classifier(config, run_id, keep_best([folder for folders in groups.values() for folder in folders]))
 
 
-def _register(config: FinetuneConfig, run_id: str, classifier: Path | None) -> None:
-    if classifier is None:
-        return
-    text = f"the best classifier on held-out tiles is in {classifier}"
-    name = config.tracking.register_as
-    if name:
-        from ca2cl.tracking.registry import log_and_register
-        from ca2cl.tracking.store import open_store
-
-        store = open_store(config.tracking.uri, config.tracking.root)
-        text += f", registered as models:/{name}/{log_and_register(run_id, classifier, name, store)}"
-    sys.stdout.write(f"{text}\n")
+def _tell_classifier(config: FinetuneConfig, run_id: str, classifier: Path | None) -> None:
+    if classifier is not None:
+        address = register(config, run_id, classifier)
+        text = f"the best classifier on held-out tiles is in {classifier}"
+        sys.stdout.write(f"{text}, registered as {address}\n" if address else f"{text}\n")
 
 
 def _right(folder: Path) -> npt.NDArray[np.bool_]:
@@ -141,31 +135,3 @@ def _content(
         ],
         "cells": cells,
     }  # fmt: skip
-
-
-def _log(
-    config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row],
-    compared: dict[tuple[str, float], Difference], files: Sequence[Path], digests: Sequence[str],
-) -> str:  # fmt: skip
-    from ca2cl.tracking.evaluation_run import log_evaluation
-
-    gains = {
-        f"difference/{start}/{describe_budget(budget)}".replace(" %", "pct").replace(" ", "_"): d.mean
-        for (start, budget), d in compared.items()
-    }
-    return log_evaluation(
-        source_run_id=found.source_run_id,
-        name=config.tracking.run_name or "finetune",
-        params={**flatten(config), "encoder_uri": found.uri},
-        metrics={**tracked_metrics(rows), **gains},
-        artifacts=files[:2],
-        tags={
-            "ca2cl.kind": "finetune",
-            "ca2cl.protocol": config.protocol,
-            "ca2cl.train_manifest_digest": digests[0],
-            "ca2cl.test_manifest_digest": digests[1],
-        },
-        uri=config.tracking.uri,
-        root=config.tracking.root,
-        experiment=config.tracking.experiment,
-    )

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ca2cl.data.index import ShardIndex
+from ca2cl.data.splits import known_slides
 from ca2cl.data.storage import ShardReader, open_index
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
@@ -89,11 +90,10 @@ def name_sets(roots: Sequence[str]) -> list[str]:
     return [f"{number}-{part[-1]}" for number, part in enumerate(parts, start=1)]
 
 
-def slides_of(tiles: ProbeSet) -> list[str | None] | None:
+def slides_of(tiles: ProbeSet) -> list[str] | None:
     """Slide or patient of every labelled tile, or None unless all of them have one."""
     groups = tiles.index.groups()
-    known = [groups[sample] for sample in tiles.tiles.samples_N.tolist()]
-    return None if None in known else known
+    return known_slides([groups[sample] for sample in tiles.tiles.samples_N.tolist()])
 
 
 def _check_same_classes(train: str, train_classes: list[str], test: str, test_classes: list[str]) -> None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,7 +65,11 @@ def find_contenders(config: ProbeConfig) -> Contenders:
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
     taken = {ENCODER, *FLOORS}
-    rivals = {name if name not in taken else f"./{name}": resolve_encoder(name, **where) for name in config.against}
+    rivals = {}
+    for name in config.against:
+        # what has no architecture of its own is of the first one's
+        arch = first.card.arch if name.startswith(("random", "torchvision:")) and not Path(name).exists() else None
+        rivals[name if name not in taken else f"./{name}"] = resolve_encoder(name, arch=arch, **where)
     floors = {}
     if config.floors:
         floors[RANDOM] = resolve_encoder("random", arch=first.card.arch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,15 @@ from ca2cl.evaluation.probe_compare import Comparison, differences
 from ca2cl.evaluation.probe_config import ProbeConfig
 from ca2cl.evaluation.probe_data import ProbeSet
 from ca2cl.evaluation.probe_encoders import ENCODER, Contenders
-from ca2cl.evaluation.probe_report import draw_confusion, metric_name, row_as_dict, table, tracked_metrics, write_json
+from ca2cl.evaluation.probe_report import (
+    draw_confusion,
+    metric_name,
+    metric_names,
+    row_as_dict,
+    table,
+    tracked_metrics,
+    write_json,
+)
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row, Subsets
 
@@ -124,7 +131,7 @@ class ProbeRecord:
         """By name, for MLflow. Those of the first test set are named as they are where there is but one, those of the
         others behind ``other_tests/NAME/``, where nothing takes them for the encoder's: MLflow allows no @ in a name.
         """
-        names = _metric_names(list(self.contenders.rivals))
+        names = metric_names(list(self.contenders.rivals))
         flat: dict[str, float] = {}
         for number, test in enumerate(self.tests):
             found = tracked_metrics([row for row in self.rows if row.test == test], names)
@@ -171,13 +178,3 @@ class ProbeRecord:
             root=self.config.tracking.root,
             experiment=self.config.tracking.experiment,
         )
-
-
-def _metric_names(rivals: Sequence[str]) -> dict[str, str]:
-    """What other encoders are called in MLflow: ``against/NAME``, without what its names may not hold."""
-    names: dict[str, str] = {}
-    for rival in rivals:
-        name = re.sub(r"[^\w.-]+", "-", rival).strip("-.")[-64:]
-        taken = f"against/{name}" in names.values()
-        names[rival] = f"against/{name}-{len(names) + 1}" if taken else f"against/{name}"
-    return names

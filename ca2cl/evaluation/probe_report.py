@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,16 @@ def metric_name(features: str, classifier: str, budget: float) -> str:
     """``random_encoder/k-NN/8_per_class``."""
     words = describe_budget(budget).replace(" %", "pct").replace("/", "_per_")
     return f"{features}/{classifier}/{words}".replace(" ", "_")
+
+
+def metric_names(rivals: Sequence[str]) -> dict[str, str]:
+    """What other encoders are called in MLflow: ``against/NAME``, without what its names may not hold."""
+    names: dict[str, str] = {}
+    for rival in rivals:
+        name = re.sub(r"[^\w.-]+", "-", rival).strip("-.")[-64:]
+        taken = f"against/{name}" in names.values()
+        names[rival] = f"against/{name}-{len(names) + 1}" if taken else f"against/{name}"
+    return names
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

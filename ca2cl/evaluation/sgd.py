@@ -93,7 +93,7 @@ def _held_out(
     labels_N: IntArray, groups: Sequence[str | None] | None, seed: int, protocol: Protocol, recipe: SgdRecipe
 ) -> npt.NDArray[np.bool_]:
     share = recipe.held_out if protocol.holds_out else 0.0
-    return hold_out(labels_N, [None] * len(labels_N) if groups is None else groups, share, seed)[0]
+    return hold_out(labels_N, groups, share, seed)[0]
 
 
 def _accuracy_on(features_MD: Tensor, labels_M: Tensor) -> Judge:

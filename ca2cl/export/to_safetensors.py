@@ -5,7 +5,7 @@ A folder and not a file, because the card must stay with the weights: without it
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors.torch import save
@@ -18,7 +18,7 @@ from ca2cl.tracking.journal import encode
 
 def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
     return {
-        f"{out.name}/{CARD_NAME}": encode(asdict(card)),
+        f"{out.name}/{CARD_NAME}": encode(asdict(replace(card, predicts=()))),  # without a head
         f"{out.name}/{WEIGHTS_NAME}": save(plain_state(encoder), metadata={"format": "pt"}),
     }
 

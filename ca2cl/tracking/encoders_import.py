@@ -90,6 +90,7 @@ def _card(found: ResolvedEncoder, config: ImportConfig) -> EncoderCard:
     return dataclasses.replace(
         found.card,
         input_size=config.input_size or found.card.input_size,
+        predicts=(),  # a classifier's encoder is imported without its head
         origin=redact(origin),
         origin_run_id=found.source_run_id,
         source_run_id=None,

@@ -1,0 +1,88 @@
+"""A finished fine-tuning job in MLflow: its run, once for the same results, and the classifier that was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ca2cl.config import flatten
+from ca2cl.evaluation.metrics import Difference
+from ca2cl.evaluation.probe_report import metric_name, metric_names, tracked_metrics
+from ca2cl.evaluation.scoring import Row
+from ca2cl.tracking.journal import write_atomic
+
+if TYPE_CHECKING:
+    from ca2cl.evaluation.finetune import FinetuneConfig
+    from ca2cl.tracking.resolver import ResolvedEncoder
+
+LOGGED = "logged.json"
+"""Which run the job's results were logged as, so that a job that is started again is not logged again."""
+Compared = Mapping[tuple[str, float], Difference]
+
+
+def log_once(
+    config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row], compared: Compared, files: Sequence[Path],
+    digests: Sequence[str], drawn_by: str,
+) -> tuple[str, bool]:  # fmt: skip
+    """Log the run unless these results were logged there before; its id, and whether they were.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    from ca2cl.tracking.evaluation_run import log_evaluation
+
+    path = Path(config.output_dir) / LOGGED
+    metrics = _metrics(rows, compared)
+    where = [config.tracking.uri, str(Path(config.tracking.root).resolve()), config.tracking.experiment]
+    digest = hashlib.sha256(json.dumps([metrics, where], sort_keys=True).encode()).hexdigest()
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: logged anew
+        logged = json.loads(path.read_text(encoding="utf-8"))
+        if logged["digest"] == digest:
+            return str(logged["run_id"]), True
+    run_id = log_evaluation(
+        source_run_id=found.source_run_id,
+        name=config.tracking.run_name or "finetune",
+        params={**flatten(config), "encoder_uri": found.uri, "drawn_by": drawn_by},
+        metrics=metrics,
+        artifacts=files,
+        tags={
+            "ca2cl.kind": "finetune",
+            "ca2cl.protocol": config.protocol,
+            "ca2cl.train_manifest_digest": digests[0],
+            "ca2cl.test_manifest_digest": digests[1],
+        },
+        uri=config.tracking.uri,
+        root=config.tracking.root,
+        experiment=config.tracking.experiment,
+    )
+    write_atomic(path, json.dumps({"digest": digest, "run_id": run_id}).encode())
+    return run_id, False
+
+
+def _metrics(rows: Sequence[Row], compared: Compared) -> dict[str, float]:
+    names = metric_names(list(dict.fromkeys(row.features for row in rows if row.features != rows[0].features)))
+    flat: dict[str, Any] = tracked_metrics(rows, names)
+    for (start, budget), difference in compared.items():
+        flat[f"difference/{metric_name(names[start], rows[0].classifier, budget)}"] = difference.mean
+    return flat
+
+
+def register(config: FinetuneConfig, run_id: str, classifier: Path) -> str | None:
+    """Register the classifier under the name that was asked for; its address, None where none was.
+
+    Raises:
+        InputError: the store cannot be reached, or refuses the name.
+    """
+    name = config.tracking.register_as
+    if not name:
+        return None
+    from ca2cl.tracking.registry import log_and_register
+    from ca2cl.tracking.store import open_store, store_errors
+
+    store = open_store(config.tracking.uri, config.tracking.root)
+    with store_errors(store.uri):
+        return f"models:/{name}/{log_and_register(run_id, classifier, name, store)}"
