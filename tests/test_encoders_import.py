@@ -20,6 +20,7 @@ from ca2cl.tracking.evaluation_run import log_evaluation
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.store import Store, open_store
 from tests.servers import Server
+from tests.shards import encode, random_tiles
 
 NAME = "imported"
 
@@ -209,3 +210,22 @@ def listed(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     capfd.readouterr()
     assert main(["encoders", "list", *arguments]) == 0
     return capfd.readouterr().out
+
+
+def test_a_classifier_is_imported_as_the_encoder_behind_its_head(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """And not as one whose head is looked for when it is served."""
+    import mlflow
+
+    mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    card = EncoderCard(arch="resnet18", feature_dim=512, input_size=48, mean=mean, std=std, predicts=("a", "b"))
+    state = {**weights(5), "fc.weight": torch.ones(2, 512), "fc.bias": torch.zeros(2)}
+    folder = save_encoder(tmp_path / "classifier", state, card)
+    imported(capfd, str(folder), *at(store, "headless"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.uri)
+    model = mlflow.pyfunc.load_model("models:/headless/1")
+    mlflow.set_tracking_uri(before)
+    assert model.predict([encode(random_tiles(1, 48)[0])]).shape == (1, 512)
