@@ -25,8 +25,11 @@ from ca2cl.data.storage import ShardReader
 from ca2cl.data.tiles import TileDataset
 from ca2cl.evaluation.probe import ProbeConfig
 from ca2cl.evaluation.probe import run as probe
+from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.model.encoder import build_encoder
+from ca2cl.report.results import results
 from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.tracking.evaluation_run import log_evaluation
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import RunTracker, open_run
 from ca2cl.tracking.run_material import read_material
@@ -82,15 +85,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     tracker = write_run(folder / "run", root, train)
     tracker.log_encoder(folder / "run" / "encoder", NAME)
     assert tracker.finish("FINISHED")
-    settings: dict[str, Any] = {
-        "labels": (1.0,),
-        "seeds": 2,
-        "workers": 0,
-        "tracking": TrackingConfig(root=root),
-        "imagenet": False,
-    }
-    out = str(folder / "probe.json")
-    assert probe(ProbeConfig(encoder=tracker.run_id, train=str(train), test=str(test), output=out, **settings)) == 0
+    settings = ProbeConfig(
+        encoder=tracker.run_id, train=str(train), test=str(test), labels=(1.0,), seeds=2, workers=0, imagenet=False,
+        output=str(folder / "probe.json"), tracking=TrackingConfig(root=root),
+    )  # fmt: skip
+    assert probe(settings) == 0
     return Job(folder / "run", tracker.run_id, train, test, root)
 
 
@@ -216,6 +215,35 @@ def test_downstream_results_stand_with_their_floors_and_confusion(page: Page, jo
     counts = np.sum([seed["confusion"] for seed in linear["seeds"]], axis=0)
     titles = [held["title"] for held in page.all("td") if " of " in held.get("title", "")]
     assert titles[:81] == [f"{count} of {row.sum()}" for row in counts for count in row]
+
+
+def test_every_test_sets_leak_and_a_runs_own_notes_are_told_once(job: Job, tmp_path: Path) -> None:
+    content = json.loads((job.folder.parent / "probe.json").read_text())
+    held = {name: content[name] for name in ("results", "leak")}
+    leak = {"same_manifest": False, "equal_test_tiles": 3}
+    several = {"tests": {"first": held, "second": {**held, "leak": leak}}}
+    notes = ["MADE-UP TISSUE: drawn", "LEAK: 3 of 27 test tiles", "the same as theirs: nothing", ORIGINAL_STATEMENT]
+    reproduced = {"leak": leak, "notes": notes, "config": {"protocol": "original"}}
+    tracker = write_run(tmp_path / "run", job.root, job.train, encoder=False)
+    tracker.finish("FINISHED")
+    (tmp_path / "result").mkdir()
+    for kind, changed in (("probe", several), ("reproduce-nct-original", reproduced)):
+        file = tmp_path / "result" / f"{kind}.json"
+        file.write_text(json.dumps({**content, "tests": None, **changed}))
+        log_evaluation(
+            source_run_id=tracker.run_id, name=kind, params={}, metrics={}, artifacts=[file],
+            tags={"ca2cl.kind": kind}, root=job.root,
+        )  # fmt: skip
+    material = read_material(tracker.run_id, TrackingConfig(root=job.root))
+    found = {result.title.split(",")[0]: result for result in results(material)}
+    warning = "LEAK: 3 test tiles of second are training tiles too; these scores say little about new tiles."
+    assert found["probe"].warnings == [warning] and len(found["probe"].notes) == 1
+    assert [one.title.split(", ")[4] for one in found["probe"].confusions] == 3 * ["on first"] + 3 * ["on second"]
+    told = found["reproduce-nct-original"]
+    assert told.warnings == [notes[0], notes[1], notes[3]] and told.notes[1:] == [notes[2]]
+    made = report(job, tmp_path / "a.html", run=tracker.run_id)
+    assert all(made.text.count(text) == 1 for text in (warning, *notes))
+    assert len(made.all("p", "warning")) == 1 + 3 + 1  # and the tiles that did not decode
 
 
 def test_curves_and_lineage_are_the_runs(page: Page, job: Job) -> None:
