@@ -8,10 +8,8 @@ import hashlib
 import io
 import json
 import math
-import re
 import shutil
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,63 +25,22 @@ from ca2cl.data.storage import ShardReader
 from ca2cl.data.tiles import TileDataset
 from ca2cl.evaluation.probe import ProbeConfig
 from ca2cl.evaluation.probe import run as probe
+from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.model.encoder import build_encoder
+from ca2cl.report.results import results
 from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.tracking.evaluation_run import log_evaluation
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import RunTracker, open_run
+from ca2cl.tracking.run_material import read_material
 from ca2cl.tracking.store import open_store
 from ca2cl.views.preprocess import preprocess
 from tests.jobs import make_shards
+from tests.pages import Page
 from tests.shards import encode, random_tiles, write_shards
 
 HOSTILE = "</script><script>alert(1)</script>"
 SIZE, NAME = 32, "report-encoder"
-_VOID = {"meta", "img", "input", "br", "link", "hr"}
-
-
-class Page(HTMLParser):
-    """Every element with its attributes, and the text of those that are asked for."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self._open: list[str] = []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        assert not self._open, self._open
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in _VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: Any) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag, tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((self._open[-1] if self._open else "", data))
-
-    @property
-    def text(self) -> str:
-        """What a reader sees."""
-        return " ".join(" ".join(text for tag, text in self.texts if tag not in ("script", "style")).split())
-
-    def all(self, tag: str, kind: str = "") -> list[dict[str, str]]:
-        return [
-            held for name, held in self.elements if name == tag and (not kind or kind in held.get("class", "").split())
-        ]
-
-    @property
-    def data(self) -> dict[str, Any]:
-        (held,) = (text for tag, text in self.texts if tag == "script" and text.startswith("{"))
-        return dict(json.loads(held))
-
-    def missing(self) -> list[str]:
-        return re.findall(r"Missing: (.*?)(?= Missing:|$)", self.text)
 
 
 class Job(NamedTuple):
@@ -100,8 +57,8 @@ def write_run(folder: Path, root: str, shards: Path, *, name: str = "crc", encod
     """A run of a few made-up steps, with a real encoder, left open."""
     tracking = TrackingConfig(root=root, run_name=name, register_as=NAME)
     config = PretrainConfig(
-        data=DataConfig(shards=str(shards), image_size=SIZE, lanes=8), run=RunConfig(batch_size=16, steps=4),
-        tracking=tracking,
+        data=DataConfig(shards=str(shards), image_size=SIZE, lanes=8), tracking=tracking,
+        run=RunConfig(batch_size=16, steps=4, output_dir=str(folder)),
     )  # fmt: skip
     tracker = open_run(folder, config, manifest=dataclasses.asdict(ShardIndex(shards).manifest))
     for step in range(1, 5):
@@ -128,9 +85,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     tracker = write_run(folder / "run", root, train)
     tracker.log_encoder(folder / "run" / "encoder", NAME)
     assert tracker.finish("FINISHED")
-    settings: dict[str, Any] = {"labels": (1.0,), "seeds": 2, "workers": 0, "tracking": TrackingConfig(root=root)}
-    out = str(folder / "probe.json")
-    assert probe(ProbeConfig(encoder=tracker.run_id, train=str(train), test=str(test), output=out, **settings)) == 0
+    settings = ProbeConfig(
+        encoder=tracker.run_id, train=str(train), test=str(test), labels=(1.0,), seeds=2, workers=0, imagenet=False,
+        output=str(folder / "probe.json"), tracking=TrackingConfig(root=root),
+    )  # fmt: skip
+    assert probe(settings) == 0
     return Job(folder / "run", tracker.run_id, train, test, root)
 
 
@@ -249,11 +208,42 @@ def test_downstream_results_stand_with_their_floors_and_confusion(page: Page, jo
         assert (
             f"{row['features']} {row['classifier']} 100 % {row['labelled']} {row['mean']['accuracy']:.3f}" in page.text
         )
-    assert len(page.all("tr", "own")) == 2 and len(page.all("table", "confusion")) == 2
+    assert len(page.all("tr", "own")) == len(page.all("table", "confusion")) == 3
+    # as many as there are test tiles, twice
+    assert page.text.count("36 labelled tiles, counts summed over 2 seeds:") == 3
     linear = content["results"][0]
     counts = np.sum([seed["confusion"] for seed in linear["seeds"]], axis=0)
     titles = [held["title"] for held in page.all("td") if " of " in held.get("title", "")]
     assert titles[:81] == [f"{count} of {row.sum()}" for row in counts for count in row]
+
+
+def test_every_test_sets_leak_and_a_runs_own_notes_are_told_once(job: Job, tmp_path: Path) -> None:
+    content = json.loads((job.folder.parent / "probe.json").read_text())
+    held = {name: content[name] for name in ("results", "leak")}
+    leak = {"same_manifest": False, "equal_test_tiles": 3}
+    several = {"tests": {"first": held, "second": {**held, "leak": leak}}}
+    notes = ["MADE-UP TISSUE: drawn", "LEAK: 3 of 27 test tiles", "the same as theirs: nothing", ORIGINAL_STATEMENT]
+    reproduced = {"leak": leak, "notes": notes, "config": {"protocol": "original"}}
+    tracker = write_run(tmp_path / "run", job.root, job.train, encoder=False)
+    tracker.finish("FINISHED")
+    (tmp_path / "result").mkdir()
+    for kind, changed in (("probe", several), ("reproduce-nct-original", reproduced)):
+        file = tmp_path / "result" / f"{kind}.json"
+        file.write_text(json.dumps({**content, "tests": None, **changed}))
+        log_evaluation(
+            source_run_id=tracker.run_id, name=kind, params={}, metrics={}, artifacts=[file],
+            tags={"ca2cl.kind": kind}, root=job.root,
+        )  # fmt: skip
+    material = read_material(tracker.run_id, TrackingConfig(root=job.root))
+    found = {result.title.split(",")[0]: result for result in results(material)}
+    warning = "LEAK: 3 test tiles of second are training tiles too; these scores say little about new tiles."
+    assert found["probe"].warnings == [warning] and len(found["probe"].notes) == 1
+    assert [one.title.split(", ")[4] for one in found["probe"].confusions] == 3 * ["on first"] + 3 * ["on second"]
+    told = found["reproduce-nct-original"]
+    assert told.warnings == [notes[0], notes[1], notes[3]] and told.notes[1:] == [notes[2]]
+    made = report(job, tmp_path / "a.html", run=tracker.run_id)
+    assert all(made.text.count(text) == 1 for text in (warning, *notes))
+    assert len(made.all("p", "warning")) == 1 + 3 + 1  # and the tiles that did not decode
 
 
 def test_curves_and_lineage_are_the_runs(page: Page, job: Job) -> None:
@@ -286,13 +276,16 @@ def test_a_page_is_a_function_of_its_seed_and_of_no_directory(
 
 
 def test_a_run_is_read_from_the_store_alone_when_its_folder_is_gone(job: Job, tmp_path: Path, page: Page) -> None:
+    tracking = TrackingConfig(root=job.root)
+    assert read_material(job.run_id, tracking).folder == job.folder  # so the page was made with it
     away = job.folder.with_name("away")
     job.folder.rename(away)
     try:
+        assert read_material(job.run_id, tracking).folder is None
         again = report(job, tmp_path / "a.html", "--test", str(job.test), "--clusters", "4")
     finally:
         away.rename(job.folder)
-    assert again.source == page.source
+    assert again.source == page.source and "4 steps, 64 tiles" in again.text
 
 
 def test_names_cannot_become_markup(job: Job, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ca2cl.data.splits import stratified_sample
 from ca2cl.evaluation.probe_report import cells, row_as_dict, row_from_dict
-from ca2cl.evaluation.scoring import draw_subsets, score
+from ca2cl.evaluation.scoring import Scoring, draw_subsets, score
 from ca2cl.report.clusters import cluster
 from ca2cl.report.curves import counts, panels
 from ca2cl.report.map import draw_map
@@ -181,15 +181,20 @@ def test_a_long_run_is_thinned() -> None:
 
 
 def test_what_went_wrong_is_the_journals_running_total() -> None:
-    lines = [{"step": 1, "bad_samples": 2, "skipped_steps": 0}, {"step": 2, "bad_samples": 5, "skipped_steps": 0}]
-    assert counts(lines) == ["5 undecodable tiles replaced"] and counts([]) == []
+    lines = [
+        {"step": 1, "bad_samples": 2, "skipped_steps": 0},
+        {"step": 2, "bad_samples": 1234567.0, "skipped_steps": 0.0},
+    ]
+    assert counts(lines) == ["1234567 undecodable tiles replaced"] and counts([]) == []
 
 
 def test_a_probes_rows_come_back_from_its_json() -> None:
     train, test = made_up(60, 0), made_up(30, 1)
-    rows = score(train, test, draw_subsets(train.labels_N, [0.5], seeds=2), k=5, strength=1.0)
+    subsets = draw_subsets(train.labels_N, [0.5], seeds=2)
+    rows = score(train, {"test": test}, subsets, Scoring(k=5))
+    assert [row.classifier for row in rows] == 2 * ["linear", "linear SGD", "k-NN"]
     for row in rows:
-        again = row_from_dict(row_as_dict(row))
+        again = row_from_dict(row_as_dict(row), row.test)
         assert cells(again) == cells(row) and (again.confusion == row.confusion).all()
         assert again.settings == row.settings
     undefined = row_as_dict(rows[0])

@@ -105,4 +105,4 @@ def _curve(label: str, x_P: Numbers, y_P: Numbers, raw: Numbers) -> Curve:
 def counts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """What went wrong on the way: the journal's running totals, as its last line has them."""
     last = lines[-1] if lines else {}
-    return [f"{last[name]:g} {meaning}" for name, meaning in _COUNTS.items() if last.get(name)]
+    return [f"{last[name]:.0f} {meaning}" for name, meaning in _COUNTS.items() if last.get(name)]

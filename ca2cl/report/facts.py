@@ -41,7 +41,7 @@ def header(material: RunMaterial, found: ResolvedEncoder | None) -> Facts:
             else None,
             "started": f"{when(material.started)} UTC" if material.started else None,
             "ended": f"{when(material.ended)} UTC" if material.ended else None,
-            "trained": f"{last['step']} steps, {last.get('samples', '?')} tiles" if "step" in last else None,
+            "trained": f"{_whole(last['step'])} steps, {_whole(last.get('samples'))} tiles" if "step" in last else None,
         }
     )
 
@@ -97,6 +97,11 @@ def nested(material: RunMaterial) -> dict[str, Any]:
 
 def _told(named: Mapping[str, Any]) -> Facts:
     return [(name, str(value)) for name, value in named.items() if value not in (None, "")]
+
+
+def _whole(count: float | None) -> str:
+    """A count of a training line: MLflow, which some lines come from, has floats alone."""
+    return "?" if count is None else f"{count:.0f}"
 
 
 def _tiles(manifest: Mapping[str, Any]) -> str | None:

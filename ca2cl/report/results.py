@@ -25,6 +25,8 @@ from ca2cl.tracking.run_material import RunMaterial
 from ca2cl.tracking.tables import short, when
 
 logger = logging.getLogger(__name__)
+_LEAK = "LEAK:"
+_LOUD = ("MADE-UP TISSUE:", _LEAK)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Result:
     own: list[bool]
     """Which rows are the encoder's own; the others are floors or other starts."""
     notes: list[str] = field(default_factory=list)
-    """What must be known to read the numbers: a leak, a protocol that looks at the test tiles."""
+    """What the numbers are of: the data, and what the run itself said under its table."""
+    warnings: list[str] = field(default_factory=list)
+    """What must be known to read the numbers: made-up tissue, a leak, a protocol that looks at the test tiles."""
     confusions: list[Confusion] = field(default_factory=list)
 
 
@@ -103,7 +107,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
             for held in of_test["results"]
         ]
         classes = _classes(content, rows)
-        notes = [_data_note(run), *_warnings(content)]
+        said, warnings = _remarks(content, tests)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         logger.warning(
             "run %s: its JSON is not as this version writes it (%r); only metrics are shown", run.run_id, error
@@ -115,7 +119,8 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     confusions = [_confusion(row, classes) for row in shown]
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
-    return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, confusions)
+    notes = [_data_note(run), *said]
+    return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions)
 
 
 def _size(budget: float) -> tuple[bool, float]:
@@ -129,16 +134,31 @@ def _classes(content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     return named if len(named) == count else [f"class {number}" for number in range(count)]
 
 
-def _warnings(content: Mapping[str, Any]) -> list[str]:
-    notes = []
-    leak = content.get("leak", {})
-    if leak.get("same_manifest") or leak.get("equal_test_tiles"):
-        notes.append(
-            f"LEAK: {leak.get('equal_test_tiles', 'all')} test tiles are training tiles too; these scores say little "
-            "about new tiles."
-        )
+def _remarks(content: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Notes and warnings; what the run said of itself stands in its own words and is not said again."""
+    said = [str(note) for note in content.get("notes") or []]
     protocol = PROTOCOLS.get(content.get("config", {}).get("protocol", "honest"))
-    return [*notes, protocol.statement] if protocol is not None and protocol.statement else notes
+    statement = protocol.statement if protocol is not None else ""
+    loud = [note for note in said if note.startswith(_LOUD) or note == statement]
+    if not any(note.startswith(_LEAK) for note in loud):
+        loud += _leaks(tests)
+    if statement and statement not in loud:
+        loud.append(statement)
+    return [note for note in said if note not in loud], loud
+
+
+def _leaks(tests: Mapping[str, Any]) -> list[str]:
+    """One line for every test set that shares tiles with the training set."""
+    found = []
+    for test, of_test in tests.items():
+        leak = of_test.get("leak") or {}
+        if leak.get("same_manifest") or leak.get("equal_test_tiles"):
+            of = f" of {test}" if len(tests) > 1 else ""
+            equal = leak.get("equal_test_tiles", "all")
+            found.append(
+                f"{_LEAK} {equal} test tiles{of} are training tiles too; these scores say little about new tiles."
+            )
+    return found
 
 
 def _confusion(row: Row, classes: list[str]) -> Confusion:
@@ -146,4 +166,6 @@ def _confusion(row: Row, classes: list[str]) -> Confusion:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     title = f"{row.features}, {row.classifier}, {describe_budget(row.budget)} labels, {row.labelled} labelled tiles"
     title += f", on {row.test}" if row.test else ""
+    seeds = len(row.per_seed)  # every test tile is counted once a seed: 200 tiles are 1000 over 5
+    title += f", counts summed over {seeds} seeds" if seeds > 1 else ""
     return Confusion(title, classes, counts.tolist(), shares.tolist())
