@@ -93,6 +93,16 @@ def test_a_wrong_byte_is_noticed_and_the_next_start_begins_anew(zenodo: Zenodo, 
     assert fetched(zenodo, tmp_path) == CONTENT
 
 
+def test_an_archive_that_was_there_is_checked_before_it_is_believed_and_is_left_alone(
+    zenodo: Zenodo, tmp_path: Path
+) -> None:
+    mine = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    (tmp_path / "a.zip").write_bytes(mine)
+    with pytest.raises(InputError, match=r"/a\.zip: not the published archive, its MD5 is .* the record says"):
+        fetched(zenodo, tmp_path)
+    assert (tmp_path / "a.zip").read_bytes() == mine and zenodo.asked == []
+
+
 @pytest.mark.parametrize("extra", [1, 1_000_000])
 def test_a_part_that_is_too_long_is_not_of_this_file(zenodo: Zenodo, tmp_path: Path, extra: int) -> None:
     (tmp_path / "a.zip.part").write_bytes(CONTENT + bytes(extra))

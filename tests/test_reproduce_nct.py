@@ -18,9 +18,14 @@ import pytest
 
 from ca2cl.cli import main, parse
 from ca2cl.data.synthetic import write_tissue
+from ca2cl.evaluation.finetune import FinetuneConfig
 from ca2cl.evaluation.metrics import classification_metrics
+from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
-from ca2cl.reproduce.cells import LinearCell
+from ca2cl.reproduce import nct
+from ca2cl.reproduce.cells import SGD, LinearCell, _predict
+from ca2cl.reproduce.features import Vectors
+from ca2cl.reproduce.published import MADE_UP
 from ca2cl.reproduce.settings import NctConfig, settled, tuning
 from ca2cl.reproduce.table import lines, notes, table
 from ca2cl.reproduce.theirs import FINETUNED, LINEAR
@@ -92,7 +97,8 @@ def test_every_cell_stands_beside_theirs(whole: Path) -> None:
     assert "0.9645" in text and "Virchow2 0.967, UNI 0.944" in text and "LEAK" not in text
     assert "the same as theirs: encoder resnet18\n" in text and "32 px, theirs 224" in text
     assert (whole / "job" / "reproduce.png").stat().st_size > 10_000
-    assert found["kind"] == "reproduce-nct" and found["data"]["leak"]["equal_test_tiles"] == 0
+    assert found["kind"] == "reproduce-nct" and found["leak"]["equal_test_tiles"] == 0
+    assert found["leak"] == found["data"]["leak"] and len(found["classes"]) == 9
 
 
 def test_a_linear_cell_is_what_its_file_says(whole: Path) -> None:
@@ -126,6 +132,56 @@ def test_the_run_is_tied_to_its_data_and_tells_both_numbers(whole: Path, tiles: 
     assert run.data.metrics["theirs/fine-tuned/100pct/accuracy"] == 0.97
     assert run.data.tags["ca2cl.kind"] == "reproduce-nct" and run.info.status == "FINISHED"
     assert run.data.tags["ca2cl.train_manifest_digest"] == found["data"]["digests"][0]
+
+
+def test_whether_fine_tuning_is_done_and_logged_is_left_to_itself(
+    whole: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its table and its MLflow run, it has to go on."""
+    started: list[FinetuneConfig] = []
+    monkeypatch.setattr(nct.finetune, "run", lambda config: started.append(config) or 0)
+    assert (whole / "job" / "finetune" / "finetune-results.json").exists()
+    assert run_here(whole, tiles) == 0
+    assert [config.note_protocol for config in started] == ["honest"]
+
+
+def test_made_up_tissue_ranks_no_encoder_and_a_later_task_adds_its_rows(
+    tiles: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    shutil.copytree(tiles, tmp_path / "drawn")
+    (tmp_path / "drawn" / MADE_UP).touch()
+    only = ("--data", "drawn", "--seeds", "1", "--epochs", "1", "--min_steps", "1", "--tracking.experiment", "drawn")
+    kinds = ["linear SGD", "linear", "fine-tuned"]
+    for task, expected in (("linear", kinds[:2]), ("finetune", kinds), ("linear", kinds)):
+        assert run_here(tmp_path, tiles, *only, "--tasks", task) == 0
+        assert [row["classifier"] for row in results(tmp_path)["results"]] == expected, task
+    assert "already" in capfd.readouterr().out.splitlines()[-1]
+    text = (tmp_path / "job" / "reproduce.txt").read_text()
+    assert "MADE-UP TISSUE" in text and "L-BFGS" in text and "fine-tuning for 1 epochs" in text
+    client = MlflowClient(f"sqlite:///{store(tiles)[1]}/mlflow.db")
+    experiment = client.get_experiment_by_name("drawn")
+    assert experiment is not None
+    tags = [run.data.tags for run in client.search_runs([experiment.experiment_id])]
+    assert {one["ca2cl.kind"] for one in tags} == {"reproduce-nct", "finetune"}
+    assert {one["ca2cl.protocol"] for one in tags} == {"made-up tissue"}
+
+
+def test_a_tile_without_a_slide_changes_the_rule_for_every_draw_or_for_none() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(121) % 2
+    values = (rng.normal(size=(121, 4)) + 3 * labels[:, None]).astype(np.float32)
+    slides = [f"slide {row // 12}" for row in range(120)]
+    rows = np.arange(120)  # this draw holds no tile without a slide
+    test = Vectors(values, labels, [None] * 121)
+    found = [
+        _predict(LinearCell(SGD, 1.0, 0), rows, PROTOCOLS["honest"], Vectors(values, labels, groups), test)
+        for groups in ([*slides, None], [None] * 121, [*slides, "slide 10"])
+    ]
+    assert np.array_equal(found[0].probabilities, found[1].probabilities)
+    assert not np.array_equal(found[0].probabilities, found[2].probabilities)
 
 
 def until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
@@ -208,7 +264,7 @@ def test_a_set_that_was_sharded_is_taken_and_a_shared_tile_is_told(tiles: Path, 
     assert run_here(tmp_path, tiles, *only) == 0
     text = (tmp_path / "job" / "reproduce.txt").read_text()
     assert "LEAK: 27 of 28 test tiles are training tiles too" in text
-    assert "the test tiles chose the model" in text and results(tmp_path)["kind"] == "reproduce-nct-original"
+    assert "the test tiles chose the model" in text and results(tmp_path)["kind"] == "reproduce-nct"
 
 
 @pytest.mark.parametrize(
@@ -263,6 +319,18 @@ def test_miniature_settings_are_small_only_where_none_were_given() -> None:
     full = settled(NctConfig(encoder="random", data="d"))
     assert (full.seeds, full.epochs, full.min_steps, full.image_size) == (5, 20, 200, None)
     assert tuning(config).epochs == 20 and tuning(config).against == () and tuning(config).tracking.register_as is None
+
+
+def test_fine_tuning_is_the_same_job_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = tuning(NctConfig(encoder="random", data="d", output_dir="job"))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    there = tuning(NctConfig(encoder="random", data="../d", output_dir="../job"))
+    assert (here.train, here.test) == (there.train, there.test)
+    assert here.train == str(tmp_path.resolve() / "job" / "shards" / TRAIN)
 
 
 def test_fine_tuning_goes_by_the_job_s_protocol() -> None:

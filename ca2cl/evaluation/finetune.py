@@ -75,6 +75,8 @@ class FinetuneConfig:
     protocol: ProtocolName = "honest"
     """honest, or original: labels drawn with replacement, none held out, the epoch chosen by the test tiles, to be
     compared with the authors' table and with nothing else."""
+    note_protocol: str | None = None
+    """MLflow's tag ca2cl.protocol instead of that: any note, such as made-up tissue, keeps the run from ranking."""
     epochs: int = 20
     """Most passes over the labelled tiles."""
     min_steps: int = 200
@@ -195,7 +197,9 @@ def _claim(
     """Write what the folder's job is and what train and test share, or compare with what it was; what is wrong, or
     nothing."""
     kept = {
-        k: v for k, v in settings.flatten(config).items() if not k.startswith(("tracking.", "output_dir", "workers"))
+        k: v
+        for k, v in settings.flatten(config).items()
+        if not k.startswith(("tracking.", "output_dir", "workers", "note_protocol"))
     }
     content: dict[str, Any] = {"settings": kept, "data": list(digests)}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

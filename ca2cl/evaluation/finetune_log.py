@@ -51,7 +51,7 @@ def log_once(
         artifacts=files,
         tags={
             "ca2cl.kind": "finetune",
-            "ca2cl.protocol": config.protocol,
+            "ca2cl.protocol": config.note_protocol or config.protocol,
             "ca2cl.train_manifest_digest": digests[0],
             "ca2cl.test_manifest_digest": digests[1],
         },

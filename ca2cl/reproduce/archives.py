@@ -1,7 +1,8 @@
 """Public archives: what a Zenodo record holds, and its files brought here whole.
 
 A file grows as ``NAME.part`` and is asked for from where it ends (HTTP Range), through dropped connections and across
-starts of the job; it takes its own name once its size and MD5 are the record's. So what has its own name is done.
+starts of the job; it takes its own name once its size and MD5 are the record's. Where a file of that name and size is
+there already, ours or the user's, its MD5 is checked too, and it is never deleted.
 """
 
 from __future__ import annotations
@@ -118,12 +119,18 @@ def part_of(target: Path) -> Path:
 
 
 def download(archive: Archive, target: Path, policy: FetchPolicy = POLICY) -> None:
-    """Bring ``archive`` to ``target``; nothing is done where it is there already.
+    """Bring ``archive`` to ``target``; where it is there already, it is checked alone.
 
     Raises:
         InputError: it cannot be had, has another size or MD5 than the record says, or the disk is full.
     """
     if target.exists() and target.stat().st_size == archive.size:
+        digest = _md5(archive, target)
+        if digest != archive.md5:
+            raise InputError(
+                f"{target}: not the published archive, its MD5 is {digest} and the record says {archive.md5}; move it "
+                "away, and run again to download that one"
+            )
         return
     part = part_of(target)
     longest, failures = _length(part), 0
@@ -144,7 +151,13 @@ def download(archive: Archive, target: Path, policy: FetchPolicy = POLICY) -> No
             )
         logger.warning("%s: %s; going on", archive.name, reason)
         time.sleep(policy.pause * 2 ** max(0, failures - 1))
-    _check_md5(archive, part)
+    digest = _md5(archive, part)
+    if digest != archive.md5:
+        part.unlink()
+        raise InputError(
+            f"{archive.name}: MD5 is {digest}, the record says {archive.md5}; it was deleted, run again to download it "
+            "anew"
+        )
     sync_replace(part, target, KEPT)
 
 
@@ -186,19 +199,14 @@ def _get(url: str, policy: FetchPolicy, headers: Mapping[str, str]) -> requests.
     return answer
 
 
-def _check_md5(archive: Archive, part: Path) -> None:
+def _md5(archive: Archive, path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     bar = tqdm(total=archive.size, desc=f"MD5 of {archive.name}", unit="B", unit_scale=True, disable=None, leave=False)
-    with part.open("rb") as file, bar:
+    with path.open("rb") as file, bar:
         while block := file.read(_BLOCK):
             digest.update(block)
             bar.update(len(block))
-    if digest.hexdigest() != archive.md5:
-        part.unlink()
-        raise InputError(
-            f"{archive.name}: MD5 is {digest.hexdigest()}, the record says {archive.md5}; it was deleted, run again to "
-            "download it anew"
-        )
+    return digest.hexdigest()
 
 
 def _length(path: Path) -> int:

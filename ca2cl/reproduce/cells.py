@@ -106,7 +106,8 @@ def _predict(cell: LinearCell, rows_N: Integers, protocol: Protocol, train: Vect
     labelled = train.values_ND[rows_N], train.labels_N[rows_N], test.values_ND
     if cell.classifier == LOGISTIC:
         return logistic_regression(*labelled, seed=cell.seed, strength=1.0)
-    groups = [train.groups[row] for row in rows_N]
+    known = train.known_groups  # as for the draw: one rule for all cells, whichever tiles a draw happens to hold
+    groups = None if known is None else [known[row] for row in rows_N]
     return sgd_classifier(*labelled, test.labels_N, seed=cell.seed, protocol=protocol, groups=groups)
 
 

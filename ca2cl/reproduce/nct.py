@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ca2cl.config import flatten
@@ -23,7 +24,7 @@ from ca2cl.reproduce.cells import make_cells, missing
 from ca2cl.reproduce.facts import find_facts, open_sets
 from ca2cl.reproduce.features import make_vectors, read_vectors
 from ca2cl.reproduce.plan import plan
-from ca2cl.reproduce.report import TUNED, report
+from ca2cl.reproduce.report import protocol_tag, report
 from ca2cl.reproduce.settings import NctConfig, settled, tuning
 from ca2cl.reproduce.work import Preempted, Preemption, alone, check_claim, claim
 from ca2cl.training.engine import build_accelerator, under_deepspeed
@@ -72,8 +73,9 @@ def _run(config: NctConfig, stop: Preemption) -> int:
         facts = ranks.from_first(lambda: _begin(config, whose, held))
         if "linear" in config.tasks:
             _linear(config, ranks)
-        if "finetune" in config.tasks and not ranks.from_first(lambda: (config.out / TUNED).exists()):
-            code = finetune.run(tuning(config))
+        if "finetune" in config.tasks:
+            # whatever its files look like: what is done and what is logged of it, it knows best
+            code = finetune.run(replace(tuning(config), note_protocol=protocol_tag(config)))
             if code:
                 return code
             stop.install()  # fine-tuning had its own

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe_report import row_as_dict, write_json
-from ca2cl.reproduce.cells import read_rows
+from ca2cl.reproduce.cells import missing, read_rows
 from ca2cl.reproduce.published import made_up
-from ca2cl.reproduce.settings import NctConfig
+from ca2cl.reproduce.settings import TASKS, NctConfig
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
 from ca2cl.reproduce.theirs import FOUNDATION
 from ca2cl.reproduce.work import REMEDY
@@ -31,6 +31,7 @@ RESULTS = "reproduce-results.json"
 TUNED = Path("finetune") / "finetune-results.json"
 _CHART, _TEXT, _LOGGED = "reproduce.png", "reproduce.txt", "logged.json"
 SCHEMA_VERSION = 1
+KIND = "reproduce-nct"
 
 
 def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) -> None:
@@ -39,6 +40,7 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     Raises:
         InputError: a cell's file is damaged, a file cannot be written, or the store cannot be reached.
     """
+    config = replace(config, tasks=_finished(config))
     facts = {**facts, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
     shown = lines(_rows(config))
     said = notes(config, facts, made_up(Path(config.data)))
@@ -52,6 +54,12 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
     sys.stdout.flush()
     sys.stdout.write(_log_once(config, found, facts, shown, files))
+
+
+def _finished(config: NctConfig) -> tuple[str, ...]:
+    """This start's tasks and those that an earlier start has finished: it must not take their rows away."""
+    there = {"linear": not missing(config), "finetune": (config.out / TUNED).exists()}
+    return tuple(task for task in TASKS if task in config.tasks or there[task])
 
 
 def _rows(config: NctConfig) -> list[Mapping[str, Any]]:
@@ -72,10 +80,12 @@ def _content(
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "schema_version": SCHEMA_VERSION,
-        "kind": _kind(config),
+        "kind": KIND,
         "ca2cl": __version__,
         "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
         "data": dict(facts),
+        "classes": facts["classes"],
+        "leak": facts["leak"],
         "config": flatten(config),
         "results": [line.as_dict() for line in shown],
         "foundation_models": FOUNDATION,
@@ -83,9 +93,10 @@ def _content(
     }
 
 
-def _kind(config: NctConfig) -> str:
-    """Runs of another kind are never compared: results of one protocol with those of the other would be."""
-    return "reproduce-nct" if config.protocol == "honest" else "reproduce-nct-original"
+def protocol_tag(config: NctConfig) -> str:
+    """What the MLflow runs have as their protocol: numbers of drawn tiles must rank no encoder, and only those of the
+    honest protocol do."""
+    return "made-up tissue" if made_up(Path(config.data)) else config.protocol
 
 
 def _metrics(shown: Sequence[Line]) -> dict[str, float]:
@@ -121,8 +132,8 @@ def _log_once(
         metrics=_metrics(shown),
         artifacts=files,
         tags={
-            "ca2cl.kind": _kind(config),
-            "ca2cl.protocol": config.protocol,
+            "ca2cl.kind": KIND,
+            "ca2cl.protocol": protocol_tag(config),
             "ca2cl.train_manifest_digest": facts["digests"][0],
             "ca2cl.test_manifest_digest": facts["digests"][1],
         },

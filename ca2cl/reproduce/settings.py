@@ -31,7 +31,7 @@ class NctConfig:
     labels: every cell of them by your encoder, beside theirs.
 
     The tiles are those of zenodo.org/records/1214456 as they are published, DATA/NCT-CRC-HE-100K/<CLASS>/*.tif and
-    DATA/CRC-VAL-HE-7K/<CLASS>/*.tif (or shards in folders of these names); --download fetches them, 25 GB. They are
+    DATA/CRC-VAL-HE-7K/<CLASS>/*.tif (or shards in folders of these names); --download fetches them, 12.5 GB. They are
     sharded, every tile goes through the encoder once for the linear cells, and the encoder is fine-tuned for each of
     the others. Stopped or killed at any point, the same command goes on: in a download, a cell, or between them. Under
     ``accelerate launch`` the processes share the work. --plan shows what is done and what is not.
@@ -84,7 +84,7 @@ class NctConfig:
     """Say what would be done and what is done already, and do nothing."""
     miniature: bool = False
     """Draw made-up tissue into data, in the published layout, and fill the tables with it in minutes: to see that all
-    works here before 25 GB are fetched. Its numbers mean nothing."""
+    works here before 12.5 GB are fetched. Its numbers mean nothing."""
     optim: OptimConfig = field(default_factory=_optim)
     """Fine-tuning's optimizer; by default the paper's, SGD and a cosine that starts again every 5 epochs."""
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(register_as=None))
@@ -138,7 +138,8 @@ def settled(config: NctConfig) -> NctConfig:
 def tuning(config: NctConfig) -> FinetuneConfig:
     """The settings of the fine-tuning job."""
     config = settled(config)
-    train, test = (str(config.shards(name)) for name in config.sets)
+    # absolute: fine-tuning compares them as text, and the same job may be started from another working directory
+    train, test = (str(config.shards(name).resolve()) for name in config.sets)
     shared = {f.name for f in fields(config)} & {f.name for f in fields(FinetuneConfig)} - {"output_dir", "tracking"}
     return FinetuneConfig(
         **{name: getattr(config, name) for name in shared},

@@ -99,9 +99,8 @@ def _verdict(store: Store, entry: EncoderVersion, rival: EncoderVersion, wanted:
     shared = [terms for terms in both if terms.protocol == HONEST]
     if both and not shared:
         raise InputError(
-            f"{entry.label} and {rival.label}: both were measured by protocol {both[0].protocol} alone, where test "
-            "tiles chose the model, and no encoder is promoted by that; measure both without --protocol, or promote "
-            "without --if_better"
+            f"{entry.label} and {rival.label}: both were measured by protocol {both[0].protocol} alone, and no "
+            "encoder is promoted by that; measure both on tissue and without --protocol, or promote without --if_better"
         )
     if not shared:
         raise InputError(
