@@ -24,7 +24,7 @@ from tests.shards import encode, write_shards
 from tests.test_serving import post
 
 SMALL = (
-    "--encoder", "random:3", "--against", "[]", "--labels", ".75", "--seeds", "2", "--epochs", "6", "--min_steps", "1",
+    "--encoder", "random:3", "--against", "[]", "--labels", ".75", "--epochs", "6", "--min_steps", "1",
     "--batch_size", "6", "--image_size", "32", "--workers", "0", "--norm", "frozen", "--held_out", "0.25",
 )  # fmt: skip
 CLASSES = ["blue", "green", "red"]
@@ -59,7 +59,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
                 patch.delenv("MLFLOW_TRACKING_URI", raising=False)
                 where = ("--train", train, "--test", tests[test], "--output_dir", str(out))
                 store = ("--tracking.root", str(root / "store"))
-                assert main(["finetune", *where, *store, "--protocol", protocol, *SMALL, *more]) == 0
+                seeds = ("--seeds", "2" if test == "test" else "1")
+                assert main(["finetune", *where, *store, "--protocol", protocol, *SMALL, *seeds, *more]) == 0
         return out
 
     return run
@@ -103,9 +104,8 @@ def test_the_original_protocol_takes_the_epoch_with_the_best_test_accuracy(job: 
 
 def test_test_labels_have_no_say_in_an_honest_result_and_one_in_an_original(job: Job) -> None:
     for protocol, same in (("honest", True), ("original", False)):
-        pairs = zip(cells(job(protocol)), cells(job(protocol, "wrong")), strict=True)
-        equal = [np.array_equal(a[1]["probabilities"], b[1]["probabilities"]) for a, b in pairs]
-        assert all(equal) if same else not all(equal), protocol
+        right, wrong = cells(job(protocol))[0], cells(job(protocol, "wrong"))[0]
+        assert np.array_equal(right[1]["probabilities"], wrong[1]["probabilities"]) == same, protocol
     for _, _, journal in cells(job("honest")):
         assert not [line for line in journal if line.get("event") == "test"]
 

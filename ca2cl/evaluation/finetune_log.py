@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +10,13 @@ from ca2cl.config import flatten
 from ca2cl.evaluation.metrics import Difference
 from ca2cl.evaluation.probe_report import metric_name, metric_names, tracked_metrics
 from ca2cl.evaluation.scoring import Row
-from ca2cl.tracking.journal import write_atomic
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.finetune import FinetuneConfig
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 LOGGED = "logged.json"
-"""Which run the job's results were logged as, so that a job that is started again is not logged again."""
+"""Which run the job's results were logged as."""
 Compared = Mapping[tuple[str, float], Difference]
 
 
@@ -33,21 +29,14 @@ def log_once(
     Raises:
         InputError: the store cannot be reached.
     """
-    from ca2cl.tracking.evaluation_run import log_evaluation
+    from ca2cl.tracking.evaluation_run import log_evaluation_once
 
-    path = Path(config.output_dir) / LOGGED
-    metrics = _metrics(rows, compared)
-    where = [config.tracking.uri, str(Path(config.tracking.root).resolve()), config.tracking.experiment]
-    digest = hashlib.sha256(json.dumps([metrics, where], sort_keys=True).encode()).hexdigest()
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: logged anew
-        logged = json.loads(path.read_text(encoding="utf-8"))
-        if logged["digest"] == digest:
-            return str(logged["run_id"]), True
-    run_id = log_evaluation(
+    return log_evaluation_once(
+        Path(config.output_dir) / LOGGED,
         source_run_id=found.source_run_id,
         name=config.tracking.run_name or "finetune",
         params={**flatten(config), "encoder_uri": found.uri, "drawn_by": drawn_by},
-        metrics=metrics,
+        metrics=_metrics(rows, compared),
         artifacts=files,
         tags={
             "ca2cl.kind": "finetune",
@@ -59,8 +48,6 @@ def log_once(
         root=config.tracking.root,
         experiment=config.tracking.experiment,
     )
-    write_atomic(path, json.dumps({"digest": digest, "run_id": run_id}).encode())
-    return run_id, False
 
 
 def _metrics(rows: Sequence[Row], compared: Compared) -> dict[str, float]:

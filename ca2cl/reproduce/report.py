@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 from ca2cl import __version__
 from ca2cl.config import flatten
 from ca2cl.data.atomic import write_atomic, writing
-from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe_report import row_as_dict, write_json
-from ca2cl.reproduce.cells import missing, read_rows
+from ca2cl.evaluation.probe_report import (
+    metric_name,
+    metric_names,
+    row_as_dict,
+    row_from_dict,
+    tracked_metrics,
+    write_json,
+)
+from ca2cl.reproduce.cells import ENCODER, missing, read_rows
 from ca2cl.reproduce.published import made_up
 from ca2cl.reproduce.settings import TASKS, NctConfig
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
@@ -100,32 +104,24 @@ def protocol_tag(config: NctConfig) -> str:
 
 
 def _metrics(shown: Sequence[Line]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for line in shown:
-        budget = describe_budget(line.budget).replace(" %", "pct").replace("/", "_per_")
-        prefix = f"{line.ours['features']}/{line.ours['classifier']}/{budget}".replace(" ", "_")
-        for score, mean in line.ours["mean"].items():
-            flat[f"{prefix}/{score}"], flat[f"{prefix}/{score}_sd"] = mean, line.ours["sd"][score]
-        flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = line.ours["accuracy_interval_95"]
+    rows = [row_from_dict(line.ours) for line in shown]
+    names = metric_names(list(dict.fromkeys(row.features for row in rows if row.features != ENCODER)))
+    flat = tracked_metrics(rows, names)
+    for line, row in zip(shown, rows, strict=True):
         if line.theirs is not None:
-            flat[f"theirs/{line.ours['classifier']}/{budget}/accuracy".replace(" ", "_")] = line.theirs.accuracy
-            flat[f"theirs/{line.ours['classifier']}/{budget}/macro_f1".replace(" ", "_")] = line.theirs.macro_f1
-    return {name: value for name, value in flat.items() if value is not None and value == value}
+            name = metric_name("theirs", row.classifier, row.budget)
+            flat[f"{name}/accuracy"], flat[f"{name}/macro_f1"] = line.theirs.accuracy, line.theirs.macro_f1
+    return flat
 
 
 def _log_once(
     config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], files: Sequence[Path]
 ) -> str:  # fmt: skip
     """Log the run, unless these results were logged by a start before this one; what to say of it."""
-    from ca2cl.tracking.evaluation_run import log_evaluation
+    from ca2cl.tracking.evaluation_run import log_evaluation_once
 
-    path = config.out / _LOGGED
-    digest = hashlib.sha256(json.dumps([line.as_dict() for line in shown], sort_keys=True).encode()).hexdigest()
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: logged anew
-        logged = json.loads(path.read_text(encoding="utf-8"))
-        if logged["digest"] == digest:
-            return f"logged as MLflow run {logged['run_id']} already\n"
-    run_id = log_evaluation(
+    run_id, before = log_evaluation_once(
+        config.out / _LOGGED,
         source_run_id=found.source_run_id,
         name=config.tracking.run_name or "reproduce nct",
         params={**flatten(config), "encoder_uri": found.uri},
@@ -141,5 +137,4 @@ def _log_once(
         root=config.tracking.root,
         experiment=config.tracking.experiment,
     )
-    write_atomic(path, json.dumps({"digest": digest, "run_id": run_id}).encode())
-    return f"logged as MLflow run {run_id}\n"
+    return f"logged as MLflow run {run_id}{' already' if before else ''}\n"

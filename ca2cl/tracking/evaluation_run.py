@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ca2cl.tracking.journal import redact
+from ca2cl.tracking.journal import redact, write_atomic
 from ca2cl.tracking.store import DEFAULT_ROOT, open_store, store_errors
 
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
@@ -69,3 +72,29 @@ def log_evaluation(
                 store.client.set_terminated(run_id, "FAILED")
             raise
     return run_id
+
+
+def log_evaluation_once(
+    record: Path, *, metrics: Mapping[str, float], uri: str | None, root: str | Path, experiment: str, **run: Any
+) -> tuple[str, bool]:
+    """``log_evaluation`` unless ``record`` says that these metrics were logged there before: a job that is started
+    again when it is finished is not logged twice.
+
+    Args:
+        record: JSON file that keeps the run's id, and of what.
+
+    Returns:
+        The run's id, and whether it was logged before.
+
+    Raises:
+        InputError: as ``log_evaluation``.
+    """
+    where = [uri, str(Path(root).resolve()), experiment]
+    digest = hashlib.sha256(json.dumps([dict(metrics), where], sort_keys=True).encode()).hexdigest()
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: logged anew
+        logged = json.loads(record.read_text(encoding="utf-8"))
+        if logged["digest"] == digest:
+            return str(logged["run_id"]), True
+    run_id = log_evaluation(metrics=metrics, uri=uri, root=root, experiment=experiment, **run)
+    write_atomic(record, json.dumps({"digest": digest, "run_id": run_id}).encode())
+    return run_id, False
