@@ -19,6 +19,7 @@ from ca2cl.data.synthetic_glands import write_glands
 from ca2cl.detection.coco import decode_mask, encode_mask, instance_ids, read_coco
 from ca2cl.detection.engine import CocoSplit
 from ca2cl.detection.instances import Dropped, FragmentRule, find_instances
+from ca2cl.detection.preview import shown_images
 from ca2cl.errors import InputError
 from tests.glands import Mask, disc, gland_mask, save_pair, write_crag, write_pairs
 
@@ -188,6 +189,19 @@ def test_the_preview_shows_every_split(glas: Path, tmp_path: Path, capfd: pytest
     assert yellow.sum() > 500  # outlines; made-up tissue has no such colour
 
 
+def test_the_preview_spreads_over_splits_and_takes_no_image_twice() -> None:
+    sizes = {"train": 30, "testA": 2, "testB": 9}
+    splits = {
+        split: {"images": [{"file_name": str(number)} for number in range(size)]} for split, size in sizes.items()
+    }
+    chosen = [(split, int(image["file_name"])) for split, image in shown_images(splits)]
+    assert chosen == [
+        *(("train", number) for number in (0, 7, 14, 22, 29)),
+        *(("testA", number) for number in (0, 1)),
+        *(("testB", number) for number in (0, 2, 4, 6, 8)),
+    ]
+
+
 def test_an_image_without_glands_stays_as_one(pairs: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((60, 80), np.uint8)).save(pairs / "masks" / "a.png")
     assert main(["detect", "prepare", "masks", str(pairs), str(tmp_path / "out")]) == 0
@@ -303,7 +317,7 @@ def test_glas_with_something_missing_or_strange(
 def test_patients_in_two_splits_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = write_glands(tmp_path / "in", 2, 1, 64, 64)
     (root / "Grade.csv").write_text("name,patient ID\ntrain_1,4\ntrain_2,5\ntestA_1,4\n")
-    assert "train and testA share 1 patients, as published" in prepared(capfd, "glas", root, tmp_path / "out")
+    assert "train and testA share 1 patients" in prepared(capfd, "glas", root, tmp_path / "out")
 
 
 def test_masks_of_files_from_elsewhere() -> None:

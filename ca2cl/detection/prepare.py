@@ -177,5 +177,5 @@ def _summary(splits: Mapping[str, Json]) -> list[str]:
         lines.append(f"{split}: {len(images)} images{of}, {len(data['annotations'])} instances{less}")
     for one, other in combinations(patients, 2):
         if both := patients[one] & patients[other]:
-            lines.append(f"{one} and {other} share {len(both)} patients, as published")
+            lines.append(f"{one} and {other} share {len(both)} patients: one says little of new patients to the other")
     return lines

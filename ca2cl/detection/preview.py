@@ -34,7 +34,7 @@ def draw_preview(root: Path, splits: Mapping[str, Json]) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    chosen = _chosen(splits)
+    chosen = shown_images(splits)
     rows = -(-len(chosen) // _COLUMNS)
     figure = Figure(figsize=(_COLUMNS * _INCHES, rows * _INCHES * 0.85), layout="constrained")
     for place, (split, image) in enumerate(chosen, start=1):
@@ -45,7 +45,7 @@ def draw_preview(root: Path, splits: Mapping[str, Json]) -> bytes:
     return content.getvalue()
 
 
-def _chosen(splits: Mapping[str, Json]) -> list[tuple[str, Json]]:
+def shown_images(splits: Mapping[str, Json]) -> list[tuple[str, Json]]:
     """Up to ``SHOWN`` images, as many of each split as of the others where they have them."""
     sizes = {split: len(data["images"]) for split, data in splits.items()}
     turns = ((turn, split) for turn in range(SHOWN) for split, size in sizes.items() if turn < size)
