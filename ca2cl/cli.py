@@ -45,6 +45,7 @@ VERBS = {
     "export": Verb(
         "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.verb", "ExportConfig"
     ),
+    "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare", "PrepareConfig"),
     "report": Verb("a run -> one HTML page that shows and scores it", "ca2cl.report.verb", "ReportConfig"),
     "encoders list": Verb("registered encoders and what they score", "ca2cl.tracking.encoders_list", "ListConfig"),
     "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.tracking.encoders_show", "ShowConfig"),

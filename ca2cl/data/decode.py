@@ -24,7 +24,7 @@ _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 # Wider than 8 bits: Pillow's conversion to RGB clips instead of scaling, which would be a silent error.
 _WIDE_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 # What Pillow's parsers raise on damaged bytes. A programming error of ours is none of these.
-_PILLOW_ERRORS = (
+PILLOW_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -199,7 +199,7 @@ def _pillow(data: bytes, expect: tuple[int, int] | None) -> Pixels:
         raise
     except UnidentifiedImageError:  # its own text names an object's address
         raise BadSample(f"does not decode: not a whole {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise BadSample(f"does not decode: {_one_line(error)}") from None
 
 

@@ -1,1 +1,1 @@
-"""Encoders as detection backbones. The only package that imports detectron2."""
+"""Glands: data, encoders as backbones, engines, scores. The only package that imports detectron2 or pycocotools."""
