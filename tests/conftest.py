@@ -5,6 +5,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+LONG = ("engines", "half_precision", "pretrain", "finetune", "finetune_protocol", "reproduce_nct", "distributed_step")
+"""Files that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two workers share the files in this order: a long one that came last would leave the other worker idle."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -13,4 +13,4 @@ make_environment "$venv" "[test]"
 # One intra-op thread a process: the tests start processes of their own, and results must not depend on the machine.
 export OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true HF_HUB_OFFLINE=1
 # Two files at a time: most tests wait for processes that they started.
-"$venv/bin/python" -m pytest -n 2 --dist loadfile --durations 20 "$@"
+"$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 "$@"

@@ -89,7 +89,7 @@ def test_statistics_over_all_processes_are_the_same_on_any_number_of_them(shards
     ("optimizer", "engines", "moments"),
     [
         ("sgd", ("deepspeed_zero2", "cpu"), {"momentum_buffer"}),
-        ("adamw", ("cpu", "deepspeed_zero1"), {"exp_avg", "exp_avg_sq", "step"}),
+        pytest.param("adamw", ("cpu", "deepspeed_zero1"), {"exp_avg", "exp_avg_sq", "step"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_goes_from_one_engine_to_another(

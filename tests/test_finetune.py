@@ -202,7 +202,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def test_a_job_that_is_signalled_goes_on_to_the_same_end(pair: tuple[str, str], tmp_path: Path) -> None:
     """With held-out tiles and an early end, within a cell and between cells."""
-    options = ("--labels", "1.0", "--epochs", "30", "--patience", "2", "--norm", "sync", "--against", "[]")
+    options = ("--labels", "1.0", "--epochs", "20", "--patience", "2", "--norm", "sync", "--against", "[]")
     folders = [tmp_path / name for name in ("whole", "parts")]
     for folder in folders:
         folder.mkdir()
@@ -224,9 +224,6 @@ def test_a_job_that_is_signalled_goes_on_to_the_same_end(pair: tuple[str, str], 
     assert cell["held_out"] > 0 and cell["best_epoch"] >= 0
     looks = [line for line in lines(journal) if line.get("event") == "held_out"]
     assert min(looks, key=lambda look: look["loss"])["epoch"] == cell["best_epoch"]
-    third = finetune(folders[1], pair, *options)  # all cells are there
-    tables = [[row for row in run.stdout.splitlines() if row.startswith("encoder")] for run in (again, third)]
-    assert third.returncode == 0 and tables[0] == tables[1] != []
 
 
 @pytest.mark.parametrize(

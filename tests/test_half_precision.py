@@ -31,8 +31,8 @@ def run(folder: Path, config: str, precision: str, *steps: str) -> dict[str, Any
     ("config", "precision"),
     [
         ("cpu", "fp16"),
-        ("cpu", "no"),
-        pytest.param("deepspeed_zero1", "fp16", marks=needs_deepspeed),
+        pytest.param("cpu", "no", marks=pytest.mark.slow),
+        pytest.param("deepspeed_zero1", "fp16", marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("deepspeed_zero2", "fp16", marks=needs_deepspeed),
         pytest.param("deepspeed_zero2", "no", marks=needs_deepspeed),
     ],
