@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +12,7 @@ from typing import BinaryIO
 
 from ca2cl.errors import InputError
 
+logger = logging.getLogger(__name__)
 _REMEDY = "free space or give another folder and run again, finished shards are kept"
 
 
@@ -60,3 +63,28 @@ def sync_replace(temporary: Path, path: Path, remedy: str = _REMEDY) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+
+
+@contextmanager
+def alone(folder: Path, lock_name: str, verb: str, remedy: str = _REMEDY) -> Iterator[None]:
+    """Make the folder and keep other jobs out of it; the lock goes with this process, however it ends.
+
+    A record lock, not flock: decoding workers would inherit that one, and they outlive a killed parent by seconds.
+
+    Args:
+        verb: whose folder it is, for the message: ``embed``.
+
+    Raises:
+        InputError: another job works in it, or it cannot be written.
+    """
+    with writing(folder, remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / lock_name).open("w")
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"{folder}: another `ca2cl {verb}` is writing here; wait for it") from None
+        except OSError as error:  # file systems without locks
+            logger.warning("%s: cannot be locked (%s); do not run two jobs in it", folder, error.strerror)
+        yield

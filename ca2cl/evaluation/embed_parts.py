@@ -6,7 +6,6 @@ vectors of two encoders or data sets never come into one file. Parts are Parquet
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ca2cl.data.atomic import replacing, write_atomic, writing
+from ca2cl.data.atomic import alone, replacing, write_atomic, writing
 from ca2cl.data.stream import BadTile
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_data import TileRow
@@ -199,20 +198,8 @@ class Parts:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other jobs out of it; the lock goes with this process, however it ends.
-
-    A record lock, not flock: decoding workers would inherit that one, and they outlive a killed parent by seconds.
-    """
-    with writing(folder, REMEDY):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    with lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise InputError(f"{folder}: another `ca2cl embed` is writing here; wait for it") from None
-        except OSError as error:  # file systems without locks
-            logger.warning("%s: cannot be locked (%s); do not embed into it twice at once", folder, error.strerror)
+    """Keep other jobs out of the folder, and clear away what a killed one left half-written."""
+    with alone(folder, "lock", "embed", REMEDY):
         for leftover in folder.glob(".*.tmp-*"):
             with writing(leftover, REMEDY):
                 leftover.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ca2cl.config import flatten
+from ca2cl.data.atomic import alone
 from ca2cl.errors import InputError
 from ca2cl.evaluation import finetune
 from ca2cl.evaluation.embed_job import weights_digest
@@ -26,9 +27,9 @@ from ca2cl.reproduce.features import make_vectors, read_vectors
 from ca2cl.reproduce.plan import plan
 from ca2cl.reproduce.report import protocol_tag, report
 from ca2cl.reproduce.settings import NctConfig, settled, tuning
-from ca2cl.reproduce.work import Preempted, Preemption, alone, check_claim, claim
+from ca2cl.reproduce.work import REMEDY, Preempted, Preemption, check_claim, claim
 from ca2cl.training.engine import build_accelerator, under_deepspeed
-from ca2cl.training.preempt import EXIT_PREEMPTED
+from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
@@ -62,7 +63,7 @@ def run(config: NctConfig) -> int:
         raise
 
 
-def _run(config: NctConfig, stop: Preemption) -> int:
+def _run(config: NctConfig, stop: StopFlag) -> int:
     if "finetune" in config.tasks and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         build_accelerator()  # before the ranks meet otherwise: its process group is the one that trains
     ranks = Ranks()
@@ -98,7 +99,7 @@ def _resolve(config: NctConfig) -> ResolvedEncoder:
 def _begin(config: NctConfig, whose: dict[str, Any], held: ExitStack) -> dict[str, Any]:
     """The first process's part: claim the folder, provide tiles and shards; what they are."""
     check_claim(config.out, whose)
-    held.enter_context(alone(config.out, ".lock"))
+    held.enter_context(alone(config.out, ".lock", "reproduce", REMEDY))
     claim(config.out, whose)
     published.provide(config)
     published.make_shards(config)

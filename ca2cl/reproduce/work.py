@@ -2,72 +2,35 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import signal
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.errors import InputError
+from ca2cl.training.preempt import StopFlag
 
 logger = logging.getLogger(__name__)
 RECORD = "reproduce.json"
 REMEDY = "give a folder you can write"
-_SAME_SIGNAL_S = 2.0
 
 
 class Preempted(BaseException):
     """A signal asked for an end. Not an Exception: nobody is to take it for an error of theirs."""
 
 
-class Preemption:
-    """Ends whatever runs at SIGTERM and SIGUSR1, by ``Preempted``: for steps that lose little to a kill.
+class Preemption(StopFlag):
+    """Ends whatever runs at the first signal, by ``Preempted``: for steps that lose little to a kill."""
 
-    A second signal, later than two seconds after the first, ends at once.
-    """
-
-    def __init__(self) -> None:
-        self.raised = False
-        self._since = 0.0
-
-    def install(self) -> Preemption:
-        """Take over the signals of this process (main thread only)."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
-        return self
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.raised:  # a scheduler signals every process and the launcher passes it on: the same one, again
-            if time.monotonic() - self._since > _SAME_SIGNAL_S:
-                os._exit(128 + number)
-            return
-        self.raised, self._since = True, time.monotonic()
-        raise Preempted
-
-
-@contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
-    """Make the folder and keep other jobs out of it; the lock goes with this process, however it ends."""
-    with writing(folder, REMEDY):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / name).open("w")
-    with lock:
-        try:
-            # a record lock, not flock: decoding workers would inherit that one
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise InputError(f"{folder}: another `ca2cl reproduce` works here; wait for it") from None
-        except OSError as error:  # file systems without locks
-            logger.warning("%s: cannot be locked (%s); do not run two jobs in it", folder, error.strerror)
-        yield
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first = not self.raised
+        super()._on_signal(number, frame)
+        if first:
+            raise Preempted
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
