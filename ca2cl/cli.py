@@ -59,7 +59,10 @@ VERBS = {
         "register an encoder that came from elsewhere", "ca2cl.tracking.encoders_import", "ImportConfig"
     ),
     "reproduce nct": Verb(
-        "a published table, cell by cell, beside ours", "ca2cl.reproduce.nct", "NctConfig", "ca2cl.reproduce.settings"
+        "the authors' tables, cell by cell, yours beside theirs",
+        "ca2cl.reproduce.nct",
+        "NctConfig",
+        "ca2cl.reproduce.settings",
     ),
     "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),

@@ -25,7 +25,7 @@ from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_report import RECORD, report
 from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing
 from ca2cl.evaluation.probe_data import find_leak, open_pair, side_of
-from ca2cl.evaluation.protocol import PROTOCOLS, ProtocolName
+from ca2cl.evaluation.protocol import PROTOCOLS, ProtocolName, describe_draw
 from ca2cl.evaluation.scoring import draw_subsets
 from ca2cl.model.classifier import Classifier
 from ca2cl.model.encoder import build_encoder
@@ -58,8 +58,8 @@ class FinetuneConfig:
     train: str
     """Shards with the labelled tiles."""
     test: str
-    """Shards with the test tiles; their classes must be those of train. Honestly predicted once, and never used to
-    choose."""
+    """Shards with the test tiles; their classes must be those of train. By the honest protocol predicted once, and
+    never used to choose."""
     output_dir: str
     """Folder of the job, one folder in it for every cell of the table. A job started again goes on."""
     against: tuple[str, ...] = ("random",)
@@ -176,7 +176,7 @@ def run(config: FinetuneConfig) -> int:
         if stays and accelerator.is_main_process:
             keep_best([out / "cells" / one.folder for one in cells])
     if accelerator.is_main_process:
-        report(config, starts[START], out, cells, test, digests, "slide" if by_slide else "tile")
+        report(config, starts[START], out, cells, test, digests, describe_draw(protocol, by_slide))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ca2cl.config import flatten
 from ca2cl.evaluation.metrics import Difference
@@ -52,7 +52,7 @@ def log_once(
 
 def _metrics(rows: Sequence[Row], compared: Compared) -> dict[str, float]:
     names = metric_names(list(dict.fromkeys(row.features for row in rows if row.features != rows[0].features)))
-    flat: dict[str, Any] = tracked_metrics(rows, names)
+    flat = tracked_metrics(rows, names)
     for (start, budget), difference in compared.items():
         flat[f"difference/{metric_name(names[start], rows[0].classifier, budget)}"] = difference.mean
     return flat

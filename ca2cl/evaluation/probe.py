@@ -28,7 +28,7 @@ from ca2cl.evaluation.probe_data import (
 )
 from ca2cl.evaluation.probe_encoders import Contenders, find_contenders
 from ca2cl.evaluation.probe_record import ProbeRecord
-from ca2cl.evaluation.protocol import PROTOCOLS
+from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
 from ca2cl.evaluation.scoring import KNN, LINEAR, SGD, Scoring, draw_subsets, score
 from ca2cl.evaluation.sgd import RECIPE
 
@@ -128,7 +128,7 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
         contenders=contenders,
         train=train,
         tests=tests,
-        drawn_by="slide or patient" if by_slide else "tile, with replacement" if protocol.replacement else "tile",
+        drawn_by=describe_draw(protocol, by_slide),
         strength=strength,
         subsets=subsets,
         leaks=leaks,

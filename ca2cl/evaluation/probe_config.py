@@ -21,7 +21,8 @@ class ProbeConfig:
     """Shards with the labelled tiles."""
     test: tuple[str, ...] | str
     """Shards with the test tiles, one set or several beside one another, such as stain-normalised and not; their
-    classes must be those of train. Honestly never used to choose anything. An encoder is promoted by the first."""
+    classes must be those of train. By the honest protocol never used to choose. An encoder is promoted by the
+    first."""
     against: tuple[str, ...] = ()
     """Other encoders, named in the same ways, that are probed on the same draws and tiles and that the first one is
     compared with tile by tile."""

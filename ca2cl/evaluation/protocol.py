@@ -30,6 +30,13 @@ class Protocol:
         return "" if self is HONEST else ORIGINAL_STATEMENT
 
 
+def describe_draw(protocol: Protocol, by_slide: bool) -> str:
+    """What labelled tiles were drawn by, in the words of every table, JSON and run."""
+    if protocol.replacement:
+        return "tile, with replacement"
+    return "slide or patient" if by_slide else "tile"
+
+
 HONEST = Protocol("honest", replacement=False, holds_out=True, selects_on_test=False)
 ORIGINAL = Protocol("original", replacement=True, holds_out=False, selects_on_test=True)
 PROTOCOLS: dict[ProtocolName, Protocol] = {"honest": HONEST, "original": ORIGINAL}
