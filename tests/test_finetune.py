@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from tqdm import tqdm
 
 from ca2cl.config import OptimConfig
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader
 from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
+from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
+from ca2cl.evaluation.finetune_step import Preprocessing
 from ca2cl.evaluation.metrics import paired_difference
+from ca2cl.training.checkpoint import Checkpointer
+from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
 from tests.jobs import LAUNCH, ROOT, free_port, make_shards, start
 from tests.shards import encode, random_tiles, write_shards
@@ -224,6 +231,23 @@ def test_a_job_that_is_signalled_goes_on_to_the_same_end(pair: tuple[str, str], 
     assert cell["held_out"] > 0 and cell["best_epoch"] >= 0
     looks = [line for line in lines(journal) if line.get("event") == "held_out"]
     assert min(looks, key=lambda look: look["loss"])["epoch"] == cell["best_epoch"]
+
+
+def test_the_best_weights_of_the_newest_checkpoint_stay(tmp_path: Path) -> None:
+    """A job that is killed long after a checkpoint goes on from there, and needs the weights that were best then."""
+    network = torch.nn.Linear(2, 2)
+    engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep_last=1)
+    prepare, bar = Preprocessing(32, (0.5,) * 3, (0.5,) * 3), tqdm(disable=True)
+    selection = Selection(tmp_path, None, prepare, Looks(1, 5, 2, 0), {}, 0, checkpointer, bar)
+    for epoch in range(5):
+        selection.best = Best(loss=1 / (epoch + 1), epoch=epoch)
+        selection._keep_weights(engine)
+        if epoch == 1:
+            checkpointer.save(2, engine, {"best": asdict(selection.best)})
+    selection.close()
+    there = sorted(path.name for path in tmp_path.glob("best-epoch-*"))
+    assert there == ["best-epoch-000001.safetensors", "best-epoch-000004.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ from ca2cl.training.preempt import StopFlag
 logger = logging.getLogger(__name__)
 Integers = npt.NDArray[np.int64]
 RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
+CHECKPOINT_STEPS = 100
+"""From one checkpoint to the next: with few labels a look is due every ten steps, and writing would take as long."""
 
 
 def folder_name(start: str) -> str:
@@ -130,9 +132,8 @@ def run_cell(
     with tqdm(desc=cell.folder, unit="step", disable=None if accelerator.is_main_process else True) as bar:
         every = max(1, -(-10 // order.steps_per_epoch))
         looks = Looks(every, recipe.patience, recipe.batch_size, recipe.workers, by_accuracy=protocol.selects_on_test)
-        selection = Selection(
-            folder, watched, recipe.prepare, looks, state, progress.step, bar if accelerator.is_main_process else None
-        )
+        seen_bar = bar if accelerator.is_main_process else None
+        selection = Selection(folder, watched, recipe.prepare, looks, state, progress.step, checkpointer, seen_bar)
         job = _job(engine, order, recipe, data, selection, checkpointer, stop, progress)
         bar.total = job.total_steps
         if not selection.enough and not train(job, progress):
@@ -168,7 +169,8 @@ def _job(
         micro_batch_size=recipe.micro_batch_size, workers=recipe.workers, device=engine.device,
         steps=range(progress.step, steps),
     )  # fmt: skip
-    run = RunConfig(batch_size=max(2, order.size), checkpoint_every=selection.looks.every * per_epoch)
+    every = max(CHECKPOINT_STEPS, selection.looks.every * per_epoch)
+    run = RunConfig(batch_size=max(2, order.size), checkpoint_every=every)
     return Job(
         engine=engine, method=FineTuning(recipe.augment), data=stream, observer=selection, checkpointer=checkpointer,
         stop=stop, run=run, optim=recipe.optim, total_steps=steps, steps_per_epoch=per_epoch,

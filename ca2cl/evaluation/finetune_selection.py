@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing, predict
 from ca2cl.tracking.journal import Journal
+from ca2cl.training.checkpoint import Checkpointer, read_state
 from ca2cl.training.engine import AccelerateEngine
 
 
@@ -52,6 +53,7 @@ class Selection:
         watched: the tiles to look at, or None.
         state: what every checkpoint carries; ``best`` in it is where this selection stands.
         step: optimizer steps done when it begins.
+        checkpointer: of the cell; its newest checkpoint names weights that must stay.
         bar: of the cell's steps on rank 0; None on the others, which write nothing.
     """
 
@@ -63,8 +65,10 @@ class Selection:
         looks: Looks,
         state: dict[str, Any],
         step: int,
+        checkpointer: Checkpointer,
         bar: tqdm[Any] | None,
     ) -> None:
+        self.checkpointer = checkpointer
         self.folder, self.watched, self.prepare, self.looks, self.state = folder, watched, prepare, looks, state
         self.best = Best(**state["best"]) if "best" in state else Best()
         self.bar = bar
@@ -116,7 +120,7 @@ class Selection:
         return self.folder / f"best-epoch-{epoch:06d}.safetensors"
 
     def _keep_weights(self, engine: AccelerateEngine) -> None:
-        """Those of two looks stay: the newest checkpoint may still name the one before."""
+        """Those that the newest checkpoint names stay too: whoever goes on from there needs them."""
         if self.journal is None:
             return
         target = self._weights(self.best.epoch)
@@ -124,8 +128,11 @@ class Selection:
         weights = {name: value.detach().cpu().contiguous() for name, value in engine.bare.state_dict().items()}
         save_file(weights, temporary)
         temporary.replace(target)
-        for old in sorted(self.folder.glob("best-epoch-*.safetensors"))[:-2]:
-            old.unlink()
+        newest = self.checkpointer.latest()
+        named = Best(**read_state(newest).get("best", {})).epoch if newest is not None else -1
+        for old in self.folder.glob("best-epoch-*.safetensors"):
+            if old not in (target, self._weights(named)):
+                old.unlink()
 
     def restore_best(self, engine: AccelerateEngine) -> None:
         """Go back to the weights that were best. Every rank calls it."""

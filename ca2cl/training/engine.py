@@ -61,6 +61,7 @@ class AccelerateEngine:
         precision: bf16 or fp16 autocasts the network; fp16 scales the loss, too.
 
     Attributes:
+        bare: the network inside the engine's wrapper.
         scaler: fp16's loss scaling, torch's, or None. Ranks agree on whether a gradient overflowed.
     """
 
@@ -80,13 +81,11 @@ class AccelerateEngine:
         self.scaler = _scaler(device, accelerator.num_processes) if precision == "fp16" else None
         self.optimizer_name = type(optimizer).__name__.lower()
         network = network.to(accelerator.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        # Kept instead of asked for: accelerate's unwrap_model imports DeepSpeed wherever it is installed, and that
+        # imports MLflow, which costs every process of a job four seconds.
+        self.bare: Any = network
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self._kept = [(buffer, buffer.clone()) for buffer in self.bare.buffers()]
-
-    @property
-    def bare(self) -> Any:
-        """The network inside the engine's wrapper."""
-        return self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=True)
 
     @property
     def device(self) -> torch.device:
