@@ -12,7 +12,7 @@ They meet here, and nowhere else:
 Why the cut is where it is. detectron2 has a trainer with hooks, a checkpointer and a launcher of its own, and they are
 to be used, not imitated: so ``train`` is one call, and what the job must know or decide comes to it through ``Watch``.
 A torchvision engine calls it from a plain loop, a detectron2 engine from one ``HookBase``
-(``on_step`` in ``after_step``, ``on_evaluation`` every ``evaluate_every`` steps, ``should_stop`` in ``before_step``).
+(``on_step`` in ``after_step``, ``on_evaluation`` every ``evaluate_every`` steps, ``stop`` looked at there too).
 Evaluation is the job's: engines predict, and one piece of code scores all of them, or two engines' numbers could not
 stand in one table. Data goes in as COCO files and not as a loader, because each engine has a mapper of its own. Masks
 come out as run lengths of the whole image, and not as the 28 x 28 that a head makes: pasting is the engine's.
@@ -21,7 +21,8 @@ Who does what:
 
 - **Processes.** Every process of the job calls ``build`` and ``train`` with the same arguments; the process group is
   there already. Engines split the work and reduce what they report; ``Watch`` is called on every rank in the same
-  order (its ``should_stop`` is a collective: a flag that one rank alone sees would leave the others waiting).
+  order. Its stop flag is a rank's own: the engine has the ranks agree on it before it acts, for a flag that one rank
+  alone saw would leave the others waiting.
 - **Checkpoints.** In ``Job.folder``, by the engine, atomically, every ``checkpoint_every`` steps and on a stop; a
   ``train`` that finds some goes on from the newest and says at which step it began.
 - **Randomness.** A function of ``Schedule.seed``: order, augmentation and the heads' initial values.
@@ -48,6 +49,7 @@ from ca2cl.errors import InputError
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.training.preempt import StopFlag
 
 Pixels = npt.NDArray[np.uint8]
 Head = Literal["mask_rcnn_fpn", "mask_rcnn_c4", "retinanet_fpn"]
@@ -140,20 +142,22 @@ class Job:
     folder: Path
     """Where checkpoints lie; another start with the same one goes on."""
     device: str = "cpu"
+    workers: int = 0
+    """Processes that read and decode images, for each training process; 0 does so in the training process."""
 
 
 class Watch(Protocol):
     """The job's side of a training: told what happens, asked whether to go on. Called on every rank alike."""
 
-    def on_step(self, step: int, losses: Mapping[str, float], lr: float) -> None:
-        """After optimizer step ``step`` (from 1): the losses by the engine's names, averaged over ranks."""
+    stop: StopFlag
+    """Raised by a signal, perhaps on one rank alone: the engine then writes a checkpoint and returns."""
+
+    def on_step(self, step: int, values: Mapping[str, float]) -> None:
+        """After optimizer step ``step`` (from 1): ``loss``, the losses that it is the sum of by the engine's names,
+        averaged over ranks, ``lr``, and what else the engine knows of the step."""
 
     def on_evaluation(self, step: int, detector: Detector) -> None:
-        """Time to evaluate; ``detector`` is in eval mode and predicts with the weights of this step."""
-
-    def should_stop(self) -> bool:
-        """Before a step: whether to write a checkpoint and return; the same answer on all ranks."""
-        ...
+        """Time to evaluate: ``detector`` predicts with the weights of this step. Not called for the last step."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ class Job:
     check_bad: Callable[[int, int, Sequence[Any]], None]
     """Called on every rank with the numbers of bad and seen tiles over all ranks and this step's bad ones; raises when
     there are too many."""
+    rate: Callable[[int], float] | None = None
+    """Learning rate of a step, from 0; None takes ``optim``'s schedule."""
     state: dict[str, Any] = field(default_factory=dict)
     """What every checkpoint carries besides weights and counts: run id, digests."""
 
@@ -108,7 +110,7 @@ def train(job: Job, progress: Progress) -> bool:
         # step: gradient, then the update unless the loss is not finite on any rank
         job.engine.keep_buffers()
         terms = {name: float(value) for name, value in job.method.step(job.engine, data.micro_batches).items()}
-        lr = learning_rate(job.optim, progress.step, job.total_steps, job.steps_per_epoch)
+        lr = _rate(job, progress.step)
         grad_norm, skipped = _update(job, terms["loss"], lr)
         skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
         stop, bad = _agree(job, data.bad)
@@ -143,6 +145,12 @@ def train(job: Job, progress: Progress) -> bool:
         if last:
             break
     return True
+
+
+def _rate(job: Job, step: int) -> float:
+    if job.rate is not None:
+        return job.rate(step)
+    return learning_rate(job.optim, step, job.total_steps, job.steps_per_epoch)
 
 
 def _update(job: Job, loss: float, lr: float) -> tuple[float, bool]:

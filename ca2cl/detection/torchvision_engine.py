@@ -1,0 +1,298 @@
+"""The engine of a plain install: torchvision's detectors in this package's own loop (``training.loop``), on one process
+or several under accelerate.
+
+Losses are means over a process's own images and proposals, as torchvision and detectron2 make them, and proposals are
+drawn at random: on another number of processes a training is another draw, not the same one. A resumed one is the same.
+
+Legend: N detections of one image, H, W its height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.data.atomic import write_atomic
+from ca2cl.detection.coco import encode_mask
+from ca2cl.detection.engine import Detector, Engine, Head, Job, Pixels, Schedule, Trained, Watch
+from ca2cl.detection.predictions import Detections
+from ca2cl.detection.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
+from ca2cl.detection.training_data import ImageBatch, ImageStep, TrainingImages, image_steps
+from ca2cl.errors import InputError
+from ca2cl.model.norm import BatchNorm, commit_statistics
+from ca2cl.training import loop
+from ca2cl.training.checkpoint import Checkpointer, read_state, restore
+from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
+
+WEIGHTS, CARD = "detector.safetensors", "detector.json"
+SCHEMA_VERSION = 1
+_PRECISE_STEPS = 200
+"""Batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
+_OF_TILES = ("step", "samples", "skipped_adversaries", "bad_samples")
+"""What the loop counts and a detector's journal has no use for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorCard:
+    """What a saved detector's weights mean."""
+
+    head: Head
+    arch: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    test_side: int
+    longest_side: int
+    engine: str = "torchvision"
+    engine_version: str = torchvision.__version__
+    schema_version: int = SCHEMA_VERSION
+
+
+class TorchvisionEngine(Engine):
+    """torchvision's Mask R-CNN and RetinaNet (``Engine``)."""
+
+    name = "torchvision"
+    heads = HEADS
+
+    @property
+    def version(self) -> str:
+        """torchvision's."""
+        return str(torchvision.__version__)
+
+    def build(self, job: Job) -> TorchvisionDetector:
+        """As ``Engine.build``."""
+        if under_deepspeed():
+            raise InputError("detect does not run under DeepSpeed: detectors are small; use a DDP configuration")
+        schedule, card = job.schedule, job.encoder.card
+        made = DetectorCard(
+            head=job.head, arch=card.arch, classes=tuple(job.classes), mean=card.mean, std=card.std,
+            test_side=schedule.test_side, longest_side=schedule.longest_side,
+        )  # fmt: skip
+        norm = "sync" if schedule.sync_norm else "frozen"
+        torch.manual_seed(schedule.seed)
+        network = _network(made, schedule.train_sides, norm=norm, frozen_stages=schedule.frozen_stages)
+        load_body(network, job.encoder.encoder.state_dict(), job.encoder.uri)
+        return TorchvisionDetector(made, network, job.device, job)
+
+    def load(self, folder: Path, device: str = "cpu") -> TorchvisionDetector:
+        """As ``Engine.load``."""
+        try:
+            held = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            if held["engine"] != self.name:
+                raise InputError(f"{folder}: a detector of engine {held['engine']}; load it with that")
+            if held["schema_version"] > SCHEMA_VERSION:
+                raise InputError(f"{folder}: written by a newer ca2cl; upgrade this one")
+            held = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
+            card = DetectorCard(**held)
+            network = _network(card, (card.test_side,), norm="sync")
+            network.model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise InputError(f"{folder}: no detector of this engine, or damaged ({told}); train it again") from None
+        return TorchvisionDetector(card, network.to(device), device)
+
+
+def _network(card: DetectorCard, sides: Sequence[int], **how: Any) -> DetectionNetwork:
+    return build_network(
+        card.head, card.arch, len(card.classes), mean=card.mean, std=card.std, sides=sides,
+        longest_side=card.longest_side, **how,
+    )  # fmt: skip
+
+
+class TorchvisionDetector(Detector):
+    """One detector of torchvision's (``Detector``); ``job`` is what it is trained from, None of one to predict with."""
+
+    def __init__(self, card: DetectorCard, network: DetectionNetwork, device: str, job: Job | None = None) -> None:
+        self.card, self.network, self.device, self.job = card, network, torch.device(device), job
+
+    def train(self, watch: Watch) -> Trained:
+        """As ``Detector.train``."""
+        if self.job is None:
+            raise InputError("this detector was loaded to predict with: build one to train")
+        job, schedule = self.job, self.job.schedule
+        images = TrainingImages(
+            job.train, job.classes, schedule.batch_size, schedule.seed, masks=job.head != "retinanet_fpn"
+        )
+        accelerator = build_accelerator()
+        engine = AccelerateEngine(accelerator, self.network, _optimizer(self.network, schedule), schedule.precision)
+        self.device = engine.device
+
+        def steps(those: range) -> Iterator[ImageStep]:
+            ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+            return image_steps(images, those, **ranks, workers=job.workers, device=engine.device)
+
+        checkpointer = Checkpointer(job.folder, keep_last=1)
+        progress = _resume(checkpointer, engine)
+        first = progress.step
+        observer = _Observer(watch, self, steps)
+        whole = loop.Job(
+            engine=engine,
+            method=_Losses(schedule.seed),
+            data=steps(range(first, schedule.iterations)),
+            observer=observer,
+            checkpointer=checkpointer,
+            stop=watch.stop,
+            run=RunConfig(batch_size=max(2, schedule.batch_size), checkpoint_every=schedule.checkpoint_every),
+            optim=OptimConfig(lr=schedule.lr),
+            rate=partial(learning_rate, schedule),
+            total_steps=schedule.iterations,
+            steps_per_epoch=schedule.evaluate_every or schedule.iterations + 1,
+            check_bad=lambda bad, seen, tiles: None,
+        )
+        finished = first >= schedule.iterations or loop.train(whole, progress)
+        if finished:
+            observer.make_precise()
+        accelerator.free_memory()
+        return Trained(first, progress.step, finished)
+
+    @torch.no_grad()
+    def predict(self, images: Iterable[Pixels]) -> Iterator[Detections]:
+        """As ``Detector.predict``."""
+        with self._predicting():
+            for pixels_HWC in images:
+                image = torch.from_numpy(pixels_HWC).permute(2, 0, 1).to(self.device).float() / 255
+                (found,) = self.network([image])
+                yield _detections(found)
+
+    @contextmanager
+    def _predicting(self) -> Iterator[None]:
+        transform, training = self.network.model.transform, self.network.training
+        sides, transform.min_size = transform.min_size, (self.card.test_side,)
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.train(training)
+            transform.min_size = sides
+
+    def save(self, folder: Path) -> None:
+        """As ``Detector.save``."""
+        folder.mkdir(parents=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.network.model.state_dict().items()}
+        write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
+        write_atomic(folder / CARD, (json.dumps(asdict(self.card), indent=1) + "\n").encode())
+
+
+def learning_rate(schedule: Schedule, step: int) -> float:
+    """The rate of optimizer step number ``step`` (from 0): a linear rise over ``warmup`` steps, its last one reaching
+    ``lr``, then a tenth after every milestone (Goyal et al., arXiv 1706.02677, sections 2.2 and 5.1)."""
+    if step < schedule.warmup:
+        return schedule.lr * (step + 1) / schedule.warmup
+    return schedule.lr * 0.1 ** sum(step >= milestone for milestone in schedule.milestones)
+
+
+def _optimizer(network: DetectionNetwork, schedule: Schedule) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(trained, schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+
+
+def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> loop.Progress:
+    newest = checkpointer.latest()
+    if newest is None:
+        return loop.Progress()
+    restore(newest, engine)
+    return loop.Progress(**read_state(newest)["progress"])
+
+
+class _Losses:
+    """The sum of torchvision's losses (``training.loop.Method``)."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def step(self, engine: AccelerateEngine, micro_batches: Sequence[ImageBatch]) -> dict[str, Tensor]:
+        """Accumulate the gradient of the mean over ranks; returns the losses, averaged over ranks."""
+        (batch,) = micro_batches
+        accelerator = engine.accelerator
+        # torchvision draws sizes and proposals from torch's generator: a run that goes on must draw the same ones
+        torch.manual_seed(_word(self.seed, batch.step, accelerator.process_index))
+        with engine.micro_step(last=True):
+            losses = engine.network([one.pixels for one in batch.examples], [one.target for one in batch.examples])
+            loss = torch.stack(list(losses.values())).sum()
+            engine.backward(loss / accelerator.num_processes)
+        commit_statistics(engine.bare)
+        values = torch.stack([loss, *losses.values()]).detach().float()
+        return dict(zip(["loss", *losses], accelerator.reduce(values, reduction="mean"), strict=True))
+
+
+def _word(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class _Observer:
+    """What the loop tells the job's ``Watch`` (``training.loop.Observer``)."""
+
+    def __init__(
+        self, watch: Watch, detector: TorchvisionDetector, steps: Callable[[range], Iterator[ImageStep]]
+    ) -> None:
+        assert detector.job is not None
+        self.watch, self.detector, self.steps, self.schedule = watch, detector, steps, detector.job.schedule
+        self.step = 0
+
+    def log_step(self, record: dict[str, Any]) -> None:
+        """Every rank's, for ``Watch.on_step``."""
+        self.step = record["step"]
+        values = {name: value for name, value in record.items() if name not in _OF_TILES}
+        values["images_per_s"] = values.pop("tiles_per_s")
+        self.watch.on_step(self.step, values)
+
+    def log_bad(self, step: int, tiles: Sequence[Any]) -> None:
+        """An image that does not decode ends the training instead."""
+
+    def after_epoch(self, epoch: int, engine: AccelerateEngine) -> bool:
+        """Time to evaluate, unless the training ends here: then the job does so by itself."""
+        if self.step < self.schedule.iterations:
+            self.make_precise()
+            self.watch.on_evaluation(self.step, self.detector)
+        return False
+
+    def make_precise(self) -> None:
+        """Estimate the running statistics anew, where the schedule asks for it. Every rank calls it."""
+        if self.schedule.precise_norm:
+            torch.manual_seed(self.schedule.seed)
+            precise_statistics(self.detector.network, self.steps(range(_PRECISE_STEPS)))
+
+
+@torch.no_grad()
+def precise_statistics(network: DetectionNetwork, steps: Iterable[ImageStep]) -> None:
+    """Set BatchNorm's running statistics to their mean over the batches of ``steps``, with the weights held (Wu and
+    Johnson, arXiv 2105.07576, section 3). Every rank calls it."""
+    layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
+    momenta, training = [layer.momentum for layer in layers], network.training
+    network.train()
+    for step in steps:
+        for batch in step.micro_batches:
+            network.record([example.pixels for example in batch.examples])
+    for layer in layers:
+        layer.momentum = 1.0
+    commit_statistics(network)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    network.train(training)
+
+
+def _detections(found: dict[str, Tensor]) -> Detections:
+    masks = None
+    if "masks" in found:
+        masks = [encode_mask(mask_1HW[0].cpu().numpy() > 0.5) for mask_1HW in found["masks"]]
+    return Detections(
+        found["boxes"].float().cpu().numpy(),
+        found["scores"].float().cpu().numpy(),
+        found["labels"].cpu().numpy(),
+        masks,
+    )
