@@ -33,7 +33,7 @@ class Verb(NamedTuple):
     settings_module: str = ""
 
 
-# A verb of two words belongs to the group that its first word names.
+# A verb of two words belongs to the group that its first word names; that word may be a verb by itself, too.
 VERBS = {
     "shard": Verb(
         "tiles in folders or a Hugging Face data set -> WebDataset shards", "ca2cl.data.shard", "ShardConfig"
@@ -45,7 +45,16 @@ VERBS = {
     "export": Verb(
         "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.verb", "ExportConfig"
     ),
+    "detect": Verb(
+        "train a gland detector from an encoder and score it",
+        "ca2cl.detection.detect",
+        "DetectConfig",
+        "ca2cl.detection.detect_config",
+    ),
     "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare", "PrepareConfig"),
+    "detect predict": Verb(
+        "images -> COCO, masks and overlays of a detector", "ca2cl.detection.predict", "PredictConfig"
+    ),
     "report": Verb("a run -> one HTML page that shows and scores it", "ca2cl.report.verb", "ReportConfig"),
     "encoders list": Verb("registered encoders and what they score", "ca2cl.tracking.encoders_list", "ListConfig"),
     "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.tracking.encoders_show", "ShowConfig"),
@@ -101,10 +110,11 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(f"ca2cl {__version__}\n")
         return 0
     group = [name for name in VERBS if name.startswith(f"{arguments[0]} ")]
-    if group and arguments[1:2] in ([], ["-h"], ["--help"]):
+    if group and arguments[0] not in VERBS and arguments[1:2] in ([], ["-h"], ["--help"]):
         sys.stdout.write(_overview(group))
         return 0 if arguments[1:] else 2
-    words = 2 if group else 1
+    bare = arguments[0] in VERBS and (not arguments[1:] or arguments[1].startswith("-"))
+    words = 2 if group and not bare else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in VERBS:
         known = group or list(dict.fromkeys(verb.partition(" ")[0] for verb in VERBS))

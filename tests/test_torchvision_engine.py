@@ -145,7 +145,7 @@ def test_the_body_is_the_encoder(split: CocoSplit, tmp_path: Path) -> None:
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(split: CocoSplit, tmp_path: Path) -> None:
-    engine, schedule = TorchvisionEngine(), replace(SCHEDULE, evaluate_every=2, frozen_stages=2)
+    engine, schedule = TorchvisionEngine(), replace(SCHEDULE, batch_size=1, evaluate_every=2, frozen_stages=2)
     whole, watch = engine.build(make_job(split, tmp_path / "whole", schedule)), Watch()
     before = {name: value.clone() for name, value in whole.network.model.backbone.body.state_dict().items()}
     done = whole.train(watch)
@@ -239,6 +239,7 @@ def test_precise_statistics_are_the_mean_over_batches(split: CocoSplit, tmp_path
     precise_statistics(network, steps)
     layer = network.model.backbone.body.bn1
     assert isinstance(layer, BatchNorm) and layer.momentum == 0.1
+    assert layer.running_mean is not None and layer.running_var is not None
     torch.testing.assert_close(layer.running_mean.double(), torch.stack(means).mean(0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(layer.running_var.double(), torch.stack(variances).mean(0), rtol=1e-4, atol=1e-6)
     assert isinstance(steps[0], ImageStep) and isinstance(steps[0].micro_batches[0], ImageBatch)

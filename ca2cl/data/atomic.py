@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,6 +65,25 @@ def sync_replace(temporary: Path, path: Path, remedy: str = _REMEDY) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+
+
+@contextmanager
+def fresh_folder(root: Path) -> Iterator[Path]:
+    """A temporary folder beside ``root`` that takes its name when the block ends well and vanishes when it does not.
+
+    Raises:
+        InputError: ``root`` is a file or holds something already.
+    """
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise InputError(f"{root}: exists and is not an empty folder; remove it or give another")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, root)  # noqa: PTH105 - a rename onto an empty folder is what makes this atomic
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
+from ca2cl.data.atomic import fresh_folder
 from ca2cl.data.synthetic_paint import Array, Field, Image, grid, noise, ramp, render, sample_field, scatter, stamp
 from ca2cl.errors import InputError
 
@@ -183,22 +179,3 @@ def write_glands(
             rows.writerow(GRADE_COLUMNS)
             rows.writerows([name, number + 1, " benign", " healthy"] for number, name in enumerate(names))
     return Path(root)
-
-
-@contextmanager
-def fresh_folder(root: Path) -> Iterator[Path]:
-    """A temporary folder beside ``root`` that takes its name when the block ends well and vanishes when it does not.
-
-    Raises:
-        InputError: ``root`` is a file or holds something already.
-    """
-    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise InputError(f"{root}: exists and is not an empty folder; remove it or give another")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        os.replace(temporary, root)  # noqa: PTH105 - a rename onto an empty folder is what makes this atomic
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

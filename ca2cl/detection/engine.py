@@ -115,9 +115,11 @@ class Schedule:
         for name in ("iterations", "batch_size", "test_side", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: use 1 or more")
-        for name in ("warmup", "weight_decay", "momentum", "frozen_stages", "evaluate_every"):
+        for name in ("warmup", "weight_decay", "momentum", "evaluate_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: use 0 or more")
+        if not 0 <= self.frozen_stages <= 5:
+            raise InputError(f"frozen_stages is {self.frozen_stages}: use 0 to 5, the stem and four stages")
         if not self.lr > 0:
             raise InputError(f"lr is {self.lr}: use a positive number")
         if list(self.milestones) != sorted({step for step in self.milestones if 0 < step < self.iterations}):
@@ -174,6 +176,11 @@ class Trained:
 
 class Detector(ABC):
     """A detector of one engine; built or loaded by its ``Engine``."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str]:
+        """Names by label."""
 
     @abstractmethod
     def train(self, watch: Watch) -> Trained:

@@ -18,9 +18,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ca2cl import __version__
-from ca2cl.data.atomic import write_atomic, writing
+from ca2cl.data.atomic import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.data.synthetic_glands import fresh_folder
 from ca2cl.detection.coco import CATEGORIES, Json, annotation, mask_tools
 from ca2cl.detection.instances import Dropped, FragmentRule, find_instances, read_mask
 from ca2cl.detection.layouts import DATASETS, Archive, Picture, find_pictures

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ca2cl.data.decode import decode
+from ca2cl.data.decode import Pixels, decode
 from ca2cl.detection.coco import Json, decode_mask
+from ca2cl.detection.instances import Region
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ SHOWN = 12
 _COLUMNS = 4
 _INCHES = 3.6
 # told apart on pink and purple tissue, and by those who do not see red and green apart
-_COLOURS = ("#00e5ff", "#ffe600", "#39ff14", "#ffffff", "#1040ff", "#ff9100")
+COLOURS = ("#00e5ff", "#ffe600", "#39ff14", "#ffffff", "#1040ff", "#ff9100")
 
 
 def draw_preview(root: Path, splits: Mapping[str, Json]) -> bytes:
@@ -58,20 +59,33 @@ def shown_images(splits: Mapping[str, Json]) -> list[tuple[str, Json]]:
 
 
 def _draw(axes: Axes, folder: Path, image: Json, annotations: Sequence[Mapping[str, Any]]) -> None:
-    from matplotlib.patches import Rectangle
-
-    axes.imshow(decode((folder / image["file_name"]).read_bytes()))
-    for number, row in enumerate(annotations):
-        colour = _COLOURS[number % len(_COLOURS)]
-        # one pixel of background around it, or an outline at the image's border would not close
-        mask_HW = np.pad(decode_mask(row["segmentation"], image["height"], image["width"]), 1)
-        x, y, width, height = row["bbox"]
-        window = np.s_[y : y + height + 2, x : x + width + 2]
-        extent = np.arange(x - 1, x + width + 1), np.arange(y - 1, y + height + 1)
-        axes.contour(*extent, mask_HW[window].astype(float), levels=[0.5], colors=[colour], linewidths=1.2)
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=0.5))
     facts = [f"patient {image['patient_id']}"] if "patient_id" in image else []
     facts += [image["grade"]] if "grade" in image else []
     title = ", ".join([f"{folder.name}/{image['file_name']}", *facts, f"{len(annotations)} instances"])
+    draw_instances(axes, decode((folder / image["file_name"]).read_bytes()), image, annotations, title)
+
+
+def draw_instances(axes: Axes, pixels_HWC: Pixels, image: Json, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """An image with the outline, where there is a mask, and the box of each annotation or result."""
+    from matplotlib.patches import Rectangle
+
+    axes.imshow(pixels_HWC)
+    for number, row in enumerate(rows):
+        colour = COLOURS[number % len(COLOURS)]
+        left, top, width, height = row["bbox"]
+        axes.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=0.5))
+        if "segmentation" in row:
+            _outline(axes, decode_mask(row["segmentation"], image["height"], image["width"]), colour)
     axes.set_title(title, fontsize=7, parse_math=False)  # a $ in a file's name is no formula
     axes.set_axis_off()
+
+
+def _outline(axes: Axes, mask_HW: Region, colour: str) -> None:
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    if not len(rows):  # a detector's mask may be empty
+        return
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    # one pixel of background around it, or an outline at the image's border would not close
+    window = np.pad(mask_HW[top:bottom, left:right], 1).astype(float)
+    extent = np.arange(left - 1, right + 1), np.arange(top - 1, bottom + 1)
+    axes.contour(*extent, window, levels=[0.5], colors=[colour], linewidths=1.2)

@@ -120,6 +120,11 @@ class TorchvisionDetector(Detector):
     def __init__(self, card: DetectorCard, network: DetectionNetwork, device: str, job: Job | None = None) -> None:
         self.card, self.network, self.device, self.job = card, network, torch.device(device), job
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """As ``Detector.classes``."""
+        return self.card.classes
+
     def train(self, watch: Watch) -> Trained:
         """As ``Detector.train``."""
         if self.job is None:

@@ -84,7 +84,7 @@ def build_network(
         frozen_stages: stem and stages, from the input, that are not trained.
 
     Raises:
-        InputError: another head than ``HEADS``, or more frozen stages than there are.
+        InputError: another head than ``HEADS``.
     """
     if head not in HEADS:
         raise InputError(f"head is {head}: the torchvision engine has {' and '.join(HEADS)}; use engine detectron2")
@@ -109,8 +109,6 @@ def _pyramid(body: Encoder, stages: Sequence[str], extra: nn.Module, norm: parti
 
 def _freeze(body: Encoder, stages: int) -> None:
     parts: list[list[nn.Module]] = [[body.conv1, body.bn1], *([getattr(body, stage)] for stage in _STAGES)]
-    if stages > len(parts):
-        raise InputError(f"frozen_stages is {stages}: use 0 to {len(parts)}, the stem and four stages")
     for module in (module for part in parts[:stages] for module in part):
         module.requires_grad_(False)
         for layer in module.modules():

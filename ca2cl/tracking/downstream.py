@@ -14,7 +14,7 @@ from ca2cl.tracking.tables import short
 
 _OWN = "encoder/"
 _SPREADS = ("_sd", "_low", "_high")  # of a metric over seeds, and its interval: told with it, never ranked
-_FALLING = ("loss", "error")
+_FALLING = ("loss", "error", "hausdorff")
 HONEST = "honest"
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import yaml
 
-from ca2cl.config import PretrainConfig, flatten, to_dict
+from ca2cl.config import TrackingConfig, flatten, to_dict
 from ca2cl.errors import InputError
 from ca2cl.tracking.environment import environment, git_commit, requirements
 from ca2cl.tracking.journal import JOURNAL_NAME, Journal, redact, write_atomic
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 RUN_NAME = "run.json"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _log = logging.getLogger(__name__)
+
+
+class Tracked(Protocol):
+    """The settings of a job that has a run: any dataclass with these among them."""
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        """Where its numbers go."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ class RunTracker(NullTracker):
 
 def open_run(
     run_dir: str | Path,
-    config: PretrainConfig,
+    config: Tracked,
     *,
     resume: bool = False,
     step: int = 0,
@@ -191,11 +199,11 @@ def _used(folder: Path, resume: bool) -> bool:
     return (folder / RUN_NAME).exists()
 
 
-def _params(config: PretrainConfig) -> dict[str, str]:
+def _params(config: Tracked) -> dict[str, str]:
     return {name: redact(str(value)) for name, value in flatten(config).items()}
 
 
-def _create_run(folder: Path, config: PretrainConfig) -> tuple[Store, RunRecord]:
+def _create_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
     tracking = config.tracking
     store = open_store(tracking.uri, tracking.root)
     experiment = store.experiment_id(tracking.experiment)
@@ -220,7 +228,7 @@ def create_mlflow_run(store: Store, experiment_id: str, name: str, tags: Mapping
     return str(made.info.run_id)
 
 
-def _continue_run(folder: Path, config: PretrainConfig) -> tuple[Store, RunRecord]:
+def _continue_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
     record = read_run(folder)
     store = store_of(record, config.tracking.uri)
     try:
@@ -237,7 +245,7 @@ def store_of(record: RunRecord, uri: str | None = None) -> Store:
     return open_store(uri or os.environ.get("MLFLOW_TRACKING_URI") or record.tracking_uri, check=False)
 
 
-def _write_description(tracker: RunTracker, config: PretrainConfig, manifest: Mapping[str, Any] | None) -> None:
+def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[str, Any] | None) -> None:
     now, first = _params(config), tracker.record.params
     drift = {f"param_drift.{name}": f"{first.get(name)} -> {now[name]}" for name in now if now[name] != first.get(name)}
     tracker.log_event("status", status="RUNNING")

@@ -1,0 +1,156 @@
+"""``ca2cl detect``: detectors trained from an encoder and from others beside it, several times each, and scored."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ca2cl.config import flatten
+from ca2cl.data.atomic import writing
+from ca2cl.data.job_folder import JobFolder
+from ca2cl.detection.coco import mask_tools, read_coco
+from ca2cl.detection.detect_cell import RESULT, Cell, CellSettings, Tests, run_cell
+from ca2cl.detection.detect_config import DetectConfig
+from ca2cl.detection.detect_report import report
+from ca2cl.detection.engine import CocoSplit, Engine, Job
+from ca2cl.errors import InputError
+from ca2cl.training.engine import build_accelerator, under_deepspeed
+from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+
+if TYPE_CHECKING:
+    from ca2cl.tracking.resolver import ResolvedEncoder
+
+logger = logging.getLogger(__name__)
+START = "encoder"
+RECORD = "detect.json"
+_FREE = ("tracking.", "output_dir", "workers")
+"""Settings that may change from one start of a job to the next."""
+
+
+def run(config: DetectConfig) -> int:
+    """Train every detector that is not there yet, print the table, log it. Returns the exit code: 0, or 85 after a
+    signal and a checkpoint.
+
+    Raises:
+        InputError: data, an encoder or a setting that does not fit; a folder that holds another job.
+    """
+    if under_deepspeed():
+        raise InputError("detect does not run under DeepSpeed: a detector is small; use a DDP configuration")
+    mask_tools()
+    stop = StopFlag().install()
+    engine = _engine(config)
+    starts = _starts(config)
+    accelerator = build_accelerator()
+    out = Path(config.output_dir).expanduser()
+    problem, root = _from_first(_begin(config, out) if accelerator.is_main_process else None)
+    if problem:
+        raise InputError(problem)
+    train = CocoSplit.of(root, "train")
+    splits = _test_splits(root)
+    classes = [category["name"] for category in read_coco(train.annotations)["categories"]]
+    tests = Tests(splits, config.min_score, accelerator)
+    cells = [Cell(*cell) for cell in itertools.product(starts, range(config.seeds))]
+    for cell in cells:
+        folder = out / "cells" / cell.folder
+        if _from_first((folder / RESULT).exists()):
+            continue
+        found = starts[cell.start]
+        job = Job(
+            config.head, found, train, classes, config.schedule(cell.seed), folder / "checkpoints",
+            str(accelerator.device), config.workers,
+        )  # fmt: skip
+        name = config.tracking.run_name or "detect"
+        tracking = replace(config.tracking, run_name=f"{name}-{cell.folder}")
+        settings = CellSettings(cell.start, cell.seed, found.uri, config, tracking)
+        if not run_cell(cell, engine, job, tests, settings, folder, stop):
+            return EXIT_PREEMPTED
+    if accelerator.is_main_process:
+        report(config, starts[START], out, cells, root)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+def _engine(config: DetectConfig) -> Engine:
+    from ca2cl.detection.torchvision_engine import TorchvisionEngine
+
+    engine = TorchvisionEngine()
+    if config.head not in engine.heads:
+        raise InputError(f"head is {config.head!r}: the engine {engine.name} has {', '.join(engine.heads)}")
+    return engine
+
+
+def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
+    from ca2cl.tracking.resolver import resolve_encoder
+
+    where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
+    first = resolve_encoder(config.encoder, **where)
+    others = {name: resolve_encoder(name, arch=first.card.arch, **where) for name in config.against}
+    return {START: first, **others}
+
+
+def _from_first(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def _begin(config: DetectConfig, out: Path) -> tuple[str, Path]:
+    """Claim the folder and find the data, prepared; what is wrong, or nothing, and where the data are. Rank 0's: its
+    error must reach the others."""
+    kept = {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    try:
+        return "", _claimed(config, out, kept)
+    except InputError as error:
+        return str(error), out
+
+
+def _claimed(config: DetectConfig, out: Path, kept: Mapping[str, Any]) -> Path:
+    folder = JobFolder(out, RECORD)
+    again = folder.check(kept)
+    with writing(out, "give a folder you can write"):
+        out.mkdir(parents=True, exist_ok=True)
+    folder.claim(kept)
+    try:
+        root = _prepared(config, out)
+        CocoSplit.of(root, "train")
+        _test_splits(root)
+    except InputError:
+        if not again:  # a refused start leaves no folder behind
+            (out / RECORD).unlink()
+            with suppress(OSError):
+                out.rmdir()
+        raise
+    return root
+
+
+def _prepared(config: DetectConfig, out: Path) -> Path:
+    """The folder of COCO files: ``data`` itself, or what becomes of it."""
+    from ca2cl.detection.prepare import PrepareConfig
+    from ca2cl.detection.prepare import run as prepare
+
+    source = Path(config.data).expanduser()
+    if not source.is_dir():
+        raise InputError(f"data is {config.data!r}: no folder there; give one that `ca2cl detect prepare` wrote")
+    if (source / "train.json").is_file():
+        return source
+    if config.dataset == "coco":
+        raise InputError(f"data is {config.data!r}: has no train.json; make it with `ca2cl detect prepare masks`")
+    made = out / "data"
+    if not (made / "train.json").is_file():
+        prepare(PrepareConfig(dataset=config.dataset, source=str(source), out=str(made)))
+    return made
+
+
+def _test_splits(root: Path) -> dict[str, CocoSplit]:
+    names = sorted(path.stem for path in root.glob("*.json") if path.stem != "train")
+    splits = {name: CocoSplit.of(root, name) for name in names}
+    if not splits:
+        raise InputError(f"{root}: there is no split but train, so nothing to score on; give one more")
+    return splits

@@ -1,0 +1,215 @@
+"""``ca2cl detect predict``: a trained detector on a folder of images → COCO, label masks, pictures, scores."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from ca2cl import __version__
+from ca2cl.config import TrackingConfig
+from ca2cl.data.atomic import fresh_folder, write_atomic, writing
+from ca2cl.data.decode import BadSample, decode
+from ca2cl.data.folders import EXTENSIONS
+from ca2cl.detection.coco import Json, instance_ids, mask_tools, read_coco
+from ca2cl.detection.coco_metrics import coco_scores
+from ca2cl.detection.detect_cell import DETECTOR
+from ca2cl.detection.engine import Detector, Pixels
+from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
+from ca2cl.detection.instances import Ids
+from ca2cl.detection.predictions import Detections, coco_results, label_mask
+from ca2cl.detection.samples import draw_overlay
+from ca2cl.detection.scoring import CHALLENGE
+from ca2cl.errors import InputError
+from ca2cl.evaluation.device import find_device
+from ca2cl.tracking.resolver import RUN_ID
+from ca2cl.tracking.tables import aligned
+
+POSITIONAL = ("detector", "images", "out")
+PREDICTIONS = "predictions.json"
+_REMEDY = "free space or give another folder and run again, nothing was kept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Find glands in a folder of images.
+
+    OUT gets predictions.json, COCO with a score for every annotation; masks/NAME.png, 16 bits, 0 the background and 1,
+    2, ... from the best detection down; and overlays/NAME.png to look at. It appears when all of it is there.
+    """
+
+    detector: str
+    """Run id of one training (`ca2cl detect` says none, MLflow lists them under their job's name), or its folder
+    cells/NAME/detector."""
+    images: str
+    """Folder of images; those in folders below it are left alone."""
+    out: str
+    """A folder that is not there yet, or is empty."""
+    truth: str | None = None
+    """COCO file of the same images, as `ca2cl detect prepare` writes it: then they are scored, too."""
+    min_score: float = 0.5
+    """What a detection must score to be in masks and overlays, and to count for F1, Dice and Hausdorff;
+    predictions.json has all."""
+    overlays: bool = True
+    """Whether overlays are drawn."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the run is."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_score < 1:
+            raise InputError(f"min_score is {self.min_score}: use a number between 0 and 1")
+
+
+def run(config: PredictConfig) -> int:
+    """Write OUT and say what is in it. Returns the exit code.
+
+    Raises:
+        InputError: no detector, no image or a bad one, truth of other images, OUT taken or not writable.
+    """
+    mask_tools()
+    paths = _images(Path(config.images).expanduser())
+    truth = _truth(config.truth, paths) if config.truth else None
+    out = Path(config.out).expanduser()
+    detector = _load(config)
+    data = _empty(detector, config, truth)
+    challenge: list[ImageScores] = []
+    with writing(out, _REMEDY), fresh_folder(out) as folder:
+        for path in tqdm(paths, unit="image", desc="predict", disable=None):
+            pixels_HWC = _read(path)
+            (found,) = detector.predict([pixels_HWC])
+            image = _add(data, path, pixels_HWC, found, truth)
+            predicted_HW = _write(folder, path, pixels_HWC, found, config)
+            if truth is not None and predicted_HW is not None:
+                challenge.append(compare(instance_ids(image, truth["annotations"]), predicted_HW))
+        if truth is not None:
+            data["info"]["scores"] = _scores(truth, data, challenge)
+        write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode())
+    kept = sum(row["score"] >= config.min_score for row in data["annotations"])
+    sys.stdout.write(f"{len(paths)} images, {kept} instances of score {config.min_score} or more, in {out}\n")
+    if truth is not None:
+        rows = [[name, f"{value:.4f}"] for name, value in data["info"]["scores"].items()]
+        sys.stdout.write("\n" + aligned(["score", "value"], rows))
+    return 0
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"images is {str(folder)!r}: no folder there")
+    found = sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in EXTENSIONS and path.name[0] != ".")
+    if not found:
+        raise InputError(f"images is {str(folder)!r}: no image in it; give files of {' '.join(sorted(EXTENSIONS))}")
+    stems = [path.stem for path in found]
+    twice = next((path for path in found if stems.count(path.stem) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice}: another image has the name {twice.stem} too, and masks are named by it; rename one")
+    return found
+
+
+def _truth(path: str, images: Sequence[Path]) -> Json:
+    truth = read_coco(Path(path).expanduser())
+    listed = {image["file_name"] for image in truth["images"]}
+    here = {image.name for image in images}
+    if listed != here:
+        name = min(listed ^ here)
+        where = "the images" if name in listed else "it"
+        raise InputError(f"truth is {path!r}: {name} is not in {where}; give the COCO file of these very images")
+    return truth
+
+
+def _load(config: PredictConfig) -> Detector:
+    from ca2cl.detection.torchvision_engine import TorchvisionEngine
+
+    device = str(find_device(config.device))
+    named = config.detector.removeprefix("runs:/")
+    if not RUN_ID.fullmatch(named):
+        return TorchvisionEngine().load(Path(config.detector).expanduser(), device)
+    with tempfile.TemporaryDirectory() as scratch:
+        return TorchvisionEngine().load(_downloaded(named, Path(scratch), config.tracking), device)
+
+
+def _downloaded(run_id: str, scratch: Path, tracking: TrackingConfig) -> Path:
+    from ca2cl.tracking.store import fetch_run, open_store, store_errors
+
+    store = open_store(tracking.uri, tracking.root)
+    fetch_run(store, run_id)
+    with store_errors(store.uri):
+        if not store.client.list_artifacts(run_id, DETECTOR):
+            raise InputError(f"run {run_id!r}: has no detector; give the run of one training, not that of the job")
+        return Path(store.client.download_artifacts(run_id, DETECTOR, str(scratch)))
+
+
+def _read(path: Path) -> Pixels:
+    try:
+        return decode(path.read_bytes())
+    except (OSError, BadSample) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}; take it out of the folder") from None
+
+
+def _empty(detector: Detector, config: PredictConfig, truth: Json | None) -> Json:
+    """The COCO file before its images; categories are the truth's where there is one, so that ids agree.
+
+    Raises:
+        InputError: the truth has other classes than the detector.
+    """
+    categories = [{"id": number, "name": name} for number, name in enumerate(detector.classes, start=1)]
+    if truth is not None:
+        by_name = {category["name"]: category for category in truth["categories"]}
+        if sorted(by_name) != sorted(detector.classes):
+            raise InputError(
+                f"truth is {config.truth!r}: has the classes {', '.join(sorted(by_name))}, the detector finds "
+                f"{', '.join(detector.classes)}; give another file"
+            )
+        categories = [by_name[name] for name in detector.classes]
+    info = {"description": "by ca2cl detect predict", "version": __version__, "detector": config.detector}
+    return {"info": info, "licenses": [], "categories": categories, "images": [], "annotations": []}
+
+
+def _add(data: Json, path: Path, pixels_HWC: Pixels, found: Detections, truth: Json | None) -> Json:
+    """List the image and what was found in it; returns the image's entry."""
+    image: Json = {"id": len(data["images"]) + 1, "file_name": path.name}
+    image |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1]}
+    if truth is not None:
+        image = next(one for one in truth["images"] if one["file_name"] == path.name)
+        if (image["height"], image["width"]) != pixels_HWC.shape[:2]:
+            raise InputError(f"{path}: {pixels_HWC.shape[:2]} pixels, its truth says {image['height'], image['width']}")
+    data["images"].append(image)
+    for row in coco_results(image["id"], found, [category["id"] for category in data["categories"]]):
+        row["id"] = len(data["annotations"]) + 1
+        row["area"] = row["bbox"][2] * row["bbox"][3]
+        if "segmentation" in row:
+            row["area"] = int(mask_tools().area(row["segmentation"]))
+        data["annotations"].append({**row, "iscrowd": 0})
+    return image
+
+
+def _write(folder: Path, path: Path, pixels_HWC: Pixels, found: Detections, config: PredictConfig) -> Ids | None:
+    """The image's mask and overlay; the mask, where the detector has any."""
+    ids_HW = None
+    if found.masks_N is not None:
+        ids_HW = label_mask(found, *pixels_HWC.shape[:2], min_score=config.min_score)
+        (folder / "masks").mkdir(exist_ok=True)
+        PILImage.fromarray(ids_HW.astype(np.uint16)).save(folder / "masks" / f"{path.stem}.png")
+    if config.overlays:
+        (folder / "overlays").mkdir(exist_ok=True)
+        drawn = draw_overlay(pixels_HWC, found, config.min_score)
+        PILImage.fromarray(drawn).save(folder / "overlays" / f"{path.stem}.png")
+    return ids_HW
+
+
+def _scores(truth: Json, data: Json, challenge: Sequence[ImageScores]) -> dict[str, float]:
+    names = ("image_id", "category_id", "score", "bbox", "segmentation")
+    rows = [{name: row[name] for name in names if name in row} for row in data["annotations"]]
+    scores = coco_scores(truth, rows)
+    if challenge:
+        together = asdict(pooled(challenge))
+        scores |= {name: float(together[name]) for name in CHALLENGE}
+    return scores
