@@ -5,7 +5,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-LONG = ("engines", "half_precision", "pretrain", "finetune", "finetune_protocol", "reproduce_nct", "distributed_step")
+LONG = (
+    "engines",
+    "half_precision",
+    "pretrain",
+    "finetune",
+    "finetune_protocol",
+    "reproduce_nct",
+    "distributed_step",
+    "detect",
+)
 """Files that take minutes, the longest first."""
 
 

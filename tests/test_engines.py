@@ -55,10 +55,10 @@ def compare(expected: Path, found: Path) -> None:
     ("config", "processes", "micro_batch"),
     [
         ("cpu", 2, 16),
-        ("cpu", 4, 16),
+        pytest.param("cpu", 4, 16, marks=pytest.mark.slow),
         ("multi_gpu", 2, 32),
-        pytest.param("deepspeed_zero1", 2, 32, marks=needs_deepspeed),
-        pytest.param("deepspeed_zero2", 2, 32, marks=needs_deepspeed),
+        pytest.param("deepspeed_zero1", 2, 32, marks=[needs_deepspeed, pytest.mark.slow]),
+        pytest.param("deepspeed_zero2", 2, 32, marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("deepspeed_zero2", 2, 16, marks=needs_deepspeed),
     ],
 )

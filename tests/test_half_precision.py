@@ -34,7 +34,7 @@ def run(folder: Path, config: str, precision: str, *steps: str) -> dict[str, Any
         pytest.param("cpu", "no", marks=pytest.mark.slow),
         pytest.param("deepspeed_zero1", "fp16", marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("deepspeed_zero2", "fp16", marks=needs_deepspeed),
-        pytest.param("deepspeed_zero2", "no", marks=needs_deepspeed),
+        pytest.param("deepspeed_zero2", "no", marks=[needs_deepspeed, pytest.mark.slow]),
     ],
 )
 def test_an_overflow_on_one_rank_leaves_the_step_out_on_all(tmp_path: Path, config: str, precision: str) -> None:
