@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ from tqdm import tqdm
 from ca2cl.config import OptimConfig
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader
+from ca2cl.evaluation.finetune import FinetuneConfig, _recipe, _starts
 from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
 from ca2cl.evaluation.finetune_step import Preprocessing
 from ca2cl.evaluation.metrics import paired_difference
+from ca2cl.tracking.encoder_files import save_encoder
+from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.training.checkpoint import Checkpointer
 from ca2cl.training.engine import AccelerateEngine, build_accelerator
 from ca2cl.training.optim import build_optimizer
@@ -231,6 +234,14 @@ def test_a_job_that_is_signalled_goes_on_to_the_same_end(pair: tuple[str, str], 
     assert cell["held_out"] > 0 and cell["best_epoch"] >= 0
     looks = [line for line in lines(journal) if line.get("event") == "held_out"]
     assert min(looks, key=lambda look: look["loss"])["epoch"] == cell["best_epoch"]
+
+
+def test_a_random_start_sees_tiles_at_the_encoders_size(tmp_path: Path) -> None:
+    random = resolve_encoder("random")
+    save_encoder(tmp_path / "trained", random.encoder.state_dict(), replace(random.card, input_size=48))
+    config = FinetuneConfig(encoder=str(tmp_path / "trained"), train="", test="", output_dir="")
+    recipes = {name: _recipe(config, found, 0) for name, found in _starts(config).items()}
+    assert {name: recipe.prepare.size for name, recipe in recipes.items()} == {"encoder": 48, "random": 48}
 
 
 def test_the_best_weights_of_the_newest_checkpoint_stay(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,14 @@ def test_torchvision_weights_come_from_the_cache(tmp_path: Path, monkeypatch: py
     torch.save({**weights(8), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, path)
     found = resolve_encoder("torchvision:IMAGENET1K_V1")
     assert same(found.encoder, weights(8))
+
+
+def test_bare_weights_are_compared_at_the_first_encoders_size(tmp_path: Path) -> None:
+    """And an encoder with a card at its own."""
+    random = resolve_encoder("random:1")
+    card = replace(random.card, input_size=96)
+    save_encoder(tmp_path / "trained", random.encoder.state_dict(), card)
+    trained = resolve_encoder(str(tmp_path / "trained"))
+    assert random.bare and not trained.bare
+    assert random.card.input_size == 224 and random.beside(trained).card == card
+    assert trained.beside(random) is trained

@@ -96,7 +96,8 @@ class FinetuneConfig:
     augment: Literal["crop", "ca2cl", "none"] = "crop"
     """How labelled tiles are augmented: random resized crops; the paper's weak view; or not at all."""
     image_size: int | None = None
-    """Side in pixels that the encoder sees; none takes the encoder's own."""
+    """Side in pixels that an encoder sees; none takes its own, and the first encoder's for weights that come without one
+    (random, torchvision's)."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast precision."""
     workers: int = 2
@@ -187,7 +188,7 @@ def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
 
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
-    others = {name: resolve_encoder(name, arch=first.card.arch, **where) for name in config.against}
+    others = {name: resolve_encoder(name, arch=first.card.arch, **where).beside(first) for name in config.against}
     return {START: first, **others}
 
 

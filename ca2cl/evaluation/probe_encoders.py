@@ -69,7 +69,7 @@ def find_contenders(config: ProbeConfig) -> Contenders:
     for name in config.against:
         # what has no architecture of its own is of the first one's
         arch = first.card.arch if name.startswith(("random", "torchvision:")) and not Path(name).exists() else None
-        rivals[name if name not in taken else f"./{name}"] = resolve_encoder(name, arch=arch, **where)
+        rivals[name if name not in taken else f"./{name}"] = resolve_encoder(name, arch=arch, **where).beside(first)
     floors = {}
     if config.floors:
         floors[RANDOM] = resolve_encoder("random", arch=first.card.arch)

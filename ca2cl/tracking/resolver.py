@@ -7,7 +7,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,15 @@ class ResolvedEncoder:
     """MLflow run that made it, as far as known."""
     uri: str
     """What was resolved, without secrets: a version's number in place of its alias."""
+    bare: bool = False
+    """Whether the weights came without a card: normalisation and size are then ImageNet's, for want of others."""
+
+    def beside(self, first: ResolvedEncoder) -> ResolvedEncoder:
+        """This encoder in a comparison with ``first``: bare weights see tiles at its size, or they would be compared by
+        that, too."""
+        if not self.bare:
+            return self
+        return replace(self, card=replace(self.card, input_size=first.card.input_size))
 
 
 def resolve_encoder(
@@ -119,7 +128,7 @@ def _random(source: str, arch: str) -> ResolvedEncoder:
         torch.manual_seed(int(seed))
         encoder = build_encoder(arch)
     encoder.eval()
-    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source)
+    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
 
 
 def _torchvision(source: str, arch: str) -> ResolvedEncoder:
@@ -138,7 +147,7 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
             f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
         ) from None
     encoder = make_encoder(state, arch, source)
-    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source)
+    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
 
 
 def _from_store(source: str, store: Store) -> ResolvedEncoder:
@@ -212,7 +221,7 @@ def _from_folder(path: Path) -> ResolvedEncoder:
 
 def _bare(path: Path, state: Mapping[str, Tensor], arch: str | None) -> ResolvedEncoder:
     encoder = make_encoder(state, arch or _DEFAULT_ARCH, str(path))
-    return ResolvedEncoder(encoder, _bare_card(encoder.arch, encoder), None, str(path))
+    return ResolvedEncoder(encoder, _bare_card(encoder.arch, encoder), None, str(path), bare=True)
 
 
 def _foreign_state(path: Path) -> dict[str, Tensor]:
