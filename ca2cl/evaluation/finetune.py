@@ -96,8 +96,8 @@ class FinetuneConfig:
     augment: Literal["crop", "ca2cl", "none"] = "crop"
     """How labelled tiles are augmented: random resized crops; the paper's weak view; or not at all."""
     image_size: int | None = None
-    """Side in pixels that an encoder sees; none takes its own, and the first encoder's for weights that come without one
-    (random, torchvision's)."""
+    """Side in pixels that an encoder sees; none takes its own, and the first encoder's for weights that come without
+    one (random, torchvision's)."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast precision."""
     workers: int = 2
