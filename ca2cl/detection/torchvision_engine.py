@@ -40,7 +40,7 @@ from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_dee
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SCHEMA_VERSION = 1
 _PRECISE_STEPS = 200
-"""Batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
+"""Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
 _OF_TILES = ("step", "samples", "skipped_adversaries", "bad_samples")
 """What the loop counts and a detector's journal has no use for."""
 
@@ -270,7 +270,10 @@ class _Observer:
         """Estimate the running statistics anew, where the schedule asks for it. Every rank calls it."""
         if self.schedule.precise_norm:
             torch.manual_seed(self.schedule.seed)
-            precise_statistics(self.detector.network, self.steps(range(_PRECISE_STEPS)))
+            batches = min(
+                _PRECISE_STEPS, self.schedule.iterations
+            )  # a trial is not to spend more on this than on training
+            precise_statistics(self.detector.network, self.steps(range(batches)))
 
 
 @torch.no_grad()
