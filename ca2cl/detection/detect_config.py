@@ -80,8 +80,8 @@ class DetectConfig:
     """BatchNorm. sync: trained, statistics over all processes; frozen: the encoder's own, unchanged, and none in the
     pyramid."""
     precise_norm: bool = True
-    """Statistics estimated once more over 200 batches (at most as many as it is trained on), with the weights held, before
-    a detector is scored."""
+    """Statistics estimated once more over 200 batches, or as many as it is trained on if they are fewer, with the
+    weights held, before a detector is scored."""
     frozen_stages: int = 0
     """Stem and stages that are not trained, from the input."""
     checkpoint_every: int = 500
