@@ -131,6 +131,8 @@ def test_a_job_that_is_signalled_goes_on_to_the_same_scores(glas: Path, tmp_path
     assert detect(glas, tmp_path / "parts", *more) == 0
     whole, parts = (results(tmp_path / name)["trainings"][0]["scores"] for name in ("whole", "parts"))
     assert whole == parts and "mask/AP" not in whole["testA"] and "f1" not in whole["testA"]
+    weights = "job/cells/encoder-seed0/detector/detector.safetensors"
+    assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "parts" / weights).read_bytes()
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert sorted({line["step"] for line in lines if "lr" in line}) == [1, 2, 3, 4, 5, 6]
 

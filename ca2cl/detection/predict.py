@@ -209,7 +209,9 @@ def _scores(truth: Json, data: Json, challenge: Sequence[ImageScores]) -> dict[s
     names = ("image_id", "category_id", "score", "bbox", "segmentation")
     rows = [{name: row[name] for name in names if name in row} for row in data["annotations"]]
     scores = coco_scores(truth, rows)
-    if challenge:
+    if not challenge:  # of a detector without masks that found nothing, COCO cannot tell
+        scores = {name: value for name, value in scores.items() if not name.startswith("mask/")}
+    else:
         together = asdict(pooled(challenge))
         scores |= {name: float(together[name]) for name in CHALLENGE}
     return scores

@@ -67,7 +67,9 @@ def score_split(
     results = [row for _, rows, _ in everything for row in rows]
     scores = coco_scores(truth, results)
     images = [challenge for _, _, challenge in everything if challenge is not None]
-    if images:
+    if not images:  # of a detector without masks that found nothing, COCO cannot tell
+        scores = {name: value for name, value in scores.items() if not name.startswith("mask/")}
+    else:
         together = asdict(pooled(images))
         scores |= {name: float(together[name]) for name in CHALLENGE}
     return SplitScores(scores, results)
