@@ -30,6 +30,7 @@ class Mutation(NamedTuple):
 
 
 STEP = "test_distributed_step.py"
+PROTOCOL = "test_finetune_protocol.py"
 MUTATIONS = [
     Mutation(
         "NT-Xent's gradient is W times too large", "objective/nt_xent.py",
@@ -109,7 +110,7 @@ MUTATIONS = [
     Mutation(
         "DeepSpeed steps twice", "training/deepspeed_engine.py",
         "        self.network.step()\n", "        self.network.step()\n        self.network.step()\n",
-        "test_engines.py", "gives_the_run_of_one_process and deepspeed_zero2-2-32",
+        "test_engines.py", "gives_the_run_of_one_process and deepspeed_zero2-2-16",
     ),
     Mutation(
         "ranks do not agree on an overflow", "training/engine.py",
@@ -120,6 +121,26 @@ MUTATIONS = [
         "DistributedDataParallel writes buffers between the passes", "training/engine.py",
         "(broadcast_buffers=False,", "(broadcast_buffers=True,",
         STEP, "three_forwards",
+    ),
+    Mutation(
+        "labels are drawn with replacement by either protocol", "evaluation/scoring.py",
+        "        if protocol.replacement:", "        if True:",
+        PROTOCOL, "drawn_with_replacement",
+    ),
+    Mutation(
+        "the original protocol holds tiles out", "evaluation/finetune_cell.py",
+        "share = recipe.held_out if protocol.holds_out else 0.0", "share = recipe.held_out",
+        PROTOCOL, "holds_nothing_out",
+    ),
+    Mutation(
+        "the test tiles choose the epoch by either protocol", "evaluation/finetune_cell.py",
+        "    if protocol.selects_on_test:", "    if True:",
+        PROTOCOL, "have_no_say",
+    ),
+    Mutation(
+        "nothing but held-out tiles chooses the epoch by either protocol", "evaluation/finetune_cell.py",
+        "    if protocol.selects_on_test:", "    if False:",
+        PROTOCOL, "have_no_say",
     ),
 ]  # fmt: skip
 
