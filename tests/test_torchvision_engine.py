@@ -169,10 +169,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(split: CocoSplit, tmp_pa
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize("head", ["mask_rcnn_fpn", "retinanet_fpn"])
-def test_a_saved_detector_predicts_as_before(split: CocoSplit, tmp_path: Path, head: Any) -> None:
+@pytest.mark.parametrize(("head", "sync"), [("mask_rcnn_fpn", True), ("retinanet_fpn", True), ("retinanet_fpn", False)])
+def test_a_saved_detector_predicts_as_before(split: CocoSplit, tmp_path: Path, head: Any, sync: bool) -> None:
     engine = TorchvisionEngine()
-    detector = engine.build(make_job(split, tmp_path / "job", head=head))
+    detector = engine.build(make_job(split, tmp_path / "job", replace(SCHEDULE, sync_norm=sync), head=head))
     with torch.no_grad():  # a new RetinaNet is sure of nothing (Lin et al., arXiv 1708.02002): it would find nothing
         for name, parameter in detector.network.model.named_parameters():
             if name.endswith("cls_logits.bias"):

@@ -32,7 +32,7 @@ from ca2cl.detection.predictions import Detections
 from ca2cl.detection.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
 from ca2cl.detection.training_data import ImageBatch, ImageStep, TrainingImages, image_steps
 from ca2cl.errors import InputError
-from ca2cl.model.norm import BatchNorm, commit_statistics
+from ca2cl.model.norm import BatchNorm, Norm, commit_statistics
 from ca2cl.training import loop
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
@@ -56,6 +56,8 @@ class DetectorCard:
     std: tuple[float, ...]
     test_side: int
     longest_side: int
+    norm: Norm
+    """Of body and pyramid; with frozen the pyramid has none."""
     engine: str = "torchvision"
     engine_version: str = torchvision.__version__
     schema_version: int = SCHEMA_VERSION
@@ -80,10 +82,10 @@ class TorchvisionEngine(Engine):
         made = DetectorCard(
             head=job.head, arch=card.arch, classes=tuple(job.classes), mean=card.mean, std=card.std,
             test_side=schedule.test_side, longest_side=schedule.longest_side,
+            norm="sync" if schedule.sync_norm else "frozen",
         )  # fmt: skip
-        norm = "sync" if schedule.sync_norm else "frozen"
         torch.manual_seed(schedule.seed)
-        network = _network(made, schedule.train_sides, norm=norm, frozen_stages=schedule.frozen_stages)
+        network = _network(made, schedule.train_sides, schedule.frozen_stages)
         load_body(network, job.encoder.encoder.state_dict(), job.encoder.uri)
         return TorchvisionDetector(made, network, job.device, job)
 
@@ -97,7 +99,7 @@ class TorchvisionEngine(Engine):
                 raise InputError(f"{folder}: written by a newer ca2cl; upgrade this one")
             held = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
             card = DetectorCard(**held)
-            network = _network(card, (card.test_side,), norm="sync")
+            network = _network(card, (card.test_side,))
             network.model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
         except InputError:
             raise
@@ -107,10 +109,10 @@ class TorchvisionEngine(Engine):
         return TorchvisionDetector(card, network.to(device), device)
 
 
-def _network(card: DetectorCard, sides: Sequence[int], **how: Any) -> DetectionNetwork:
+def _network(card: DetectorCard, sides: Sequence[int], frozen_stages: int = 0) -> DetectionNetwork:
     return build_network(
         card.head, card.arch, len(card.classes), mean=card.mean, std=card.std, sides=sides,
-        longest_side=card.longest_side, **how,
+        longest_side=card.longest_side, norm=card.norm, frozen_stages=frozen_stages,
     )  # fmt: skip
 
 
