@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,8 @@ from ca2cl.detection.detect_cell import RESULT, Cell, CellSettings, Tests, run_c
 from ca2cl.detection.detect_config import DetectConfig
 from ca2cl.detection.detect_report import report
 from ca2cl.detection.engine import CocoSplit, Engine, Job
+from ca2cl.detection.engines import find_engine
+from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
 from ca2cl.training.engine import build_accelerator, under_deepspeed
 from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
@@ -44,6 +47,7 @@ def run(config: DetectConfig) -> int:
     mask_tools()
     stop = StopFlag().install()
     engine = _engine(config)
+    config = replace(config, engine=engine.name)  # what auto means may change from one start to the next
     starts = _starts(config)
     accelerator = build_accelerator()
     out = Path(config.output_dir).expanduser()
@@ -77,11 +81,10 @@ def run(config: DetectConfig) -> int:
 
 
 def _engine(config: DetectConfig) -> Engine:
-    from ca2cl.detection.torchvision_engine import TorchvisionEngine
-
-    engine = TorchvisionEngine()
+    engine = find_engine(config.engine, says=int(os.environ.get("RANK", 0)) == 0)
     if config.head not in engine.heads:
-        raise InputError(f"head is {config.head!r}: the engine {engine.name} has {', '.join(engine.heads)}")
+        other = f"; {RECIPE}" if engine.name == "torchvision" else ""
+        raise InputError(f"head is {config.head!r}: the engine {engine.name} has {', '.join(engine.heads)}{other}")
     return engine
 
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from ca2cl.config import TrackingConfig
 from ca2cl.detection.engine import Head, Schedule
+from ca2cl.detection.engines import EngineChoice
 from ca2cl.errors import InputError
 
 DataSet = Literal["glas", "crag", "coco"]
@@ -54,10 +55,10 @@ class DetectConfig:
     """Other encoders that detectors are trained from in the same way; [] trains from the first alone."""
     seeds: int = 1
     """Trainings from every encoder: seeds 0, 1, and so on. One says little: use 5."""
-    engine: Literal["torchvision"] = "torchvision"
-    """What builds and trains the detector."""
+    engine: EngineChoice = "auto"
+    """What builds and trains the detector: torchvision or detectron2; auto is detectron2 where it is installed."""
     head: Head = "mask_rcnn_fpn"
-    """mask_rcnn_fpn, or retinanet_fpn, which has no masks."""
+    """mask_rcnn_fpn; mask_rcnn_c4, of engine detectron2 alone; or retinanet_fpn, which has no masks."""
     times: float = 1.0
     """Length of the training as a multiple of the published one, such as 0.5, 2 or 3."""
     iterations: int | None = None

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ca2cl.training.preempt import StopFlag
 
 Pixels = npt.NDArray[np.uint8]
+EngineName = Literal["torchvision", "detectron2"]
 Head = Literal["mask_rcnn_fpn", "mask_rcnn_c4", "retinanet_fpn"]
 """Mask R-CNN on a feature pyramid; on res4 with res5 as its box head and the extra norm after it (the MoCo protocol's
 C4); RetinaNet, which has no masks."""
@@ -206,7 +207,7 @@ class Detector(ABC):
 class Engine(ABC):
     """A way to train detectors."""
 
-    name: ClassVar[str]
+    name: ClassVar[EngineName]
     """torchvision or detectron2: what ``--engine`` takes and what every result says."""
     heads: ClassVar[tuple[Head, ...]]
     """What it can build; the job refuses the others by name."""

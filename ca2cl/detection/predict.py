@@ -22,6 +22,7 @@ from ca2cl.detection.coco import Json, instance_ids, mask_tools, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
 from ca2cl.detection.detect_cell import DETECTOR
 from ca2cl.detection.engine import Detector, Pixels
+from ca2cl.detection.engines import load_detector
 from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
 from ca2cl.detection.instances import Ids
 from ca2cl.detection.predictions import Detections, coco_results, label_mask
@@ -126,14 +127,12 @@ def _truth(path: str, images: Sequence[Path]) -> Json:
 
 
 def _load(config: PredictConfig) -> Detector:
-    from ca2cl.detection.torchvision_engine import TorchvisionEngine
-
     device = str(find_device(config.device))
     named = config.detector.removeprefix("runs:/")
     if not RUN_ID.fullmatch(named):
-        return TorchvisionEngine().load(Path(config.detector).expanduser(), device)
+        return load_detector(Path(config.detector).expanduser(), device)
     with tempfile.TemporaryDirectory() as scratch:
-        return TorchvisionEngine().load(_downloaded(named, Path(scratch), config.tracking), device)
+        return load_detector(_downloaded(named, Path(scratch), config.tracking), device)
 
 
 def _downloaded(run_id: str, scratch: Path, tracking: TrackingConfig) -> Path:

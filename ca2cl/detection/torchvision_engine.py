@@ -9,58 +9,33 @@ Legend: N detections of one image, H, W its height and width in pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
-from ca2cl.data.atomic import write_atomic
 from ca2cl.detection.coco import encode_mask
-from ca2cl.detection.engine import Detector, Engine, Head, Job, Pixels, Schedule, Trained, Watch
+from ca2cl.detection.engine import Detector, Engine, Job, Pixels, Schedule, Trained, Watch
 from ca2cl.detection.predictions import Detections
+from ca2cl.detection.saved import DetectorCard, fill, read_card, read_weights, write_detector
 from ca2cl.detection.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
-from ca2cl.detection.training_data import ImageBatch, ImageStep, TrainingImages, image_steps
+from ca2cl.detection.training_data import ImageBatch, ImageStep, TrainingImages, draw_word, image_steps
 from ca2cl.errors import InputError
-from ca2cl.model.norm import BatchNorm, Norm, commit_statistics
+from ca2cl.model.norm import BatchNorm, commit_statistics
 from ca2cl.training import loop
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
 
-WEIGHTS, CARD = "detector.safetensors", "detector.json"
-SCHEMA_VERSION = 1
 _PRECISE_STEPS = 200
 """Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
 _OF_TILES = ("step", "samples", "skipped_adversaries", "bad_samples")
 """What the loop counts and a detector's journal has no use for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorCard:
-    """What a saved detector's weights mean."""
-
-    head: Head
-    arch: str
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    test_side: int
-    longest_side: int
-    norm: Norm
-    """Of body and pyramid; with frozen the pyramid has none."""
-    engine: str = "torchvision"
-    engine_version: str = torchvision.__version__
-    schema_version: int = SCHEMA_VERSION
 
 
 class TorchvisionEngine(Engine):
@@ -82,7 +57,7 @@ class TorchvisionEngine(Engine):
         made = DetectorCard(
             head=job.head, arch=card.arch, classes=tuple(job.classes), mean=card.mean, std=card.std,
             test_side=schedule.test_side, longest_side=schedule.longest_side,
-            norm="sync" if schedule.sync_norm else "frozen",
+            norm="sync" if schedule.sync_norm else "frozen", engine=self.name, engine_version=self.version,
         )  # fmt: skip
         torch.manual_seed(schedule.seed)
         network = _network(made, schedule.train_sides, schedule.frozen_stages)
@@ -91,21 +66,11 @@ class TorchvisionEngine(Engine):
 
     def load(self, folder: Path, device: str = "cpu") -> TorchvisionDetector:
         """As ``Engine.load``."""
-        try:
-            held = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            if held["engine"] != self.name:
-                raise InputError(f"{folder}: a detector of engine {held['engine']}; load it with that")
-            if held["schema_version"] > SCHEMA_VERSION:
-                raise InputError(f"{folder}: written by a newer ca2cl; upgrade this one")
-            held = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
-            card = DetectorCard(**held)
-            network = _network(card, (card.test_side,))
-            network.model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise InputError(f"{folder}: no detector of this engine, or damaged ({told}); train it again") from None
+        card = read_card(folder)
+        if card.engine != self.name:
+            raise InputError(f"{folder}: a detector of engine {card.engine}; load it with that")
+        network = _network(card, (card.test_side,))
+        fill(network.model, read_weights(folder), folder)
         return TorchvisionDetector(card, network.to(device), device)
 
 
@@ -189,10 +154,7 @@ class TorchvisionDetector(Detector):
 
     def save(self, folder: Path) -> None:
         """As ``Detector.save``."""
-        folder.mkdir(parents=True)
-        state = {name: value.detach().cpu().contiguous() for name, value in self.network.model.state_dict().items()}
-        write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
-        write_atomic(folder / CARD, (json.dumps(asdict(self.card), indent=1) + "\n").encode())
+        write_detector(folder, self.card, self.network.model.state_dict())
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
@@ -205,7 +167,17 @@ def learning_rate(schedule: Schedule, step: int) -> float:
 
 def _optimizer(network: DetectionNetwork, schedule: Schedule) -> torch.optim.Optimizer:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(trained, schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+    norms = {id(one) for module in network.modules() if isinstance(module, BatchNorm) for one in module.parameters()}
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if id(parameter) not in norms]},
+        {"params": [parameter for parameter in trained if id(parameter) in norms], "weight_decay": 0.0},
+    ]  # as detectron2's SOLVER.WEIGHT_DECAY_NORM
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        schedule.lr,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+    )
 
 
 def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> loop.Progress:
@@ -227,7 +199,7 @@ class _Losses:
         (batch,) = micro_batches
         accelerator = engine.accelerator
         # torchvision draws sizes and proposals from torch's generator: a run that goes on must draw the same ones
-        torch.manual_seed(_word(self.seed, batch.step, accelerator.process_index))
+        torch.manual_seed(draw_word(self.seed, batch.step, accelerator.process_index))
         with engine.micro_step(last=True):
             losses = engine.network([one.pixels for one in batch.examples], [one.target for one in batch.examples])
             loss = torch.stack(list(losses.values())).sum()
@@ -235,10 +207,6 @@ class _Losses:
         commit_statistics(engine.bare)
         values = torch.stack([loss, *losses.values()]).detach().float()
         return dict(zip(["loss", *losses], accelerator.reduce(values, reduction="mean"), strict=True))
-
-
-def _word(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class _Observer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.detection.coco import Json, decode_mask, read_coco
-from ca2cl.detection.engine import CocoSplit
+from ca2cl.detection.engine import CocoSplit, Pixels
 from ca2cl.errors import InputError, LocalError
 
-Integers = npt.NDArray[np.int64]
+T = TypeVar("T")
 REMEDY = "make the folder again with `ca2cl detect prepare`"
 _FLIP = 1  # of a Philox key: flips draw from another stream than the order
 
@@ -77,52 +77,85 @@ class ImageOrder:
         return np.random.Philox(key=np.array([2 * self.seed + stream, epoch], np.uint64)).random_raw(self.count)
 
 
-class TrainingImages(Dataset[Example | str]):
-    """The examples of a split by place in their order; what is wrong with one comes as text, for a worker's exception
-    would reach the user as a page of traceback.
+def draw_word(*numbers: int) -> int:
+    """A seed for a generator, from numbers that say what is drawn."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class Annotated:
+    """What a split has to train on: its images by number, and the instances of each.
 
     Images without an instance are left out, as detectron2 does: there is nothing to find in them.
 
     Args:
         split: with at least one instance.
         classes: names by category; an instance's label is its category's place here, from 0.
-        masks: whether targets have masks.
 
     Raises:
         InputError: no instance, or classes that are not the file's.
     """
 
-    def __init__(self, split: CocoSplit, classes: Sequence[str], batch_size: int, seed: int, *, masks: bool) -> None:
+    def __init__(self, split: CocoSplit, classes: Sequence[str]) -> None:
         data = read_coco(split.annotations)
-        self._folder, self._masks = split.images, masks
+        self.folder = split.images
         self._labels = labels_of(data, classes, split)
         self._rows = _instances(data)
-        self._images = [image for image in data["images"] if image["id"] in self._rows]
-        if not self._images:
+        self.images: list[Json] = [image for image in data["images"] if image["id"] in self._rows]
+        if not self.images:
             raise InputError(f"{split.annotations}: no instance to train on; give another split")
-        self.order = ImageOrder(len(self._images), batch_size, seed)
+
+    def rows(self, image: Json) -> list[Json]:
+        """The annotations of an image, each with its ``label``."""
+        return [{**row, "label": self._labels[row["category_id"]]} for row in self._rows[image["id"]]]
+
+    def read(self, image: Json) -> Pixels:
+        """The pixels of an image.
+
+        Raises:
+            LocalError: it cannot be read, or has another size than the annotations say.
+        """
+        path = self.folder / image["file_name"]
+        try:
+            return decode(path.read_bytes(), expect=(image["height"], image["width"]))
+        except (OSError, BadSample) as error:
+            raise LocalError(f"{path}: {getattr(error, 'strerror', None) or error}; {REMEDY}") from None
+
+
+class TrainingImages(Dataset[Example | str]):
+    """The examples of a split by place in their order; what is wrong with one comes as text, for a worker's exception
+    would reach the user as a page of traceback.
+
+    Args:
+        split, classes: as ``Annotated`` takes them.
+        masks: whether targets have masks.
+
+    Raises:
+        InputError: as ``Annotated``.
+    """
+
+    def __init__(self, split: CocoSplit, classes: Sequence[str], batch_size: int, seed: int, *, masks: bool) -> None:
+        self._annotated, self._masks = Annotated(split, classes), masks
+        self.order = ImageOrder(len(self._annotated.images), batch_size, seed)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return self.order.count
 
     def __getitem__(self, place: int) -> Example | str:
         number, flipped = self.order.image(place)
-        image = self._images[number]
-        path = self._folder / image["file_name"]
+        image = self._annotated.images[number]
         try:
-            pixels_HWC = decode(path.read_bytes(), expect=(image["height"], image["width"]))
+            pixels_HWC = self._annotated.read(image)
             target = self._target(image)
-        except (OSError, BadSample, InputError) as error:
-            return f"{path}: {getattr(error, 'strerror', None) or error}; {REMEDY}"
+        except InputError as error:
+            return str(error)
         pixels = torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous().float() / 255
         return Example(pixels, target) if not flipped else _flipped(pixels, target)
 
     def _target(self, image: Json) -> dict[str, Tensor]:
-        rows = self._rows[image["id"]]
+        rows = self._annotated.rows(image)
         boxes_N4 = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32)
         boxes_N4[:, 2:] += boxes_N4[:, :2]
-        labels = torch.tensor([self._labels[row["category_id"]] for row in rows])
-        target = {"boxes": boxes_N4, "labels": labels}
+        target = {"boxes": boxes_N4, "labels": torch.tensor([row["label"] for row in rows])}
         if self._masks:
             masks = [decode_mask(row["segmentation"], image["height"], image["width"]) for row in rows]
             target["masks"] = torch.from_numpy(np.stack(masks).astype(np.uint8))
@@ -166,34 +199,45 @@ def _flipped(pixels: Tensor, target: dict[str, Tensor]) -> Example:
 def image_steps(
     images: TrainingImages, steps: range, *, rank: int, world: int, workers: int, device: torch.device
 ) -> Iterator[ImageStep]:
-    """This rank's share of the batches of ``steps``: every W-th image.
+    """This rank's share of the batches of ``steps``, as ``read_batches`` gives it."""
+    pin = device.type == "cuda"
+    batches = read_batches(images, images.order, steps, rank=rank, world=world, workers=workers, pin=pin)
+    for step, examples in zip(steps, batches, strict=True):
+        moved = [_moved(example, device) for example in examples]
+        yield ImageStep(images.order.places(step)[0] // images.order.count, [ImageBatch(step, moved)])
+
+
+def read_batches(
+    images: Dataset[T | str], order: ImageOrder, steps: range, *, rank: int, world: int, workers: int, pin: bool
+) -> Iterator[list[T]]:
+    """This rank's share of the batches of ``steps``: every W-th image of ``images``, which reads them by place.
 
     Raises:
         InputError: ``batch_size`` is not a multiple of the number of processes: the losses are means over a process's
             images, and images of a smaller share would weigh more.
         LocalError: an image cannot be read.
     """
-    order = images.order
     if order.batch_size % world:
         raise InputError(
             f"batch_size is {order.batch_size}, on {world} processes: use a multiple of {world}, or another number of "
             "processes"
         )
     places = [place for step in steps for place in order.places(step)[rank::world]]
+    per_rank = order.batch_size // world
     loader = DataLoader(
         images,
         sampler=places,
-        batch_size=order.batch_size // world,
+        batch_size=per_rank,
         num_workers=workers,
         collate_fn=list,
-        pin_memory=device.type == "cuda",
+        pin_memory=pin,
+        generator=torch.Generator(),  # its workers' seeds; else drawn from the global one when the first batch is read
     )
-    for step, examples in zip(steps, loader, strict=True):
+    for examples in loader:
         problem = next((one for one in examples if isinstance(one, str)), None)
         if problem:
             raise LocalError(problem)
-        moved = [_moved(example, device) for example in examples]
-        yield ImageStep(order.places(step)[0] // order.count, [ImageBatch(step, moved)])
+        yield examples
 
 
 def _moved(example: Example, device: torch.device) -> Example:

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from ca2cl.optional import need
 
-RECIPE = "build it from its source, it has no wheels (https://github.com/facebookresearch/detectron2, INSTALL.md)"
+COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+"""Of 2026-06-06, the one that this code was tried with; the release 0.6 of 2021 does not build with current torch."""
+RECIPE = (
+    "it has no wheels, build it: pip install --no-build-isolation "
+    f"git+https://github.com/facebookresearch/detectron2@{COMMIT[:12]}"
+)
 _COUNTER = "num_batches_tracked"
 _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^(?!layer\d)", "stem."),
@@ -55,7 +60,7 @@ def checkpoint(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"model": tensors, "__author__": "ca2cl", "matching_heuristics": True}
 
 
-def settings(arch: str, mean: Sequence[float], std: Sequence[float], weights: Path) -> dict[str, Any]:
+def settings(arch: str, mean: Sequence[float], std: Sequence[float], weights: Path | None = None) -> dict[str, Any]:
     """The part of a detectron2 configuration without which the weights would mean something else.
 
     Args:
@@ -71,7 +76,7 @@ def settings(arch: str, mean: Sequence[float], std: Sequence[float], weights: Pa
     if depth < 50:
         resnets["RES2_OUT_CHANNELS"] = 64  # detectron2 refuses depth 18 and 34 without it
     model = {
-        "WEIGHTS": str(weights),
+        "WEIGHTS": "" if weights is None else str(weights),
         "PIXEL_MEAN": [round(255 * value, 6) for value in mean],
         "PIXEL_STD": [round(255 * value, 6) for value in std],
         "RESNETS": resnets,
