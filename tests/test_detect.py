@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from ca2cl.detection.torchvision_engine import TorchvisionEngine
 from tests.jobs import LAUNCH, free_port, start
 
 SMALL = (
-    "--encoder", "random:3", "--dataset", "glas", "--iterations", "2", "--batch_size", "1", "--lr", "0.01",
+    "--engine", "torchvision", "--encoder", "random:3", "--dataset", "glas", "--iterations", "2", "--batch_size", "1",
+    "--lr", "0.01",
     "--train_sides", "48", "64", "--test_side", "64", "--workers", "0", "--precise_norm", "false",
     "--checkpoint_every", "2", "--evaluate_every", "1",
 )  # fmt: skip
@@ -187,6 +190,26 @@ def test_bad_input_is_one_line_and_exit_code_2(
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("ca2cl: error")]
     assert len(error) == 1 and message in error[0], error
     assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.skipif(find_spec("detectron2") is not None, reason="detectron2 is installed here")
+def test_without_detectron2_a_job_says_how_to_get_it(
+    glas: Path, done: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = "detectron2 is not installed; it has no wheels, build it: pip install --no-build-isolation git+https://"
+    assert detect(glas, done, "--engine", "auto") == 0  # what auto means here: the same job
+    told = [line for line in capfd.readouterr().err.splitlines() if "detectron2" in line]
+    assert len(told) == 1 and told[0].startswith("engine torchvision; detectron2 is not installed: it has no wheels")
+    assert detect(glas, tmp_path, "--engine", "detectron2") == 2
+    assert recipe in capfd.readouterr().err and not (tmp_path / "job").exists()
+    assert detect(glas, done) == 0
+    assert "detectron2" not in capfd.readouterr().err
+    saved = tmp_path / "saved"
+    shutil.copytree(done / "job" / "cells" / "encoder-seed0" / "detector", saved)
+    card = saved / "detector.json"
+    card.write_text(card.read_text().replace('"torchvision"', '"detectron2"'))
+    assert predict(str(saved), done / "job" / "data" / "testA", tmp_path / "out") == 2
+    assert recipe in capfd.readouterr().err
 
 
 def test_the_family_and_the_verb_share_their_first_word(capfd: pytest.CaptureFixture[str]) -> None:

@@ -126,8 +126,13 @@ def test_the_backbone_has_every_tensor_and_the_encoders_features(
     short = {name: value for name, value in state.items() if name != "layer4.1.bn2.bias"}
     more = {**state, "layer5.0.conv1.weight": state["conv1.weight"]}
     other = {**state, "conv1.weight": state["conv1.weight"][:, :, 1:]}
-    for wrong, told in ((short, "not in the encoder: res5.1.conv2.norm.bias"), (more, "without a place: res6.0.conv1.weight"),
-                        (other, "of another shape: stem.conv1.weight"), ({}, "not in the encoder")):  # fmt: skip
+    cases = (
+        (short, "not in the encoder: res5.1.conv2.norm.bias"),
+        (more, "without a place: res6.0.conv1.weight"),
+        (other, "of another shape: stem.conv1.weight"),
+        ({}, "not in the encoder"),
+    )
+    for wrong, told in cases:
         with pytest.raises(InputError, match=f"does not fill the detector's backbone exactly .*{told}"):
             load_body(network, wrong, "test")
 

@@ -13,6 +13,8 @@ Legend: H, W an image's height and width in pixels.
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +52,7 @@ class Detectron2Engine(Engine):
     heads = HEADS
 
     def __init__(self) -> None:
+        _hush()
         need("detectron2.engine", RECIPE)
 
     @property
@@ -88,6 +91,18 @@ class Detectron2Engine(Engine):
         network = _network(cfg)
         fill(network, read_weights(folder), folder)
         return Detectron2Detector(card, cfg, network.eval())
+
+
+def _hush() -> None:
+    """Leave out what detectron2 has torch warn of: nobody who runs a training can do anything about it."""
+    for message in (
+        "`torch.jit.script` is deprecated",
+        "torch.meshgrid: in an upcoming release",
+        "The given NumPy array",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for loud in ("torch.fx._symbolic_trace", "fvcore.common.config"):  # the latter, of detectron2's own configurations
+        logging.getLogger(loud).setLevel(logging.ERROR)
 
 
 def _refuse(job: Job) -> None:
