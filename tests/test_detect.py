@@ -88,6 +88,8 @@ def test_every_training_is_a_live_run_and_the_job_is_one(done: Path) -> None:
     assert set(named) == {"detect", "detect-encoder-seed0", "detect-random-seed0"}
     assert {run.info.status for run in runs} == {"FINISHED"}
     training = named["detect-encoder-seed0"]
+    assert training.data.tags["ca2cl.kind"] == "detect-training"
+    assert training.data.tags["ca2cl.engine"].startswith("torchvision 0.")
     assert [point.step for point in client.get_metric_history(training.info.run_id, "loss_mask")] == [1, 2]
     scored = client.get_metric_history(training.info.run_id, "testA/box/AP")
     assert [point.step for point in scored] == [1, 2]

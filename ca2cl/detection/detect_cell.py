@@ -81,7 +81,10 @@ def run_cell(
         InputError: as the engine's.
     """
     detector = engine.build(job)
-    run = _Run(cell, settings, tests, folder, stop, job.schedule.iterations)
+    tags = {"ca2cl.kind": "detect-training", "ca2cl.engine": f"{engine.name} {engine.version}"}
+    if job.encoder.source_run_id:  # not SOURCE_RUN_TAG: what belongs to the encoder is the whole job's run
+        tags["ca2cl.trained_from"] = job.encoder.source_run_id
+    run = _Run(cell, settings, tests, folder, stop, job.schedule.iterations, tags)
     try:
         trained = detector.train(run)
         if not trained.finished:
@@ -109,10 +112,11 @@ class _Run:
     """The cell as the engine sees it (``engine.Watch``): a progress bar, the journal and MLflow on rank 0."""
 
     def __init__(
-        self, cell: Cell, settings: CellSettings, tests: Tests, folder: Path, stop: StopFlag, iterations: int
-    ) -> None:
+        self, cell: Cell, settings: CellSettings, tests: Tests, folder: Path, stop: StopFlag, iterations: int,
+        tags: Mapping[str, str],
+    ) -> None:  # fmt: skip
         self.cell, self.settings, self.tests, self.folder, self.stop = cell, settings, tests, folder, stop
-        self.iterations = iterations
+        self.iterations, self.tags = iterations, tags
         self.writes = bool(tests.accelerator.is_main_process)
         self.bar = tqdm(total=iterations, desc=cell.folder, unit="step", disable=None if self.writes else True)
         self.tracker: NullTracker | None = None
@@ -163,7 +167,8 @@ class _Run:
 
         if self.tracker is None:
             self.tracker = open_run(self.folder, self.settings, resume=True, step=step)
-            self.tracker.set_tag("ca2cl.kind", "detect-training")
+            for name, value in self.tags.items():
+                self.tracker.set_tag(name, value)
         return self.tracker
 
 
