@@ -190,6 +190,8 @@ class RunConfig:
     """Optimizer steps between checkpoints; one is always written at the end."""
     keep_last: int = 2
     """Number of newest checkpoints to keep."""
+    keep_every: int | None = None
+    """Optimizer steps: checkpoints of every so many are kept for good, too; none keeps just the newest."""
     log_every: int = 1
     """Optimizer steps between journal lines."""
     figures_every: int = 5
@@ -208,6 +210,7 @@ class RunConfig:
         _require(self.steps is None or self.steps >= 1, "run.steps", self.steps, "use at least 1")
         for name in ("checkpoint_every", "keep_last", "log_every", "max_skipped"):
             _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "use at least 1")
+        _require(self.keep_every is None or self.keep_every >= 1, "run.keep_every", self.keep_every, "use at least 1")
         _require(0 <= self.seed < 2**31, "run.seed", self.seed, "use a number from 0 to 2147483647")
         _require(self.figures_every >= 0, "run.figures_every", self.figures_every, "use 0 or more")
 

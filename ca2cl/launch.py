@@ -27,7 +27,7 @@ from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import NullTracker, Status, open_run
-from ca2cl.training.checkpoint import Checkpointer, read_state, restore
+from ca2cl.training.checkpoint import Checkpointer, read_state, restore, verify
 from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
 from ca2cl.training.feed import feed
 from ca2cl.training.loop import Job, Progress, train
@@ -57,7 +57,9 @@ def run(config: PretrainConfig) -> int:
 
     network = Network(_initial_encoder(config), config.model.projection_dim)
     engine = _engine(config, accelerator, network, micro_batch)
-    checkpointer = Checkpointer(Path(config.run.output_dir) / "checkpoints", config.run.keep_last)
+    checkpointer = Checkpointer(
+        Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
+    )
     checkpoint = _checkpoint_to_resume(config, checkpointer)
     progress = Progress()
     if checkpoint is not None:
@@ -187,7 +189,10 @@ def _initial_encoder(config: PretrainConfig) -> Encoder:
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer) -> Path | None:
     if config.run.resume == "never":
         return None
-    return checkpointer.latest() if config.run.resume == "auto" else Path(config.run.resume)
+    if config.run.resume == "auto":
+        return checkpointer.latest()
+    verify(Path(config.run.resume))
+    return Path(config.run.resume)
 
 
 def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str) -> Progress:

@@ -226,12 +226,3 @@ def read_sidecar(path: Path) -> Packed:
     for name, kind in (("offset", np.int64), ("size", np.int64), ("label", np.int32)):
         rows[name] = np.array(rows[name], kind)
     return Packed(ShardInfo(**content["info"]), ShardSamples(**rows), list(content["skipped"]))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

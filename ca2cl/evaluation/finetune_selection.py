@@ -128,7 +128,7 @@ class Selection:
         weights = {name: value.detach().cpu().contiguous() for name, value in engine.bare.state_dict().items()}
         save_file(weights, temporary)
         temporary.replace(target)
-        newest = self.checkpointer.latest()
+        newest = self.checkpointer.newest()
         named = Best(**read_state(newest).get("best", {})).epoch if newest is not None else -1
         for old in self.folder.glob("best-epoch-*.safetensors"):
             if old not in (target, self._weights(named)):

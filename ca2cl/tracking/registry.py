@@ -7,7 +7,6 @@ mlflow#19036, #16947; ``register_model`` may drop artifacts: #18581).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from importlib import metadata
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ca2cl
+from ca2cl.data.atomic import file_sha256
 from ca2cl.errors import InputError
 from ca2cl.tracking.encoder_files import (
     CARD_NAME,
@@ -147,7 +147,7 @@ def _model_path(digest: str) -> str:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no weights here; give a folder that holds an encoder") from None
 

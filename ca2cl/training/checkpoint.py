@@ -1,4 +1,8 @@
-"""Checkpoints: a folder of safetensors and JSON, independent of engine and world size, and atomic.
+"""Checkpoints: a folder of safetensors and JSON, independent of engine and world size, atomic, and known to be whole.
+
+A folder appears by one rename when its files are on the disk, and ``latest`` names it after that, so a run killed at
+any instruction finds a whole one. What happens to it later (a bit that flips, a copy that was cut) is seen by the
+digests that ``state.json`` holds: ``latest`` then goes back to the checkpoint before.
 
 Collective by signature: every rank calls ``save`` (saving under ``is_main_process`` deadlocks:
 latent-consistency-model#110). No pickle is written or read.
@@ -6,7 +10,9 @@ latent-consistency-model#110). No pickle is written or read.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -17,9 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ca2cl.data.atomic import file_sha256
 from ca2cl.errors import InputError
 from ca2cl.training.engine import AccelerateEngine
 
+logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 _MODEL, _OPTIMIZER, _STATE, _LATEST = "model.safetensors", "optimizer.safetensors", "state.json", "latest"
 
@@ -30,21 +38,44 @@ class Checkpointer:
     Args:
         folder: ``checkpoints/`` of the run.
         keep_last: how many of the newest stay.
+        keep_every: those of every so many steps stay for good; None: none.
     """
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
-        self.folder = folder
-        self.keep_last = keep_last
+    def __init__(self, folder: Path, keep_last: int, keep_every: int | None = None) -> None:
+        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
+        """The newest whole checkpoint; None where there is none yet. A damaged one is passed over with a warning.
+
+        Raises:
+            InputError: there are some, and all are damaged; or the newest is of a newer schema.
+        """
+        candidates = self._candidates()
+        for path in candidates:
+            try:
+                verify(path)
+                return path
+            except DamagedCheckpoint as error:
+                logger.warning("%s; going back to the one before", error)
+        if candidates:
+            raise InputError(
+                f"{self.folder}: every checkpoint is damaged; bring one back, or begin again by --run.resume never"
+            )
+        return None
+
+    def newest(self) -> Path | None:
+        """The checkpoint that was written last, not looked into; None where there is none."""
+        return next(iter(self._candidates()), None)
+
+    def _candidates(self) -> list[Path]:
+        """What ``latest`` names, then those of earlier steps, backwards. A run that was killed before its first
+        checkpoint had its name in ``latest`` has that one."""
+        there = sorted(self.folder.glob("step-*"), reverse=True)
         pointer = self.folder / _LATEST
         if not pointer.exists():
-            return None
-        path = self.folder / pointer.read_text(encoding="utf-8").strip()
-        if not (path / _STATE).exists():
-            raise InputError(f"{pointer}: names {path.name}, which is not there; give --run.resume PATH of another")
-        return path
+            return there
+        named = self.folder / pointer.read_text(encoding="utf-8", errors="replace").strip()
+        return [named, *(path for path in there if path.name < named.name)]
 
     def save(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:
         """Write the checkpoint of ``step`` optimizer steps done. Every rank must call it."""
@@ -77,6 +108,8 @@ class Checkpointer:
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
         content["optimizer_name"] = _optimizer_name(engine)
         content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
+        content["sha256"] = {name: file_sha256(temporary / name) for name in (_MODEL, _OPTIMIZER)}
+        content["sha256"][_STATE] = _state_digest(content)
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
             _fsync(file)
@@ -99,9 +132,42 @@ class Checkpointer:
     def _prune(self, newest: Path) -> None:
         """Keep the newest ones. Those of later steps are what a run that went back has left behind: they go first."""
         there = sorted(self.folder.glob("step-*"))
-        kept = [path for path in there if path <= newest][-self.keep_last :]
-        for old in set(there) - set(kept):
-            shutil.rmtree(old)
+        before = [path for path in there if path <= newest]
+        kept = set(before[-self.keep_last :])
+        if self.keep_every is not None:
+            kept |= {path for path in before if int(path.name.removeprefix("step-")) % self.keep_every == 0}
+        for old in set(there) - kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint that is not as it was written."""
+
+
+def verify(path: Path) -> None:
+    """Compare a checkpoint's files with the digests that it holds; those of older versions hold none.
+
+    Raises:
+        DamagedCheckpoint: a file is missing or another, or the state cannot be read.
+        InputError: of a newer schema.
+    """
+    state = read_state(path)
+    wanted = state.get("sha256", {})
+    try:
+        files = [name for name in (_MODEL, _OPTIMIZER) if name in wanted]
+        changed = next((name for name in files if wanted[name] != file_sha256(path / name)), None)
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
+    misplaced = path.name.startswith("step-") and path.name != f"step-{state['step']:09d}"
+    if changed is None and (misplaced or (wanted and wanted.get(_STATE) != _state_digest(state))):
+        changed = _STATE
+    if changed is not None:
+        raise DamagedCheckpoint(f"{path}: damaged, {changed} is not what was written")
+
+
+def _state_digest(state: dict[str, Any]) -> str:
+    files = {name: digest for name, digest in state["sha256"].items() if name != _STATE}
+    return hashlib.sha256(json.dumps({**state, "sha256": files}, sort_keys=True).encode()).hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -113,9 +179,9 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a checkpoint ({error}); give the path of a step-* folder") from None
+        raise DamagedCheckpoint(f"{path}: not a checkpoint ({error}); give the path of a step-* folder") from None
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-        raise InputError(f"{path}: not a checkpoint of ca2cl; give the path of a step-* folder")
+        raise DamagedCheckpoint(f"{path}: not a checkpoint of ca2cl; give the path of a step-* folder")
     if state.get("schema_version", 0) > SCHEMA_VERSION:
         raise InputError(f"{path}: schema {state['schema_version']} is newer than {SCHEMA_VERSION}; upgrade ca2cl")
     return state
