@@ -1,0 +1,218 @@
+"""A small job on two processes, disturbed until it is done, and beside it the same job left alone.
+
+    python -m tests.chaos [--rounds 30] [--seed 0] [--elastic] [--folder FOLDER]
+
+Every round starts the job (or goes on with it), does one thing to it at a random instant, and waits until all of its
+processes are gone: a signal (KILL, TERM, USR1, INT) to one rank, to all, or to the launcher; MLflow's server away and
+back; the newest checkpoint damaged before the start; with --elastic another number of processes. In the end the job is
+let finish, and compared with the other one: weights (bit for bit, or with --elastic to 1e-5), the journal (every step
+once, in order, with the same losses), MLflow (one run, every metric of every step once). Exit code 0 when all holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from tests.jobs import LAUNCH, ROOT, free_port, make_shards, training_lines
+from tests.servers import Server
+
+STEPS, PATIENCE = 400, 180.0  # seconds that a disturbed job may take to end
+JOB = (
+    "--recipe", "smoke", "--run.steps", str(STEPS), "--run.checkpoint_every", "5", "--run.batch_size", "16",
+    "--optim.lr", "0.001", "--tracking.register_as", "null", "--run.figures_every", "0",
+)  # fmt: skip
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Job:
+    """The job in its folder: started, disturbed, waited for."""
+
+    def __init__(self, folder: Path, shards: Path, server: Server) -> None:
+        self.folder, self.shards, self.server = folder, shards, server
+        self.run = folder / "run"
+        folder.mkdir()
+
+    def start(self, processes: int) -> subprocess.Popen[bytes]:
+        """``accelerate launch`` in a session of its own."""
+        launch = [*LAUNCH, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
+        launch += ["--multi_gpu"] if processes > 1 else []
+        verb = ["-m", "ca2cl", "pretrain", *JOB, "--data.shards", str(self.shards), "--run.output_dir", str(self.run)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        env |= {"MLFLOW_TRACKING_URI": self.server.uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+        log = (self.folder / "job.log").open("ab")
+        return subprocess.Popen(
+            [*launch, *verb], cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+
+    def wait(self, job: subprocess.Popen[bytes]) -> int:
+        """Its exit code, when every process of it is gone.
+
+        Raises:
+            AssertionError: some are still there after ``PATIENCE`` seconds.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if job.poll() is not None and not ranks_of(job.pid):
+                return int(job.returncode)
+            time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        raise AssertionError(f"a job hangs; see {self.folder / 'job.log'}")
+
+    def steps(self) -> int:
+        """Steps in the journal."""
+        with suppress(OSError, ValueError):
+            return max((line["step"] for line in training_lines(self.run)), default=0)
+        return 0
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint."""
+        return max((self.run / "checkpoints").glob("step-*"), default=None)
+
+
+def ranks_of(session: int) -> list[int]:
+    """Processes of the launcher's session but the launcher itself: ranks, and their workers."""
+    found = []
+    for process in psutil.process_iter(["pid", "status"]):
+        with suppress(psutil.Error, ProcessLookupError):
+            if process.pid != session and os.getsid(process.pid) == session and process.status() != "zombie":
+                found.append(process.pid)
+    return sorted(found)
+
+
+def disturb(draw: random.Random, job: Job, running: subprocess.Popen[bytes], seen: Counter[str]) -> None:
+    """One signal, at a random instant of the job's life."""
+    time.sleep(draw.uniform(0.5, 25.0))
+    number, ranks = draw.choice(SIGNALS), ranks_of(running.pid)
+    target = draw.choice(("rank", "rank", "all", "launcher"))
+    victims = {"rank": [draw.choice(ranks)] if ranks else [], "all": [*ranks, running.pid], "launcher": [running.pid]}
+    for victim in victims[target]:
+        with suppress(ProcessLookupError):
+            os.kill(victim, number)
+    seen[f"{number.name} to {target}"] += 1
+
+
+def damage(draw: random.Random, checkpoint: Path) -> None:
+    """One of a checkpoint's files: cut, a bit flipped, or gone."""
+    path = draw.choice(sorted(checkpoint.iterdir()))
+    kind, data = draw.choice(("cut", "flip", "gone")), bytearray(path.read_bytes())
+    if kind == "gone":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(data[: draw.randrange(len(data))])
+    else:
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+
+
+def one_round(draw: random.Random, job: Job, seen: Counter[str], elastic: bool) -> None:
+    """Start, disturb, wait."""
+    newest = job.newest()
+    if newest is not None and len(list(newest.parent.glob("step-*"))) > 1 and draw.random() < 0.3:
+        damage(draw, newest)
+        seen["checkpoint damaged"] += 1
+    away = draw.random() < 0.3
+    running = job.start(draw.choice((1, 2, 4)) if elastic else 2)
+    if away:
+        time.sleep(draw.uniform(0, 15))
+        job.server.stop()
+        seen["MLflow away"] += 1
+    disturb(draw, job, running, seen)
+    seen[f"exit code {job.wait(running)}"] += 1
+    if away:
+        job.server.start()
+
+
+def finish(job: Job) -> None:
+    """Let the job end, and MLflow have everything."""
+    for _ in range(3):  # a last signal may have left a checkpoint and nothing else
+        if job.wait(job.start(2)) == 0:
+            break
+    else:
+        raise AssertionError(f"the job does not finish; see {job.folder / 'job.log'}")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": job.server.uri}
+    subprocess.run([sys.executable, "-m", "ca2cl", "sync", str(job.run)], env=env, check=True, capture_output=True)
+
+
+def faults(job: Job, alone: Job, elastic: bool) -> list[str]:
+    """What is not as in the job that was left alone."""
+    found = []
+    mine, theirs = (load_file(one.run / "encoder" / "encoder.safetensors") for one in (job, alone))
+    far = max(float((mine[name].float() - theirs[name].float()).abs().max()) for name in theirs)
+    scale = max(float(value.float().abs().max()) for value in theirs.values())
+    if far > (1e-5 * scale if elastic else 0.0):
+        found.append(f"weights differ by {far:.2e} (largest is {scale:.2e})")
+    lines, expected = training_lines(job.run), training_lines(alone.run)
+    if [line["step"] for line in lines] != list(range(1, STEPS + 1)):
+        found.append("the journal has gaps or double lines")
+    off = [a["step"] for a, b in zip(lines, expected, strict=False) if abs(a["loss"] - b["loss"]) > 1e-5 * elastic]
+    if off:
+        found.append(f"losses differ from step {off[0]} on, {len(off)} of them")
+    return found + mlflow_faults(job)
+
+
+def mlflow_faults(job: Job) -> list[str]:
+    """What MLflow has not, or has twice."""
+    client = MlflowClient(job.server.uri)
+    run_id = json.loads((job.run / "run.json").read_text())["run_id"]
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    same = [run.info.run_id for run in runs if run.data.params.get("run.output_dir") == str(job.run)]
+    found = [] if same == [run_id] else [f"MLflow has {len(same)} runs of the job"]
+    if client.get_run(run_id).info.status != "FINISHED":
+        found.append(f"the run's status is {client.get_run(run_id).info.status}")
+    for metric in ("loss", "lr", "grad_norm"):
+        steps = [point.step for point in client.get_metric_history(run_id, metric)]
+        if sorted(steps) != list(range(1, STEPS + 1)):
+            found.append(f"metric {metric}: {len(steps)} points, {len(set(steps))} steps of {STEPS}")
+    return found
+
+
+def main() -> int:
+    """Disturb, compare, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--elastic", action="store_true", help="1, 2 or 4 processes, drawn every round")
+    parser.add_argument("--folder", type=Path, help="a new one; default: a temporary folder")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, seen, server = random.Random(options.seed), Counter[str](), Server(folder)
+    shards = make_shards(folder, tiles_per_class=40)
+    server.start()
+    try:
+        alone, job = (Job(folder / name, shards, server) for name in ("alone", "disturbed"))
+        finish(alone)
+        for number in range(1, options.rounds + 1):
+            one_round(draw, job, seen, options.elastic)
+            sys.stderr.write(f"round {number} of {options.rounds}: {job.steps()} of {STEPS} steps\n")
+        finish(job)
+        found = faults(job, alone, options.elastic)
+    finally:
+        server.stop()
+    for what, times in sorted(seen.items()):
+        sys.stdout.write(f"{times:4d}  {what}\n")
+    sys.stdout.write("\n".join(["FAULTS", *found] if found else ["nothing was lost"]) + f"\n{folder}\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
