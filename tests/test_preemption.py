@@ -22,7 +22,8 @@ from ca2cl.tracking.store import Store, open_store
 from tests.jobs import LAUNCH, ROOT, free_port, make_shards, training_lines
 
 STEPS = 12
-SETTINGS = ("--recipe", "smoke", "--run.steps", str(STEPS), "--run.checkpoint_every", "3", "--run.figures_every", "1")
+SETTINGS = ("--recipe", "smoke", "--run.steps", str(STEPS), "--run.checkpoint_every", "3", "--run.figures_every", "0")
+FIGURES = ("--run.figures_every", "1")
 PREEMPTED, DONE = [85, 85], [0, 0]
 
 
@@ -52,13 +53,13 @@ class Job:
     def wait(self) -> list[int]:
         """Exit codes; a job that does not end is ended, and the test with it."""
         try:
-            return [process.wait(timeout=240) for process in self.ranks]
+            return [process.wait(timeout=600) for process in self.ranks]
         finally:
             for process in self.ranks:
                 process.kill()
 
     def until(self, seen: Callable[[Job], bool]) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not seen(self):
             assert time.monotonic() < deadline and all(process.poll() is None for process in self.ranks), self.told()
             time.sleep(0.001)
@@ -177,7 +178,7 @@ def test_a_job_that_is_stopped_while_it_starts_and_trains_ends_as_if_it_had_not_
 def test_a_signal_while_rank_0_draws_or_writes(
     job: Job, undisturbed: Path, phase: Callable[[Job], bool], rank: int
 ) -> None:
-    job.start().until(phase)
+    job.start(*FIGURES).until(phase)
     job.ranks[rank].send_signal(signal.SIGTERM)
     check_preempted(job)
     assert job.start().wait() == DONE, job.told()
@@ -198,7 +199,7 @@ def test_signals_at_any_instant(job: Job, undisturbed: Path) -> None:
     draw = random.Random(int(time.time()))
     codes: list[int] = []
     for _ in range(20):
-        job.start().until(starting)
+        job.start(*FIGURES).until(starting)
         time.sleep(draw.uniform(0, 30))
         for process in draw.sample(job.ranks, draw.choice([1, 2])):
             process.send_signal(draw.choice([signal.SIGTERM, signal.SIGUSR1]))

@@ -66,16 +66,15 @@ class Mirror:
         Returns:
             Whether MLflow now has everything.
         """
-        deadline, before = time.monotonic() + timeout, self._replayer.offset
+        began, before, told = time.monotonic(), self._replayer.offset, False
         self._closing.set()
-        self._thread.join(min(timeout, _SILENT_S))
-        if self._thread.is_alive():
-            left = deadline - time.monotonic()
-            public_uri = self._replayer.store.public_uri
-            _log.info("waiting for MLflow at %s to take the rest of this run, %.0f s at most", public_uri, left)
-            self._thread.join(min(left, _AWAY_S))
-            if not self._away or self._replayer.offset > before:
-                self._thread.join(max(0.0, deadline - time.monotonic()))
+        while self._thread.is_alive() and (waited := time.monotonic() - began) < timeout:
+            if waited > _AWAY_S and self._away and self._replayer.offset == before:
+                break
+            if waited > _SILENT_S and not told:
+                public_uri, told = self._replayer.store.public_uri, True
+                _log.info("waiting for MLflow at %s to take the rest of this run, %g s at most", public_uri, timeout)
+            self._thread.join(min(0.25, timeout))
         if self._thread.is_alive():
             self._giving_up.set()
             self._thread.join(1.0)

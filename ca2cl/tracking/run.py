@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 START_S = 20.0
 """Seconds that a start waits for a server's first answer before it goes on without."""
-FINISH_S, KILLED_S = 60.0, 15.0
-"""Seconds that an end waits for MLflow; a preempted one has little time before its scheduler kills it."""
+FINISH_S, KILLED_S = 120.0, 15.0
+"""Seconds that an end waits while MLflow takes what is left (an encoder's upload may last); a preempted one has little
+time before its scheduler kills it."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _log = logging.getLogger(__name__)
 
