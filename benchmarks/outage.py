@@ -35,6 +35,8 @@ from tests.servers import Server
 BAR = 0.05
 WARM_UP = 3
 """Steps that are not counted."""
+PATIENCE = 600
+"""Seconds that a server may take to start."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Training:
     def start(cls, folder: Path, shards: Path, options: argparse.Namespace) -> Training:
         folder.mkdir()
         made = cls(folder, Server(folder))
-        made.server.start()
+        made.server.start(PATIENCE)
         command = [
             sys.executable, "-m", "ca2cl", "pretrain", "--recipe", "smoke", "--data.shards", str(shards),
             "--data.image_size", str(options.image_size), "--run.batch_size", str(options.batch),
@@ -110,11 +112,11 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         away = time.time()
         time.sleep(options.outage)
         back = time.time()
-        disturbed.server.start()
+        disturbed.server.start(PATIENCE)
         time.sleep(max(0.0, begun + options.seconds - time.time()))
         ended = time.time()
-        disturbed.stop()
-        calm.stop()
+        for one in (disturbed, calm):
+            one.stop()
         report(disturbed, calm, {"whole run": (begun, ended), "outage": (away, back)})
     finally:
         for one in (disturbed, calm):

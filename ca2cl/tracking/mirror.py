@@ -81,6 +81,12 @@ class Mirror:
         return not self._thread.is_alive() and not self._replayer.pending
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        finally:
+            self._met.set()  # nobody waits for a thread that has ended, whatever ended it
+
+    def _follow(self) -> None:
         pause = self._interval
         while not self._giving_up.is_set():
             last_look = self._closing.is_set()
