@@ -15,7 +15,7 @@ from ca2cl.tracking.replay import Replayer
 from ca2cl.tracking.store import StoreAway, away_errors, reason
 
 _SILENT_S = 3.0  # an end that takes longer says what it waits for
-_AWAY_S = 10.0  # for one more try at the end with a store that was away before
+_AWAY_S = 30.0  # for one more try at the end with a store that was away before, and does not answer
 _log = logging.getLogger(__name__)
 
 
@@ -66,10 +66,10 @@ class Mirror:
         Returns:
             Whether MLflow now has everything.
         """
-        began, before, told = time.monotonic(), self._replayer.offset, False
+        began, before, told = time.monotonic(), self._progress(), False
         self._closing.set()
         while self._thread.is_alive() and (waited := time.monotonic() - began) < timeout:
-            if waited > _AWAY_S and self._away and self._replayer.offset == before:
+            if waited > _AWAY_S and self._away and self._progress() == before:
                 break
             if waited > _SILENT_S and not told:
                 public_uri, told = self._replayer.store.public_uri, True
@@ -79,6 +79,9 @@ class Mirror:
             self._giving_up.set()
             self._thread.join(1.0)
         return not self._thread.is_alive() and not self._replayer.pending
+
+    def _progress(self) -> tuple[str, int]:
+        return self._replayer.run_id, self._replayer.offset
 
     def _run(self) -> None:
         try:
