@@ -132,6 +132,9 @@ def report(disturbed: Training, calm: Training, windows: dict[str, tuple[float, 
     ratios = {}
     for name, window in windows.items():
         ours, theirs = disturbed.seconds(*window), calm.seconds(*window)
+        if not ours or not theirs:
+            print(f"| {name} | no whole step of both: give more --seconds, or a smaller --batch |")
+            continue
         means, medians = ([kind(x) for x in (ours, theirs)] for kind in (statistics.mean, statistics.median))
         ratios[name] = means[0] / means[1]
         print(
@@ -143,7 +146,8 @@ def report(disturbed: Training, calm: Training, windows: dict[str, tuple[float, 
         sync(one.run_dir, one.server.uri)
         _, still, extra = one.kept()
         print(f"{name}: {total} numbers, {missing} missing at the job's end, {still} after `ca2cl sync`, {extra} twice")
-    print(f"mean step time, disturbed / calm: {ratios['whole run']:.3f} (wanted within {BAR:.0%} of 1)")
+    if "whole run" in ratios:
+        print(f"mean step time, disturbed / calm: {ratios['whole run']:.3f} (wanted within {BAR:.0%} of 1)")
 
 
 def main() -> None:
