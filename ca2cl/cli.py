@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ca2cl import __version__
 from ca2cl.errors import InputError, LocalError, nearest
+from ca2cl.training.preempt import StopFlag
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -31,6 +32,8 @@ class Verb(NamedTuple):
     module: str
     settings: str
     settings_module: str = ""
+    stops: bool = False
+    """Whether it ends by SIGTERM with a checkpoint, and 85."""
 
 
 # A verb of two words belongs to the group that its first word names; that word may be a verb by itself, too.
@@ -38,9 +41,13 @@ VERBS = {
     "shard": Verb(
         "tiles in folders or a Hugging Face data set -> WebDataset shards", "ca2cl.data.shard", "ShardConfig"
     ),
-    "pretrain": Verb("shards -> an encoder in MLflow's registry", "ca2cl.launch", "PretrainConfig", "ca2cl.config"),
+    "pretrain": Verb(
+        "shards -> an encoder in MLflow's registry", "ca2cl.launch", "PretrainConfig", "ca2cl.config", stops=True
+    ),
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
-    "finetune": Verb("train an encoder on labelled shards and score it", "ca2cl.evaluation.finetune", "FinetuneConfig"),
+    "finetune": Verb(
+        "train an encoder on labelled shards and score it", "ca2cl.evaluation.finetune", "FinetuneConfig", stops=True
+    ),
     "embed": Verb("tiles -> a file of an encoder's vectors", "ca2cl.evaluation.embed", "EmbedConfig"),
     "export": Verb(
         "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.verb", "ExportConfig"
@@ -50,6 +57,7 @@ VERBS = {
         "ca2cl.detection.detect",
         "DetectConfig",
         "ca2cl.detection.detect_config",
+        stops=True,
     ),
     "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare", "PrepareConfig"),
     "detect predict": Verb(
@@ -120,6 +128,8 @@ def _dispatch(arguments: list[str]) -> int:
         known = group or list(dict.fromkeys(verb.partition(" ")[0] for verb in VERBS))
         raise InputError(f"no verb {name!r}: {nearest(name, known)}")
     verb = VERBS[name]
+    if verb.stops:  # before the imports, which take seconds
+        StopFlag().install()
     settings = parse(name, rest)
     if settings is None:
         return 0

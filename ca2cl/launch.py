@@ -72,10 +72,14 @@ def run(config: PretrainConfig) -> int:
         parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker)
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         tracker.finish(status)
     # A launcher ends every process once one has ended otherwise than with 0: rank 0 must be through by then.
     accelerator.wait_for_everyone()
+    stop.over()
     accelerator.end_training()
     return 0 if done else EXIT_PREEMPTED
 
@@ -105,13 +109,13 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     views = build_views(
         config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed
     )
-    observer = RunObserver(tracker, config, index, reader, order, steps)
     budget = BadBudget(config.data.max_bad_rate)
     state = {
         "run_id": tracker.run_id,
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
     }
+    observer = RunObserver(tracker, config, index, reader, order, steps, state)
     job = Job(
         engine=engine,
         method=CA2CL(config.objective, config.run.accumulation, parts.groups.block if parts.groups else None),
@@ -236,7 +240,8 @@ def _open_tracker(
     told = broadcast_object_list(told)
     if told[1]:
         raise InputError(told[1])
-    tracker.run_id = told[0]
+    if not accelerator.is_main_process:
+        tracker.run_id = told[0]
     return tracker
 
 
@@ -264,8 +269,8 @@ def _hand_on(
         commit=git_commit(),
         step=progress.step,
         metrics=observer.last_metrics,
-        source_run_id=tracker.run_id,
+        source_run_id=tracker.run_id or None,
     )
     folder = save_encoder(Path(config.run.output_dir) / "encoder", engine.bare.encoder.state_dict(), card)
     tracker.log_encoder(folder, config.tracking.register_as)
-    logger.info("encoder in %s, run id %s", folder, tracker.run_id)
+    logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

@@ -27,7 +27,7 @@ class Process:
     def __init__(self, command: Sequence[str], folder: Path, health: str, changes: Mapping[str, str]) -> None:
         self.command, self.folder, self.health, self.changes = command, folder, health, changes
 
-    def start(self, patience: float = 90) -> None:
+    def start(self, patience: float = 300) -> None:
         log = (self.folder / "server.log").open("ab")
         self.process = subprocess.Popen(
             self.command,

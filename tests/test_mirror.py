@@ -15,7 +15,8 @@ import pytest
 
 from ca2cl.errors import InputError
 from ca2cl.tracking.journal import Journal
-from ca2cl.tracking.mirror import MIRROR_NAME, Mirror, Replayer
+from ca2cl.tracking.mirror import Mirror
+from ca2cl.tracking.replay import MIRROR_NAME, Replayer
 from ca2cl.tracking.store import Store, fetch_run, open_store, resolve_uri
 from tests.servers import Server
 

@@ -23,7 +23,8 @@ from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import Journal, training_lines
 from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.tracking.run import NullTracker, RunTracker, open_run, read_run
+from ca2cl.tracking.run import NullTracker, RunTracker, open_run
+from ca2cl.tracking.run_record import read_run
 from ca2cl.tracking.store import Store, open_store
 from ca2cl.tracking.sync import SyncConfig, sync
 from ca2cl.tracking.sync import run as run_sync
@@ -107,12 +108,18 @@ def test_an_unwritable_folder_is_one_clear_line(config: PretrainConfig, tmp_path
         open_run(tmp_path / "file" / "run", config)
 
 
-def test_a_new_run_needs_its_store_and_a_resumed_one_does_not(
+def test_a_new_run_needs_an_embedded_store_that_works(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    broken = replace(config, tracking=TrackingConfig(root=str(tmp_path / "file")))
+    with pytest.raises(InputError, match="tracking.root"):
+        open_run(tmp_path / "run", broken)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_needs_no_store(
     config: PretrainConfig, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = replace(config, tracking=TrackingConfig(uri="http://127.0.0.1:9"))
-    with pytest.raises(InputError, match="connection refused"):
-        open_run(tmp_path / "run", away)
     tracker = open_run(tmp_path / "run", config)
     train(tracker, 1, 2)
     tracker.finish("KILLED")

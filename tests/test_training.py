@@ -5,7 +5,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +204,16 @@ def test_too_many_bad_tiles_end_the_run(tmp_path: Path) -> None:
 
 
 def test_a_signal_writes_a_checkpoint_and_ends_the_loop(tmp_path: Path) -> None:
-    job, progress = make_job(tmp_path, 10), Progress()
+    progress = Progress()
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
     try:
-        job.stop.install()
+        job = replace(make_job(tmp_path, 10), stop=StopFlag().install())
         os.kill(os.getpid(), signal.SIGUSR1)
         assert not train(job, progress)
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGUSR1, before[1])
+        signal.set_wakeup_fd(-1)
     assert progress.step == 1 and (tmp_path / "step-000000001").is_dir()
 
 

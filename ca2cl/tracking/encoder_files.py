@@ -106,8 +106,13 @@ def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: 
     target.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder_state.items()}
     write_atomic(target / WEIGHTS_NAME, save(state, metadata={"format": "pt"}))
-    write_atomic(target / CARD_NAME, encode(asdict(card)))
+    write_card(target / CARD_NAME, card)
     return target
+
+
+def write_card(path: Path, card: EncoderCard) -> None:
+    """Write a card, whole or not at all."""
+    write_atomic(path, encode(asdict(card)))
 
 
 def load_encoder(folder: str | Path) -> tuple[Encoder, EncoderCard]:

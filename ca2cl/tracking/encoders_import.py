@@ -21,7 +21,7 @@ from ca2cl.tracking.encoders_show import fetch_card
 from ca2cl.tracking.journal import redact
 from ca2cl.tracking.registry import DIGEST_TAG, digest_of, log_and_register
 from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
-from ca2cl.tracking.run import create_mlflow_run
+from ca2cl.tracking.run_record import create_mlflow_run
 from ca2cl.tracking.store import Store, open_store, store_errors
 
 POSITIONAL = ("source",)

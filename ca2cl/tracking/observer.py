@@ -29,7 +29,11 @@ _FIGURE_TILES = 256
 
 
 class RunObserver:
-    """Watches a run on rank 0; does nothing on the others (their tracker is a ``NullTracker``)."""
+    """Watches a run on rank 0; does nothing on the others (their tracker is a ``NullTracker``).
+
+    Args:
+        state: what every checkpoint carries; it learns the run's id as soon as MLflow has given one.
+    """
 
     def __init__(
         self,
@@ -39,8 +43,10 @@ class RunObserver:
         reader: ShardReader,
         order: LaneOrder,
         total_steps: int,
+        state: dict[str, Any],
     ) -> None:
         self.tracker, self.config, self.index, self.reader, self.order = tracker, config, index, reader, order
+        self.state = state
         self.last_metrics: dict[str, float | None] = {}
         self.active = isinstance(tracker, RunTracker)
         if isinstance(tracker, RunTracker):  # a run that goes on after its last step still knows how it ended
@@ -55,6 +61,7 @@ class RunObserver:
         """A training line for the journal, and what a person watching wants of it."""
         self._remember(record)
         self.tracker.log_step(record)
+        self.state["run_id"] = self.tracker.run_id
         if not self.active:
             return
         self._bar.update(record["step"] - self._bar.n)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ca2cl.tracking.encoder_files import (
     load_encoder,
     read_card,
     save_encoder,
+    write_card,
 )
 from ca2cl.tracking.store import Store
 
@@ -64,6 +66,17 @@ def log_and_register(run_id: str, folder: str | Path, register_as: str | None, s
             client.log_artifacts(run_id, str(model), _model_path(digest))
         client.set_tag(run_id, DIGEST_TAG, digest)
     return _register(run_id, register_as, digest, card, store) if register_as else None
+
+
+def name_run(folder: Path, run_id: str) -> None:
+    """Write into an encoder's card which run it is of, where it was trained before MLflow gave that run an id.
+
+    Raises:
+        InputError: the folder does not hold an encoder.
+    """
+    card = read_card(folder / CARD_NAME)
+    if card.source_run_id is None:
+        write_card(folder / CARD_NAME, replace(card, source_run_id=run_id))
 
 
 def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:

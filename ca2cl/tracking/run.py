@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,16 +15,31 @@ import yaml
 
 from ca2cl.config import TrackingConfig, flatten, to_dict
 from ca2cl.errors import InputError
-from ca2cl.tracking.environment import environment, git_commit, requirements
+from ca2cl.tracking.environment import environment, requirements
 from ca2cl.tracking.journal import JOURNAL_NAME, Journal, redact, write_atomic
-from ca2cl.tracking.mirror import Mirror, Replayer
-from ca2cl.tracking.store import Store, fetch_run, open_store, store_errors
+from ca2cl.tracking.mirror import Mirror
+from ca2cl.tracking.replay import LOCK_NAME
+from ca2cl.tracking.run_record import (
+    KEY_TAG,
+    RUN_NAME,
+    RunRecord,
+    read_run,
+    replayer_of,
+    store_of,
+    system_tags,
+    write_run,
+)
+from ca2cl.tracking.store import Store, is_server, open_store
 from ca2cl.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RUN_NAME = "run.json"
+START_S = 20.0
+"""Seconds that a start waits for a server's first answer before it goes on without."""
+FINISH_S, KILLED_S = 120.0, 15.0
+"""Seconds that an end waits while MLflow takes what is left (an encoder's upload may last); a preempted one has little
+time before its scheduler kills it."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _log = logging.getLogger(__name__)
 
@@ -36,34 +50,6 @@ class Tracked(Protocol):
     @property
     def tracking(self) -> TrackingConfig:
         """Where its numbers go."""
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What ``run.json`` holds: which MLflow run this folder belongs to. Never a secret."""
-
-    run_id: str
-    tracking_uri: str
-    experiment: str
-    created: float
-    """Unix seconds of the first start."""
-    params: dict[str, str]
-    """Flattened configuration of the first start; MLflow's parameters can never change."""
-
-
-def read_run(run_dir: str | Path) -> RunRecord:
-    """The ``run.json`` of a run folder.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    path = Path(run_dir) / RUN_NAME
-    try:
-        return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no run here; give a folder that a run wrote") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); restore it or start a new run in another folder") from None
 
 
 class NullTracker:
@@ -89,8 +75,9 @@ class NullTracker:
     def set_tag(self, name: str, value: str) -> None:
         """Set a tag of the MLflow run."""
 
-    def finish(self, status: Status, timeout: float = 120.0) -> bool:
-        """End the run; returns whether MLflow has everything, after waiting for that at most ``timeout`` seconds."""
+    def finish(self, status: Status, timeout: float | None = None) -> bool:
+        """End the run; returns whether MLflow has everything, after waiting for that at most ``timeout`` seconds (None:
+        ``FINISH_S``, or ``KILLED_S``)."""
         return True
 
 
@@ -98,16 +85,30 @@ class RunTracker(NullTracker):
     """What rank 0 holds. Make it with ``open_run``."""
 
     def __init__(self, run_dir: Path, record: RunRecord, store: Store, rewind_to: int | None = None) -> None:
-        self.run_dir, self.record, self.run_id = run_dir, record, record.run_id
+        self.run_dir, self.record, self._store = run_dir, record, store
         self.journal = Journal(run_dir / JOURNAL_NAME)
         if rewind_to is not None:  # before the mirror looks for its place in the journal
             self.journal.rewind_to_step(rewind_to)
-        self._mirror = Mirror(Replayer(run_dir, store, record.run_id))
+        self._replayer = replayer_of(run_dir, record, store)
+        self._mirror = Mirror(self._replayer)
         self._sampler = SystemSampler(self.journal, run_dir, record.created)
 
-    def start(self) -> RunTracker:
-        """Begin to mirror and to sample the system."""
+    @property
+    def run_id(self) -> str:  # type: ignore[override]
+        """MLflow's id of the run; empty as long as its server was away."""
+        return self._replayer.run_id
+
+    def connect(self) -> None:
+        """Begin to mirror, and wait until the store has the run or turns out to be away.
+
+        Raises:
+            InputError: the store refuses the run.
+        """
         self._mirror.start()
+        self._mirror.wait_for_run(START_S if is_server(self._store.uri) else None)
+
+    def start(self) -> RunTracker:
+        """Begin to sample the system."""
         self._sampler.start()
         return self
 
@@ -138,7 +139,9 @@ class RunTracker(NullTracker):
     def set_tag(self, name: str, value: str) -> None:
         self.log_event("tags", tags={name: value})
 
-    def finish(self, status: Status, timeout: float = 120.0) -> bool:
+    def finish(self, status: Status, timeout: float | None = None) -> bool:
+        if timeout is None:
+            timeout = KILLED_S if status == "KILLED" else FINISH_S
         self._sampler.stop()
         self.log_event("status", status=status)
         self.journal.sync()
@@ -169,16 +172,18 @@ def open_run(
         manifest: the data's manifest, kept with the run.
 
     Raises:
-        InputError: the folder holds a run and ``resume`` is False, or cannot be written; a new run's store cannot be
-            reached (a resumed run only warns); the run to resume is not in the store.
+        InputError: the folder holds a run and ``resume`` is False, or cannot be written; the store refuses (wrong
+            credentials, a deleted experiment, no such run to resume), or is none that works. A server that is away is
+            only a warning: the run is made when it is back, or by ``ca2cl sync``.
     """
     folder = Path(run_dir)
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         again = _used(folder, resume)
-        store, record = _continue_run(folder, config) if again else _create_run(folder, config)
+        store, record = _continue_run(folder, config) if again else _begin_run(folder, config)
         tracker = RunTracker(folder, record, store, rewind_to=step if again else None)
+        _connect(tracker, again)
         _write_description(tracker, config, manifest)
     except OSError as error:
         raise InputError(f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write") from None
@@ -188,6 +193,19 @@ def open_run(
                 folder.rmdir()
         raise
     return tracker.start()
+
+
+def _connect(tracker: RunTracker, again: bool) -> None:
+    try:
+        tracker.connect()
+    except InputError:
+        tracker.journal.close()
+        if not again:
+            for name in (RUN_NAME, LOCK_NAME):
+                (tracker.run_dir / name).unlink(missing_ok=True)
+            if tracker.journal.path.stat().st_size == 0:
+                tracker.journal.path.unlink()
+        raise
 
 
 def _used(folder: Path, resume: bool) -> bool:
@@ -203,46 +221,22 @@ def _params(config: Tracked) -> dict[str, str]:
     return {name: redact(str(value)) for name, value in flatten(config).items()}
 
 
-def _create_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
+def _begin_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
     tracking = config.tracking
-    store = open_store(tracking.uri, tracking.root)
-    experiment = store.experiment_id(tracking.experiment)
-    run_id = create_mlflow_run(store, experiment, tracking.run_name or folder.resolve().name)
-    record = RunRecord(run_id, store.public_uri, tracking.experiment, time.time(), _params(config))
-    write_atomic(folder / RUN_NAME, json.dumps(asdict(record), indent=2).encode())
+    store = open_store(tracking.uri, tracking.root, check=False)
+    if not is_server(store.uri):  # nothing that comes back by itself
+        store = open_store(tracking.uri, tracking.root)
+    record = RunRecord(
+        "", store.public_uri, tracking.experiment, time.time(), _params(config),
+        tracking.run_name or folder.resolve().name, {**system_tags(), KEY_TAG: uuid.uuid4().hex},
+    )  # fmt: skip
+    write_run(folder, record)
     return store, record
-
-
-def create_mlflow_run(store: Store, experiment_id: str, name: str, tags: Mapping[str, str] | None = None) -> str:
-    """Make an MLflow run and return its id.
-
-    Raises:
-        InputError: the store cannot be reached.
-    """
-    system = {"mlflow.source.name": "ca2cl", "mlflow.source.type": "LOCAL", "mlflow.user": os.environ.get("USER", "")}
-    commit = git_commit()
-    if commit:
-        system["mlflow.source.git.commit"] = commit.partition("+")[0]
-    with store_errors(store.uri):
-        made = store.client.create_run(experiment_id, run_name=name, tags={**system, **(tags or {})})
-    return str(made.info.run_id)
 
 
 def _continue_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
     record = read_run(folder)
-    store = store_of(record, config.tracking.uri)
-    try:
-        reached = open_store(store.uri)
-    except InputError as error:
-        _log.warning("%s: the run goes on without it and is sent later", error)
-        return store, record
-    fetch_run(reached, record.run_id)
-    return reached, record
-
-
-def store_of(record: RunRecord, uri: str | None = None) -> Store:
-    """The store that a run belongs to: the explicit URI, MLFLOW_TRACKING_URI, or the one the run was made in."""
-    return open_store(uri or os.environ.get("MLFLOW_TRACKING_URI") or record.tracking_uri, check=False)
+    return store_of(record, config.tracking.uri), record
 
 
 def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[str, Any] | None) -> None:

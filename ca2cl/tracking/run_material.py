@@ -23,8 +23,8 @@ from ca2cl.tracking.encoder_versions import ENCODER_NAME, EncoderVersion, find_v
 from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.tracking.journal import JOURNAL_NAME, is_training, read_journal
 from ca2cl.tracking.resolver import RUN_ID
-from ca2cl.tracking.run import RUN_NAME, read_run
 from ca2cl.tracking.run_artifacts import artifact_texts
+from ca2cl.tracking.run_record import RUN_NAME, read_run
 from ca2cl.tracking.store import Store, fetch_run, open_store, store_errors
 
 FILES = ("config.yaml", "environment.json", "manifest.json")
@@ -121,6 +121,8 @@ def read_material(source: str, tracking: TrackingConfig) -> RunMaterial:
 def _from_folder(folder: Path, tracking: TrackingConfig) -> RunMaterial:
     record = read_run(folder)
     try:
+        if not record.run_id:
+            raise InputError(f"{folder}: MLflow was away and has not seen this run yet; run `ca2cl sync {folder}`")
         store = _store_of(tracking, record.tracking_uri)
         return _from_store(store, find_version(store, record.run_id), folder)
     except InputError as error:

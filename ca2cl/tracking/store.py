@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 DEFAULT_ROOT = "ca2cl-runs"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "artifacts"
-# MLflow's own patience (120 s a request, 7 retries with doubling pauses) would hide an outage for many minutes;
-# the mirror retries by itself. A user's setting stays.
+# MLflow's own patience (120 s a request, 7 retries with doubling pauses, and as long as a server's Retry-After says)
+# would hide an outage for many minutes; the mirror retries by itself. A user's setting stays.
 _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     # a training cluster does not phone home, and often cannot
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -46,6 +47,26 @@ _CHATTER = (
     "mlflow.utils.git_utils",
     "mlflow.tracking.context.git_context",
 )
+
+
+_UNAUTHORIZED = frozenset({"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"})
+# answers that waiting does not change; every other failure of a server is an outage
+_FINAL = _UNAUTHORIZED | {
+    "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE", "NOT_FOUND", "RESOURCE_DOES_NOT_EXIST",
+}  # fmt: skip
+_FINAL_TEXTS = ("CERTIFICATE_VERIFY_FAILED", "not in a valid JSON format", "Invalid url")
+
+
+class StoreAway(InputError):
+    """A tracking store that cannot be reached or fails by itself: later it may work.
+
+    Attributes:
+        why: in a few words.
+    """
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -130,14 +151,32 @@ def quiet_mlflow() -> None:
 
 @contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Turn a store's failure into one line that names the store, the reason and the remedy."""
+    """Turn a store's failure into one line that names the store, the reason and the remedy.
+
+    Raises:
+        StoreAway: the store cannot be reached, or fails by itself.
+        InputError: any other failure.
+    """
     try:
         yield
     except InputError:
         raise
     except away_errors() as error:
-        remedy = "start the server, or give another --tracking.uri"
-        raise InputError(f"tracking store {redact(uri)} cannot be used: {reason(error)}; {remedy}") from None
+        why, remedy = reason(error), "start the server, or give another --tracking.uri"
+        if getattr(error, "error_code", None) in _UNAUTHORIZED:
+            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        message = f"tracking store {redact(uri)} cannot be used: {why}; {remedy}"
+        raise (StoreAway(message, why) if _is_outage(error) else InputError(message)) from None
+
+
+def _is_outage(error: Exception) -> bool:
+    final = getattr(error, "error_code", None) in _FINAL or any(text in str(error) for text in _FINAL_TEXTS)
+    return not final
+
+
+def is_server(uri: str) -> bool:
+    """Whether a tracking URI names a server, which may be away for a while."""
+    return uri.startswith(("http://", "https://"))
 
 
 def away_errors() -> tuple[type[Exception], ...]:
@@ -151,6 +190,11 @@ def away_errors() -> tuple[type[Exception], ...]:
 
 def reason(error: BaseException) -> str:
     """One short line on what went wrong, without secrets or object addresses."""
+    if isinstance(error, StoreAway):
+        return error.why
+    code = getattr(error, "error_code", None)
+    if code in _UNAUTHORIZED:  # the server's own words may repeat what it was sent
+        return "not permitted (403)" if code == "PERMISSION_DENIED" else "wrong or missing credentials (401)"
     text = redact(" ".join(str(error).split())) or type(error).__name__
     if "Connection refused" in text:
         return "connection refused"
@@ -158,6 +202,10 @@ def reason(error: BaseException) -> str:
         return "unknown host"
     if "timed out" in text or "Read timed out" in text:
         return "timed out"
+    if failing := re.search(r"too many (\d+) error responses", text):
+        return f"it answers with HTTP status {failing[1]}"
+    if "Connection aborted" in text or "Connection reset" in text:
+        return "it breaks connections off"
     text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>:? ?", "", text)
     return text if len(text) <= 200 else text[:197] + "..."
 

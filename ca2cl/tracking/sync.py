@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ca2cl.errors import InputError
 from ca2cl.tracking.journal import JOURNAL_NAME
-from ca2cl.tracking.mirror import Replayer
-from ca2cl.tracking.run import read_run, store_of
-from ca2cl.tracking.store import fetch_run, store_errors
+from ca2cl.tracking.run_record import read_run, replayer_of, store_of
+from ca2cl.tracking.store import store_errors
 
 POSITIONAL = ("run_dir",)
 
@@ -29,16 +28,15 @@ def sync(run_dir: str | Path, uri: str | None = None) -> int:
     """Send the journal's lines that MLflow does not have yet; returns their number.
 
     Raises:
-        InputError: no run in the folder, its store cannot be reached, or does not know the run.
+        InputError: no run in the folder, its store cannot be reached, refuses, or does not know the run.
     """
     folder = Path(run_dir)
     record = read_run(folder)
     if not (folder / JOURNAL_NAME).exists():
         raise InputError(f"{folder / JOURNAL_NAME}: no journal here; give a folder that a run wrote")
     store = store_of(record, uri)
-    fetch_run(store, record.run_id)
     with store_errors(store.uri):
-        return Replayer(folder, store, record.run_id).send()
+        return replayer_of(folder, record, store).send()
 
 
 def run(config: SyncConfig) -> int:

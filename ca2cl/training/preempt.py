@@ -5,9 +5,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
+from contextlib import suppress
 from types import FrameType
+from typing import TypeVar
 
+Flag = TypeVar("Flag", bound="StopFlag")
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _SAME_SIGNAL_S = 2.0
 EXIT_PREEMPTED = 85
 """Exit code that tells a scheduler to start the job again."""
@@ -21,17 +27,52 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.raised = False
-        self._since = 0.0
+        self._over = False
 
-    def install(self) -> StopFlag:
-        """Take over SIGTERM and SIGUSR1 of this process (main thread only)."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+    def install(self: Flag) -> Flag:
+        """Take over SIGTERM and SIGUSR1 of this process (main thread only).
+
+        Returns:
+            The flag of this kind that has them already, or else this one: a job that was signalled while it was still
+            importing knows it.
+        """
+        held = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if type(held) is type(self):
+            return held
+        for number in _SIGNALS:
             signal.signal(number, self._on_signal)
+        self._watch()
         return self
 
+    def over(self) -> None:
+        """The job is done, what follows is the end of the process: signals change nothing any more. A launcher sends
+        SIGTERM to the other processes as soon as one has ended, and they have the same exit code to tell."""
+        self._over = True
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # A scheduler signals every process and the launcher passes it on: the same signal, twice within milliseconds.
-        if self.raised and time.monotonic() - self._since > _SAME_SIGNAL_S:
-            os._exit(128 + number)
-        if not self.raised:
-            self.raised, self._since = True, time.monotonic()
+        self.raised = True
+
+    def _watch(self) -> None:
+        """Count signals in a thread: Python's own handlers wait as long as the main thread is inside of C, in a
+        backward pass or a collective whose other side is gone."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_unwatch)  # workers' signals are their own
+        threading.Thread(target=self._count, args=(reader, writer), name="ca2cl-signals", daemon=True).start()
+
+    def _count(self, reader: socket.socket, _writer: socket.socket) -> None:
+        first = None
+        while number := reader.recv(1):
+            if number[0] not in _SIGNALS or self._over:
+                continue
+            now = time.monotonic()
+            first = first or now
+            # A scheduler signals every process and the launcher passes it on: the same, twice within milliseconds.
+            if now - first > _SAME_SIGNAL_S:
+                os._exit(128 + number[0])
+
+
+def _unwatch() -> None:
+    with suppress(ValueError):  # forked by another thread
+        signal.set_wakeup_fd(-1)

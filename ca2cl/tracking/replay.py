@@ -1,0 +1,213 @@
+"""Sends a run's journal to MLflow: what is new, in batches, remembering how far it came.
+
+A line sent twice (killed between the sending and the remembering) makes the same rows, which MLflow's database keeps
+once. A job and any number of syncs of one folder take turns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal, write_atomic
+from ca2cl.tracking.store import Store, away_errors, reason
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+MIRROR_NAME = "mirror.json"
+LOCK_NAME = ".mirror.lock"
+BATCH = 1000  # metrics in one request: the limit of MLflow's log-batch
+_NOT_METRICS = frozenset({"step", "tick", "time", "event", NONFINITE})
+_TEXT_LIMIT = {"params": 6000, "tags": 8000}  # characters that MLflow's stores take
+_PER_REQUEST = 100  # parameters or tags in one request: the limit of MLflow's log-batch
+_REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"})
+_log = logging.getLogger(__name__)
+
+
+class Replayer:
+    """Sends the journal's lines, from the last one sent to the newest, to one MLflow run.
+
+    Args:
+        run_id: of the run; empty while no store has given it one.
+        find: asked for the run's id before anything is sent, until it answers without an error.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, store: Store, run_id: str = "", find: Callable[[], str] | None = None
+    ) -> None:
+        self.run_dir, self.store, self.run_id = Path(run_dir), store, run_id
+        self._find = find
+        self.journal = self.run_dir / JOURNAL_NAME
+        self._state = self.run_dir / MIRROR_NAME
+        self.offset = self._recall()
+
+    @property
+    def pending(self) -> bool:
+        """Whether the journal has bytes that were not sent."""
+        return self.journal.exists() and self.journal.stat().st_size > self.offset
+
+    def meet(self) -> None:
+        """Find or make the run, once.
+
+        Raises:
+            InputError: the store is away (``StoreAway``) or refuses.
+        """
+        if self._find is not None:
+            with _in_turn(self.run_dir / LOCK_NAME):
+                self.run_id = self._find()
+            self._find = None
+
+    def send(self, stop: threading.Event | None = None) -> int:
+        """Send all complete new lines; returns their number. Remembers progress after every request.
+
+        Raises:
+            InputError: as ``meet``.
+            Exception: whatever MLflow raises when it is away; what was sent before stays remembered.
+        """
+        self.meet()
+        if not self.journal.exists():
+            return 0
+        with _in_turn(self.run_dir / LOCK_NAME):
+            self.offset = self._recall()  # another process may have sent some; a resumed run may have rewound it
+            return self._send_from_here(stop)
+
+    def _send_from_here(self, stop: threading.Event | None) -> int:
+        sent, waiting, metrics = 0, 0, list[Any]()
+        end = self.offset
+        for record, line_end in read_journal(self.journal, self.offset):
+            if stop is not None and stop.is_set():
+                break
+            if "event" in record and record["event"] != "system":
+                self._send_metrics(metrics, end)
+                sent, waiting, metrics = sent + waiting + 1, 0, []
+                self._send_event(record)
+                self._remember(line_end)
+            else:
+                new = list(metrics_of(record))
+                if len(metrics) + len(new) > BATCH:
+                    self._send_metrics(metrics, end)
+                    sent, waiting, metrics = sent + waiting, 0, []
+                metrics += new
+                waiting += 1
+            end = line_end
+        self._send_metrics(metrics, end)
+        return sent + waiting
+
+    def _send_metrics(self, metrics: list[Metric], end: int) -> None:
+        for start in range(0, len(metrics), BATCH):
+            part = metrics[start : start + BATCH]
+            with _skip_refused(f"batch of {len(part)} metrics"):
+                self.store.client.log_batch(self.run_id, metrics=part)
+        if end > self.offset:
+            self._remember(end)
+
+    def _send_event(self, record: Mapping[str, Any]) -> None:
+        kind = record["event"]
+        client = self.store.client
+        with _skip_refused(f"{kind} line"):
+            if kind in ("params", "tags"):
+                self._send_texts(kind, record[kind])
+            elif kind == "artifact":
+                path = self.run_dir / record["path"]
+                if path.exists():
+                    upload = client.log_artifacts if path.is_dir() else client.log_artifact
+                    upload(self.run_id, str(path), record.get("to") or None)
+                else:
+                    _log.warning("%s: gone before it could be copied to MLflow", path)
+            elif kind == "status":
+                self._send_status(str(record["status"]), int(record["time"] * 1000))
+            elif kind == "encoder":
+                from ca2cl.tracking.registry import log_and_register, name_run
+
+                folder = self.run_dir / record["path"]
+                name_run(folder, self.run_id)
+                log_and_register(self.run_id, folder, record.get("register_as"), self.store)
+
+    def _send_texts(self, kind: str, texts: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        make = Param if kind == "params" else RunTag
+        rows = [make(name, str(value)[: _TEXT_LIMIT[kind]]) for name, value in texts.items()]
+        for start in range(0, len(rows), _PER_REQUEST):
+            self.store.client.log_batch(self.run_id, **{kind: rows[start : start + _PER_REQUEST]})
+
+    def _send_status(self, status: str, time_ms: int) -> None:
+        if status == "RUNNING":
+            self.store.client.update_run(self.run_id, status=status)
+        else:
+            self.store.client.set_terminated(self.run_id, status, time_ms)
+
+    def _remember(self, end: int) -> None:
+        state = {"run_id": self.run_id, "offset": end, "tail": self._tail(end)}
+        write_atomic(self._state, json.dumps(state).encode())
+        self.offset = end
+
+    def _recall(self) -> int:
+        """Byte offset up to which the journal was sent; 0 when it was rewritten since or belongs to another run."""
+        try:
+            state = json.loads(self._state.read_text())
+            offset = int(state["offset"])
+            same = state["run_id"] == self.run_id and state["tail"] == self._tail(offset)
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        return offset if same else 0
+
+    def _tail(self, end: int) -> str:
+        """Digest of the last bytes before ``end``: tells a rewritten journal from the one that was sent."""
+        with self.journal.open("rb") as file:
+            start = max(0, end - 512)
+            file.seek(start)
+            return hashlib.sha256(file.read(end - start)).hexdigest()
+
+
+def metrics_of(record: Mapping[str, Any]) -> Iterator[Metric]:
+    """The MLflow metrics of a line: its numbers at its step and time; NaN and infinities are restored."""
+    from mlflow.entities import Metric
+
+    step = int(record.get("step", record.get("tick", 0)))
+    timestamp = int(float(record.get("time", time.time())) * 1000)
+    values = {**record, **{name: float(text) for name, text in record.get(NONFINITE, {}).items() if name in record}}
+    for name, value in values.items():
+        if name in _NOT_METRICS or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        yield Metric(name, float(value), timestamp, step)
+
+
+@contextmanager
+def _in_turn(lock: Path) -> Iterator[None]:
+    """One process at a time. A record lock, not flock: decoding workers would inherit that one."""
+    with lock.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            _log.info("%s: another process sends this run to MLflow, waiting for it", lock.parent)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks: rows are idempotent all the same
+            _log.debug("%s: cannot be locked (%s)", lock, error.strerror)
+        yield
+
+
+class _skip_refused:  # noqa: N801  reads as a statement
+    """A line that MLflow understands and refuses is skipped with a warning: trying again could never succeed."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        damaged = isinstance(error, (KeyError, TypeError, ValueError)) and not isinstance(error, away_errors())
+        if error is None or not (damaged or getattr(error, "error_code", None) in _REFUSED):
+            return False
+        _log.warning("MLflow refuses a %s, skipped: %s", self._what, reason(error))
+        return True

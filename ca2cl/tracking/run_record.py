@@ -1,0 +1,126 @@
+"""Which MLflow run a folder belongs to (``run.json``), and how that run is found or made.
+
+A run is made by whoever first reaches its store: the job at its start, its mirror later, or ``ca2cl sync``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from ca2cl.errors import InputError
+from ca2cl.tracking.environment import git_commit
+from ca2cl.tracking.journal import write_atomic
+from ca2cl.tracking.replay import Replayer
+from ca2cl.tracking.store import Store, StoreAway, fetch_run, open_store, store_errors
+
+RUN_NAME = "run.json"
+KEY_TAG = "ca2cl.run_key"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``run.json`` holds: which MLflow run this folder belongs to. Never a secret."""
+
+    run_id: str
+    """Empty until a store that was away at the start has given it one."""
+    tracking_uri: str
+    experiment: str
+    created: float
+    """Unix seconds of the first start."""
+    params: dict[str, str]
+    """Flattened configuration of the first start; MLflow's parameters can never change."""
+    name: str = ""
+    """MLflow's run name."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tags that the run is made with. One of them, ``KEY_TAG``, is its alone: it is found again by that where its
+    making was cut off before the id was known."""
+
+
+def read_run(run_dir: str | Path) -> RunRecord:
+    """The ``run.json`` of a run folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(run_dir) / RUN_NAME
+    try:
+        return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no run here; give a folder that a run wrote") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); restore it or start a new run in another folder") from None
+
+
+def write_run(folder: Path, record: RunRecord) -> None:
+    """Write a folder's ``run.json``, whole or not at all."""
+    write_atomic(folder / RUN_NAME, json.dumps(asdict(record), indent=2).encode())
+
+
+def store_of(record: RunRecord, uri: str | None = None) -> Store:
+    """The store that a run belongs to: the explicit URI, MLFLOW_TRACKING_URI, or the one the run was made in."""
+    return open_store(uri or os.environ.get("MLFLOW_TRACKING_URI") or record.tracking_uri, check=False)
+
+
+def system_tags() -> dict[str, str]:
+    """Who made a run, with what, at which commit."""
+    tags = {"mlflow.source.name": "ca2cl", "mlflow.source.type": "LOCAL", "mlflow.user": os.environ.get("USER", "")}
+    commit = git_commit()
+    return {**tags, "mlflow.source.git.commit": commit.partition("+")[0]} if commit else tags
+
+
+def create_mlflow_run(store: Store, experiment_id: str, name: str, tags: Mapping[str, str] | None = None) -> str:
+    """Make an MLflow run and return its id.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    with store_errors(store.uri):
+        made = store.client.create_run(experiment_id, run_name=name, tags={**system_tags(), **(tags or {})})
+    return str(made.info.run_id)
+
+
+def replayer_of(folder: Path, record: RunRecord, store: Store) -> Replayer:
+    """What sends a run's folder to a store. It makes the run first, where the store was away until now."""
+    return Replayer(folder, store, record.run_id, partial(_find_or_make, folder, store))
+
+
+def _find_or_make(folder: Path, store: Store) -> str:
+    """The id of the folder's run, which is in the store then.
+
+    Raises:
+        InputError: the store is away (``StoreAway``) or refuses, or does not know the run.
+    """
+    record = read_run(folder)  # anew: another process may have made it
+    if record.run_id:
+        fetch_run(store, record.run_id)
+        return record.run_id
+    experiment = store.experiment_id(record.experiment)
+    with store_errors(store.uri):
+        if not (made := _made_with(store, experiment, record)):
+            store.client.create_run(experiment, int(record.created * 1000), record.tags, record.name)
+            # asked again: an answer that was lost, and the client's own second try, leave two runs
+            made = _made_with(store, experiment, record)
+        for extra in made[1:]:
+            store.client.delete_run(extra)
+    if not made:
+        why = "it made a run and does not find it"
+        raise StoreAway(f"tracking store {store.public_uri} cannot be used: {why}; start again later", why)
+    write_run(folder, replace(record, run_id=made[0]))
+    _log.info("MLflow run %s in %s", made[0], store.public_uri)
+    return made[0]
+
+
+def _made_with(store: Store, experiment: str, record: RunRecord) -> list[str]:
+    """Ids of the runs that were made for this folder, the oldest first."""
+    wanted = f"tags.`{KEY_TAG}` = '{record.tags[KEY_TAG]}'"
+    return [
+        str(run.info.run_id)
+        for run in store.client.search_runs([experiment], wanted, order_by=["attribute.start_time ASC"])
+    ]
