@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from ca2cl.evaluation.probe_compare import describe_difference
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
+from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.finetune import FinetuneConfig
@@ -96,7 +96,7 @@ def _predictions(folder: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _row(start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_]) -> Row:
     held = [_predictions(folder) for folder in folders]
-    results = [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
+    results = [parse_json((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
     return Row(
         features=start,
         classifier=CLASSIFIER,
@@ -118,7 +118,7 @@ def _content(
     compared: dict[tuple[str, float], Difference], groups: Groups, digests: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     cells = [
-        json.loads((folder / RESULT).read_text(encoding="utf-8")) for folders in groups.values() for folder in folders
+        parse_json((folder / RESULT).read_text(encoding="utf-8")) for folders in groups.values() for folder in folders
     ]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -127,7 +127,7 @@ def _content(
         "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
         "data": {"train_manifest_digest": digests[0], "test_manifest_digest": digests[1]},
         "protocol": {"name": config.protocol, "statement": PROTOCOLS[config.protocol].statement},
-        "leak": json.loads((Path(config.output_dir) / RECORD).read_text(encoding="utf-8"))["leak"],
+        "leak": parse_json((Path(config.output_dir) / RECORD).read_text(encoding="utf-8"))["leak"],
         "config": flatten(config),
         "results": [row_as_dict(row) for row in rows],
         "differences": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,16 +17,19 @@ import yaml
 
 from ca2cl.config import TrackingConfig, flatten, to_dict
 from ca2cl.errors import InputError
+from ca2cl.redact import redact_all
 from ca2cl.tracking.environment import environment, git_commit, requirements
-from ca2cl.tracking.journal import JOURNAL_NAME, Journal, redact, write_atomic
+from ca2cl.tracking.journal import JOURNAL_NAME, Journal, write_atomic
 from ca2cl.tracking.mirror import Mirror, Replayer
 from ca2cl.tracking.store import Store, fetch_run, open_store, store_errors
 from ca2cl.tracking.system import SystemSampler
+from ca2cl.untrusted import is_number, is_text, parse_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUN_NAME = "run.json"
+_RUN_ID = re.compile(r"[\w-]{1,64}")  # it becomes a part of paths and addresses
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _log = logging.getLogger(__name__)
 
@@ -59,11 +63,27 @@ def read_run(run_dir: str | Path) -> RunRecord:
     """
     path = Path(run_dir) / RUN_NAME
     try:
-        return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+        record = RunRecord(**parse_json(path.read_text(encoding="utf-8")))
+        wrong = _wrong_field(record)
+        if wrong:
+            raise ValueError(f"{wrong} is of the wrong kind")
+        return record
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no run here; give a folder that a run wrote") from None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); restore it or start a new run in another folder") from None
+
+
+def _wrong_field(record: RunRecord) -> str | None:
+    texts = isinstance(record.params, dict) and all(map(is_text, record.params.values()))
+    holds = {
+        "run_id": isinstance(record.run_id, str) and _RUN_ID.fullmatch(record.run_id),
+        "tracking_uri": is_text(record.tracking_uri),
+        "experiment": is_text(record.experiment),
+        "created": is_number(record.created),
+        "params": texts,
+    }
+    return next((name for name, good in holds.items() if not good), None)
 
 
 class NullTracker:
@@ -200,7 +220,7 @@ def _used(folder: Path, resume: bool) -> bool:
 
 
 def _params(config: Tracked) -> dict[str, str]:
-    return {name: redact(str(value)) for name, value in flatten(config).items()}
+    return {name: str(value) for name, value in flatten(config).items()}
 
 
 def _create_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
@@ -256,7 +276,7 @@ def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[s
     if manifest is not None:
         tracker.set_tag("ca2cl.manifest_digest", str(manifest.get("digest", "")))
     files = {
-        "config.yaml": redact(yaml.safe_dump(json.loads(json.dumps(to_dict(config))), sort_keys=False)),
+        "config.yaml": yaml.safe_dump(redact_all(to_dict(config)), sort_keys=False),
         "environment.json": json.dumps(environment(), indent=2),
         "requirements.txt": requirements(),
         **({"manifest.json": json.dumps(manifest, indent=2)} if manifest is not None else {}),
