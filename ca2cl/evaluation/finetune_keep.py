@@ -44,6 +44,6 @@ def keep_best(cells: Sequence[Path]) -> Path | None:
 def _loss(folder: Path) -> float:
     try:
         loss = parse_json((folder / "card.json").read_text(encoding="utf-8"))["metrics"]["held_out_loss"]
-    except (OSError, ValueError, KeyError):  # killed while it was written: its cell is done again
+    except (OSError, ValueError, KeyError, TypeError):  # killed while it was written: its cell is done again
         return float("inf")
     return float("inf") if loss is None else float(loss)

@@ -22,6 +22,8 @@ from ca2cl.untrusted import is_number, is_whole, parse_json
 
 JOURNAL_NAME = "journal.jsonl"
 NONFINITE = "nonfinite"
+_NONFINITE_WORDS = ("nan", "inf", "-inf")
+_LATEST = 1e11  # Unix seconds: some thousand years
 _log = logging.getLogger(__name__)
 
 
@@ -159,10 +161,14 @@ def _decode(line: bytes) -> dict[str, Any] | None:
         record = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(record, dict) or not is_number(record.get("time", 0)):
+    if not isinstance(record, dict):
+        return None
+    seconds, odd = record.get("time", 0), record.get(NONFINITE, {})
+    if not (is_number(seconds) and abs(seconds) < _LATEST and isinstance(odd, dict)):
         return None
     told = isinstance(record["event"], str) if "event" in record else is_whole(record.get("step", 0))
-    return record if told and isinstance(record.get(NONFINITE, {}), dict) else None
+    whole = told and is_whole(record.get("tick", 0)) and all(str(value) in _NONFINITE_WORDS for value in odd.values())
+    return record if whole else None
 
 
 def _is_past(line: bytes, step: int) -> bool:

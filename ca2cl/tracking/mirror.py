@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal, write_atomic
 from ca2cl.tracking.store import Store, away_errors, reason
-from ca2cl.untrusted import is_file_name, is_whole, lies_in, parse_json
+from ca2cl.untrusted import is_file_name, is_number, is_whole, lies_in, parse_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -222,7 +222,7 @@ def metrics_of(record: Mapping[str, Any]) -> Iterator[Metric]:
     timestamp = int(float(record.get("time", time.time())) * 1000)
     values = {**record, **{name: float(text) for name, text in record.get(NONFINITE, {}).items() if name in record}}
     for name, value in values.items():
-        if name in _NOT_METRICS or isinstance(value, bool) or not isinstance(value, (int, float)):
+        if name in _NOT_METRICS or not (is_number(value) or isinstance(value, float)):
             continue
         yield Metric(name, float(value), timestamp, step)
 

@@ -132,7 +132,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _wrong_field(state: dict[str, Any]) -> str | None:
     """Name of a field whose value is of the wrong kind."""
-    optimizer, progress, best = state.get("optimizer"), state.get("progress"), state.get("best", {})
+    optimizer, progress, best = state.get("optimizer"), state.get("progress", {}), state.get("best", {})
     holds = {
         "schema_version": is_whole(state.get("schema_version", 0), 0, SCHEMA_VERSION),
         "optimizer": isinstance(optimizer, dict) and all(isinstance(entry, dict) for entry in optimizer.values()),
