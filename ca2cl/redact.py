@@ -11,7 +11,9 @@ from typing import Any
 _USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
 # A password with a / in it, as the keys of object stores and databases have; digits alone after the colon are a port.
 _SLASHED = re.compile(r"(?<=://)[^/?#@\s:]*:(?!\d*[/?#])[^@\s]*@")
-_DATABASE = re.compile(r"\b((?:postgres|postgresql|mysql|mariadb|mssql|oracle)(?:\+\w+)?://)\S*@", re.I)
+_DATABASE = re.compile(r"\b((?:postgres|postgresql|mysql|mariadb|mssql|oracle)(?:\+\w+)?:/{1,2})\S*@", re.I)
+# what pathlib makes of a URL; models:/NAME@ALIAS is none
+_ONE_SLASH = re.compile(r"\b((?:https?|s3a?|gc?s|ftps?|sftp|ssh|hf|az|abfss?|adl|webdavs?):/)(?!/)[^/?#\s]*@", re.I)
 _QUERY = re.compile(
     r"([?&;#][^=&;\s]*(?:token|key|secret|passw|pwd|signature|sig|credential|auth)[^=&;\s]*=)[^&;#\s'\"]+", re.I
 )
@@ -19,7 +21,7 @@ _QUERY = re.compile(
 
 def redact(text: str) -> str:
     """``text`` without the user names, passwords and tokens that its URIs carry."""
-    text = _DATABASE.sub(r"\1", text)
+    text = _ONE_SLASH.sub(r"\1", _DATABASE.sub(r"\1", text))
     return _QUERY.sub(r"\1***", _USERINFO.sub("", _SLASHED.sub("", text)))
 
 
