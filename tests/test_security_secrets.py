@@ -221,7 +221,7 @@ def test_a_whole_run_on_guarded_servers_leaves_no_secret_anywhere(tmp_path: Path
     """Shards behind a token, and an MLflow server behind a password in MLFLOW_TRACKING_URI; then a probe of it."""
     make_shards(tmp_path / "served", 4)
     server = Server(_made(tmp_path / "mlflow"))
-    server.start()
+    server.start(patience=240)
     uri = server.uri.replace("://", f"://{LOGIN}@")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     env |= {"MLFLOW_TRACKING_URI": uri, "AWS_SECRET_ACCESS_KEY": SECRET, "HF_TOKEN": SECRET}
