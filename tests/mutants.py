@@ -10,13 +10,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-_DEEP, _HUGE = "@deep@", "@huge@"
-_RAW = {_DEEP: "[" * 50_000 + "]" * 50_000, _HUGE: "9" * 5000}
+DEEP, _HUGE = "@deep@", "@huge@"
+_RAW = {DEEP: "[" * 50_000 + "]" * 50_000, _HUGE: "9" * 5000}
 # what no field is meant to hold, or what some field must not
 ODD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 99, 10**12, 2**63, 10**30, -(10**18), 0.5, 1e308, math.nan, math.inf, -math.inf,
     "", "x", "0", "../x", "/etc/passwd", "a\0b", "\ud800", "x" * 3000, "é", [], [[]], [1, 2], [None], {}, {"": None},
-    {"x": {}}, [10**12, 10**12], _DEEP, _HUGE,
+    {"x": {}}, [10**12, 10**12], DEEP, _HUGE,
 )  # fmt: skip
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 VALUES = st.sampled_from(ODD) | st.recursive(
