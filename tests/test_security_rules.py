@@ -84,6 +84,9 @@ def call_faults(call: ast.Call, called: str, name: str) -> Iterator[str]:
         yield "allows pickles"
     if keyword(call, "trust_remote_code") not in (None, False):
         yield "trusts remote code"
+    merges = isinstance(call.func, ast.Attribute) and call.func.attr == "merge_from_file"
+    if merges and keyword(call, "allow_unsafe") is not False:
+        yield "lets a configuration of detectron2 run code"
     if keyword(call, "shell") not in (None, False):
         yield "opens a shell"
     if called in ("json.loads", "json.load") and name != "untrusted.py" and not _of_our_own(call):
@@ -132,6 +135,7 @@ def test_no_module_unpickles_runs_text_or_opens_a_shell() -> None:
         "import pandas as pd\npd.read_pickle('x')",
         "import mlflow\nmlflow.pyfunc.load_model('x')",
         "import datasets\ndatasets.load_dataset('x', trust_remote_code=True)",
+        "cfg.merge_from_file('x')",
         "import json\njson.loads(path.read_text())",
     ],
 )
