@@ -14,12 +14,14 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ca2cl import __version__
 from ca2cl.errors import InputError, LocalError, nearest
+from ca2cl.redact import RedactingFormatter, redact
 from ca2cl.training.preempt import StopFlag
 
 _RECIPES = Path(__file__).parent / "recipes"
@@ -90,7 +92,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[console])
     for chatty in ("alembic", "mlflow", "httpx", "datasets", "timm", "detectron2", "fvcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
@@ -99,6 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(error)
     except KeyboardInterrupt:
         return 130
+    except Exception:  # noqa: BLE001 - a fault of ours: Python would show the same, but with the secrets of URIs in it
+        sys.stderr.write(redact(traceback.format_exc()))
+        return 1
 
 
 def _refuse(error: InputError) -> int:
@@ -106,7 +113,7 @@ def _refuse(error: InputError) -> int:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or isinstance(error, LocalError):
         by = "" if rank == "0" else f" (rank {rank})"
-        sys.stderr.write(f"ca2cl: error{by}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"ca2cl: error{by}: {redact(' '.join(str(error).split()))}\n")
     return 2
 
 
@@ -180,6 +187,8 @@ def _parsed(parser: Any, kind: type, arguments: list[str]) -> Any:
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         raise InputError(_explain(str(error), known)) from None
+    except (UnicodeError, RecursionError, OSError) as error:  # what its reader of YAML lets through
+        raise InputError(f"config cannot be read ({str(error)[:200]}); give a file of YAML") from None
     except SystemExit as end:
         if end.code == 0:
             return None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ca2cl.errors import InputError
+from ca2cl.redact import redact_all
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -279,7 +280,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flatten(config: Any) -> dict[str, str | int | float | bool | None]:
-    """A configuration as ``{"group.field": value}``; lists and tuples become their JSON."""
+    """A configuration as ``{"group.field": value}``, to be written down: lists and tuples become their JSON, and
+    secrets in URIs are taken out."""
     flat: dict[str, str | int | float | bool | None] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -289,7 +291,7 @@ def flatten(config: Any) -> dict[str, str | int | float | bool | None]:
         else:
             flat[prefix] = json.dumps(value) if isinstance(value, (list, tuple)) else value
 
-    walk("", to_dict(config))
+    walk("", redact_all(to_dict(config)))
     return flat
 
 

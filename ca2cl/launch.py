@@ -201,11 +201,11 @@ def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer) ->
 
 def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str) -> Progress:
     state = read_state(checkpoint)
-    if state["manifest_digest"] != manifest_digest:
+    if state.get("manifest_digest") != manifest_digest:
         raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
     restore(checkpoint, engine)
     logger.info("going on from %s", checkpoint)
-    return Progress(**state["progress"])
+    return Progress.of(checkpoint)
 
 
 def _check_progress(progress: Progress, steps: int, engine: AccelerateEngine) -> None:

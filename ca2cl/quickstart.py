@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.untrusted import parse_json
 
 POSITIONAL = ("folder",)
 _TILE_SIZE = 64
@@ -58,7 +58,7 @@ def run(config: QuickstartConfig) -> int:
         code = _start(command, folder)
         if code:
             return code
-    run_id = json.loads((folder / "run" / "run.json").read_text())["run_id"]
+    run_id = parse_json((folder / "run" / "run.json").read_text())["run_id"]
     code = _start(
         ["ca2cl", "probe", "--encoder", run_id, "--train", "shards/train", "--test", "shards/test",
          "--labels", "0.1", "1.0", "--imagenet", "false", "--output", "probe.json"], folder,

@@ -341,7 +341,7 @@ def test_masks_of_files_from_elsewhere() -> None:
         (
             json.dumps(
                 {"images": [], "categories": [], "annotations": [
-                    {"id": 5, "image_id": 2, "category_id": 1, "segmentation": [], "area": 1, "bbox": []}
+                    {"id": 5, "image_id": 2, "category_id": 1, "segmentation": [], "area": 1, "bbox": [0, 0, 1, 1]}
                 ]}
             ),
             "annotation 5 is of image 2",

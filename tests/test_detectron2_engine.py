@@ -26,6 +26,7 @@ from ca2cl.detection.engines import find_engine, load_detector
 from ca2cl.detection.prepare import PrepareConfig
 from ca2cl.detection.prepare import run as run_prepare
 from ca2cl.detection.torchvision_engine import learning_rate
+from ca2cl.detection.weights import load_backbone
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard
@@ -33,6 +34,7 @@ from ca2cl.tracking.resolver import ResolvedEncoder
 from ca2cl.training.preempt import StopFlag
 from tests.glands import write_pairs
 from tests.jobs import LAUNCH, free_port, start
+from tests.pickles import Bait
 
 pytestmark = pytest.mark.detectron2
 SCHEDULE = Schedule(
@@ -262,3 +264,28 @@ def test_two_processes_train_and_score_together(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "job" / "cells" / "encoder-seed0" / "predictions" / "testA.json").read_text())
     scores = {name: value for name, value in training["scores"]["testA"].items() if "/" in name}
     assert coco_scores(read_coco(tmp_path / "job" / "data" / "testA.json"), rows) == pytest.approx(scores)
+
+
+def test_no_file_of_a_job_is_run(split: CocoSplit, tmp_path: Path) -> None:
+    """detectron2 itself unpickles what ``last_checkpoint`` names, and builds what a configuration's tags say."""
+    bait = Bait(tmp_path)
+    folder = tmp_path / "job"
+    training = Detectron2Engine().build(make_job(split, folder))
+    folder.mkdir(exist_ok=True)
+    for name, form in (
+        ("x.pkl", "pickle"),
+        ("model_1.pkl", "pickle"),
+        ("model_1.pth", "torch_zip"),
+        ("model_1.pth", "pickle"),
+    ):
+        (folder / name).write_bytes(bait.forms[form])
+        (tmp_path / name).write_bytes(bait.forms[form])
+        for told in (name, f"../{name}", str(tmp_path / name)):
+            (folder / "last_checkpoint").write_text(told)
+            with pytest.raises(InputError, match="is none; delete it|damaged"):
+                training.train(Watch())
+            assert not bait.sprung
+    (tmp_path / "x.yaml").write_bytes(bait.yaml)
+    with pytest.raises(Exception, match="constructor"):
+        load_backbone(tmp_path / "model_1.pth", tmp_path / "x.yaml")
+    assert not bait.sprung

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ca2cl.errors import InputError
-from ca2cl.tracking.journal import Journal, encode, read_journal, redact, training_lines
+from ca2cl.redact import redact
+from ca2cl.tracking.journal import Journal, encode, read_journal, training_lines
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

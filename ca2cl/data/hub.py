@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
 from ca2cl.errors import InputError
+from ca2cl.untrusted import is_file_name, lies_in, parse_json
 
 _IMAGE_COLUMNS = ("image", "img", "tile")
 _LABEL_COLUMNS = ("label", "labels", "class")
@@ -43,7 +44,7 @@ class DatasetSource:
             _require_column(source, dataset, "group_column", options.group_column)
             self._groups = dataset[options.group_column][:]
         self.digest = self._digest(dataset, image, label)
-        self.reader: TileReader = DatasetReader(f"{source}:{split}", _encoded(dataset, image), image)
+        self.reader: TileReader = DatasetReader(f"{source}:{split}", _encoded(dataset, image), image, _homes(source))
 
     def _digest(self, dataset: Any, image: str, label: str | None) -> str:
         parts = [self._split, dataset._fingerprint, repr(dataset.features), image, str(label), str(self._groups)]
@@ -70,6 +71,8 @@ class DatasetReader:
     prefix: str
     dataset: Any
     column: str
+    homes: tuple[Path, ...]
+    """Folders that a row may name a file in: a dataset from elsewhere must not have other files put into shards."""
 
     def where(self, tile: Tile) -> str:
         return f"{self.prefix}[{tile.row}]"
@@ -80,15 +83,52 @@ class DatasetReader:
             path = value.get("path")
             value = value.get("bytes")
             if value is None and path:
-                try:
-                    return Path(path).read_bytes()
-                except OSError as error:
-                    raise InputError(f"{self.where(tile)}: {path} cannot be read ({error.strerror})") from None
+                return self._file(tile, Path(path))
         if not isinstance(value, bytes):
             raise InputError(
                 f"{self.where(tile)}: no image bytes in column {self.column!r}; leave it out with --bad skip"
             )
         return value
+
+    def _file(self, tile: Tile, path: Path) -> bytes:
+        try:
+            if not any(lies_in(home, path) for home in self.homes):
+                raise InputError(f"{self.where(tile)}: {path} lies outside the dataset; leave it out with --bad skip")
+            return path.read_bytes()
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            told = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.where(tile)}: {path} cannot be read ({told})") from None
+
+
+def _homes(source: str) -> tuple[Path, ...]:
+    """The saved dataset's folder; for the hub's, its caches, or the folder that ``hf:FOLDER`` names."""
+    if not source.startswith("hf:"):
+        return (Path(source),)
+    from huggingface_hub import constants
+
+    caches = (Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
+    folder = Path(source.removeprefix("hf:"))
+    return (*caches, folder) if folder.is_dir() else caches
+
+
+def _check_files(root: Path) -> None:
+    """ValueError where a saved dataset names files outside of its folder."""
+    splits = [root]
+    listed = root / "dataset_dict.json"
+    if listed.is_file():
+        splits = [root / _own(name) for name in parse_json(listed.read_text(encoding="utf-8"))["splits"]]
+    for folder in splits:
+        state = parse_json((folder / "state.json").read_text(encoding="utf-8"))
+        for file in state["_data_files"]:
+            _own(file["filename"])
+
+
+def _own(name: Any) -> str:
+    if not is_file_name(name):
+        raise ValueError(f"{name!r:.100} is no file of its folder")
+    return str(name)
 
 
 def _load(source: str, split: str | None) -> tuple[Any, str]:
@@ -97,8 +137,9 @@ def _load(source: str, split: str | None) -> tuple[Any, str]:
         if source.startswith("hf:"):
             loaded = datasets.load_dataset(source.removeprefix("hf:"), split=split)
         else:
+            _check_files(Path(source))
             loaded = datasets.load_from_disk(source)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{source}: cannot be loaded as a dataset ({reason}); check name, split and network") from None
     if not isinstance(loaded, dict):

@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ca2cl.data.decode import MAX_PIXELS
 from ca2cl.errors import InputError
+from ca2cl.untrusted import is_text, is_whole, parse_json
 
 INDEX_NAME = "index.arrow"
 MANIFEST_NAME = "manifest.json"
@@ -30,6 +32,7 @@ _SHARDS_KEY = b"ca2cl.shards"
 _SUMS_KEY = b"ca2cl.checksums"
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar")
 _RECENT_SHARDS = 256
+_ROW_BYTES = 20  # at least: offset, size and label are not compressed
 _DAMAGE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError)
 _SCHEMA = pa.schema(
     [
@@ -120,12 +123,13 @@ class ShardIndex:
         self._path = path
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            listed = json.loads(self._reader.schema.metadata[_SHARDS_KEY])
+            listed = parse_json(self._reader.schema.metadata[_SHARDS_KEY])
             self.shards = [ShardInfo(**entry) for entry in listed]
-            self._sums = json.loads(self._reader.schema.metadata[_SUMS_KEY])
+            self._sums = parse_json(self._reader.schema.metadata[_SUMS_KEY])
             if not self._reader.schema.equals(_SCHEMA):
                 raise ValueError("other columns")
             self._check(path)
+            self._check_counts(path.stat().st_size)
         except FileNotFoundError:
             raise InputError(f"{path}: no index here; write the folder again with `ca2cl shard`") from None
         except InputError:
@@ -153,8 +157,18 @@ class ShardIndex:
                 raise InputError(
                     f"{path}: shard {shard.name!r} is no tar in this folder; write it again with `ca2cl shard`"
                 )
-            if not (type(shard.bytes) is type(shard.samples) is int and min(shard.bytes, shard.samples) >= 0):
+            if not (is_whole(shard.bytes) and is_whole(shard.samples)):
                 raise ValueError(f"{shard.name} has no size")
+
+    def _check_counts(self, size: int) -> None:
+        """Hold the declared counts against each other, and against the bytes that so many rows take: what is believed
+        here is allocated later."""
+        manifest, samples = self.manifest, sum(shard.samples for shard in self.shards)
+        told = (manifest.samples, manifest.shards, manifest.bytes)
+        if told != (samples, len(self.shards), sum(shard.bytes for shard in self.shards)):
+            raise ValueError(f"other counts than in {MANIFEST_NAME}")
+        if samples * _ROW_BYTES > size:
+            raise ValueError(f"{samples} samples in {size} bytes")
 
     def _check_sizes(self, missing_too: bool) -> None:
         with os.scandir(self.root) as entries:  # one listing: a stat by path for each of 10^5 tars takes seconds
@@ -309,14 +323,14 @@ def read_manifest(path: Path) -> Manifest:
         InputError: missing, not JSON, wrong fields, or a newer schema than this version knows.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no manifest here; give a folder that `ca2cl shard` wrote") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); write the folder again with `ca2cl shard`") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
+    if not isinstance(raw, dict) or not is_whole(raw.get("schema_version"), 1):
         raise InputError(f"{path}: not a manifest of ca2cl; give a folder that `ca2cl shard` wrote")
     if raw["schema_version"] > SCHEMA_VERSION:
         raise InputError(
@@ -335,20 +349,18 @@ def read_manifest(path: Path) -> Manifest:
 def _wrong_field(manifest: Manifest) -> str | None:
     """Name of a field whose value is of the wrong kind."""
 
-    def whole(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-    def text(value: object) -> bool:
-        return isinstance(value, str)
-
     sides, classes, counts = manifest.tile_size, manifest.classes, manifest.counts
     holds = {
-        "classes": isinstance(classes, list) and all(map(text, classes)),
-        "counts": isinstance(counts, dict) and all(map(whole, counts.values())),
-        "tile_size": isinstance(sides, list) and len(sides) == 2 and all(whole(side) and side > 0 for side in sides),
-        **{name: text(getattr(manifest, name)) for name in ("source", "encode", "digest")},
-        **{name: whole(getattr(manifest, name)) for name in ("schema_version", "samples", "shards", "bytes")},
+        "classes": isinstance(classes, list) and all(map(is_text, classes)),
+        "counts": isinstance(counts, dict) and all(map(is_whole, counts.values())),
+        "tile_size": isinstance(sides, list)
+        and len(sides) == 2
+        and all(is_whole(side, 1, MAX_PIXELS) for side in sides),
+        **{name: is_text(getattr(manifest, name)) for name in ("source", "encode", "digest")},
+        **{name: is_whole(getattr(manifest, name)) for name in ("schema_version", "samples", "shards", "bytes")},
     }
+    if holds["tile_size"] and sides[0] * sides[1] > MAX_PIXELS:
+        return "tile_size"
     return next((name for name, good in holds.items() if not good), None)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ca2cl.data.atomic import write_atomic
 from ca2cl.errors import InputError
+from ca2cl.untrusted import parse_json
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class JobFolder:
     def _held(self) -> dict[str, Any] | None:
         path = self.path / self.record
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+            return dict(parse_json(path.read_text(encoding="utf-8"))["settings"])
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -26,6 +26,7 @@ from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
 from ca2cl.data.index import ShardInfo, ShardSamples
 from ca2cl.data.tile_source import Tile, TileReader
 from ca2cl.errors import InputError
+from ca2cl.untrusted import parse_json
 
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp"}
 _ENCODED_EXT = {"jpeg": "jpg", "webp": "webp", "png": "png"}
@@ -221,7 +222,7 @@ def write_sidecar(path: Path, packed: Packed) -> None:
 
 def read_sidecar(path: Path) -> Packed:
     """What ``write_sidecar`` noted. OSError, ValueError, KeyError or TypeError if it is missing or damaged."""
-    content = json.loads(path.read_bytes())
+    content = parse_json(path.read_bytes())
     rows = content["samples"]
     for name, kind in (("offset", np.int64), ("size", np.int64), ("label", np.int32)):
         rows[name] = np.array(rows[name], kind)

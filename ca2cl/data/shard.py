@@ -42,6 +42,7 @@ from ca2cl.data.shard_pool import PLAN_FOLDER, Job, sidecar_path, write_shards
 from ca2cl.data.sources import open_source
 from ca2cl.data.tile_source import Source, SourceOptions
 from ca2cl.errors import InputError
+from ca2cl.untrusted import parse_json
 
 POSITIONAL = ("source", "out")
 _LOG_SECONDS = 10.0
@@ -212,7 +213,7 @@ def _adopt(out: Path, plan: Plan) -> None:
     """Take the folder for this plan, or refuse it because it holds another's shards."""
     path = out / PLAN_FOLDER / "plan.json"
     try:
-        known = json.loads(path.read_bytes())["digest"]
+        known = parse_json(path.read_bytes())["digest"]
     except FileNotFoundError:
         if (out / MANIFEST_NAME).exists() or any(out.glob("*.tar")):
             raise InputError(f"{out}: holds shards that this run did not write; give an empty folder") from None

@@ -23,6 +23,7 @@ from typing import Any
 
 from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, read_manifest
 from ca2cl.errors import InputError
+from ca2cl.redact import redact
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,19 @@ def is_remote(root: str | Path) -> bool:
     return "://" in str(root)
 
 
+def file_url(root: str, name: str) -> str:
+    """URL of a file in the folder that ``root`` names; a query (a token, a signature) stays behind the path."""
+    if not root.startswith(("http://", "https://")):
+        return f"{root.rstrip('/')}/{name}"
+    folder, mark, query = root.partition("?")
+    return f"{folder.rstrip('/')}/{name}{mark}{query}"
+
+
+def _without_secrets(root: str) -> str:
+    """What names the same folder tomorrow, when its password or token is another."""
+    return redact(root).partition("?")[0].rstrip("/")
+
+
 def open_index(root: str | Path, cache_dir: str | Path | None = None, policy: FetchPolicy | None = None) -> ShardIndex:
     """Open the index of a shard folder, fetching it and the manifest first if ``root`` is a URL.
 
@@ -64,9 +78,11 @@ def open_index(root: str | Path, cache_dir: str | Path | None = None, policy: Fe
     if not is_remote(root):
         return ShardIndex(root)
     if cache_dir is None:
-        raise InputError(f"data.cache_dir is none: {root} is remote; give a local folder with --data.cache_dir")
+        raise InputError(
+            f"data.cache_dir is none: {redact(str(root))} is remote; give a local folder with --data.cache_dir"
+        )
     base, policy = str(root).rstrip("/"), policy or FetchPolicy()
-    url_hash = hashlib.blake2b(base.encode(), digest_size=8).hexdigest()
+    url_hash = hashlib.blake2b(_without_secrets(base).encode(), digest_size=8).hexdigest()
     try:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache_dir):
@@ -78,13 +94,13 @@ def open_index(root: str | Path, cache_dir: str | Path | None = None, policy: Fe
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".manifest-") as scratch:
         # Always fetched anew: it is small, and its digest says whether the cached rest still belongs to it.
         manifest = Path(scratch) / MANIFEST_NAME
-        _fetch(f"{base}/{MANIFEST_NAME}", manifest, policy)
+        _fetch(file_url(base, MANIFEST_NAME), manifest, policy)
         folder = Path(cache_dir) / f"{url_hash}-{read_manifest(manifest).digest[:16]}"
         folder.mkdir(exist_ok=True)
         manifest.replace(folder / MANIFEST_NAME)
     with _locked(folder / INDEX_NAME):
         if not (folder / INDEX_NAME).exists():
-            _fetch(f"{base}/{INDEX_NAME}", folder / INDEX_NAME, policy)
+            _fetch(file_url(base, INDEX_NAME), folder / INDEX_NAME, policy)
     return ShardIndex(folder)
 
 
@@ -176,7 +192,7 @@ class ShardReader:
         size, digest = self._expected[path.name]
         with _locked(path):
             if not path.exists():
-                _fetch(f"{self.root}/{path.name}", path, self.policy, size, digest)
+                _fetch(file_url(self.root, path.name), path, self.policy, size, digest)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict()}
@@ -194,7 +210,7 @@ class _Transfer(threading.Thread):
     """One attempt to copy a remote file. A thread, since no fsspec store promises a timeout that covers every call."""
 
     def __init__(self, url: str, part: Path) -> None:
-        super().__init__(daemon=True, name=f"fetch {url}")
+        super().__init__(daemon=True, name=f"fetch {redact(url)}")
         self.url, self.part = url, part
         self.received = 0
         self.error: BaseException | None = None
@@ -243,7 +259,7 @@ def _fetch(url: str, target: Path, policy: FetchPolicy, size: int | None = None,
     Raises:
         InputError: every attempt failed.
     """
-    reason = "no attempt was made"
+    reason, shown = "no attempt was made", redact(url)
     for attempt in range(policy.attempts):
         if attempt:
             time.sleep(policy.pause * 2 ** (attempt - 1))
@@ -255,16 +271,28 @@ def _fetch(url: str, target: Path, policy: FetchPolicy, size: int | None = None,
             part.replace(target)
             return
         except ImportError as error:
-            raise InputError(f"{url}: {' '.join(str(error).split())}") from None
+            raise InputError(f"{shown}: {_told(error, url)}") from None
         except Exception as error:  # noqa: BLE001 - every store has its own errors; all of them are tried again
+            if isinstance(error, ValueError) and "Protocol not known" in str(error):
+                raise InputError(
+                    f"{shown}: no store of this kind; use a path, http(s)://, s3://, gs:// or hf://"
+                ) from None
             # fsspec reports a refused connection as a missing file too, but then with the cause attached.
             if isinstance(error, FileNotFoundError) and error.__cause__ is None:
-                raise InputError(f"{url}: not found; give a URL under which `ca2cl shard` wrote") from None
-            reason = " ".join(str(error).split()) or type(error).__name__
-            logger.warning("%s: attempt %d of %d failed: %s", url, attempt + 1, policy.attempts, reason)
+                raise InputError(f"{shown}: not found; give a URL under which `ca2cl shard` wrote") from None
+            reason = _told(error, url)
+            logger.warning("%s: attempt %d of %d failed: %s", shown, attempt + 1, policy.attempts, reason)
         finally:
             part.unlink(missing_ok=True)
-    raise InputError(f"{url}: cannot be fetched after {policy.attempts} attempts ({reason}); check address and network")
+    raise InputError(
+        f"{shown}: cannot be fetched after {policy.attempts} attempts ({reason}); check address and network"
+    )
+
+
+def _told(error: BaseException, url: str) -> str:
+    """An error in one line, without what is secret in ``url`` or in others."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return redact(text.replace(url, redact(url)))
 
 
 def _check_part(part: Path, size: int | None, sha256: str | None) -> None:

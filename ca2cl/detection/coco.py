@@ -8,7 +8,6 @@ COCO's own evaluation take. Legend: H, W height and width in pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from ca2cl.detection.coco_checks import fault_of, fault_of_segmentation
 from ca2cl.detection.instances import Ids, Instance, Region
 from ca2cl.errors import InputError
 from ca2cl.optional import need
+from ca2cl.untrusted import parse_json
 
 Json = dict[str, Any]
 REMEDY = 'pip install "ca2cl[detection]"'
 CATEGORIES = ({"id": 1, "name": "gland", "supercategory": "gland"},)
+_TOLD = 300  # characters of a fault that are shown
 _AGAIN = "write the folder again with `ca2cl detect prepare`"
 
 
@@ -48,18 +50,16 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Region:
         InputError: of another size, or nothing of these.
     """
     tools = mask_tools()
-    try:
-        if isinstance(segmentation, list):
-            code = tools.merge(tools.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            code = tools.frPyObjects(segmentation, *segmentation["size"])
-        else:
-            code = segmentation
-        mask_HW: Region = tools.decode(code).astype(bool)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise InputError(f"segmentation: neither run lengths nor polygons ({error}); {_AGAIN}") from None
-    if mask_HW.shape != (height, width):
-        raise InputError(f"segmentation: {mask_HW.shape} pixels, its image has {(height, width)}; {_AGAIN}")
+    fault = fault_of_segmentation(segmentation, height, width) if segmentation else "there is none"
+    if fault:
+        raise InputError(f"segmentation: {fault}; {_AGAIN}")
+    if isinstance(segmentation, list):
+        code = tools.merge(tools.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        code = tools.frPyObjects(segmentation, height, width)
+    else:
+        code = segmentation
+    mask_HW: Region = tools.decode(code).astype(bool)
     return mask_HW
 
 
@@ -92,7 +92,7 @@ def read_coco(path: Path) -> Json:
         InputError: missing, not JSON, or not COCO's instances.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a COCO file, or {_AGAIN}") from None
     except ValueError as error:
@@ -109,11 +109,22 @@ def read_coco(path: Path) -> Json:
         lacking = next((name for row in rows for name in names if name not in row), None)
         if lacking:
             raise InputError(f"{path}: one of the {part} lacks {lacking}; {_AGAIN}")
-    known = {image["id"] for image in data["images"]}
-    stray = next((row for row in data["annotations"] if row["image_id"] not in known), None)
-    if stray:
-        raise InputError(f"{path}: annotation {stray['id']} is of image {stray['image_id']}, not listed; {_AGAIN}")
+        fault = next((told for told in (fault_of(part, row) for row in rows) if told), "")
+        if fault:
+            raise InputError(f"{path}: one of the {part}: {fault[:_TOLD]}; {_AGAIN}")
+    _check_annotations(path, data)
     return dict(data)
+
+
+def _check_annotations(path: Path, data: Json) -> None:
+    known = {image["id"]: image for image in data["images"]}
+    for row in data["annotations"]:
+        image = known.get(row["image_id"])
+        if image is None:
+            raise InputError(f"{path}: annotation {row['id']} is of image {row['image_id']}, not listed; {_AGAIN}")
+        fault = fault_of_segmentation(row["segmentation"], image["height"], image["width"])
+        if fault:
+            raise InputError(f"{path}: segmentation of annotation {row['id']}: {fault[:_TOLD]}; {_AGAIN}")
 
 
 def instance_ids(image: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]]) -> Ids:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.probe_report import metric_names, write_json
 from ca2cl.tracking.evaluation_run import log_evaluation_once
 from ca2cl.tracking.tables import aligned
+from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.detection.detect_config import DetectConfig
@@ -69,7 +69,7 @@ def report(config: DetectConfig, found: ResolvedEncoder, out: Path, cells: Seque
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); delete its folder and start again") from None
 

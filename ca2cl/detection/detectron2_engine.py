@@ -12,7 +12,6 @@ Legend: H, W an image's height and width in pixels.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +32,7 @@ from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
 from ca2cl.optional import need
 from ca2cl.training.engine import build_accelerator, under_deepspeed
+from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -59,7 +59,7 @@ class Detectron2Engine(Engine):
     def version(self) -> str:
         """Of the package, with the commit where pip knows it."""
         held = metadata.distribution("detectron2")
-        source = json.loads(held.read_text("direct_url.json") or "{}")
+        source = parse_json(held.read_text("direct_url.json") or "{}")
         commit = source.get("vcs_info", {}).get("commit_id", "")
         return held.version + (f" ({commit[:12]})" if commit else "")
 

@@ -7,6 +7,7 @@ its authors call unstable, needs their launcher, and cannot run several processe
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from ca2cl.errors import InputError
 
 _PRECISE_STEPS = 200
 """Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
+_NAME = re.compile(r"model_\w+\.pth")
 Example = dict[str, Any]
 
 
@@ -83,7 +85,26 @@ class MappedImages(Dataset[Example | str]):
 
 
 class _Checkpointer(DetectionCheckpointer):  # type: ignore[misc, unused-ignore]
-    """detectron2's, that keeps one checkpoint and never a torn name of it."""
+    """detectron2's, that keeps one checkpoint and never a torn name of it, and reads none but its own: detectron2
+    follows the name in ``last_checkpoint`` anywhere, and unpickles what ends with ``.pkl``."""
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the newest checkpoint, "" where there is none.
+
+        Raises:
+            InputError: the name is not one that training gives.
+        """
+        found = Path(super().get_checkpoint_file())
+        if found != Path() and (found.parent != Path(self.save_dir) or not _NAME.fullmatch(found.name)):
+            raise InputError(f"{self.save_dir}/last_checkpoint: {found.name[:80]!r} is none; delete it and start again")
+        return "" if found == Path() else str(found)
+
+    def _torch_load(self, f: str) -> Any:
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - any bytes are instructions to torch's reader, until one fails
+            told = " ".join(str(error).split())[:200]
+            raise InputError(f"{f}: damaged ({told}); delete {self.save_dir} and start again") from None
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         folder = Path(self.save_dir)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from ca2cl.data.atomic import write_atomic
 from ca2cl.detection.engine import Head
 from ca2cl.errors import InputError
+from ca2cl.model.encoder import ARCHITECTURES
 from ca2cl.model.norm import Norm
+from ca2cl.untrusted import is_number, is_text, is_whole, parse_json
 
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SCHEMA_VERSION = 1
+_MOST_CLASSES, _LONGEST_SIDE = 10_000, 2**15  # beyond these a card would only ask for memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +57,42 @@ def read_card(folder: Path) -> DetectorCard:
         InputError: nothing there, damaged, or written by a newer version.
     """
     try:
-        held: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        if held["schema_version"] > SCHEMA_VERSION:
+        held: dict[str, Any] = parse_json((folder / CARD).read_text(encoding="utf-8"))
+        if is_whole(held["schema_version"], SCHEMA_VERSION + 1):
             raise InputError(f"{folder}: written by a newer ca2cl; upgrade this one")
         held = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
-        return DetectorCard(**held)
+        card = DetectorCard(**held)
+        _check(card)
+        return card
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(_damaged(folder, error)) from None
+
+
+def _check(card: DetectorCard) -> None:
+    """ValueError that names the field whose value is of the wrong kind."""
+    named = isinstance(card.classes, tuple) and all(map(is_text, card.classes))
+    holds = {
+        "schema_version": is_whole(card.schema_version, 1, SCHEMA_VERSION),
+        "head": card.head in get_args(Head),
+        "norm": card.norm in get_args(Norm),
+        "arch": card.arch in ARCHITECTURES,
+        "classes": named and 0 < len(card.classes) <= _MOST_CLASSES and len(set(card.classes)) == len(card.classes),
+        "mean": _three(card.mean),
+        "std": _three(card.std) and min(card.std) > 0,
+        "test_side": is_whole(card.test_side, 1, _LONGEST_SIDE),
+        "longest_side": is_whole(card.longest_side, 1, _LONGEST_SIDE),
+        "engine": is_text(card.engine),
+        "engine_version": is_text(card.engine_version),
+    }
+    wrong = next((name for name, good in holds.items() if not good), None)
+    if wrong:
+        raise ValueError(f"{wrong} is {getattr(card, wrong)!r:.100}")
+
+
+def _three(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(map(is_number, value))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from ca2cl.detection.training_data import ImageBatch, ImageStep, TrainingImages,
 from ca2cl.errors import InputError
 from ca2cl.model.norm import BatchNorm, commit_statistics
 from ca2cl.training import loop
-from ca2cl.training.checkpoint import Checkpointer, read_state, restore
+from ca2cl.training.checkpoint import Checkpointer, restore
 from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
 
 _PRECISE_STEPS = 200
@@ -185,7 +185,7 @@ def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> loop.Progre
     if newest is None:
         return loop.Progress()
     restore(newest, engine)
-    return loop.Progress(**read_state(newest)["progress"])
+    return loop.Progress.of(newest)
 
 
 class _Losses:

@@ -95,7 +95,7 @@ def load_backbone(weights: Path, config: Path) -> Callable[[Tensor], Tensor]:
     """
     module = {name: need(f"detectron2.{name}", RECIPE) for name in ("config", "checkpoint", "layers", "modeling")}
     cfg = module["config"].get_cfg()
-    cfg.merge_from_file(str(config))
+    cfg.merge_from_file(str(config), allow_unsafe=False)  # by default it runs what a tag says
     backbone = module["modeling"].build_resnet_backbone(cfg, module["layers"].ShapeSpec(channels=3)).eval()
     module["checkpoint"].DetectionCheckpointer(backbone).load(str(weights))
     mean, std = (

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from ca2cl.data.atomic import replacing, writing
 from ca2cl.evaluation.embed_parts import REMEDY, parquet_writer, schema
 from ca2cl.tracking.journal import encode
+from ca2cl.untrusted import parse_json
 
 METADATA_KEY = "ca2cl"
 """Of the file's metadata: JSON that says what was embedded by what."""
@@ -93,7 +94,7 @@ def read_about(out: Path) -> dict[str, Any] | None:
         else:
             with out.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                text = json.loads(file.read(min(length, _LONGEST_HEADER)))["__metadata__"][METADATA_KEY]
-        about = json.loads(text)
+                text = parse_json(file.read(min(length, _LONGEST_HEADER)))["__metadata__"][METADATA_KEY]
+        about = parse_json(text)
         return about if isinstance(about, dict) else None
     return None

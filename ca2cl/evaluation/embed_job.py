@@ -31,7 +31,7 @@ from ca2cl.evaluation.device import find_device
 from ca2cl.evaluation.embed_data import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
 from ca2cl.evaluation.embed_parts import Part, PartFacts, Parts
 from ca2cl.evaluation.ranks import Ranks
-from ca2cl.tracking.journal import redact
+from ca2cl.redact import redact
 from ca2cl.views.preprocess import preprocess
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from ca2cl.data.atomic import alone, replacing, write_atomic, writing
 from ca2cl.data.stream import BadTile
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_data import TileRow
+from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Parts:
             return None
         try:
             footer = pq.read_metadata(path)
-            told = json.loads(footer.metadata[_PART_KEY])
+            told = parse_json(footer.metadata[_PART_KEY])
             found = told["job"], told["first"], told["last"]
             bad = [BadTile(key, reason) for key, reason in told["bad"]]
         except _DAMAGE as error:
@@ -176,7 +177,7 @@ class Parts:
     def _difference(self, path: Path) -> str:
         """In which settings the job that the folder belongs to differs from this one, in words."""
         try:
-            known = json.loads(path.read_bytes())
+            known = parse_json(path.read_bytes())
             names = [name for name in sorted({*known, *self.identity}) if known.get(name) != self.identity.get(name)]
         except FileNotFoundError:
             return ""

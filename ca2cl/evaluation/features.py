@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ca2cl.errors import InputError
+from ca2cl.redact import redact
 from ca2cl.views.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def extract(
     samples: list[Tensor] = []
     pixels: list[bytes] = []
     started = time.monotonic()
+    title = redact(title)
     with torch.inference_mode(), tqdm(total=total, desc=title, unit="tile", disable=None) as bar:
         for tiles_BHWC, labels_B, samples_B in batches:
             pixels.extend(pixel_digests(tiles_BHWC))

@@ -33,6 +33,7 @@ from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.tracking.journal import write_atomic
 from ca2cl.training.engine import build_accelerator, under_deepspeed
 from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.untrusted import parse_json
 from ca2cl.views import build_views
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def _claim(
     path = out / RECORD
     try:
         if path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
+            held = parse_json(path.read_text(encoding="utf-8"))
             if held["digest"] == digest:
                 return ""
             changed = [k for k in kept if held["settings"].get(k) != kept[k]] or ["the data"]

@@ -154,7 +154,7 @@ def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> tuple[dict[
         return {}, Progress()
     restore(checkpoint, engine)
     found = read_state(checkpoint)
-    return {"best": found["best"]} if "best" in found else {}, Progress(**found["progress"])
+    return {"best": found["best"]} if "best" in found else {}, Progress.of(checkpoint)
 
 
 def _job(

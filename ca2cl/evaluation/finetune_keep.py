@@ -7,7 +7,6 @@ are a torchvision ResNet with as many classes, and wherever a verb takes an enco
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from ca2cl.model.classifier import Classifier
 from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.untrusted import parse_json
 
 FOLDER = "classifier"
 
@@ -43,7 +43,7 @@ def keep_best(cells: Sequence[Path]) -> Path | None:
 
 def _loss(folder: Path) -> float:
     try:
-        loss = json.loads((folder / "card.json").read_text(encoding="utf-8"))["metrics"]["held_out_loss"]
-    except (OSError, ValueError, KeyError):  # killed while it was written: its cell is done again
+        loss = parse_json((folder / "card.json").read_text(encoding="utf-8"))["metrics"]["held_out_loss"]
+    except (OSError, ValueError, KeyError, TypeError):  # killed while it was written: its cell is done again
         return float("inf")
     return float("inf") if loss is None else float(loss)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from ca2cl.evaluation.probe_compare import describe_difference
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
+from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.finetune import FinetuneConfig
@@ -35,6 +35,7 @@ CLASSIFIER = "fine-tuned"
 RECORD = "finetune.json"
 """What a job's folder is the folder of."""
 SCHEMA_VERSION = 1
+_OF_ROWS = ("labelled", "best_epoch", "steps")
 Groups = dict[tuple[str, float], list[Path]]
 
 
@@ -94,9 +95,17 @@ def _predictions(folder: Path) -> dict[str, npt.NDArray[Any]]:
         raise InputError(f"{folder}: damaged ({error}); delete that folder and start again") from None
 
 
+def _result(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    try:
+        result = dict(parse_json(path.read_text(encoding="utf-8")))
+        return {**{name: result[name] for name in needed}, **result}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete its folder and start again") from None
+
+
 def _row(start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_]) -> Row:
     held = [_predictions(folder) for folder in folders]
-    results = [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
+    results = [_result(folder / RESULT, _OF_ROWS) for folder in folders]
     return Row(
         features=start,
         classifier=CLASSIFIER,
@@ -117,9 +126,7 @@ def _content(
     config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row],
     compared: dict[tuple[str, float], Difference], groups: Groups, digests: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    cells = [
-        json.loads((folder / RESULT).read_text(encoding="utf-8")) for folders in groups.values() for folder in folders
-    ]
+    cells = [_result(folder / RESULT, _OF_ROWS) for folders in groups.values() for folder in folders]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "finetune",
@@ -127,7 +134,7 @@ def _content(
         "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
         "data": {"train_manifest_digest": digests[0], "test_manifest_digest": digests[1]},
         "protocol": {"name": config.protocol, "statement": PROTOCOLS[config.protocol].statement},
-        "leak": json.loads((Path(config.output_dir) / RECORD).read_text(encoding="utf-8"))["leak"],
+        "leak": _result(Path(config.output_dir) / RECORD, ("leak",))["leak"],
         "config": flatten(config),
         "results": [row_as_dict(row) for row in rows],
         "differences": [

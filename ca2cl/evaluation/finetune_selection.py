@@ -3,15 +3,17 @@ is there to be compared with, ``protocol.ORIGINAL``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing, predict
 from ca2cl.tracking.journal import Journal
 from ca2cl.training.checkpoint import Checkpointer, read_state
@@ -27,6 +29,18 @@ class Best:
     epoch: int = -1
     waited: int = 0
     """Looks since then."""
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], where: Path) -> Best:
+        """What a checkpoint's state says of it.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            return cls(**state.get("best", {}))
+        except TypeError as error:
+            raise InputError(f"{where}: best is damaged ({error}); delete that folder and start again") from None
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ class Selection:
     ) -> None:
         self.checkpointer = checkpointer
         self.folder, self.watched, self.prepare, self.looks, self.state = folder, watched, prepare, looks, state
-        self.best = Best(**state["best"]) if "best" in state else Best()
+        self.best = Best.of(state, folder)
         self.bar = bar
         self.journal = None
         if bar is not None:
@@ -129,7 +143,7 @@ class Selection:
         save_file(weights, temporary)
         temporary.replace(target)
         newest = self.checkpointer.newest()
-        named = Best(**read_state(newest).get("best", {})).epoch if newest is not None else -1
+        named = Best.of(read_state(newest), newest).epoch if newest is not None else -1
         for old in self.folder.glob("best-epoch-*.safetensors"):
             if old not in (target, self._weights(named)):
                 old.unlink()
@@ -138,7 +152,12 @@ class Selection:
         """Go back to the weights that were best. Every rank calls it."""
         engine.accelerator.wait_for_everyone()
         if self.best.epoch >= 0:
-            engine.bare.load_state_dict(load_file(self._weights(self.best.epoch)))
+            path = self._weights(self.best.epoch)
+            try:
+                engine.bare.load_state_dict(load_file(path))
+            except (OSError, RuntimeError, SafetensorError) as error:
+                told = " ".join(str(error).split())[:200]
+                raise InputError(f"{path}: damaged ({told}); delete {path.parent} and start again") from None
 
     def close(self) -> None:
         """End the journal."""

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import known_slides
-from ca2cl.data.storage import ShardReader, open_index
+from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, Features, extract, pixel_digests
+from ca2cl.redact import redact
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +83,17 @@ def open_sets(train: str, tests: Sequence[str], cache_dir: str | None) -> list[S
 
 def name_sets(roots: Sequence[str]) -> list[str]:
     """A name for each: its folder's, with as many folders above it as tell all apart. Fit for file and metric names."""
-    parts = [[part for part in root.split("/") if part not in ("", ".")] or [root] for root in roots]
+    parts = [[part for part in _public(root).split("/") if part not in ("", ".")] or [root] for root in roots]
     for depth in range(1, max(map(len, parts)) + 1):
         names = [re.sub(r"[^\w.-]+", "-", "-".join(part[-depth:])) for part in parts]
         if len(set(names)) == len(names):
             return names
     return [f"{number}-{part[-1]}" for number, part in enumerate(parts, start=1)]
+
+
+def _public(root: str) -> str:
+    """A folder or URL without what may be secret of it."""
+    return redact(root).partition("?")[0] if is_remote(root) else root
 
 
 def slides_of(tiles: ProbeSet) -> list[str] | None:

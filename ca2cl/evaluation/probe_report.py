@@ -17,6 +17,7 @@ from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics
 from ca2cl.evaluation.scoring import Row
+from ca2cl.redact import redact_all
 from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.tables import aligned
 
@@ -137,12 +138,12 @@ def metric_names(rivals: Sequence[str]) -> dict[str, str]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON atomically; numbers that are not finite become null.
+    """Write strict JSON atomically; numbers that are not finite become null, secrets in URIs are taken out.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    text = json.dumps(_finite(redact_all(content)), indent=1, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (text + "\n").encode())

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.tracking.figures import PANELS, columns_of, thin
+from ca2cl.untrusted import is_number
 
 WIDTH, HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 8, 24
@@ -105,4 +106,6 @@ def _curve(label: str, x_P: Numbers, y_P: Numbers, raw: Numbers) -> Curve:
 def counts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """What went wrong on the way: the journal's running totals, as its last line has them."""
     last = lines[-1] if lines else {}
-    return [f"{last[name]:.0f} {meaning}" for name, meaning in _COUNTS.items() if last.get(name)]
+    return [
+        f"{last[name]:.0f} {meaning}" for name, meaning in _COUNTS.items() if last.get(name) and is_number(last[name])
+    ]

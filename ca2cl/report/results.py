@@ -5,7 +5,6 @@ Legend: K classes.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from ca2cl.tracking.downstream import Downstream, newest_by_terms
 from ca2cl.tracking.run_artifacts import json_artifacts
 from ca2cl.tracking.run_material import RunMaterial
 from ca2cl.tracking.tables import short, when
+from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 _LEAK = "LEAK:"
@@ -87,7 +87,7 @@ def _data_note(run: Downstream) -> str:
 def _plain(param: str) -> str:
     """A parameter that MLflow has as a JSON list, without its brackets."""
     try:
-        return ", ".join(map(str, json.loads(param))) if param.startswith("[") else param
+        return ", ".join(map(str, parse_json(param))) if param.startswith("[") else param
     except ValueError:  # a folder's name may begin so too
         return param
 

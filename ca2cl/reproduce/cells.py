@@ -27,6 +27,7 @@ from ca2cl.evaluation.sgd import sgd_classifier
 from ca2cl.reproduce.features import Vectors
 from ca2cl.reproduce.settings import NctConfig
 from ca2cl.reproduce.work import REMEDY
+from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 Integers = npt.NDArray[np.int64]
@@ -140,7 +141,7 @@ def _row(classifier: str, budget: float, cells: Iterable[LinearCell], out: Path)
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = parse_json(path.read_text(encoding="utf-8"))
         return {name: result[name] for name in ("labelled", "setting", "scores", "confusion", "right")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None

@@ -12,6 +12,7 @@ from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe_data import find_leak, open_pair, side_of
 from ca2cl.reproduce.settings import NctConfig
+from ca2cl.untrusted import parse_json
 
 NAME = "data.json"
 TEST_TILES = 7180
@@ -65,7 +66,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
         InputError: the file is damaged.
     """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = parse_json(path.read_text(encoding="utf-8"))
         return {"digests": facts["digests"], "leak": facts["leak"], "tiles": facts["tiles"], **facts}
     except FileNotFoundError:
         return None

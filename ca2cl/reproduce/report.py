@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -27,6 +26,7 @@ from ca2cl.reproduce.settings import TASKS, NctConfig
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
 from ca2cl.reproduce.theirs import FOUNDATION
 from ca2cl.reproduce.work import REMEDY
+from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
@@ -73,7 +73,7 @@ def _rows(config: NctConfig) -> list[Mapping[str, Any]]:
     if "finetune" in config.tasks:
         path = config.out / TUNED
         try:
-            rows += json.loads(path.read_text(encoding="utf-8"))["results"]
+            rows += parse_json(path.read_text(encoding="utf-8"))["results"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None
     return rows

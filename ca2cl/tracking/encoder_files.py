@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,11 +14,16 @@ from torch import Tensor
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
 from ca2cl.tracking.journal import encode, write_atomic
+from ca2cl.untrusted import is_number, is_text, is_whole, parse_json
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
 WEIGHTS_NAME = "encoder.safetensors"
 CARD_NAME = "card.json"
 SCHEMA_VERSION = 1
+_LARGEST = 8192  # side in pixels, or features: beyond it a card would only ask for memory
+_OPTIONAL_TEXTS = (
+    "manifest_digest", "config_digest", "commit", "source_run_id", "origin", "origin_sha256", "origin_run_id",
+)  # fmt: skip
 # torchvision's classifier, and BatchNorm's step counter, which some exporters leave out and inference never reads
 _HEAD = "fc."
 _COUNTER = "num_batches_tracked"
@@ -63,13 +67,15 @@ def read_card(path: str | Path) -> EncoderCard:
         InputError: missing, not JSON, of a newer schema, fields missing or of the wrong form.
     """
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        raw = parse_json(Path(path).read_text(encoding="utf-8"))
         version = raw["schema_version"]
+        if not is_whole(version, 1):
+            raise ValueError(f"schema_version is {version!r:.100}")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no card here; give a folder with {WEIGHTS_NAME} and {CARD_NAME}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a card of ca2cl ({error!r}); export the encoder again") from None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION:
         raise InputError(f"{path}: schema {version!r} is newer than this version's {SCHEMA_VERSION}; upgrade ca2cl")
     known = {f.name for f in fields(EncoderCard)}
     try:
@@ -88,15 +94,34 @@ def _check(card: EncoderCard) -> None:
     if card.arch not in ARCHITECTURES:
         raise ValueError(f"arch is {card.arch!r}, not one of {', '.join(ARCHITECTURES)}")
     for name in ("feature_dim", "input_size"):
-        value = getattr(card, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, not a positive number")
+        if not is_whole(getattr(card, name), 1, _LARGEST):
+            raise ValueError(f"{name} is {getattr(card, name)!r:.100}, not a number from 1 to {_LARGEST}")
     for name in ("mean", "std"):
         value = getattr(card, name)
-        if not isinstance(value, tuple) or len(value) != 3 or not all(isinstance(v, (int, float)) for v in value):
-            raise ValueError(f"{name} is {value!r}, not three numbers")
+        if not isinstance(value, tuple) or len(value) != 3 or not all(map(is_number, value)):
+            raise ValueError(f"{name} is {value!r:.100}, not three numbers")
     if min(card.std) <= 0:
         raise ValueError(f"std is {card.std!r}, not three positive numbers")
+    _check_facts(card)
+
+
+def _check_facts(card: EncoderCard) -> None:
+    for name in ("classes", "predicts"):
+        value = getattr(card, name)
+        if not isinstance(value, tuple) or not all(map(is_text, value)):
+            raise ValueError(f"{name} is {value!r:.100}, not a list of names")
+    for name in _OPTIONAL_TEXTS:
+        value = getattr(card, name)
+        if value is not None and not is_text(value):
+            raise ValueError(f"{name} is {value!r:.100}, not text")
+    if not is_whole(card.step):
+        raise ValueError(f"step is {card.step!r:.100}, not a number of steps")
+    if not isinstance(card.metrics, dict) or not all(_is_metric(value) for value in card.metrics.values()):
+        raise ValueError("metrics are not numbers by name")
+
+
+def _is_metric(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: EncoderCard) -> Path:
@@ -123,7 +148,13 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, EncoderCard]:
     """
     card = read_card(Path(folder) / CARD_NAME)
     path = Path(folder) / WEIGHTS_NAME
-    return make_encoder(read_weights(path), card.arch, str(path)), card
+    encoder = make_encoder(read_weights(path), card.arch, str(path))
+    if card.feature_dim != encoder.feature_dim:
+        raise InputError(
+            f"{Path(folder) / CARD_NAME}: damaged card (feature_dim is {card.feature_dim}, a {card.arch} has "
+            f"{encoder.feature_dim}); export the encoder again"
+        )
+    return encoder, card
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ import torch
 from ca2cl import __version__
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.redact import redact
 from ca2cl.tracking.encoder_files import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
 from ca2cl.tracking.encoder_versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
 from ca2cl.tracking.encoders_show import fetch_card
-from ca2cl.tracking.journal import redact
 from ca2cl.tracking.registry import DIGEST_TAG, digest_of, log_and_register
 from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
 from ca2cl.tracking.run_record import create_mlflow_run

@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ca2cl.tracking.journal import redact, write_atomic
+from ca2cl.redact import redact, redact_all
+from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.store import DEFAULT_ROOT, open_store, store_errors
+from ca2cl.untrusted import parse_json
 
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
 _PARAM_LENGTH = 6000  # MLflow's limit on a parameter's value
@@ -49,7 +51,7 @@ def log_evaluation(
     from mlflow.entities import Metric, Param
 
     store = open_store(uri, root)
-    all_tags = {"mlflow.runName": name, **(tags or {})}
+    all_tags: dict[str, str] = redact_all({"mlflow.runName": name, **(tags or {})})
     if source_run_id is not None:
         all_tags[SOURCE_RUN_TAG] = source_run_id
     run_id: str = ""
@@ -92,7 +94,7 @@ def log_evaluation_once(
     where = [uri, str(Path(root).resolve()), experiment]
     digest = hashlib.sha256(json.dumps([dict(metrics), where], sort_keys=True).encode()).hexdigest()
     with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: logged anew
-        logged = json.loads(record.read_text(encoding="utf-8"))
+        logged = parse_json(record.read_text(encoding="utf-8"))
         if logged["digest"] == digest:
             return str(logged["run_id"]), True
     run_id = log_evaluation(metrics=metrics, uri=uri, root=root, experiment=experiment, **run)

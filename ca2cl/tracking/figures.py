@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.tracking.journal import training_lines
+from ca2cl.untrusted import is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,8 @@ def columns_of(lines: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.floa
     names = {name for panel in PANELS for name, _ in panel[2]}
     present = {name for line in lines for name in names & line.keys()}
     columns = {
-        name: np.array([np.nan if line.get(name) is None else float(line[name]) for line in lines]) for name in present
+        name: np.array([float(line[name]) if is_number(line.get(name)) else np.nan for line in lines])
+        for name in present
     }
     columns["step"] = np.array([float(line["step"]) for line in lines])
     return columns

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,19 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.errors import InputError
+from ca2cl.redact import redact
+from ca2cl.untrusted import is_number, is_whole, parse_json
 
 JOURNAL_NAME = "journal.jsonl"
 NONFINITE = "nonfinite"
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET_QUERY = re.compile(
-    r"([?&][^=&\s]*(?:token|key|secret|password|signature|sig|credential)[^=&\s]*=)[^&\s]+", re.I
-)
+_NONFINITE_WORDS = ("nan", "inf", "-inf")
+_LATEST = 1e11  # Unix seconds: some thousand years
 _log = logging.getLogger(__name__)
-
-
-def redact(text: str) -> str:
-    """``text`` without the user names, passwords and tokens that its URIs carry."""
-    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("", text))
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -162,16 +156,24 @@ def _clean(value: Any, name: str, nonfinite: dict[str, str]) -> Any:
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where it is none that ``Journal`` writes."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    seconds, odd = record.get("time", 0), record.get(NONFINITE, {})
+    if not (is_number(seconds) and abs(seconds) < _LATEST and isinstance(odd, dict)):
+        return None
+    told = isinstance(record["event"], str) if "event" in record else is_whole(record.get("step", 0))
+    whole = told and is_whole(record.get("tick", 0)) and all(str(value) in _NONFINITE_WORDS for value in odd.values())
+    return record if whole else None
 
 
 def _is_past(line: bytes, step: int) -> bool:
     record = _decode(line)
-    return record is not None and is_training(record) and int(record["step"]) > step
+    return record is not None and is_training(record) and record["step"] > step
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal, write_atomic
 from ca2cl.tracking.store import Store, away_errors, reason
+from ca2cl.untrusted import is_file_name, is_number, is_whole, lies_in, parse_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -29,6 +30,7 @@ BATCH = 1000  # metrics in one request: the limit of MLflow's log-batch
 _NOT_METRICS = frozenset({"step", "tick", "time", "event", NONFINITE})
 _TEXT_LIMIT = {"params": 6000, "tags": 8000}  # characters that MLflow's stores take
 _PER_REQUEST = 100  # parameters or tags in one request: the limit of MLflow's log-batch
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 _REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"})
 _log = logging.getLogger(__name__)
 
@@ -117,10 +119,12 @@ class Replayer:
             if kind in ("params", "tags"):
                 self._send_texts(kind, record[kind])
             elif kind == "artifact":
-                path = self.run_dir / record["path"]
+                path, to = self._own(record["path"]), record.get("to") or None
+                if to is not None and not is_file_name(to):
+                    raise ValueError(f"{to!r} is no folder of the run's artifacts")
                 if path.exists():
                     upload = client.log_artifacts if path.is_dir() else client.log_artifact
-                    upload(self.run_id, str(path), record.get("to") or None)
+                    upload(self.run_id, str(path), to)
                 else:
                     _log.warning("%s: gone before it could be copied to MLflow", path)
             elif kind == "status":
@@ -128,9 +132,16 @@ class Replayer:
             elif kind == "encoder":
                 from ca2cl.tracking.registry import log_and_register, name_run
 
-                folder = self.run_dir / record["path"]
+                folder = self._own(record["path"])
                 name_run(folder, self.run_id)
                 log_and_register(self.run_id, folder, record.get("register_as"), self.store)
+
+    def _own(self, name: str) -> Path:
+        """What a line names in the run's folder; a journal from elsewhere must not have other files sent."""
+        path = self.run_dir / name
+        if not lies_in(self.run_dir, path):
+            raise ValueError(f"{name!r} lies outside the run's folder")
+        return path
 
     def _send_texts(self, kind: str, texts: Mapping[str, Any]) -> None:
         from mlflow.entities import Param, RunTag
@@ -154,9 +165,9 @@ class Replayer:
     def _recall(self) -> int:
         """Byte offset up to which the journal was sent; 0 when it was rewritten since or belongs to another run."""
         try:
-            state = json.loads(self._state.read_text())
-            offset = int(state["offset"])
-            same = state["run_id"] == self.run_id and state["tail"] == self._tail(offset)
+            state = parse_json(self._state.read_text())
+            offset = state["offset"]
+            same = is_whole(offset) and state["run_id"] == self.run_id and state["tail"] == self._tail(offset)
         except (OSError, ValueError, KeyError, TypeError):
             return 0
         return offset if same else 0
@@ -177,7 +188,7 @@ def metrics_of(record: Mapping[str, Any]) -> Iterator[Metric]:
     timestamp = int(float(record.get("time", time.time())) * 1000)
     values = {**record, **{name: float(text) for name, text in record.get(NONFINITE, {}).items() if name in record}}
     for name, value in values.items():
-        if name in _NOT_METRICS or isinstance(value, bool) or not isinstance(value, (int, float)):
+        if name in _NOT_METRICS or not (is_number(value) or isinstance(value, float)):
             continue
         yield Metric(name, float(value), timestamp, step)
 
@@ -206,7 +217,7 @@ class _skip_refused:  # noqa: N801  reads as a statement
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        damaged = isinstance(error, (KeyError, TypeError, ValueError)) and not isinstance(error, away_errors())
+        damaged = isinstance(error, _DAMAGED) and not isinstance(error, away_errors())
         if error is None or not (damaged or getattr(error, "error_code", None) in _REFUSED):
             return False
         _log.warning("MLflow refuses a %s, skipped: %s", self._what, reason(error))

@@ -15,8 +15,9 @@ import yaml
 
 from ca2cl.config import TrackingConfig, flatten, to_dict
 from ca2cl.errors import InputError
+from ca2cl.redact import redact_all
 from ca2cl.tracking.environment import environment, requirements
-from ca2cl.tracking.journal import JOURNAL_NAME, Journal, redact, write_atomic
+from ca2cl.tracking.journal import JOURNAL_NAME, Journal, write_atomic
 from ca2cl.tracking.mirror import Mirror
 from ca2cl.tracking.replay import LOCK_NAME
 from ca2cl.tracking.run_record import (
@@ -218,7 +219,7 @@ def _used(folder: Path, resume: bool) -> bool:
 
 
 def _params(config: Tracked) -> dict[str, str]:
-    return {name: redact(str(value)) for name, value in flatten(config).items()}
+    return {name: str(value) for name, value in flatten(config).items()}
 
 
 def _begin_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
@@ -250,7 +251,7 @@ def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[s
     if manifest is not None:
         tracker.set_tag("ca2cl.manifest_digest", str(manifest.get("digest", "")))
     files = {
-        "config.yaml": redact(yaml.safe_dump(json.loads(json.dumps(to_dict(config))), sort_keys=False)),
+        "config.yaml": yaml.safe_dump(redact_all(to_dict(config)), sort_keys=False),
         "environment.json": json.dumps(environment(), indent=2),
         "requirements.txt": requirements(),
         **({"manifest.json": json.dumps(manifest, indent=2)} if manifest is not None else {}),

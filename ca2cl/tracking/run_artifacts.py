@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.tracking.store import Store, store_errors
+from ca2cl.untrusted import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def json_artifacts(store: Store, run_id: str) -> list[dict[str, Any]]:
     found = []
     for name, text in artifact_texts(store, run_id, names).items():
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError:
             _log.warning("run %s: %s is not JSON and is left out", run_id, name)
             continue

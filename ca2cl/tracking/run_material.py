@@ -6,7 +6,6 @@ made on another machine is read from the store alone, and a folder whose store i
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ from ca2cl.tracking.resolver import RUN_ID
 from ca2cl.tracking.run_artifacts import artifact_texts
 from ca2cl.tracking.run_record import RUN_NAME, read_run
 from ca2cl.tracking.store import Store, fetch_run, open_store, store_errors
+from ca2cl.untrusted import parse_json
 
 FILES = ("config.yaml", "environment.json", "manifest.json")
 _SYSTEM = "system/"
@@ -67,7 +67,7 @@ class RunMaterial:
     def document(self, name: str) -> dict[str, Any]:
         """One of the JSON files, empty where it is missing or damaged."""
         try:
-            held = json.loads(self.files.get(name, "{}"))
+            held = parse_json(self.files.get(name, "{}"))
         except ValueError:
             return {}
         return held if isinstance(held, dict) else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,9 +19,11 @@ from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.replay import Replayer
 from ca2cl.tracking.store import Store, StoreAway, fetch_run, open_store, store_errors
+from ca2cl.untrusted import is_number, is_text, parse_json
 
 RUN_NAME = "run.json"
 KEY_TAG = "ca2cl.run_key"
+_RUN_ID = re.compile(r"[\w-]{0,64}")  # it becomes a part of paths and addresses
 _log = logging.getLogger(__name__)
 
 
@@ -51,11 +54,29 @@ def read_run(run_dir: str | Path) -> RunRecord:
     """
     path = Path(run_dir) / RUN_NAME
     try:
-        return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+        record = RunRecord(**parse_json(path.read_text(encoding="utf-8")))
+        wrong = _wrong_field(record)
+        if wrong:
+            raise ValueError(f"{wrong} is of the wrong kind")
+        return record
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no run here; give a folder that a run wrote") from None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); restore it or start a new run in another folder") from None
+
+
+def _wrong_field(record: RunRecord) -> str | None:
+    groups = [record.params, record.tags]
+    holds = {
+        "run_id": isinstance(record.run_id, str) and _RUN_ID.fullmatch(record.run_id),
+        "tracking_uri": is_text(record.tracking_uri),
+        "experiment": is_text(record.experiment),
+        "created": is_number(record.created),
+        "name": is_text(record.name),
+        "params or tags": all(isinstance(group, dict) and all(map(is_text, group.values())) for group in groups),
+        KEY_TAG: record.run_id or re.fullmatch(r"[0-9a-f]{32}", record.tags.get(KEY_TAG, "")),  # it goes into a query
+    }
+    return next((name for name, good in holds.items() if not good), None)
 
 
 def write_run(folder: Path, record: RunRecord) -> None:

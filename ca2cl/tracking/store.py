@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl.errors import InputError
-from ca2cl.tracking.journal import redact
+from ca2cl.redact import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

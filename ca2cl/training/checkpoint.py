@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from torch import Tensor
 from ca2cl.data.atomic import file_sha256
 from ca2cl.errors import InputError
 from ca2cl.training.engine import AccelerateEngine
+from ca2cl.untrusted import is_whole, parse_json
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
+_NAME = re.compile(r"step-\d+")
 _MODEL, _OPTIMIZER, _STATE, _LATEST = "model.safetensors", "optimizer.safetensors", "state.json", "latest"
 
 
@@ -74,8 +77,10 @@ class Checkpointer:
         pointer = self.folder / _LATEST
         if not pointer.exists():
             return there
-        named = self.folder / pointer.read_text(encoding="utf-8", errors="replace").strip()
-        return [named, *(path for path in there if path.name < named.name)]
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{pointer}: {name[:80]!r} is no checkpoint's name; give --run.resume PATH of one")
+        return [self.folder / name, *(path for path in there if path.name < name)]
 
     def save(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:
         """Write the checkpoint of ``step`` optimizer steps done. Every rank must call it."""
@@ -177,14 +182,35 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: missing, damaged, or of a newer schema.
     """
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        state = parse_json((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path}: not a checkpoint ({error}); give the path of a step-* folder") from None
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+    if not isinstance(state, dict) or not is_whole(state.get("step")):
         raise DamagedCheckpoint(f"{path}: not a checkpoint of ca2cl; give the path of a step-* folder")
-    if state.get("schema_version", 0) > SCHEMA_VERSION:
+    if is_whole(state.get("schema_version"), SCHEMA_VERSION + 1):
         raise InputError(f"{path}: schema {state['schema_version']} is newer than {SCHEMA_VERSION}; upgrade ca2cl")
+    wrong = _wrong_field(state)
+    if wrong:
+        raise DamagedCheckpoint(f"{path}: {wrong} is damaged; give the path of another step-* folder")
     return state
+
+
+def _wrong_field(state: dict[str, Any]) -> str | None:
+    """Name of a field whose value is of the wrong kind."""
+    optimizer, progress, best = state.get("optimizer"), state.get("progress", {}), state.get("best", {})
+    holds = {
+        "schema_version": is_whole(state.get("schema_version", 0), 0, SCHEMA_VERSION),
+        "optimizer": isinstance(optimizer, dict) and all(isinstance(entry, dict) for entry in optimizer.values()),
+        "progress": isinstance(progress, dict) and all(map(is_whole, progress.values())),
+        "best": isinstance(best, dict) and all(value is None or _is_score(value) for value in best.values()),
+        "scaler": isinstance(state.get("scaler"), (dict, type(None))),
+        "sha256": isinstance(state.get("sha256", {}), dict),
+    }
+    return next((name for name, good in holds.items() if not good), None)
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def restore(path: Path, engine: AccelerateEngine) -> None:
@@ -207,7 +233,7 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         ) from None
     entries: dict[str, dict[str, Any]] = {name: dict(numbers) for name, numbers in state["optimizer"].items()}
     for key, value in tensors.items():
-        moment, name = key.split("/", 1)
+        moment, _, name = key.partition("/")
         entries.setdefault(name, {})[moment] = value
     engine.load_optimizer_state(entries)
     if engine.scaler is not None and state["scaler"]:

@@ -6,7 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.errors import InputError, LocalError
-from ca2cl.training.checkpoint import Checkpointer
+from ca2cl.training.checkpoint import Checkpointer, read_state
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.preempt import StopFlag
 from ca2cl.training.schedule import learning_rate
@@ -66,6 +67,18 @@ class Progress:
     bad_samples: int = 0
     skipped_steps: int = 0
     skipped_adversaries: int = 0
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> Progress:
+        """What the checkpoint at that path counted.
+
+        Raises:
+            InputError: no checkpoint, or one of another kind of training.
+        """
+        held: dict[str, int] = read_state(checkpoint).get("progress", {})
+        if not held.keys() <= {count.name for count in fields(cls)} or "step" not in held:
+            raise InputError(f"{checkpoint}: progress is damaged; give the path of another step-* folder")
+        return cls(**held)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""What files from elsewhere are held against before they are believed: JSON, numbers and names in it.
+
+Nothing here, or in any reader of this package, runs what it reads: see README, "What is never run".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def is_whole(value: object, low: int = 0, high: int = 2**63 - 1) -> bool:
+    """Whether ``value`` is a whole number from ``low`` to ``high``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite number that a float holds; True and False are none."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1023
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def is_text(value: object) -> bool:
+    """Whether ``value`` is text that can be written down as UTF-8."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+        return False
+    return True
+
+
+def is_file_name(value: object) -> bool:
+    """Whether ``value`` is a relative path that stays in its folder, as far as its words tell."""
+    if not isinstance(value, str) or not value or not is_text(value) or "\0" in value:
+        return False
+    path = PurePosixPath(value)
+    return not path.is_absolute() and bool(path.parts) and ".." not in path.parts
+
+
+def lies_in(folder: Path, path: Path) -> bool:
+    """Whether ``path`` is ``folder`` or lies in it once all links are followed."""
+    return path.resolve().is_relative_to(folder.resolve())
