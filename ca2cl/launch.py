@@ -13,12 +13,14 @@ from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
 from ca2cl.config import PretrainConfig
+from ca2cl.data.fetch import FetchPolicy
 from ca2cl.data.groups import LaneGroups
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader, open_index
 from ca2cl.data.stream import BadBudget, LaneStream
 from ca2cl.errors import InputError
+from ca2cl.evaluation.ranks import Ranks
 from ca2cl.model.encoder import Encoder, build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
@@ -48,7 +50,8 @@ def run(config: PretrainConfig) -> int:
     stop = StopFlag().install()
     accelerator = build_accelerator()
     world = accelerator.num_processes
-    index = open_index(config.data.shards, config.data.cache_dir)
+    policy = FetchPolicy(timeout=config.data.fetch_timeout)
+    index = Ranks().together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
     order.check_world(world)
     micro_batch = _micro_batch(config, world)
@@ -95,7 +98,10 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     """Everything between an opened run and its end; False when a signal asked for an earlier one."""
     engine, index, order, tracker = parts.engine, parts.index, parts.order, parts.tracker
     accelerator = engine.accelerator
-    reader = ShardReader(config.data.shards, config.data.cache_dir)
+    reader = ShardReader(
+        config.data.shards, config.data.cache_dir, index=index, cache_gb=config.data.cache_gb,
+        policy=FetchPolicy(timeout=config.data.fetch_timeout),
+    )  # fmt: skip
     stream = LaneStream(
         index, order, reader, rank=accelerator.process_index, world=accelerator.num_processes,
         workers=config.data.workers, start_step=progress.step, stop_step=steps,
