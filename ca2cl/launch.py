@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ca2cl.data.fetch import FetchPolicy
 from ca2cl.data.groups import LaneGroups
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader, open_index
+from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadBudget, LaneStream
 from ca2cl.errors import InputError
 from ca2cl.evaluation.ranks import Ranks
@@ -54,6 +55,7 @@ def run(config: PretrainConfig) -> int:
     index = Ranks().together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
     order.check_world(world)
+    _warn_of_a_small_cache(config, index, world)
     micro_batch = _micro_batch(config, world)
     groups = _groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
@@ -140,6 +142,18 @@ def _check(config: PretrainConfig) -> None:
         raise InputError("run.output_dir is not set: give a folder for the run, --run.output_dir FOLDER")
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
+
+
+def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
+    """Every lane stands in a shard of its own: where they do not fit, each batch fetches them again."""
+    data = config.data
+    lanes = data.lanes * int(os.environ.get("LOCAL_WORLD_SIZE", world)) // world
+    stood_in = min(lanes, len(index.shards)) * index.manifest.bytes / len(index.shards) / 1e9
+    if is_remote(data.shards) and data.cache_gb is not None and data.cache_gb < stood_in:
+        logger.warning(
+            "data.cache_gb is %g: the %d lanes of this machine stand in shards of %.3g GB together, which will be "
+            "fetched again and again; use at least --data.cache_gb %.3g", data.cache_gb, lanes, stood_in, 2 * stood_in,
+        )  # fmt: skip
 
 
 def _micro_batch(config: PretrainConfig, world: int) -> int:
