@@ -57,7 +57,7 @@ def test_shards_on_s3_give_the_weights_of_the_local_folder(
 def test_shards_on_a_bad_http_server_give_the_weights_of_the_local_folder(
     shards: Path, expected: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """Connections cut at random bytes, 503 with and without Retry-After, silence; and a cache of five shards of eight."""
+    """Connections cut at random bytes, 503 with and without Retry-After, silence; a cache of five shards of eight."""
     size = (shards / "shard-000000.tar").stat().st_size
     settings = ("--data.workers", "2", "--data.fetch_timeout", "2", "--data.cache_gb", str(5.5 * size / 1e9))
     faults = by_chance(4, ["cut", "cut", "stall", "later", "error"], most=1)
