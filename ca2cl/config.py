@@ -40,6 +40,11 @@ class DataConfig:
     """Decoding processes for each training process; 0 decodes in the training process. Never changes a result."""
     cache_dir: str | None = None
     """Local folder in which remote shards are kept. Needed for remote shards only."""
+    cache_gb: float | None = None
+    """Most disk space, in 10^9 bytes, that the shards in data.cache_dir take; those opened longest ago make room. Two
+    shards for each lane that this machine serves are enough. None keeps them all."""
+    fetch_timeout: float = 60.0
+    """Seconds without a byte of a remote file after which it is asked for again."""
     max_bad_rate: float = 0.01
     """The run stops when more than this share of the samples read so far could not be decoded."""
 
@@ -47,6 +52,8 @@ class DataConfig:
         _require(self.image_size >= 32, "data.image_size", self.image_size, "use at least 32 pixels")
         _require(self.lanes >= 1, "data.lanes", self.lanes, "use at least 1 lane")
         _require(self.workers >= 0, "data.workers", self.workers, "use 0 or more worker processes")
+        _require(self.cache_gb is None or self.cache_gb > 0, "data.cache_gb", self.cache_gb, "use a positive number")
+        _require(self.fetch_timeout > 0, "data.fetch_timeout", self.fetch_timeout, "use a positive number of seconds")
         _require(0 <= self.max_bad_rate <= 1, "data.max_bad_rate", self.max_bad_rate, "use a share from 0 to 1")
 
 

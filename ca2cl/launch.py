@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
 from ca2cl.config import PretrainConfig
+from ca2cl.data.fetch import FetchPolicy
 from ca2cl.data.groups import LaneGroups
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader, open_index
+from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadBudget, LaneStream
 from ca2cl.errors import InputError
+from ca2cl.evaluation.ranks import Ranks
 from ca2cl.model.encoder import Encoder, build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
@@ -48,9 +51,11 @@ def run(config: PretrainConfig) -> int:
     stop = StopFlag().install()
     accelerator = build_accelerator()
     world = accelerator.num_processes
-    index = open_index(config.data.shards, config.data.cache_dir)
+    policy = FetchPolicy(timeout=config.data.fetch_timeout)
+    index = Ranks().together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
     order.check_world(world)
+    _warn_of_a_small_cache(config, index, world)
     micro_batch = _micro_batch(config, world)
     groups = _groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
@@ -101,7 +106,10 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     """Everything between an opened run and its end; False when a signal asked for an earlier one."""
     engine, index, order, tracker = parts.engine, parts.index, parts.order, parts.tracker
     accelerator = engine.accelerator
-    reader = ShardReader(config.data.shards, config.data.cache_dir)
+    reader = ShardReader(
+        config.data.shards, config.data.cache_dir, index=index, cache_gb=config.data.cache_gb,
+        policy=FetchPolicy(timeout=config.data.fetch_timeout),
+    )  # fmt: skip
     stream = LaneStream(
         index, order, reader, rank=accelerator.process_index, world=accelerator.num_processes,
         workers=config.data.workers, start_step=progress.step, stop_step=steps,
@@ -140,6 +148,18 @@ def _check(config: PretrainConfig) -> None:
         raise InputError("run.output_dir is not set: give a folder for the run, --run.output_dir FOLDER")
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
+
+
+def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
+    """Every lane stands in a shard of its own: where they do not fit, each batch fetches them again."""
+    data = config.data
+    lanes = data.lanes * int(os.environ.get("LOCAL_WORLD_SIZE", world)) // world
+    stood_in = min(lanes, len(index.shards)) * index.manifest.bytes / len(index.shards) / 1e9
+    if is_remote(data.shards) and data.cache_gb is not None and data.cache_gb < stood_in:
+        logger.warning(
+            "data.cache_gb is %g: the %d lanes of this machine stand in shards of %.3g GB together, which will be "
+            "fetched again and again; use at least --data.cache_gb %.3g", data.cache_gb, lanes, stood_in, 2 * stood_in,
+        )  # fmt: skip
 
 
 def _micro_batch(config: PretrainConfig, world: int) -> int:

@@ -60,3 +60,33 @@ def training_lines(run_dir: Path) -> list[dict[str, Any]]:
     """The journal's training lines."""
     lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
     return [line for line in lines if "step" in line]
+
+
+class Ranks:
+    """``ca2cl pretrain`` on ``processes`` CPU processes without a launcher, so that each one's end is its own.
+
+    A launcher ends the others when one has ended, and tells exit code 1 of them all.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, processes: int) -> None:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        env.pop("MLFLOW_TRACKING_URI", None)
+        if processes > 1:
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+        self.started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ca2cl", "pretrain", *arguments],
+                cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else env,
+            )
+            for rank in range(processes)
+        ]  # fmt: skip
+
+    def wait(self, seconds: float = 300) -> list[tuple[int, str]]:
+        """Exit code and stderr of each; one that hangs fails the test and is ended."""
+        try:
+            told = [process.communicate(timeout=seconds)[1] for process in self.started]
+        finally:
+            for process in self.started:
+                process.kill()
+        return [(process.returncode, text) for process, text in zip(self.started, told, strict=True)]

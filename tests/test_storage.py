@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import os
 import pickle
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ca2cl.data.fetch import FetchPolicy
 from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
-from ca2cl.data.storage import FetchPolicy, ShardReader, open_index
+from ca2cl.data.storage import ShardReader, open_index
 from ca2cl.errors import InputError
 from tests.shards import encode, random_tiles, write_shards
+from tests.stores import FaultyHandler, http_store, in_turn
 
-QUICK = FetchPolicy(attempts=3, timeout=0.5, pause=0.01)
+QUICK = FetchPolicy(attempts=3, timeout=0.3, pause=0.01)
 
 
 @pytest.fixture
@@ -31,44 +30,10 @@ def shards(tmp_path: Path, encoded: list[bytes]) -> Path:
     return write_shards(tmp_path / "shards", encoded)
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; ``faults`` maps a file's name to faults still to come, one a request."""
-
-    faults: dict[str, list[str]] = {}
-    requests: list[str] = []
-
-    def do_GET(self) -> None:
-        name = self.path.rsplit("/", 1)[-1]
-        self.requests.append(name)
-        fault = self.faults[name].pop(0) if self.faults.get(name) else ""
-        if fault == "error":
-            self.send_error(503)
-        elif fault == "hang":
-            time.sleep(2)
-        elif fault in ("cut", "flip"):
-            data = bytearray((Path(self.directory) / name).read_bytes())
-            data[600] ^= 1
-            self.send_response(200)
-            body = bytes(data if fault == "flip" else data[: len(data) // 2])
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        else:
-            super().do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def served(shards: Path) -> Iterator[tuple[str, type[Handler]]]:
-    handler = type("Fresh", (Handler,), {"faults": {}, "requests": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(shards)))
-    thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.02), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", handler
-    server.shutdown()
-    server.server_close()
+def served(shards: Path) -> Iterator[tuple[str, type[FaultyHandler]]]:
+    with http_store(shards) as store:
+        yield store
 
 
 def read_all(reader: ShardReader, index: ShardIndex) -> list[bytes]:
@@ -136,7 +101,7 @@ def test_missing_shard_is_named(shards: Path) -> None:
 
 
 def test_remote_is_fetched_once_and_equals_local(
-    served: tuple[str, type[Handler]], tmp_path: Path, encoded: list[bytes]
+    served: tuple[str, type[FaultyHandler]], tmp_path: Path, encoded: list[bytes]
 ) -> None:
     url, handler = served
     for _ in range(2):
@@ -148,28 +113,66 @@ def test_remote_is_fetched_once_and_equals_local(
     assert not left
 
 
-@pytest.mark.parametrize("fault", ["error", "hang", "cut", "flip"])
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("fault", ["error", "later", "hang", "cut", "short", "stall", "flip"])
 def test_a_failing_transfer_is_tried_again(
-    served: tuple[str, type[Handler]], tmp_path: Path, encoded: list[bytes], fault: str
+    served: tuple[str, type[FaultyHandler]], tmp_path: Path, encoded: list[bytes], fault: str, ranges: bool
 ) -> None:
     url, handler = served
-    handler.faults["shard-000001.tar"] = [fault, fault]
+    handler.ranges = ranges
+    handler.fault = staticmethod(in_turn({"shard-000001.tar": [fault, fault]}))
     index = open_index(url, tmp_path, QUICK)
     assert read_all(ShardReader(url, index=index, policy=QUICK), index) == encoded
+    # without ranges a part is of no use: the second request finds that out and the third begins again
     assert handler.requests.count("shard-000001.tar") == 3
+    assert not list(tmp_path.rglob(".*"))
 
 
-def test_a_store_that_keeps_failing_is_one_clear_line(served: tuple[str, type[Handler]], tmp_path: Path) -> None:
+def test_a_transfer_that_broke_off_goes_on_where_it_stopped(
+    tmp_path: Path, served: tuple[str, type[FaultyHandler]]
+) -> None:
     url, handler = served
-    handler.faults["shard-000001.tar"] = ["cut"] * 9
+    handler.fault = staticmethod(in_turn({"shard-000000.tar": ["cut", "error", "hang"]}))
+    reader = ShardReader(url, tmp_path, policy=FetchPolicy(attempts=4, timeout=0.3, pause=0.01))
+    reader.read("shard-000000.tar", 0, 1)
+    starts = [start for name, start in handler.starts if name == "shard-000000.tar"]
+    assert len(starts) == 2 and 0 == starts[0] < starts[1], starts
+
+
+def test_a_server_that_asks_to_be_left_alone_is(tmp_path: Path, served: tuple[str, type[FaultyHandler]]) -> None:
+    url, handler = served
+    handler.fault = staticmethod(in_turn({"shard-000000.tar": ["later"]}))
+    reader = ShardReader(url, tmp_path, policy=FetchPolicy(timeout=5, pause=0.01))
+    began = time.monotonic()
+    reader.read("shard-000000.tar", 0, 1)
+    assert 0.9 < time.monotonic() - began < 3
+
+
+def test_a_store_that_keeps_failing_is_one_clear_line(served: tuple[str, type[FaultyHandler]], tmp_path: Path) -> None:
+    url, handler = served
+    handler.fault = staticmethod(in_turn({"shard-000001.tar": ["short"] * 99}))
+    handler.ranges = False
     reader = ShardReader(url, tmp_path / "cache", policy=QUICK)
     with pytest.raises(InputError, match="shard-000001.tar: cannot be fetched after 3 attempts.*the index says") as got:
         reader.read("shard-000001.tar", 0, 1)
-    assert "\n" not in str(got.value)
-    assert not list((tmp_path / "cache").rglob("shard-000001.tar"))
+    assert "\n" not in str(got.value) and handler.requests.count("shard-000001.tar") == 4
+    assert not list((tmp_path / "cache").rglob("*shard-000001.tar*"))
 
 
-def test_unreachable_and_missing_stores_are_clear(tmp_path: Path, served: tuple[str, type[Handler]]) -> None:
+def test_access_denied_is_not_tried_again_and_secrets_are_not_shown(
+    served: tuple[str, type[FaultyHandler]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, handler = served
+    handler.fault = staticmethod(in_turn({"shard-000001.tar": ["error", "denied"]}))
+    reader = ShardReader(f"{url.replace('//', '//user:word@')}/?sig=token", tmp_path, policy=QUICK)
+    with pytest.raises(InputError, match="shard-000001.tar: may not be read .403.*credentials") as got:
+        reader.read("shard-000001.tar", 0, 1)
+    assert handler.requests.count("shard-000001.tar") == 2
+    for text in (str(got.value), caplog.text):
+        assert "shard-000001.tar" in text and "token" not in text and "word" not in text and "sig" not in text
+
+
+def test_unreachable_and_missing_stores_are_clear(tmp_path: Path, served: tuple[str, type[FaultyHandler]]) -> None:
     with pytest.raises(InputError, match="cannot be fetched after 3 attempts"):
         open_index("http://127.0.0.1:9/none", tmp_path, QUICK)
     with pytest.raises(InputError, match="not found"):
@@ -181,7 +184,7 @@ def test_unreachable_and_missing_stores_are_clear(tmp_path: Path, served: tuple[
 
 
 def test_data_written_again_under_the_same_url_is_not_read_from_the_old_cache(
-    served: tuple[str, type[Handler]], shards: Path, tmp_path: Path
+    served: tuple[str, type[FaultyHandler]], shards: Path, tmp_path: Path
 ) -> None:
     read_all(ShardReader(served[0], tmp_path / "c", policy=QUICK), open_index(served[0], tmp_path / "c", QUICK))
     new = [encode(tile) for tile in random_tiles(25, seed=1)]

@@ -267,3 +267,26 @@ def test_a_checkpoint_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     state.write_text(state.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.raises(InputError, match="newer"):
         restore(state.parent, engine)
+
+
+def test_a_signal_after_a_checkpoint_does_not_write_it_again(tmp_path: Path) -> None:
+    class Stopped(Method):
+        def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> dict[str, Tensor]:
+            job.stop.raised = self.step_number == 3
+            return super().step(engine, micro_batches)
+
+    job, progress = make_job(tmp_path, 10, method=Stopped()), Progress()
+    assert not train(job, progress) and progress.step == 4
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000004"]
+
+
+@pytest.mark.parametrize("fault", [InputError("shard-3.tar: gone"), RuntimeError("a worker was killed")])
+def test_data_that_cannot_be_read_end_the_loop_as_what_they_are(tmp_path: Path, fault: Exception) -> None:
+    def data() -> Iterator[Data]:
+        yield next(batches())
+        raise fault
+
+    job, progress = replace(make_job(tmp_path, 10), data=data()), Progress()
+    with pytest.raises(type(fault), match=str(fault)):
+        train(job, progress)
+    assert progress.step == 1

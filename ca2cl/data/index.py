@@ -238,9 +238,9 @@ class ShardIndex:
             key=_LazyStrings(column["key"]),
             ext=_LazyStrings(column["ext"]),
             group=_LazyStrings(column["group"]),
-            offset=column["offset"].to_numpy(),
-            size=column["size"].to_numpy(),
-            label=column["label"].to_numpy(),
+            offset=_numbers(column["offset"]),
+            size=_numbers(column["size"]),
+            label=_numbers(column["label"]),
         )
         if not len(samples):
             return samples
@@ -284,6 +284,20 @@ class _LazyStrings(Sequence[Any]):
         return self._column[int(row)].as_py()
 
 
+def _numbers(column: pa.Array) -> npt.NDArray[Any]:
+    """A column of integers as a view of its memory. Its own ``to_numpy`` imports pandas, which takes half a second.
+
+    Raises:
+        ValueError: a value is missing.
+    """
+    if column.null_count:
+        raise ValueError("a number is missing")
+    if not len(column):
+        return np.zeros(0, column.type.to_pandas_dtype())
+    kind = np.dtype(column.type.to_pandas_dtype())
+    return np.frombuffer(column.buffers()[1], kind, len(column), column.offset * kind.itemsize)
+
+
 def _checksum(batch: pa.RecordBatch) -> int:
     """CRC-32 of the rows' values, whatever buffers they lie in."""
     total = 0
@@ -291,20 +305,26 @@ def _checksum(batch: pa.RecordBatch) -> int:
         if pa.types.is_string(field.type):
             values = json.dumps(column.to_pylist()).encode()
         else:
-            values = column.to_numpy(zero_copy_only=False).tobytes()
+            values = _numbers(column).tobytes()
         total = zlib.crc32(values, total)
     return total
 
 
 def _record_batch(samples: ShardSamples) -> pa.RecordBatch:
-    columns = [pa.array(list(getattr(samples, f.name)), type=f.type) for f in _SCHEMA]
-    return pa.record_batch(columns, schema=_SCHEMA)
+    return pa.record_batch([_column(getattr(samples, f.name), f.type) for f in _SCHEMA], schema=_SCHEMA)
+
+
+def _column(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    return pa.array(values if isinstance(values, np.ndarray) else list(values), type=kind)
 
 
 def write_index(path: Path, parts: Sequence[tuple[ShardInfo, ShardSamples]]) -> None:
     """Write the index of ``parts``, one record batch a shard, to ``path`` (not atomic: the caller renames).
 
-    ``parts`` is gone through twice, one part at a time: it may read them from disk when asked for.
+    ``parts`` is gone through twice, one part at a time: it may read them from disk when asked for. Arrow arrays of the
+    index's types are taken as they are, so that an index of 10^8 samples is written in minutes.
     """
     listed, sums = [], []
     for info, samples in parts:

@@ -20,7 +20,7 @@ import requests
 from tqdm import tqdm
 
 from ca2cl.data.atomic import sync_replace, writing
-from ca2cl.data.storage import FetchPolicy
+from ca2cl.data.fetch import FetchPolicy
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ca2cl.config import PretrainConfig
@@ -17,6 +19,7 @@ from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
+from ca2cl.errors import InputError
 from ca2cl.objective.clusters import k_means
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import training_lines
@@ -86,7 +89,6 @@ class RunObserver:
         if every and (epoch + 1) % every == 0:
             self.figures(engine)
 
-    @torch.no_grad()
     def figures(self, engine: AccelerateEngine) -> None:
         """The curves so far, and what the encoder now groups together, on a fixed sample of tiles."""
         if not isinstance(self.tracker, RunTracker):
@@ -94,19 +96,31 @@ class RunObserver:
         self.tracker.log_figure("curves", curves_figure(self.tracker.run_dir / "journal.jsonl"))
         count = min(_FIGURE_TILES, len(self.index))
         samples = np.linspace(0, len(self.index) - 1, count).astype(np.int64)
+        try:
+            tiles, groups = self._embedded(engine, samples)
+        except InputError as error:  # met by this rank alone, and a picture is not worth the run
+            logger.warning("no figure of the clusters: %s", error)
+            return
+        clusters = min(self.config.objective.clusters, len(groups))
+        found = k_means(groups, clusters, self.config.objective.lloyd_iterations)
+        figure = cluster_figure(tiles.numpy(), found.assignments.numpy(), clusters)
+        self.tracker.log_figure("clusters", figure)
+
+    @torch.no_grad()
+    def _embedded(self, engine: AccelerateEngine, samples: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Tiles and what the group head makes of them."""
         model, network = self.config.model, engine.bare
         tiles, groups = [], []
         training = network.training
         network.eval()
-        for tiles_BHWC, _labels, _samples in iterate_tiles(self.index, self.reader, samples, batch_size=64):
-            x = preprocess(tiles_BHWC.to(engine.device), self.config.data.image_size, model.mean, model.std)
-            groups.append(network(x).g.float().cpu())
-            tiles.append(tiles_BHWC)
-        network.train(training)
-        clusters = min(self.config.objective.clusters, count)
-        found = k_means(torch.cat(groups), clusters, self.config.objective.lloyd_iterations)
-        figure = cluster_figure(torch.cat(tiles).numpy(), found.assignments.numpy(), clusters)
-        self.tracker.log_figure("clusters", figure)
+        try:
+            for tiles_BHWC, _labels, _samples in iterate_tiles(self.index, self.reader, samples, batch_size=64):
+                x = preprocess(tiles_BHWC.to(engine.device), self.config.data.image_size, model.mean, model.std)
+                groups.append(network(x).g.float().cpu())
+                tiles.append(tiles_BHWC)
+        finally:
+            network.train(training)
+        return torch.cat(tiles), torch.cat(groups)
 
     def close(self) -> None:
         """End the bar."""

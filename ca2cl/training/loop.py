@@ -1,4 +1,4 @@
-"""The loop: fetch -> step -> journal -> checkpoint -> stop flag."""
+"""The loop: fetch and agree on going on -> step -> journal -> checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
-from ca2cl.errors import InputError, LocalError
+from ca2cl.errors import InputError
 from ca2cl.training.checkpoint import Checkpointer, read_state
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.preempt import StopFlag
@@ -111,14 +111,20 @@ def train(job: Job, progress: Progress) -> bool:
         True when all steps are done, False when a signal asked for an earlier end (a checkpoint has been written).
 
     Raises:
-        InputError: too many bad tiles, or too many non-finite losses in a row.
+        InputError: on every rank alike: a rank's data cannot be read, too many bad tiles, or too many non-finite losses
+            in a row.
     """
-    skipped_in_a_row = 0
+    skipped_in_a_row, first, saved = 0, progress.step, progress.step
     while progress.step < job.total_steps:
         # fetch
         started = time.perf_counter()
-        data = _fetch(job)
+        data, stop, bad = _fetch(job)
         waited = time.perf_counter() - started
+        if stop and progress.step > first:  # one step at least, or a job that is stopped early each time never ends
+            if progress.step > saved:
+                _save(job, progress)
+            logger.warning("stopped by a signal after step %d; start again to go on", progress.step)
+            return False
 
         # step: gradient, then the update unless the loss is not finite on any rank
         job.engine.keep_buffers()
@@ -126,7 +132,6 @@ def train(job: Job, progress: Progress) -> bool:
         lr = _rate(job, progress.step)
         grad_norm, skipped = _update(job, terms["loss"], lr)
         skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
-        stop, bad = _agree(job, data.bad)
         progress.step += 1
         progress.bad_samples += len(bad)
         progress.skipped_steps += skipped
@@ -148,13 +153,9 @@ def train(job: Job, progress: Progress) -> bool:
 
         # checkpoint
         last = bool(enough) or progress.step == job.total_steps
-        if stop or last or progress.step % job.run.checkpoint_every == 0:
-            job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": vars(progress)})
-
-        # stop flag
-        if stop and not last:
-            logger.warning("stopped by a signal after step %d; start again to go on", progress.step)
-            return False
+        if last or progress.step % job.run.checkpoint_every == 0:
+            _save(job, progress)
+            saved = progress.step
         if last:
             break
     return True
@@ -173,18 +174,39 @@ def _update(job: Job, loss: float, lr: float) -> tuple[float, bool]:
     return job.engine.optimizer_step(lr, job.optim.clip_norm)
 
 
-def _fetch(job: Job) -> StepData:
+def _fetch(job: Job) -> tuple[StepData, bool, list[Any]]:
+    """The next step's data, whether a signal asks to stop, and the bad tiles of all ranks.
+
+    Ranks agree before the step, by one small collective and another where there is something to tell: one that cannot
+    read its data would leave the others waiting within the step, for as long as the launcher lets them.
+    """
+    failure: Exception | None = None
+    data: StepData | None = None
     try:
-        return next(job.data)
-    except InputError as error:  # this rank's shards: the others do not know
-        raise LocalError(str(error)) from None
+        data = next(job.data)
+    except (InputError, OSError, RuntimeError, EOFError) as error:  # or a worker that was killed
+        failure = error
+    bad = data.bad if data is not None else []
+    told = [float(job.stop.raised), float(len(bad)), float(failure is not None)]
+    total = job.engine.accelerator.reduce(torch.tensor(told, device=job.engine.device), reduction="sum")
+    if total[2] > 0:
+        raise _failure(job, failure)
+    assert data is not None
+    return data, bool(total[0] > 0), job.engine.gather_list(bad) if total[1] > 0 else []
 
 
-def _agree(job: Job, bad: list[Any]) -> tuple[bool, list[Any]]:
-    """Stop flag and bad tiles over all ranks: one small collective a step, another where there are such tiles."""
-    mine = torch.tensor([float(job.stop.raised), float(len(bad))], device=job.engine.device)
-    total = job.engine.accelerator.reduce(mine, reduction="sum")
-    return bool(total[0] > 0), job.engine.gather_list(bad) if total[1] > 0 else []
+def _failure(job: Job, mine: Exception | None) -> Exception:
+    """What every rank raises when one has no data: the same line, but a fault that is not the input's as it is."""
+    rank = job.engine.accelerator.process_index
+    told = sorted(job.engine.gather_list([(rank, str(mine))] if mine is not None else []))
+    first, reason = told[0]
+    if mine is not None and not isinstance(mine, InputError):
+        return mine
+    return InputError(f"rank {first}: {reason}" if first else reason)
+
+
+def _save(job: Job, progress: Progress) -> None:
+    job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": vars(progress)})
 
 
 def _record(
