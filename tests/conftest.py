@@ -1,5 +1,6 @@
 """Every test runs with one intra-op thread and away from the user's own MLflow."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,9 @@ LONG = (
     "reproduce_nct",
     "distributed_step",
     "detect",
+    "outage",
+    "bad_data",
+    "remote_jobs",
 )
 """Files that take minutes, the longest first."""
 
@@ -30,3 +34,13 @@ def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # tiles of the tests lie there, GPU or not
     torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A job in the tests' process takes its signals, and ends it at a second one: the next test's are its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -18,7 +18,7 @@ from ca2cl.detection.saved import CARD, read_card
 from ca2cl.tracking.encoder_files import read_card as read_encoder_card
 from ca2cl.tracking.figures import columns_of
 from ca2cl.tracking.journal import Journal, read_journal, training_lines
-from ca2cl.tracking.mirror import metrics_of
+from ca2cl.tracking.replay import metrics_of
 from ca2cl.tracking.run import read_run
 from ca2cl.training.checkpoint import read_state
 from ca2cl.training.loop import Progress

@@ -25,7 +25,7 @@ from tests.jobs import ROOT
 from tests.shards import encode, random_tiles, write_shards
 from tests.stores import FaultyHandler, by_chance, http_store, in_turn, s3_store, upload
 
-QUICK = FetchPolicy(attempts=5, timeout=0.4, pause=0.01)
+QUICK = FetchPolicy(attempts=5, timeout=2.0, pause=0.01)
 TILES = random_tiles(80)
 
 

@@ -144,6 +144,7 @@ def check_finished(job: Job, undisturbed: Path) -> None:
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_while_it_starts_and_trains_ends_as_if_it_had_not_been(
     job: Job, undisturbed: Path
 ) -> None:

@@ -54,6 +54,7 @@ def test_shards_on_s3_give_the_weights_of_the_local_folder(
         assert_equal(trained(tmp_path, upload(shards, "set"), "--data.workers", "2"), expected)
 
 
+@pytest.mark.slow
 def test_shards_on_a_bad_http_server_give_the_weights_of_the_local_folder(
     shards: Path, expected: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
