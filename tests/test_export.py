@@ -143,7 +143,7 @@ def test_the_printed_lines_load_the_encoder_in_the_target(
     )
     assert all(fact in told for fact in facts), told
     if target == "detectron2" and not installed("detectron2"):
-        assert "not by detectron2: detectron2 is not installed; build it from its source" in told
+        assert "not by detectron2: detectron2 is not installed; it has no wheels, build it" in told
         assert "By ca2cl's own reading: features differ by " in told
         return
     assert f"verified  by {TARGETS[target].package}" in told
