@@ -17,7 +17,7 @@ from torch import Tensor
 from ca2cl.optional import need
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
-"""Of 2026-06-06, the one that this code was tried with; the release 0.6 of 2021 does not build with current torch."""
+"""Of 2026-06-06, the one that this code was tried with; the release 0.6 of 2021 was not."""
 RECIPE = (
     "it has no wheels, build it: pip install --no-build-isolation "
     f"git+https://github.com/facebookresearch/detectron2@{COMMIT[:12]}"
