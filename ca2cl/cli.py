@@ -36,6 +36,8 @@ class Verb(NamedTuple):
     settings_module: str = ""
     stops: bool = False
     """Whether it ends by SIGTERM with a checkpoint, and 85."""
+    raw: bool = False
+    """Whether ``run`` takes the words of the command line as they are."""
 
 
 # A verb of two words belongs to the group that its first word names; that word may be a verb by itself, too.
@@ -45,6 +47,9 @@ VERBS = {
     ),
     "pretrain": Verb(
         "shards -> an encoder in MLflow's registry", "ca2cl.launch", "PretrainConfig", "ca2cl.config", stops=True
+    ),
+    "launch": Verb(
+        "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.launcher", "", raw=True
     ),
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
     "finetune": Verb(
@@ -137,7 +142,7 @@ def _dispatch(arguments: list[str]) -> int:
     verb = VERBS[name]
     if verb.stops:  # before the imports, which take seconds
         StopFlag().install()
-    settings = parse(name, rest)
+    settings = rest if verb.raw else parse(name, rest)
     if settings is None:
         return 0
     run: Callable[[Any], int] = importlib.import_module(verb.module).run

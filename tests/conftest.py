@@ -39,7 +39,9 @@ def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
     """A job in the tests' process takes its signals, and ends it at a second one: the next test's are its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+    }
     yield
     signal.set_wakeup_fd(-1)
     for number, handler in before.items():
