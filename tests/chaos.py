@@ -32,7 +32,8 @@ from safetensors.torch import load_file
 from tests.jobs import LAUNCH, ROOT, free_port, make_shards, training_lines
 from tests.servers import Server
 
-STEPS, PATIENCE = 400, 180.0  # seconds that a disturbed job may take to end
+STEPS = 300
+PATIENCE, WHOLE = 180.0, 3600.0  # seconds that a disturbed job may take to end, and an undisturbed one
 JOB = (
     "--recipe", "smoke", "--run.steps", str(STEPS), "--run.checkpoint_every", "5", "--run.batch_size", "16",
     "--optim.lr", "0.001", "--tracking.register_as", "null", "--run.figures_every", "0",
@@ -61,13 +62,13 @@ class Job:
             [*launch, *verb], cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
         )
 
-    def wait(self, job: subprocess.Popen[bytes]) -> int:
+    def wait(self, job: subprocess.Popen[bytes], patience: float = PATIENCE) -> int:
         """Its exit code, when every process of it is gone.
 
         Raises:
-            AssertionError: some are still there after ``PATIENCE`` seconds.
+            AssertionError: some are still there after so many seconds.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             if job.poll() is not None and not ranks_of(job.pid):
                 return int(job.returncode)
@@ -143,7 +144,7 @@ def one_round(draw: random.Random, job: Job, seen: Counter[str], elastic: bool) 
 def finish(job: Job) -> None:
     """Let the job end, and MLflow have everything."""
     for _ in range(3):  # a last signal may have left a checkpoint and nothing else
-        if job.wait(job.start(2)) == 0:
+        if job.wait(job.start(2), WHOLE) == 0:
             break
     else:
         raise AssertionError(f"the job does not finish; see {job.folder / 'job.log'}")
