@@ -29,7 +29,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from tests.jobs import LAUNCH, ROOT, free_port, make_shards, training_lines
+from tests.jobs import ROOT, free_port, make_shards, training_lines
 from tests.servers import Server
 
 STEPS = 300
@@ -50,17 +50,26 @@ class Job:
         folder.mkdir()
 
     def start(self, processes: int) -> subprocess.Popen[bytes]:
-        """``accelerate launch`` in a session of its own."""
-        launch = [*LAUNCH, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        """``ca2cl launch``, which gives every rank a session of its own."""
+        launch = [
+            sys.executable,
+            "-m",
+            "ca2cl",
+            "launch",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+        ]
         launch += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
         launch += ["--multi_gpu"] if processes > 1 else []
         verb = ["-m", "ca2cl", "pretrain", *JOB, "--data.shards", str(self.shards), "--run.output_dir", str(self.run)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         env |= {"MLFLOW_TRACKING_URI": self.server.uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
         log = (self.folder / "job.log").open("ab")
-        return subprocess.Popen(
-            [*launch, *verb], cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen([*launch, *verb], cwd=self.folder, env=env, stdout=log, stderr=log)
 
     def wait(self, job: subprocess.Popen[bytes], patience: float = PATIENCE) -> int:
         """Its exit code, when every process of it is gone.
@@ -70,12 +79,23 @@ class Job:
         """
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            if job.poll() is not None and not ranks_of(job.pid):
+            if job.poll() is not None and not self.ranks():
                 return int(job.returncode)
             time.sleep(0.1)
-        with suppress(ProcessLookupError):
-            os.killpg(job.pid, signal.SIGKILL)
+        job.kill()
+        for rank in self.ranks():
+            with suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL)
         raise AssertionError(f"a job hangs; see {self.folder / 'job.log'}")
+
+    def ranks(self) -> list[int]:
+        """Processes of the job but the launcher: ranks, and what they started."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            words = process.info["cmdline"] or []
+            if str(self.run) in words and "launch" not in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        return sorted(found)
 
     def steps(self) -> int:
         """Steps in the journal."""
@@ -88,20 +108,10 @@ class Job:
         return max((self.run / "checkpoints").glob("step-*"), default=None)
 
 
-def ranks_of(session: int) -> list[int]:
-    """Processes of the launcher's session but the launcher itself: ranks, and their workers."""
-    found = []
-    for process in psutil.process_iter(["pid", "status"]):
-        with suppress(psutil.Error, ProcessLookupError):
-            if process.pid != session and os.getsid(process.pid) == session and process.status() != "zombie":
-                found.append(process.pid)
-    return sorted(found)
-
-
 def disturb(draw: random.Random, job: Job, running: subprocess.Popen[bytes], seen: Counter[str]) -> None:
     """One signal, at a random instant of the job's life."""
     time.sleep(draw.uniform(0.5, 25.0))
-    number, ranks = draw.choice(SIGNALS), ranks_of(running.pid)
+    number, ranks = draw.choice(SIGNALS), job.ranks()
     target = draw.choice(("rank", "rank", "all", "launcher"))
     victims = {"rank": [draw.choice(ranks)] if ranks else [], "all": [*ranks, running.pid], "launcher": [running.pid]}
     for victim in victims[target]:
