@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from ca2cl import __version__
 from ca2cl.errors import InputError, LocalError, nearest
 from ca2cl.redact import RedactingFormatter, redact
-from ca2cl.training.preempt import StopFlag
+from ca2cl.training.preempt import StopFlag, end_with_launcher
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -142,6 +142,7 @@ def _dispatch(arguments: list[str]) -> int:
     verb = VERBS[name]
     if verb.stops:  # before the imports, which take seconds
         StopFlag().install()
+    end_with_launcher()
     settings = rest if verb.raw else parse(name, rest)
     if settings is None:
         return 0

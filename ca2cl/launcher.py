@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from ca2cl.errors import InputError
+from ca2cl.training.preempt import LAUNCHER
 
 logger = logging.getLogger(__name__)
 _PASSED_ON = {
@@ -61,6 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     from accelerate.commands.launch import launch_command  # seconds
 
     settings = _parse(arguments)
+    os.environ[LAUNCHER] = str(os.getpid())
     for name, value in _FLIGHT_RECORDER.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # _exit_code tells it shorter

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by launch/quickstart.sh and tests/run.sh: makes a virtual environment and installs the project into it.
 # make_environment FOLDER EXTRAS: FOLDER is created when it is not there; EXTRAS is "" or like "[test]".
 make_environment() {

@@ -233,7 +233,7 @@ def test_a_second_job_into_the_same_file_is_kept_out(tissue: Path, tmp_path: Pat
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(InputError, match="another `ca2cl embed` is writing here"):
+        with pytest.raises(InputError, match="another job is writing here"):
             run(config(tissue, tmp_path / "v.parquet"))
         other.communicate(b"\n")
 

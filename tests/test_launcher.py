@@ -35,7 +35,8 @@ rank = os.environ["RANK"]
 while not received:
     time.sleep(0.05)
 time.sleep(busy)
-(folder / f"received-{rank}").write_text(signal.Signals(received[0]).name)
+(folder / f"received-{rank}.new").write_text(signal.Signals(received[0]).name)
+(folder / f"received-{rank}.new").rename(folder / f"received-{rank}")
 sys.exit(85)
 """
 
@@ -66,7 +67,7 @@ class Launcher:
             time.sleep(0.05)
 
     def received(self) -> list[str]:
-        return [path.read_text() for path in sorted(self.folder.glob("received-*"))]
+        return [path.read_text() for path in sorted(self.folder.glob("received-?"))]
 
 
 @pytest.fixture
@@ -115,6 +116,18 @@ def test_a_signal_waits_for_processes_that_are_still_starting(
     code, told = started[0].end()
     assert code == 85, told
     assert started[0].received() == ["SIGTERM", "SIGTERM"]
+
+
+def test_processes_are_told_when_their_launcher_is_gone(started: list[Launcher], tmp_path: Path) -> None:
+    script = "from ca2cl.training.preempt import end_with_launcher\nend_with_launcher()\n" + LISTENS
+    started.append(Launcher(tmp_path, script, str(tmp_path), "0", "0"))
+    started[0].until(["ready-0", "ready-1"])
+    started[0].process.kill()
+    started[0].end()
+    deadline = time.monotonic() + 30
+    while started[0].received() != ["SIGTERM", "SIGTERM"]:
+        assert time.monotonic() < deadline, started[0].received()
+        time.sleep(0.05)
 
 
 @pytest.mark.slow

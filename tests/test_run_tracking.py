@@ -178,6 +178,19 @@ os.kill(os.getpid(), 9)
     assert [(metric.step, metric.value) for metric in history] == [(step, 1 / step) for step in range(1, 501)]
 
 
+def test_a_folder_that_another_job_works_in_is_refused(config: PretrainConfig, tmp_path: Path) -> None:
+    tracker = open_run(tmp_path / "run", config)
+    script = (
+        "import sys\nfrom ca2cl.config import PretrainConfig, TrackingConfig\nfrom ca2cl.tracking.run import open_run\n"
+        "open_run(sys.argv[1], PretrainConfig(tracking=TrackingConfig(root=sys.argv[2])), resume=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run"), str(config.tracking.root)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "another job is writing here" in refused.stderr.splitlines()[-1]
+    tracker.finish("FINISHED")
+    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
+
+
 def test_no_secret_is_written_anywhere(config: PretrainConfig, tmp_path: Path) -> None:
     secret = replace(config, data=DataConfig(lanes=8, shards="https://me:hunter2@host/x?token=hunter2"))
     open_run(tmp_path / "run", secret).finish("FINISHED")

@@ -97,13 +97,10 @@ def fresh_folder(root: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path, lock_name: str, verb: str, remedy: str = _REMEDY) -> Iterator[None]:
+def alone(folder: Path, lock_name: str, remedy: str = _REMEDY) -> Iterator[None]:
     """Make the folder and keep other jobs out of it; the lock goes with this process, however it ends.
 
     A record lock, not flock: decoding workers would inherit that one, and they outlive a killed parent by seconds.
-
-    Args:
-        verb: whose folder it is, for the message: ``embed``.
 
     Raises:
         InputError: another job works in it, or it cannot be written.
@@ -115,7 +112,7 @@ def alone(folder: Path, lock_name: str, verb: str, remedy: str = _REMEDY) -> Ite
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise InputError(f"{folder}: another `ca2cl {verb}` is writing here; wait for it") from None
+            raise InputError(f"{folder}: another job is writing here; wait for it, or end it") from None
         except OSError as error:  # file systems without locks
             logger.warning("%s: cannot be locked (%s); do not run two jobs in it", folder, error.strerror)
         yield

@@ -200,7 +200,7 @@ class Parts:
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Keep other jobs out of the folder, and clear away what a killed one left half-written."""
-    with alone(folder, "lock", "embed", REMEDY):
+    with alone(folder, "lock", REMEDY):
         for leftover in folder.glob(".*.tmp-*"):
             with writing(leftover, REMEDY):
                 leftover.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ def _resolve(config: NctConfig) -> ResolvedEncoder:
 def _begin(config: NctConfig, whose: dict[str, Any], held: ExitStack) -> dict[str, Any]:
     """The first process's part: claim the folder, provide tiles and shards; what they are."""
     check_claim(config.out, whose)
-    held.enter_context(alone(config.out, ".lock", "reproduce", REMEDY))
+    held.enter_context(alone(config.out, ".lock", REMEDY))
     claim(config.out, whose)
     published.provide(config)
     published.make_shards(config)

@@ -70,7 +70,7 @@ def provide(config: NctConfig) -> None:
     missing = [name for name in config.sets if not present(data, name)]
     if not missing:
         return
-    with alone(data, ".lock", "reproduce", REMEDY):
+    with alone(data, ".lock", REMEDY):
         if config.miniature:
             _draw(config, data)
         else:

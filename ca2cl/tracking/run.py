@@ -7,13 +7,14 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import yaml
 
 from ca2cl.config import TrackingConfig, flatten, to_dict
+from ca2cl.data.atomic import alone
 from ca2cl.errors import InputError
 from ca2cl.redact import redact_all
 from ca2cl.tracking.environment import environment, requirements
@@ -36,6 +37,7 @@ from ca2cl.tracking.system import SystemSampler
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+JOB_LOCK = ".lock"
 START_S = 20.0
 """Seconds that a start waits for a server's first answer before it goes on without."""
 FINISH_S, KILLED_S = 120.0, 15.0
@@ -85,8 +87,10 @@ class NullTracker:
 class RunTracker(NullTracker):
     """What rank 0 holds. Make it with ``open_run``."""
 
-    def __init__(self, run_dir: Path, record: RunRecord, store: Store, rewind_to: int | None = None) -> None:
-        self.run_dir, self.record, self._store = run_dir, record, store
+    def __init__(
+        self, run_dir: Path, record: RunRecord, store: Store, held: ExitStack, rewind_to: int | None = None
+    ) -> None:
+        self.run_dir, self.record, self._store, self._held = run_dir, record, store, held
         self.journal = Journal(run_dir / JOURNAL_NAME)
         if rewind_to is not None:  # before the mirror looks for its place in the journal
             self.journal.rewind_to_step(rewind_to)
@@ -147,10 +151,15 @@ class RunTracker(NullTracker):
         self.log_event("status", status=status)
         self.journal.sync()
         complete = self._mirror.close(timeout)
-        self.journal.close()
+        self.close()
         if not complete:
             _log.warning("MLflow does not have all of this run; send the rest with: ca2cl sync %s", self.run_dir)
         return complete
+
+    def close(self) -> None:
+        """Let go of the folder without a word about the run."""
+        self.journal.close()
+        self._held.close()
 
     def _relative(self, path: str | Path) -> str:
         return str(Path(path).resolve().relative_to(self.run_dir.resolve()))
@@ -174,25 +183,30 @@ def open_run(
 
     Raises:
         InputError: the folder holds a run and ``resume`` is False, or cannot be written; the store refuses (wrong
-            credentials, a deleted experiment, no such run to resume), or is none that works. A server that is away is
-            only a warning: the run is made when it is back, or by ``ca2cl sync``.
+            credentials, a deleted experiment, no such run to resume), or is none that works; another job works in
+            the folder. A server that is away is only a warning: the run is made when it is back, or by ``ca2cl sync``.
     """
     folder = Path(run_dir)
     new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        again = _used(folder, resume)
-        store, record = _continue_run(folder, config) if again else _begin_run(folder, config)
-        tracker = RunTracker(folder, record, store, rewind_to=step if again else None)
-        _connect(tracker, again)
-        _write_description(tracker, config, manifest)
-    except OSError as error:
-        raise InputError(f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write") from None
-    except InputError:
-        if new:  # a refused start leaves no folder behind
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            again = _used(folder, resume)
+            held.enter_context(alone(folder, JOB_LOCK, "use a folder you can write"))
+            store, record = _continue_run(folder, config) if again else _begin_run(folder, config)
+            tracker = RunTracker(folder, record, store, held.pop_all(), rewind_to=step if again else None)
+            _connect(tracker, again)
+            _write_description(tracker, config, manifest)
+        except OSError as error:
+            raise InputError(
+                f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write"
+            ) from None
+        except InputError:
+            if new:  # a refused start leaves no folder behind
+                with suppress(OSError):
+                    (folder / JOB_LOCK).unlink()
+                    folder.rmdir()
+            raise
     return tracker.start()
 
 
@@ -200,7 +214,7 @@ def _connect(tracker: RunTracker, again: bool) -> None:
     try:
         tracker.connect()
     except InputError:
-        tracker.journal.close()
+        tracker.close()
         if not again:
             for name in (RUN_NAME, LOCK_NAME):
                 (tracker.run_dir / name).unlink(missing_ok=True)

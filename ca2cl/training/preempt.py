@@ -3,6 +3,7 @@ it, ends at once."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -17,6 +18,27 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _SAME_SIGNAL_S = 2.0
 EXIT_PREEMPTED = 85
 """Exit code that tells a scheduler to start the job again."""
+
+
+_PR_SET_PDEATHSIG = 1
+LAUNCHER = "CA2CL_LAUNCHER"
+"""Set in the environment of the processes that ``ca2cl launch`` starts."""
+
+
+def end_with_launcher() -> None:
+    """Have SIGTERM sent to this process when the launcher that started it is gone.
+
+    A launcher that is killed takes nobody along: its processes have sessions of their own, would train on, and be in
+    the way of the next start.
+    """
+    if LAUNCHER not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    with suppress(OSError, AttributeError):  # no Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    try:
+        os.kill(int(os.environ.get(LAUNCHER, os.getppid())), 0)
+    except ProcessLookupError:  # gone before this was asked for
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class StopFlag:

@@ -1,0 +1,162 @@
+"""The shipped Slurm scripts on a real Slurm: two nodes of two processes, preempted, requeued, compared.
+
+    python -m tests.deploy.slurm [--folder FOLDER]        # root; minutes; see tests/deploy/cluster.py for the packages
+
+``launch/slurm/chain.sh`` is submitted on made-up tissue; its pre-training gets USR1 in the middle, goes back to the
+queue by itself and finishes; probe and fine-tuning, which wait for it, run by its MLflow id. Then the same pre-training
+is run without a disturbance and compared: weights, the journal, MLflow. Ends with a table and 0, or with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from ca2cl.data.synthetic import write_tissue
+from ca2cl.tracking.store import Store, open_store
+from tests.deploy.cluster import NODES, Cluster
+from tests.jobs import ROOT, training_lines
+
+STEPS = 60
+SETTINGS = ("--run.steps", str(STEPS), "--run.figures_every", "0", "--run.checkpoint_every", "20")
+PATIENCE = 900.0
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY")
+
+
+class Check:
+    """What was expected and what was found, line by line."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[bool, str, str]] = []
+
+    def that(self, what: str, holds: bool, found: object) -> None:
+        self.lines.append((holds, what, str(found)))
+
+    def table(self) -> int:
+        """Print it; the exit code."""
+        width = max(len(what) for _, what, _ in self.lines)
+        for holds, what, found in self.lines:
+            sys.stdout.write(f"{'ok   ' if holds else 'WRONG'}  {what:{width}}  {found}\n")
+        return 0 if all(holds for holds, _, _ in self.lines) else 1
+
+
+def until(what: str, seen: object, *, patience: float = PATIENCE) -> None:
+    """Wait for a callable to be true."""
+    deadline = time.monotonic() + patience
+    while not seen():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            raise SystemExit(f"never saw that {what}")
+        time.sleep(0.3)
+
+
+def steps(run: Path) -> list[int]:
+    with suppress(OSError):
+        return [line["step"] for line in training_lines(run)]
+    return []
+
+
+def numbers(cluster: Cluster) -> dict[str, str]:
+    """Job ids by name."""
+    lines = cluster.run(["squeue", "--noheader", "--states=all", "--format", "%j %A"]).splitlines()
+    return dict((line.split()[0], line.split()[1]) for line in lines)
+
+
+def chain(cluster: Cluster, folder: Path, environment: dict[str, str], check: Check) -> Path:
+    """Submit the pipeline, preempt its pre-training once, wait for the end of all."""
+    work = folder / "work"
+    told = cluster.run(
+        ["bash", "launch/slurm/chain.sh", *SETTINGS, "--tracking.root", environment["ROOT"]],
+        **environment, TRAIN=str(folder / "train"), TEST=str(folder / "test"), WORK=str(work), NODES="2",
+        RECIPE="smoke", PROBE=f"--tracking.root {environment['ROOT']} --seeds 2 --labels 1.0 --imagenet false",
+        FINETUNE=f"--tracking.root {environment['ROOT']} --seeds 1 --labels 1.0 --epochs 1 --floors false",
+    )  # fmt: skip
+    sys.stdout.write(f"{told}\n\n")
+    jobs, run = numbers(cluster), work / "run"
+    until("ten steps are done", lambda: len(steps(run)) >= 10)
+    cluster.run(["scancel", "--signal=USR1", jobs["ca2cl-pretrain"]])
+    until("the job went back to the queue", lambda: cluster.job(jobs["ca2cl-pretrain"]).get("Restarts") == "1")
+    stopped_at = len(steps(run))
+    check.that("stopped before its end", 10 <= stopped_at < STEPS, f"after step {stopped_at} of {STEPS}")
+    waits = {name: cluster.job(jobs[name])["JobState"] for name in ("ca2cl-probe", "ca2cl-finetune")}
+    check.that("downstream jobs wait on", set(waits.values()) == {"PENDING"}, waits)
+    # Slurm keeps a requeued job back for two minutes
+    until("it is pending", lambda: cluster.job(jobs["ca2cl-pretrain"])["JobState"] == "PENDING")
+    cluster.run(["scontrol", "update", f"JobId={jobs['ca2cl-pretrain']}", "StartTime=now"])
+    for name, number in jobs.items():
+        until(f"{name} ends", lambda number=number: cluster.job(number)["JobState"] in ENDED)
+        job = cluster.job(number)
+        check.that(
+            f"{name} on {job['NumNodes']} nodes, starts {int(job['Restarts']) + 1}",
+            job["JobState"] == "COMPLETED",
+            f"{job['JobState']} {job['ExitCode']}",
+        )
+    return run
+
+
+def undisturbed(cluster: Cluster, folder: Path, environment: dict[str, str], check: Check) -> Path:
+    """The same pre-training, left alone."""
+    run = folder / "alone"
+    arguments = ("--data.shards", str(folder / "work" / "shards" / "train"), "--run.output_dir", str(run))
+    number = cluster.run(
+        ["sbatch", "--parsable", "--nodes", "2", "--job-name", "alone", "--output", str(folder / "alone.log"),
+         "launch/slurm/job.sbatch", "pretrain", "--recipe", "smoke", *arguments, *SETTINGS,
+         "--tracking.root", environment["ROOT"]],
+        **environment,
+    )  # fmt: skip
+    until("the undisturbed job ends", lambda: cluster.job(number)["JobState"] in ENDED)
+    check.that("undisturbed run", cluster.job(number)["JobState"] == "COMPLETED", cluster.job(number)["ExitCode"])
+    return run
+
+
+def compare(run: Path, alone: Path, store: Store, work: Path, check: Check) -> None:
+    """Weights, journal, MLflow."""
+    mine, theirs = (load_file(one / "encoder" / "encoder.safetensors") for one in (run, alone))
+    far = max(float((mine[name].float() - theirs[name].float()).abs().max()) for name in theirs)
+    check.that("weights equal the undisturbed run's to 1e-5", far <= 1e-5, f"largest difference {far:.1e}")
+    check.that("one journal, every step once", steps(run) == list(range(1, STEPS + 1)), f"{len(steps(run))} lines")
+    run_id = json.loads((run / "run.json").read_text())["run_id"]
+    client = store.client
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
+    same = [one for one in runs if one.data.params.get("run.output_dir") == str(run)]
+    check.that("one MLflow run", [one.info.run_id for one in same] == [run_id], [one.info.status for one in same])
+    history = sorted(point.step for point in client.get_metric_history(run_id, "loss"))
+    check.that("every step's loss in MLflow, once", history == list(range(1, STEPS + 1)), f"{len(history)} points")
+    sources = [one.data.tags.get("ca2cl.source_run_id") for one in runs]
+    check.that("downstream runs name it", sources.count(run_id) >= 2, f"{sources.count(run_id)} runs")
+    logs = sorted(path.relative_to(work) for path in (work / "logs").rglob("std*.log") if path.stat().st_size)
+    ranks = {(path.parts[2], path.parts[-2]) for path in logs if path.parts[1].startswith("ca2cl-pretrain")}
+    check.that("a log for every rank", len(ranks) == 4, sorted(ranks))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="a new one; default: a temporary folder")
+    folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tissue(folder / "train", 30, size=48, seed=0)
+    write_tissue(folder / "test", 10, size=48, seed=1)
+    check, root = Check(), folder / "store"
+    environment = {
+        "CA2CL_VENV": sys.prefix, "CA2CL_PROCESSES": "2", "CA2CL_ACCELERATE": "accelerate_configs/cpu.yaml",
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ROOT": str(root),
+    }  # fmt: skip
+    with Cluster(folder / "slurm") as cluster:
+        run = chain(cluster, folder, environment, check)
+        alone = undisturbed(cluster, folder, environment, check)
+        sys.stdout.write(cluster.run(["sinfo", "--Node", "--long"]) + "\n\n")
+    check.that("nodes", len(NODES) == 2, ", ".join(NODES))
+    compare(run, alone, open_store(root=root), folder / "work", check)
+    code = check.table()
+    sys.stdout.write(f"{folder}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
