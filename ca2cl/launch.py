@@ -49,7 +49,8 @@ def run(config: PretrainConfig) -> int:
     """
     _check(config)
     stop = StopFlag().install()
-    accelerator = build_accelerator()
+    with stop.joining():
+        accelerator = build_accelerator()
     world = accelerator.num_processes
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     index = Ranks().together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))

@@ -9,6 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from tests.jobs import free_port
+
 ROOT = Path(__file__).parent.parent
 # a minute inside of C, without Python's lock, as a collective is that waits for a rank which is gone
 HELD = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 200_000_000)"
@@ -45,6 +49,23 @@ def test_the_flag_is_raised_and_a_job_that_is_over_is_not_ended() -> None:
     time.sleep(2.5)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 85
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_wait_for_processes_that_never_come(tmp_path: Path) -> None:
+    """A process of two, whose other one is not there; 20 s after the signal."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ca2cl", "pretrain", "--recipe", "smoke", "--data.shards", "x", "--run.output_dir", "y"],
+        cwd=tmp_path, env={**os.environ, **alone, "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT),
+                           "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    try:
+        time.sleep(15)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=40) == 85
+    finally:
+        process.kill()
 
 
 def test_a_flag_that_was_installed_early_is_the_jobs() -> None:

@@ -49,7 +49,8 @@ def run(config: DetectConfig) -> int:
     engine = _engine(config)
     config = replace(config, engine=engine.name)  # what auto means may change from one start to the next
     starts = _starts(config)
-    accelerator = build_accelerator()
+    with stop.joining():
+        accelerator = build_accelerator()
     out = Path(config.output_dir).expanduser()
     problem, root = _from_first(_begin(config, out) if accelerator.is_main_process else None)
     if problem:

@@ -146,7 +146,8 @@ def run(config: FinetuneConfig) -> int:
     stop = StopFlag().install()
     indexes = open_pair(config.train, config.test, config.cache_dir)
     starts = _starts(config)
-    accelerator = build_accelerator()
+    with stop.joining():
+        accelerator = build_accelerator()
     out = Path(config.output_dir)
     digests = [index.manifest.digest for index in indexes]
     train, test = (

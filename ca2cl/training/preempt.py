@@ -9,13 +9,16 @@ import signal
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
 Flag = TypeVar("Flag", bound="StopFlag")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _SAME_SIGNAL_S = 2.0
+_JOIN_S = 20.0
+"""Seconds after a signal that a process goes on waiting for others which have not started."""
 EXIT_PREEMPTED = 85
 """Exit code that tells a scheduler to start the job again."""
 
@@ -49,7 +52,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.raised = False
-        self._over = False
+        self._over = self._joining = False
 
     def install(self: Flag) -> Flag:
         """Take over SIGTERM and SIGUSR1 of this process (main thread only).
@@ -65,6 +68,16 @@ class StopFlag:
             signal.signal(number, self._on_signal)
         self._watch()
         return self
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """While processes wait for each other to start. Where that lasts for 20 s after a signal (a host that never
+        came), the process ends with 85: nothing has been done yet."""
+        self._joining = True
+        try:
+            yield
+        finally:
+            self._joining = False
 
     def over(self) -> None:
         """The job is done, what follows is the end of the process: signals change nothing any more. A launcher sends
@@ -85,10 +98,16 @@ class StopFlag:
 
     def _count(self, reader: socket.socket, _writer: socket.socket) -> None:
         first = None
-        while number := reader.recv(1):
-            if number[0] not in _SIGNALS or self._over:
-                continue
+        reader.settimeout(1.0)
+        while True:
+            number = None
+            with suppress(TimeoutError):
+                number = reader.recv(1)
             now = time.monotonic()
+            if self._joining and first is not None and now - first > _JOIN_S:
+                os._exit(EXIT_PREEMPTED)
+            if number is None or number[0] not in _SIGNALS or self._over:
+                continue
             first = first or now
             # A scheduler signals every process and the launcher passes it on: the same, twice within milliseconds.
             if now - first > _SAME_SIGNAL_S:
