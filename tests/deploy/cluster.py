@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.jobs import ROOT, free_port
@@ -88,6 +89,11 @@ class Cluster:
         self._until_idle()
 
     def __exit__(self, *_: object) -> None:
+        with suppress(SystemExit, FileNotFoundError):  # jobs outlive the daemons
+            self.run(["scancel", "--user=root"])
+            deadline = time.monotonic() + 30
+            while self.run(["squeue", "--noheader"]) and time.monotonic() < deadline:
+                time.sleep(0.5)
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:

@@ -1,10 +1,11 @@
 """The shipped Slurm scripts on a real Slurm: two nodes of two processes, preempted, requeued, compared.
 
-    python -m tests.deploy.slurm [--folder FOLDER]        # root; ten minutes; see tests/deploy/cluster.py for the packages
+    python -m tests.deploy.slurm [--folder FOLDER]    # root; ten minutes; packages: see tests/deploy/cluster.py
 
 ``launch/slurm/chain.sh`` is submitted on made-up tissue; its pre-training gets USR1 in the middle, goes back to the
-queue by itself (where Slurm keeps it for two minutes) and finishes; probe and fine-tuning, which wait for it, run by its MLflow id. Then the same pre-training
-is run without a disturbance and compared: weights, the journal, MLflow. Ends with a table and 0, or with 1.
+queue by itself (where Slurm keeps it for two minutes) and finishes; probe and fine-tuning, which wait for it, run by
+its MLflow id. Then the same pre-training is run without a disturbance and compared: weights, the journal, MLflow. Ends
+with a table and 0, or with 1.
 """
 
 from __future__ import annotations
