@@ -13,6 +13,7 @@ from typing import Any
 from ca2cl.redact import redact, redact_all
 from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.store import DEFAULT_ROOT, open_store, store_errors
+from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import parse_json
 
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
@@ -67,7 +68,7 @@ def log_evaluation(
             for start in range(0, len(points), _BATCH):
                 store.client.log_batch(run_id, metrics=points[start : start + _BATCH])
             for path in artifacts:
-                store.client.log_artifact(run_id, str(path))
+                upload(store.client, run_id, path)
             store.client.set_terminated(run_id, "FINISHED")
         except BaseException:
             if run_id:

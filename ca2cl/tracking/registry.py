@@ -28,6 +28,7 @@ from ca2cl.tracking.encoder_files import (
     write_card,
 )
 from ca2cl.tracking.store import Store
+from ca2cl.tracking.upload import upload
 
 MODEL_PATH = "model"
 CHAMPION = "champion"
@@ -59,11 +60,11 @@ def log_and_register(run_id: str, folder: str | Path, register_as: str | None, s
     digest = digest_of(source / WEIGHTS_NAME)
     client = store.client
     if client.get_run(run_id).data.tags.get(DIGEST_TAG) != digest:
-        client.log_artifacts(run_id, str(source), ENCODER_PATH)
+        upload(client, run_id, source, ENCODER_PATH)
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / MODEL_PATH
             save_pyfunc(model, source, card)
-            client.log_artifacts(run_id, str(model), _model_path(digest))
+            upload(client, run_id, model, _model_path(digest))
         client.set_tag(run_id, DIGEST_TAG, digest)
     return _register(run_id, register_as, digest, card, store) if register_as else None
 

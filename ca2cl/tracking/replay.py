@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal, write_atomic
 from ca2cl.tracking.store import Store, away_errors, reason
+from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import is_file_name, is_number, is_whole, lies_in, parse_json
 
 if TYPE_CHECKING:
@@ -123,8 +124,7 @@ class Replayer:
                 if to is not None and not is_file_name(to):
                     raise ValueError(f"{to!r} is no folder of the run's artifacts")
                 if path.exists():
-                    upload = client.log_artifacts if path.is_dir() else client.log_artifact
-                    upload(self.run_id, str(path), to)
+                    upload(client, self.run_id, path, to)
                 else:
                     _log.warning("%s: gone before it could be copied to MLflow", path)
             elif kind == "status":

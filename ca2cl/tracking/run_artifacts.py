@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.tracking.store import Store, store_errors
+from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import parse_json
 
 _log = logging.getLogger(__name__)
@@ -53,4 +54,4 @@ def add_artifact(store: Store, run_id: str, path: Path, to: str) -> None:
         InputError: the store cannot be reached or written.
     """
     with store_errors(store.uri):
-        store.client.log_artifact(run_id, str(path), to)
+        upload(store.client, run_id, path, to)

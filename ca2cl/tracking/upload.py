@@ -1,0 +1,39 @@
+"""Files to a run in MLflow, looked at once they are there.
+
+MLflow's client takes any answer with status 200 for an upload's success, a proxy's page too; what is believed to be
+there is never sent again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class LostUpload(OSError):
+    """The store answered that it took a file, and does not have it: as good as away, so it is tried again."""
+
+
+def upload(client: Any, run_id: str, path: Path, to: str | None = None) -> None:
+    """Copy a file, or what is in a folder, into the artifact folder ``to`` of a run (None: its root).
+
+    Raises:
+        LostUpload: the run does not have it afterwards, whole.
+        Exception: whatever MLflow raises when it is away.
+    """
+    (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), to)
+    if not path.is_dir():
+        _check(client, run_id, to, {path.name: path.stat().st_size})
+        return
+    for folder in (path, *(entry for entry in sorted(path.rglob("*")) if entry.is_dir())):
+        files = {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
+        inside = "/".join([*([to] if to else []), *folder.relative_to(path).parts])
+        if files:
+            _check(client, run_id, inside or None, files)
+
+
+def _check(client: Any, run_id: str, to: str | None, files: dict[str, int]) -> None:
+    found = {entry.path.rpartition("/")[2]: entry.file_size for entry in client.list_artifacts(run_id, to)}
+    for name, size in files.items():
+        if name not in found or found[name] not in (size, None):  # not every store tells sizes
+            raise LostUpload(f"it took {name} and does not have it")
