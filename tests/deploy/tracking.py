@@ -58,6 +58,8 @@ def main() -> int:
             backup(folder, postgres, seaweed)
             # as where nobody else is to reach it
             server = tracking(folder / "mlflow", secrets, postgres, store_uri, "", port)
+            upgrade = [*server.command, "upgrade"]  # from this version to this version, but by the same programs
+            subprocess.run(upgrade, env={**os.environ, **server.changes}, check=True, stderr=subprocess.DEVNULL)
             with running(server):
                 assert contents(uri, anna) == kept
                 held += [("backup, all removed, restore", "the same contents, for the same user")]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tracking server of docker/compose.yaml for real, without Docker: PostgreSQL, SeaweedFS and MLflow as processes of
 # this machine, by the same commands, and a two-process job, a probe, a backup and a restore against them.
-# Needs PostgreSQL's programs (`apt-get install postgresql`), curl, and what run.sh needs. About five minutes on two cores.
+# Needs PostgreSQL's programs (`apt-get install postgresql`), curl, and what run.sh needs. About three minutes on two cores.
 # CA2CL_VENV names the environment's folder (default .venv-deploy).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
