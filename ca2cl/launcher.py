@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from ca2cl.errors import InputError
-from ca2cl.training.preempt import LAUNCHER
+from ca2cl.training.preempt import EXIT_PREEMPTED, LAUNCHER
 
 logger = logging.getLogger(__name__)
 _PASSED_ON = {
@@ -34,6 +34,8 @@ _PASSED_ON = {
 }
 _PATIENCE_S = 20.0
 """Age at which a process is signalled even if it has no handler."""
+_ALONE_S = 5.0
+"""Seconds after a signal that processes which are just being started may take to appear."""
 _FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
 """What each rank's last collectives were, written when one times out (pytorch#88000 and accelerate#3861: a time-out
 without a clue). TORCH_NCCL_DEBUG_INFO_TEMP_FILE says where to."""
@@ -72,7 +74,9 @@ def run(arguments: Sequence[str]) -> int:
     while thread.is_alive():
         thread.join(0.2)
         signals.pass_on()
-    return _exit_code(ended.error)
+        if signals.unheard():
+            return 130 if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED
+    return _exit_code(ended.error, f"{settings.main_process_ip}:{settings.main_process_port}")
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -114,10 +118,16 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
+        self._first = 0.0
         self._told: dict[int, int] = {}
 
     def take(self, number: int, frame: FrameType | None) -> None:
+        self._first = self._first or time.monotonic()
         self.received.append(_PASSED_ON[signal.Signals(number)])
+
+    def unheard(self) -> bool:
+        """Whether there was nobody to tell for some seconds: this machine still waits for the others."""
+        return bool(self.received) and not self._told and time.monotonic() - self._first > _ALONE_S
 
     def pass_on(self) -> None:
         """Every signal once to every child: to one that is still starting when it listens, or it would just die."""
@@ -143,7 +153,8 @@ def _catches(pid: int, number: int) -> bool:
     return False
 
 
-def _exit_code(error: BaseException | None) -> int:
+def _exit_code(error: BaseException | None, where: str) -> int:
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if error is None:
@@ -157,6 +168,9 @@ def _exit_code(error: BaseException | None) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, (ValueError, OSError)):  # flags that do not fit together, a port in use
         raise InputError(str(error)) from None
+    if isinstance(error, DistError):
+        logger.error("ca2cl launch: the machines did not meet at %s: %s", where, " ".join(str(error).split())[:300])
+        return 1
     raise error
 
 

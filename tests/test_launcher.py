@@ -130,6 +130,33 @@ def test_processes_are_told_when_their_launcher_is_gone(started: list[Launcher],
         time.sleep(0.05)
 
 
+def test_a_machine_that_waits_for_the_first_one_can_be_stopped(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ca2cl", "launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "4"]
+    command += ["--machine_rank", "1", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "script.py"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    waits = subprocess.Popen(command, cwd=tmp_path, env=env)
+    try:
+        _until_it_listens(waits.pid)
+        time.sleep(8)
+        waits.send_signal(signal.SIGTERM)
+        assert waits.wait(timeout=30) == 85
+    finally:
+        waits.kill()
+
+
+def test_machines_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "ca2cl", "launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "4"]
+    command += ["--machine_rank", "1", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--rdzv_conf", "timeout=2", "script.py"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert f"did not meet at 127.0.0.1:{port}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_processes_have_as_long_as_they_need(started: list[Launcher], tmp_path: Path) -> None:
     """Torch's own launcher kills them after 30 s."""

@@ -181,14 +181,18 @@ os.kill(os.getpid(), 9)
 def test_a_folder_that_another_job_works_in_is_refused(config: PretrainConfig, tmp_path: Path) -> None:
     tracker = open_run(tmp_path / "run", config)
     script = (
-        "import sys\nfrom ca2cl.config import PretrainConfig, TrackingConfig\nfrom ca2cl.tracking.run import open_run\n"
-        "open_run(sys.argv[1], PretrainConfig(tracking=TrackingConfig(root=sys.argv[2])), resume=True)\n"
+        "import sys\nfrom ca2cl.config import PretrainConfig, TrackingConfig\nfrom ca2cl.tracking import run\n"
+        "run.LOCK_S = float(sys.argv[3])\n"
+        "run.open_run(sys.argv[1], PretrainConfig(tracking=TrackingConfig(root=sys.argv[2])), resume=True)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "run"), str(config.tracking.root)]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "another job is writing here" in refused.stderr.splitlines()[-1]
+    refused = subprocess.run([*command, "0"], capture_output=True, text=True, check=False)
+    assert "another job is writing here; wait" in refused.stderr.splitlines()[-1]
+    waits = subprocess.Popen([*command, "60"])
+    time.sleep(8)
+    assert waits.poll() is None
     tracker.finish("FINISHED")
-    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
+    assert waits.wait(timeout=60) == 0
 
 
 def test_no_secret_is_written_anywhere(config: PretrainConfig, tmp_path: Path) -> None:

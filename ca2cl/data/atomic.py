@@ -8,10 +8,11 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from ca2cl.errors import InputError
 
@@ -97,10 +98,13 @@ def fresh_folder(root: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path, lock_name: str, remedy: str = _REMEDY) -> Iterator[None]:
+def alone(folder: Path, lock_name: str, remedy: str = _REMEDY, patience: float = 0.0) -> Iterator[None]:
     """Make the folder and keep other jobs out of it; the lock goes with this process, however it ends.
 
     A record lock, not flock: decoding workers would inherit that one, and they outlive a killed parent by seconds.
+
+    Args:
+        patience: seconds that another job may take to get out.
 
     Raises:
         InputError: another job works in it, or it cannot be written.
@@ -109,10 +113,23 @@ def alone(folder: Path, lock_name: str, remedy: str = _REMEDY) -> Iterator[None]
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / lock_name).open("w")
     with lock:
+        _wait_for(lock, folder, patience)
+        yield
+
+
+def _wait_for(lock: IO[str], folder: Path, patience: float) -> None:
+    deadline, told = time.monotonic() + patience, False
+    while True:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except (BlockingIOError, PermissionError):
-            raise InputError(f"{folder}: another job is writing here; wait for it, or end it") from None
+            if time.monotonic() >= deadline:
+                raise InputError(f"{folder}: another job is writing here; wait for it, or end it") from None
         except OSError as error:  # file systems without locks
             logger.warning("%s: cannot be locked (%s); do not run two jobs in it", folder, error.strerror)
-        yield
+            return
+        if not told:
+            logger.info("%s: another job is writing here; waiting for it, %g s at most", folder, patience)
+        told = True
+        time.sleep(0.2)

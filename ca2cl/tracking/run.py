@@ -37,7 +37,8 @@ from ca2cl.tracking.system import SystemSampler
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-JOB_LOCK = ".lock"
+JOB_LOCK, LOCK_S = ".lock", 120.0
+"""A job that is started again may find the one before still ending, or a file server that still holds its lock."""
 START_S = 20.0
 """Seconds that a start waits for a server's first answer before it goes on without."""
 FINISH_S, KILLED_S = 120.0, 15.0
@@ -192,7 +193,7 @@ def open_run(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             again = _used(folder, resume)
-            held.enter_context(alone(folder, JOB_LOCK, "use a folder you can write"))
+            held.enter_context(alone(folder, JOB_LOCK, "use a folder you can write", LOCK_S))
             store, record = _continue_run(folder, config) if again else _begin_run(folder, config)
             tracker = RunTracker(folder, record, store, held.pop_all(), rewind_to=step if again else None)
             _connect(tracker, again)
