@@ -18,6 +18,7 @@ from tests.jobs import CONFIGS, LAUNCH, ROOT, free_port, make_shards, pretrain, 
 NORM = ("--model.norm", "lane_group", "--model.norm_group", "8", "--run.batch_size", "64")
 KIND = ("--run.accumulation", "bitwise", "--optim.schedule", "constant", *NORM)
 JOB = ("--recipe", "smoke", "--tracking.register_as", "null", "--run.steps", "3", *KIND)
+SGD, ADAM = {"momentum_buffer"}, {"exp_avg", "exp_avg_sq", "step"}
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
@@ -88,19 +89,22 @@ def test_statistics_over_all_processes_are_the_same_on_any_number_of_them(shards
 @pytest.mark.parametrize(
     ("optimizer", "engines", "moments"),
     [
-        ("sgd", ("deepspeed_zero2", "cpu"), {"momentum_buffer"}),
-        pytest.param("adamw", ("cpu", "deepspeed_zero1"), {"exp_avg", "exp_avg_sq", "step"}, marks=pytest.mark.slow),
+        ("sgd", (("deepspeed_zero2", 2), ("cpu", 2)), SGD),
+        pytest.param("adamw", (("cpu", 2), ("deepspeed_zero1", 2)), ADAM, marks=pytest.mark.slow),
+        pytest.param("adamw", (("deepspeed_zero2", 4), ("cpu", 2)), ADAM, marks=pytest.mark.slow),
+        pytest.param("adamw", (("cpu", 2), ("deepspeed_zero2", 4)), ADAM, marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_goes_from_one_engine_to_another(
-    shards: Path, tmp_path: Path, optimizer: str, engines: tuple[str, str], moments: set[str]
+    shards: Path, tmp_path: Path, optimizer: str, engines: tuple[tuple[str, int], ...], moments: set[str]
 ) -> None:
-    """A step on each of two engines ends with the weights and the optimizer's state of two steps on one."""
+    """A step on each of two engines, of as many processes or of others, ends with the weights and the optimizer's state
+    of two steps on one."""
     common = (*JOB, "--optim.name", optimizer, "--data.shards", str(shards))
-    runs = [("whole", 2, "cpu"), ("parts", 1, engines[0]), ("parts", 2, engines[1])]
-    for run, step, config in runs:
+    runs = [("whole", 2, ("cpu", 2)), ("parts", 1, engines[0]), ("parts", 2, engines[1])]
+    for run, step, (config, processes) in runs:
         done = pretrain(
-            tmp_path, *common, "--run.output_dir", run, "--run.steps", str(step), processes=2, config=config
+            tmp_path, *common, "--run.output_dir", run, "--run.steps", str(step), processes=processes, config=config
         )
         assert done.returncode == 0, done.stderr
     for file in ("model", "optimizer"):
