@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,43 @@ def test_a_rewound_journal_is_sent_right_whatever_its_new_length(embedded: Store
     journal.rewind_to_step(4)
     steps(journal, 5, 30)
     Replayer(tmp_path, embedded, run_id).send()
-    assert {step for step, _ in history(embedded, run_id)} == set(range(1, 31))
+    assert history(embedded, run_id) == [(step, 1 / step) for step in range(1, 31)]
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_steps_that_are_done_again_are_sent_once(embedded: Store, tmp_path: Path, in_parts: bool) -> None:
+    """Also when the process that MLflow has them from was killed before it could note that."""
+    journal, run_id = Journal(tmp_path / "journal.jsonl"), new_run(embedded)
+    steps(journal, 1, 4)
+    Replayer(tmp_path, embedded, run_id).send()
+    steps(journal, 5, 9)
+    killed, log_batch = Replayer(tmp_path, embedded, run_id), embedded.client.log_batch
+
+    def send_and_die(*arguments: Any, **more: Any) -> None:
+        log_batch(*arguments, **more)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(embedded.client, "log_batch", send_and_die)
+        killed.send()
+    assert len(history(embedded, run_id)) == 9
+    journal.rewind_to_step(3)
+    if in_parts:
+        Replayer(tmp_path, embedded, run_id).send()
+    time.sleep(0.01)  # the time of a point is in milliseconds
+    steps(journal, 4, 12)
+    Replayer(tmp_path, embedded, run_id).send()
+    assert history(embedded, run_id) == [(step, 1 / step) for step in range(1, 13)]
+
+
+def test_steps_that_are_done_again_with_other_numbers_are_sent(embedded: Store, tmp_path: Path) -> None:
+    journal, run_id = Journal(tmp_path / "journal.jsonl"), new_run(embedded)
+    steps(journal, 1, 4)
+    Replayer(tmp_path, embedded, run_id).send()
+    journal.rewind_to_step(2)
+    journal.append({"step": 3, "epoch": 0, "samples": 48, "loss": 7.0, "lr": 0.1})
+    Replayer(tmp_path, embedded, run_id).send()
+    assert sorted(history(embedded, run_id)) == [(1, 1.0), (2, 0.5), (3, 1 / 3), (3, 7.0), (4, 0.25)]
 
 
 def test_artifacts_tags_params_and_status_arrive(embedded: Store, tmp_path: Path) -> None:

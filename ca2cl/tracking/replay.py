@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ BATCH = 1000  # metrics in one request: the limit of MLflow's log-batch
 _NOT_METRICS = frozenset({"step", "tick", "time", "event", NONFINITE})
 _TEXT_LIMIT = {"params": 6000, "tags": 8000}  # characters that MLflow's stores take
 _PER_REQUEST = 100  # parameters or tags in one request: the limit of MLflow's log-batch
+_UNKNOWN = 2**62
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 _REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"})
 _log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Replayer:
         self._find = find
         self.journal = self.run_dir / JOURNAL_NAME
         self._state = self.run_dir / MIRROR_NAME
+        self._newest = _UNKNOWN  # step that MLflow may have
+        self._losses: dict[int, set[str]] | None = None  # of the steps that it has, once that is asked for
         self.offset = self._recall()
 
     @property
@@ -96,6 +99,8 @@ class Replayer:
                 self._remember(line_end)
             else:
                 new = list(metrics_of(record))
+                if self._done_again(new):
+                    new = []
                 if len(metrics) + len(new) > BATCH:
                     self._send_metrics(metrics, end)
                     sent, waiting, metrics = sent + waiting, 0, []
@@ -106,12 +111,29 @@ class Replayer:
         return sent + waiting
 
     def _send_metrics(self, metrics: list[Metric], end: int) -> None:
+        newest = max((one.step for one in metrics if one.key == "loss"), default=0)
+        if newest > self._newest:
+            self._newest = newest
+            self._remember(self.offset)  # before: a process that is killed after MLflow has them knows that it may
         for start in range(0, len(metrics), BATCH):
             part = metrics[start : start + BATCH]
             with _skip_refused(f"batch of {len(part)} metrics"):
                 self.store.client.log_batch(self.run_id, metrics=part)
         if end > self.offset:
             self._remember(end)
+
+    def _done_again(self, metrics: Sequence[Metric]) -> bool:
+        """Whether MLflow has a step's numbers already. Steps after the checkpoint that a killed job goes on from are
+        done once more: the same numbers at another time, which would be points of their own."""
+        loss = next((one for one in metrics if one.key == "loss"), None)
+        if loss is None or loss.step > self._newest:
+            return False
+        if self._losses is None:
+            self._losses = {}
+            for point in self.store.client.get_metric_history(self.run_id, "loss"):
+                self._losses.setdefault(point.step, set()).add(repr(point.value))
+            self._newest = max(self._losses, default=0)
+        return repr(loss.value) in self._losses.get(loss.step, ())
 
     def _send_event(self, record: Mapping[str, Any]) -> None:
         kind = record["event"]
@@ -158,7 +180,7 @@ class Replayer:
             self.store.client.set_terminated(self.run_id, status, time_ms)
 
     def _remember(self, end: int) -> None:
-        state = {"run_id": self.run_id, "offset": end, "tail": self._tail(end)}
+        state = {"run_id": self.run_id, "offset": end, "tail": self._tail(end), "newest": self._newest}
         write_atomic(self._state, json.dumps(state).encode())
         self.offset = end
 
@@ -166,9 +188,11 @@ class Replayer:
         """Byte offset up to which the journal was sent; 0 when it was rewritten since or belongs to another run."""
         try:
             state = parse_json(self._state.read_text())
-            offset = state["offset"]
+            offset, newest = state["offset"], state["newest"]
             same = is_whole(offset) and state["run_id"] == self.run_id and state["tail"] == self._tail(offset)
+            self._newest = newest if is_whole(newest) and state["run_id"] == self.run_id else _UNKNOWN
         except (OSError, ValueError, KeyError, TypeError):
+            self._newest = _UNKNOWN
             return 0
         return offset if same else 0
 

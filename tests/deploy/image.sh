@@ -49,6 +49,6 @@ fi
 inside ca2cl quickstart quickstart
 echo "quickstart: 0"
 inside sh -c 'ca2cl launch --config_file /opt/ca2cl/accelerate_configs/cpu.yaml --num_processes 2 -m ca2cl pretrain \
-    --recipe smoke --data.shards "$(dirname "$(find quickstart -name manifest.json | head -n 1)")" --run.output_dir two'
+    --recipe smoke --data.shards quickstart/shards/train --run.output_dir two'
 echo "two processes: 0"
 buildah rm "$inside" >/dev/null
