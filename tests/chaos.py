@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from tests.jobs import ROOT, free_port, make_shards, training_lines
 from tests.servers import Server
 
-STEPS, ELASTIC_STEPS = 300, 120
+STEPS, ELASTIC_STEPS = 160, 80
 PATIENCE, WHOLE = 180.0, 3600.0  # seconds that a disturbed job may take to end, and an undisturbed one
 JOB = (
     "--recipe", "smoke", "--run.steps", str(STEPS), "--run.checkpoint_every", "5", "--run.batch_size", "16",
