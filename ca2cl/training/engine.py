@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,13 +26,21 @@ def build_accelerator() -> Accelerator:
     # accelerate's fp16 wants a GPU.
     # broadcast_buffers=False: with several forwards before one backward DDP would write BatchNorm's buffers in place
     # between them (pytorch#175024); ours need no broadcast, every rank computes the same ones.
-    return Accelerator(
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # by every process
+    accelerator = Accelerator(
         mixed_precision="no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(minutes=30), **_backend()),
         ],
     )
+    if accelerator.device.type == "cpu" and accelerator.num_processes > 2:
+        # There are none, but DDP then leaves its buckets as they are. Otherwise it sorts them anew after a job's first
+        # backward pass, and on three processes or more a sum's order, and so its rounding, depends on where in a bucket
+        # it lies: a job that goes on from a checkpoint would part from one that was left alone. (On GPUs sums are not
+        # the same from one run to the next anyway.) It costs a line of torch's on every process.
+        accelerator.ddp_handler.find_unused_parameters = True
+    return accelerator
 
 
 def under_deepspeed() -> bool:

@@ -45,7 +45,7 @@ def chain(cluster: Cluster, folder: Path, environment: dict[str, str], check: Ch
         ["bash", "launch/slurm/chain.sh", *SETTINGS, "--tracking.root", environment["ROOT"]],
         **environment, TRAIN=str(folder / "train"), TEST=str(folder / "test"), WORK=str(work), NODES="2",
         RECIPE="smoke", PROBE=f"--tracking.root {environment['ROOT']} --seeds 2 --labels 1.0 --imagenet false",
-        FINETUNE=f"--tracking.root {environment['ROOT']} --seeds 1 --labels 1.0 --epochs 1 --floors false",
+        FINETUNE=f"--tracking.root {environment['ROOT']} --seeds 1 --labels 1.0 --epochs 1",
     )  # fmt: skip
     sys.stdout.write(f"{told}\n\n")
     jobs, run = numbers(cluster), work / "run"
