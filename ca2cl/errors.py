@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+_LONGEST = 1800
 _NAMED = 12  # of the known words, when none is near
 
 
@@ -13,7 +14,17 @@ class InputError(ValueError):
 
     The message names the file, field or sample, its value, and the remedy. Libraries raise plain
     ``ValueError`` for faults of ours too, so those keep their traceback and exit code 1.
+
+    The message is kept to one line of printable characters and of bounded length: it may quote a damaged file, or
+    another program.
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        line = "".join(character if character.isprintable() else "?" for character in line)
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 class LocalError(InputError):
