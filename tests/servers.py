@@ -67,7 +67,8 @@ class Server(Process):
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
         command += ["--artifacts-destination", str(folder / "artifacts")]
-        super().__init__(command, folder, f"{self.uri}/health", {})
+        # (five more processes, for evaluating language models)
+        super().__init__(command, folder, f"{self.uri}/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
 
 
 class ModelServer(Process):
