@@ -46,10 +46,10 @@ VERBS = {
         "tiles in folders or a Hugging Face data set -> WebDataset shards", "ca2cl.data.shard", "ShardConfig"
     ),
     "pretrain": Verb(
-        "shards -> an encoder in MLflow's registry", "ca2cl.launch", "PretrainConfig", "ca2cl.config", stops=True
+        "shards -> an encoder in MLflow's registry", "ca2cl.pretrain", "PretrainConfig", "ca2cl.config", stops=True
     ),
     "launch": Verb(
-        "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.launcher", "", raw=True
+        "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.launch", "", raw=True
     ),
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
     "finetune": Verb(

@@ -1,297 +1,185 @@
-"""``ca2cl pretrain``: the parts of a pre-training job, put together on every process."""
+"""``ca2cl launch``: accelerate's launcher, for schedulers that count on signals and exit codes.
+
+``accelerate launch`` ends with 1 whatever its processes ended with, so that no scheduler can tell a preempted job (85)
+from a broken one; it dies of SIGUSR1, and gives SIGTERM's receivers 30 s. Here the launcher's own work is done in a
+thread, which leaves the signals to us.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-from dataclasses import dataclass
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import torch
-from accelerate.utils import broadcast_object_list
+import psutil
 
-from ca2cl import config as settings
-from ca2cl.config import PretrainConfig
-from ca2cl.data.fetch import FetchPolicy
-from ca2cl.data.groups import LaneGroups
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader, is_remote, open_index
-from ca2cl.data.stream import BadBudget, LaneStream
 from ca2cl.errors import InputError
-from ca2cl.evaluation.ranks import Ranks
-from ca2cl.model.encoder import Encoder, build_encoder
-from ca2cl.model.heads import Network
-from ca2cl.objective.method import CA2CL
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
-from ca2cl.tracking.environment import git_commit
-from ca2cl.tracking.observer import RunObserver
-from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.tracking.run import NullTracker, Status, open_run
-from ca2cl.training.checkpoint import Checkpointer, read_state, restore, verify
-from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
-from ca2cl.training.feed import feed
-from ca2cl.training.loop import Job, Progress, train
-from ca2cl.training.optim import build_optimizer
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
-from ca2cl.views import build_views
+from ca2cl.training.preempt import EXIT_PREEMPTED, LAUNCHER
 
 logger = logging.getLogger(__name__)
+_PASSED_ON = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGHUP: signal.SIGTERM,  # the connection that the job was started through is gone
+}
+_PATIENCE_S = 20.0
+"""Age at which a process is signalled even if it has no handler."""
+_ALONE_S = 5.0
+"""Seconds after a signal that processes which are just being started may take to appear."""
+_FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+"""What each rank's last collectives were, written when one times out (pytorch#88000 and accelerate#3861: a time-out
+without a clue). TORCH_NCCL_DEBUG_INFO_TEMP_FILE says where to."""
+_HELP = """
+SIGTERM and SIGUSR1 reach every process, which then has as long as the scheduler gives it; SIGHUP counts as SIGTERM. The
+exit code is that of the process that ended first: 0, 2 (bad input), 85 (preempted after a checkpoint: start it again),
+128 + N (by signal N) or 1. Otherwise it is `accelerate launch`, with its flags and configuration files:
+
+  ca2cl launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 8 -m ca2cl pretrain --recipe ...
+"""
 
 
-def run(config: PretrainConfig) -> int:
-    """Train, register the encoder, and return the exit code: 0, or 85 after a signal and a checkpoint.
+def run(arguments: Sequence[str]) -> int:
+    """Start the processes that ``arguments`` (``accelerate launch``'s own) ask for, and wait for them.
+
+    Returns:
+        The exit code of the process that ended first otherwise than with 0, or 0. One that a signal ended counts as
+        128 and the signal's number, as in a shell.
 
     Raises:
-        InputError: the configuration, the data or the folder cannot be used.
+        InputError: the arguments do not fit together.
     """
-    _check(config)
-    stop = StopFlag().install()
-    with stop.joining():
-        accelerator = build_accelerator()
-    world = accelerator.num_processes
-    policy = FetchPolicy(timeout=config.data.fetch_timeout)
-    index = Ranks().together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
-    order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
-    order.check_world(world)
-    _warn_of_a_small_cache(config, index, world)
-    micro_batch = _micro_batch(config, world)
-    groups = _groups(config, world, micro_batch)
-    steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
+    signals = _Signals()
+    for number in _PASSED_ON:
+        signal.signal(number, signals.take)
+    from accelerate.commands.launch import launch_command  # seconds
 
-    network = Network(_initial_encoder(config), config.model.projection_dim)
-    engine = _engine(config, accelerator, network, micro_batch)
-    checkpointer = Checkpointer(
-        Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
-    )
-    checkpoint = _checkpoint_to_resume(config, checkpointer)
-    progress = Progress()
-    if checkpoint is not None:
-        progress = _resume(checkpoint, engine, index.manifest.digest)
-    _check_progress(progress, steps, engine)
-
-    tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest))
-    status: Status = "FAILED"
-    try:
-        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker)
-        done = _train(config, parts, progress, steps, micro_batch)
-        status = "FINISHED" if done else "KILLED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
-    # A launcher ends every process once one has ended otherwise than with 0: rank 0 must be through by then.
-    accelerator.wait_for_everyone()
-    stop.over()
-    accelerator.end_training()
-    return 0 if done else EXIT_PREEMPTED
+    settings = _parse(arguments)
+    os.environ[LAUNCHER] = str(os.getpid())
+    for name, value in _FLIGHT_RECORDER.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # _exit_code tells it shorter
+    ended = _Ended()
+    thread = threading.Thread(target=ended.run, args=(launch_command, settings), name="ca2cl-launch", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        signals.pass_on()
+        if signals.unheard():
+            return 130 if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED
+    return _exit_code(ended.error, f"{settings.main_process_ip}:{settings.main_process_port}")
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What a job is made of before its run is opened."""
+def _parse(arguments: Sequence[str]) -> Any:
+    from accelerate.commands.launch import launch_command_parser
 
-    engine: AccelerateEngine
-    index: ShardIndex
-    order: LaneOrder
-    groups: LaneGroups | None
-    checkpointer: Checkpointer
-    stop: StopFlag
-    tracker: NullTracker
+    parser = launch_command_parser()
+    parser.prog, parser.description = "ca2cl launch", (__doc__ or "").partition("\n")[0]
+    if not arguments or {"-h", "--help"} & set(arguments[:1]):
+        sys.stdout.write(parser.format_help() + _HELP)
+        raise SystemExit(0 if arguments else 2)
 
+    def refuse(message: str) -> None:
+        raise InputError(f"{message}; see ca2cl launch --help")
 
-def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
-    """Everything between an opened run and its end; False when a signal asked for an earlier one."""
-    engine, index, order, tracker = parts.engine, parts.index, parts.order, parts.tracker
-    accelerator = engine.accelerator
-    reader = ShardReader(
-        config.data.shards, config.data.cache_dir, index=index, cache_gb=config.data.cache_gb,
-        policy=FetchPolicy(timeout=config.data.fetch_timeout),
-    )  # fmt: skip
-    stream = LaneStream(
-        index, order, reader, rank=accelerator.process_index, world=accelerator.num_processes,
-        workers=config.data.workers, start_step=progress.step, stop_step=steps,
-    )  # fmt: skip
-    views = build_views(
-        config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed
-    )
-    budget = BadBudget(config.data.max_bad_rate)
-    state = {
-        "run_id": tracker.run_id,
-        "config_digest": settings.digest(config),
-        "manifest_digest": index.manifest.digest,
-    }
-    observer = RunObserver(tracker, config, index, reader, order, steps, state)
-    job = Job(
-        engine=engine,
-        method=CA2CL(config.objective, config.run.accumulation, parts.groups.block if parts.groups else None),
-        data=feed(stream, views, engine.device, micro_batch, parts.groups),
-        observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, run=config.run, optim=config.optim,
-        total_steps=steps, steps_per_epoch=order.steps_per_epoch, check_bad=budget.check, state=state,
-    )  # fmt: skip
-    try:
-        done = train(job, progress)
-        if done:
-            _hand_on(config, engine, tracker, observer, progress, index.manifest)
-    finally:
-        observer.close()
-    return done
-
-
-def _check(config: PretrainConfig) -> None:
-    run = config.run
-    if not config.data.shards:
-        raise InputError("data.shards is not set: give the folder that `ca2cl shard` wrote, --data.shards FOLDER")
-    if not run.output_dir:
-        raise InputError("run.output_dir is not set: give a folder for the run, --run.output_dir FOLDER")
-    if (run.epochs is None) == (run.steps is None):
-        raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
-
-
-def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
-    """Every lane stands in a shard of its own: where they do not fit, each batch fetches them again."""
-    data = config.data
-    lanes = data.lanes * int(os.environ.get("LOCAL_WORLD_SIZE", world)) // world
-    stood_in = min(lanes, len(index.shards)) * index.manifest.bytes / len(index.shards) / 1e9
-    if is_remote(data.shards) and data.cache_gb is not None and data.cache_gb < stood_in:
-        logger.warning(
-            "data.cache_gb is %g: the %d lanes of this machine stand in shards of %.3g GB together, which will be "
-            "fetched again and again; use at least --data.cache_gb %.3g", data.cache_gb, lanes, stood_in, 2 * stood_in,
-        )  # fmt: skip
-
-
-def _micro_batch(config: PretrainConfig, world: int) -> int:
-    """Rows that one process holds at a time."""
-    share = config.run.batch_size // world
-    size = config.run.micro_batch_size or share
-    if share % size:
+    parser.error = refuse
+    settings = parser.parse_args(list(arguments))
+    if settings.config_file is not None and not Path(settings.config_file).is_file():
         raise InputError(
-            f"run.micro_batch_size is {size}: a process has {share} tiles of a batch; use a divisor of that"
+            f"config_file {settings.config_file!r} is not there; accelerate_configs/ has one for each setup"
         )
-    if config.run.accumulation == "bitwise" and config.model.norm == "sync" and size < share:
-        raise InputError(
-            f"run.micro_batch_size is {size}: under model.norm sync the result depends on it, and run.accumulation is "
-            "bitwise; leave it out, or use --model.norm lane_group"
-        )
-    return size
+    return settings
 
 
-def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:
-    optimizer = build_optimizer(config.optim, network)
-    if under_deepspeed():
-        from ca2cl.training.deepspeed_engine import DeepSpeedEngine
+class _Ended:
+    """How the launcher's thread ended."""
 
-        return DeepSpeedEngine(accelerator, network, optimizer, config.run, config.optim, micro_batch)
-    return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
 
-
-def _groups(config: PretrainConfig, world: int, micro_batch: int) -> LaneGroups | None:
-    if config.model.norm != "lane_group" and config.run.accumulation != "bitwise":
-        return None
-    groups = LaneGroups(config.data.lanes, config.run.batch_size, config.model.norm_group)
-    groups.check(world, micro_batch)
-    return groups
-
-
-def _initial_encoder(config: PretrainConfig) -> Encoder:
-    """The same on every rank: from the run's seed, or from given weights."""
-    model = config.model
-    torch.manual_seed(config.run.seed)
-    encoder = build_encoder(model.arch, model.norm, group=model.norm_group, identity_blocks=True)
-    if model.weights != "random":
-        given = resolve_encoder(
-            model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
-        )
-        if given.card.arch != model.arch:
-            raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
-        encoder.load_state_dict(given.encoder.state_dict())
-    return encoder
-
-
-def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer) -> Path | None:
-    if config.run.resume == "never":
-        return None
-    if config.run.resume == "auto":
-        return checkpointer.latest()
-    verify(Path(config.run.resume))
-    return Path(config.run.resume)
-
-
-def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str) -> Progress:
-    state = read_state(checkpoint)
-    if state.get("manifest_digest") != manifest_digest:
-        raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
-    restore(checkpoint, engine)
-    logger.info("going on from %s", checkpoint)
-    return Progress.of(checkpoint)
-
-
-def _check_progress(progress: Progress, steps: int, engine: AccelerateEngine) -> None:
-    """All ranks are at one step, and the run goes beyond it: seen before the run is opened, by every rank."""
-    if progress.step > steps:
-        raise InputError(
-            f"run.steps is {steps}: the newest checkpoint is of step {progress.step}; ask for more, or use another "
-            "run.output_dir"
-        )
-    found = sorted(set(engine.gather_list([progress.step])))
-    if len(found) > 1:
-        raise InputError(
-            f"run.output_dir: processes found checkpoints of steps {', '.join(map(str, found))}; it must be one folder "
-            "that all of them see"
-        )
-
-
-def _open_tracker(
-    config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any]
-) -> NullTracker:
-    """Rank 0 opens the run and tells the others its id, or why it cannot: every rank then ends alike."""
-    tracker, told = NullTracker(), ["", ""]
-    if accelerator.is_main_process:
+    def run(self, launch: Any, settings: Any) -> None:
         try:
-            tracker = open_run(
-                config.run.output_dir, config, resume=config.run.resume != "never", step=progress.step,
-                manifest=manifest,
-            )  # fmt: skip
-            told = [tracker.run_id, ""]
-        except InputError as error:
-            told = ["", str(error)]
-    told = broadcast_object_list(told)
-    if told[1]:
-        raise InputError(told[1])
-    if not accelerator.is_main_process:
-        tracker.run_id = told[0]
-    return tracker
+            launch(settings)
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
+            self.error = error
 
 
-def _hand_on(
-    config: PretrainConfig,
-    engine: AccelerateEngine,
-    tracker: NullTracker,
-    observer: RunObserver,
-    progress: Progress,
-    manifest: Any,
-) -> None:
-    """Write the finished encoder into the run's folder and register it."""
-    if not engine.accelerator.is_main_process:
-        return
-    observer.figures(engine)
-    card = EncoderCard(
-        arch=config.model.arch,
-        feature_dim=engine.bare.encoder.feature_dim,
-        input_size=config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
-        manifest_digest=manifest.digest,
-        classes=tuple(manifest.classes),
-        config_digest=settings.digest(config),
-        commit=git_commit(),
-        step=progress.step,
-        metrics=observer.last_metrics,
-        source_run_id=tracker.run_id or None,
-    )
-    folder = save_encoder(Path(config.run.output_dir) / "encoder", engine.bare.encoder.state_dict(), card)
-    tracker.log_encoder(folder, config.tracking.register_as)
-    logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")
+class _Signals:
+    """What has been received, and which process has been told."""
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+        self._first = 0.0
+        self._told: dict[int, int] = {}
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        self._first = self._first or time.monotonic()
+        self.received.append(_PASSED_ON[signal.Signals(number)])
+
+    def unheard(self) -> bool:
+        """Whether there was nobody to tell for some seconds: this machine still waits for the others."""
+        return bool(self.received) and not self._told and time.monotonic() - self._first > _ALONE_S
+
+    def pass_on(self) -> None:
+        """Every signal once to every child: to one that is still starting when it listens, or it would just die."""
+        if not self.received:
+            return
+        for child in psutil.Process().children():
+            told = self._told.get(child.pid, 0)
+            for number in self.received[told:]:
+                with suppress(psutil.Error):
+                    if not _catches(child.pid, number) and time.time() - child.create_time() < _PATIENCE_S:
+                        break
+                    child.send_signal(number)
+                    told += 1
+            self._told[child.pid] = told
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def _exit_code(error: BaseException | None, where: str) -> int:
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if error is None:
+        return 0
+    if isinstance(error, ChildFailedError):
+        rank, failure = error.get_first_failure()
+        return _told(failure.exitcode, f"rank {rank}")
+    if isinstance(error, subprocess.CalledProcessError):
+        return _told(error.returncode, "the process")
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, (ValueError, OSError)):  # flags that do not fit together, a port in use
+        raise InputError(str(error)) from None
+    if isinstance(error, DistError):
+        logger.error("ca2cl launch: the machines did not meet at %s: %s", where, " ".join(str(error).split())[:300])
+        return 1
+    raise error
+
+
+def _told(code: int, who: str) -> int:
+    """The exit code as a shell has it; what the process cannot have said itself is said."""
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    hint = "; out of memory? see the kernel's log, and the scheduler's limits" if name == "SIGKILL" else ""
+    hint = "; a full /dev/shm? give the container more shared memory" if name == "SIGBUS" else hint
+    logger.error("ca2cl launch: %s was ended by %s%s", who, name, hint)
+    return 128 - code

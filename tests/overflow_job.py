@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import ModelConfig, ObjectiveConfig, OptimConfig, PretrainConfig, RunConfig
-from ca2cl.launch import _engine
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import ViewBatch
+from ca2cl.pretrain import _engine
 from ca2cl.training.engine import build_accelerator
 
 ROWS = 8
