@@ -57,30 +57,12 @@ class Job:
 
     def start(self, processes: int) -> subprocess.Popen[bytes]:
         """``ca2cl launch``, which gives every rank a session of its own."""
-        launch = [
-            sys.executable,
-            "-m",
-            "ca2cl",
-            "launch",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-        ]
+        launch = [sys.executable, "-m", "ca2cl", "launch", "--num_machines", "1", "--mixed_precision", "no"]
+        launch += ["--dynamo_backend", "no"]
         launch += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
         launch += ["--multi_gpu"] if processes > 1 else []
-        verb = [
-            "-m",
-            "ca2cl",
-            "pretrain",
-            *self.settings,
-            "--data.shards",
-            str(self.shards),
-            "--run.output_dir",
-            str(self.run),
-        ]
+        verb = ["-m", "ca2cl", "pretrain", *self.settings, "--data.shards", str(self.shards)]
+        verb += ["--run.output_dir", str(self.run)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         env |= {"MLFLOW_TRACKING_URI": self.server.uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
         log = (self.folder / "job.log").open("ab")

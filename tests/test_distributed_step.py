@@ -257,12 +257,17 @@ def test_a_direction_that_is_not_finite_on_one_rank_is_skipped_on_all(count: int
         assert float(error) < 1e-9, (name, float(error))
 
 
-def three_forwards(rank: int, norm: Any, port: int, out: str) -> None:
+def place(rank: int, world: int, port: int) -> None:
+    """What a launcher tells a process, and one thread."""
     torch.set_num_threads(1)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         ACCELERATE_USE_CPU="true",
     )  # fmt: skip
+
+
+def three_forwards(rank: int, norm: Any, port: int, out: str) -> None:
+    place(rank, 2, port)
     torch.manual_seed(0)
     network = Network(build_encoder("resnet18", norm)).train()
     engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))
@@ -291,11 +296,7 @@ def test_three_forwards_and_one_backward_through_the_wrapper(norm: str, moves: i
 
 
 def the_same_step_thrice(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
+    place(rank, 4, port)
     torch.manual_seed(0)
     network = Network(build_encoder("resnet18", "frozen")).train()
     engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))

@@ -37,8 +37,8 @@ def build_accelerator() -> Accelerator:
     if accelerator.device.type == "cpu" and accelerator.num_processes > 2:
         # There are none, but DDP then leaves its buckets as they are. Otherwise it sorts them anew after a job's first
         # backward pass, and on three processes or more a sum's order, and so its rounding, depends on where in a bucket
-        # it lies: a job that goes on from a checkpoint would part from one that was left alone. (On GPUs sums are not
-        # the same from one run to the next anyway.) It costs a line of torch's on every process.
+        # it lies: a job that goes on from a checkpoint would part from one that was left alone. (On GPUs, where
+        # nothing was promised or measured, large buckets stay.) It costs a line of torch's on every process.
         accelerator.ddp_handler.find_unused_parameters = True
     return accelerator
 
