@@ -246,14 +246,19 @@ sys.stdout.write(str(time.time()))
 def test_answers_that_take_twenty_seconds_hold_up_nobody_and_lose_nothing(
     server: Server, proxy: Proxy, tmp_path: Path
 ) -> None:
+    """Within the times that README promises; each thing to be sent costs a request or more of 20 s, and then a look."""
+    quiet_mlflow()  # imports it
     proxy.delay = 20.0
     before = time.monotonic()
     tracker = open_run(tmp_path / "run", job(proxy.uri))
-    assert time.monotonic() - before < 22
+    assert time.monotonic() - before < run_module.START_S + 5
+    before = time.monotonic()
     train(tracker, 1, 50)
+    assert time.monotonic() - before < 5
     before = time.monotonic()
     assert not tracker.finish("FINISHED")
-    assert time.monotonic() - before < 65
+    assert time.monotonic() - before < run_module.FINISH_S + 5
+    proxy.delay = 0.0
     sync(tmp_path / "run", proxy.uri)
     check_whole(server, tmp_path / "run")
 
