@@ -1,11 +1,11 @@
 """The shipped Slurm scripts on a real Slurm: two nodes of two processes, preempted, requeued, compared.
 
-    python -m tests.deploy.slurm [--folder FOLDER]    # root; ten minutes; packages: see tests/deploy/cluster.py
+    python -m tests.deploy.slurm [--folder FOLDER]    # root; 15 minutes; packages: see tests/deploy/cluster.py
 
 ``launch/slurm/chain.sh`` is submitted on made-up tissue; its pre-training gets USR1 in the middle, goes back to the
 queue by itself (where Slurm keeps it for two minutes) and finishes; probe and fine-tuning, which wait for it, run by
-its MLflow id. Then the same pre-training is run without a disturbance and compared: weights, the journal, MLflow. Ends
-with a table and 0, or with 1.
+its MLflow id. Then the same pre-training is run without a disturbance and compared: weights, the journal, MLflow. A
+last job is too long for its time limit, so that Slurm itself sends the signal. Ends with a table and 0, or with 1.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 
 from ca2cl.data.synthetic import write_tissue
 from ca2cl.tracking.store import Store, open_store
+from ca2cl.training.checkpoint import Checkpoints, read_state
 from tests.deploy.check import Check, distance, steps, until
 from tests.deploy.cluster import NODES, Cluster
 from tests.jobs import ROOT
 
 STEPS = 60
-SETTINGS = ("--run.steps", str(STEPS), "--run.figures_every", "0", "--run.checkpoint_every", "20")
+SETTINGS = ("--run.figures_every", "0", "--run.checkpoint_every", "20")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY")
 
 
@@ -42,7 +43,7 @@ def chain(cluster: Cluster, folder: Path, environment: dict[str, str], check: Ch
     """Submit the pipeline, preempt its pre-training once, wait for the end of all."""
     work = folder / "work"
     told = cluster.run(
-        ["bash", "launch/slurm/chain.sh", *SETTINGS, "--tracking.root", environment["ROOT"]],
+        ["bash", "launch/slurm/chain.sh", "--run.steps", str(STEPS), *SETTINGS, "--tracking.root", environment["ROOT"]],
         **environment, TRAIN=str(folder / "train"), TEST=str(folder / "test"), WORK=str(work), NODES="2",
         RECIPE="smoke", PROBE=f"--tracking.root {environment['ROOT']} --seeds 2 --labels 1.0 --imagenet false",
         FINETUNE=f"--tracking.root {environment['ROOT']} --seeds 1 --labels 1.0 --epochs 1",
@@ -67,19 +68,42 @@ def chain(cluster: Cluster, folder: Path, environment: dict[str, str], check: Ch
     return run
 
 
-def undisturbed(cluster: Cluster, folder: Path, environment: dict[str, str], check: Check) -> Path:
-    """The same pre-training, left alone."""
-    run = folder / "alone"
-    arguments = ("--data.shards", str(folder / "work" / "shards" / "train"), "--run.output_dir", str(run))
-    number = cluster.run(
-        ["sbatch", "--parsable", "--nodes", "2", "--job-name", "alone", "--output", str(folder / "alone.log"),
-         "launch/slurm/job.sbatch", "pretrain", "--recipe", "smoke", *arguments, *SETTINGS,
-         "--tracking.root", environment["ROOT"]],
-        **environment,
+def submit(
+    cluster: Cluster, folder: Path, environment: dict[str, str], name: str, *flags: str, last: int = STEPS
+) -> tuple[str, Path]:
+    """The same pre-training as another job, of ``last`` steps; its number and its run's folder."""
+    run = folder / name
+    settings = (
+        "--data.shards", str(folder / "work" / "shards" / "train"), "--run.output_dir", str(run),
+        "--run.steps", str(last), *SETTINGS, "--tracking.root", environment["ROOT"],
     )  # fmt: skip
+    options = ("--nodes", "2", "--job-name", name, "--output", str(folder / f"{name}.log"), *flags)
+    number = cluster.run(
+        ["sbatch", "--parsable", *options, "launch/slurm/job.sbatch", "pretrain", "--recipe", "smoke", *settings],
+        **environment, CA2CL_LOGS=str(folder / "logs"),
+    )  # fmt: skip
+    return number, run
+
+
+def undisturbed(cluster: Cluster, folder: Path, environment: dict[str, str], check: Check) -> Path:
+    number, run = submit(cluster, folder, environment, "alone")
     until("the undisturbed job ends", partial(ended, cluster, number))
     check.that("undisturbed run", cluster.job(number)["JobState"] == "COMPLETED", cluster.job(number)["ExitCode"])
     return run
+
+
+def limited(cluster: Cluster, folder: Path, environment: dict[str, str], check: Check) -> None:
+    """A job that five minutes are too short for: the script's ``--signal`` says USR1 three minutes before, and Slurm
+    may be a minute early."""
+    number, run = submit(cluster, folder, environment, "limited", "--time", "5", last=100_000)
+    until("Slurm stops it", lambda: cluster.job(number).get("Restarts") == "1" or ended(cluster, number))
+    state = cluster.job(number)["JobState"]
+    cluster.run(["scancel", number])
+    told = (folder / "limited.log").read_text()
+    check.that("stopped by Slurm before its limit", "exit code 85" in told and state == "PENDING", state)
+    newest, done = Checkpoints(run / "checkpoints", keep_last=2).latest(), steps(run)
+    kept = newest is not None and done == list(range(1, read_state(newest)["step"] + 1))
+    check.that("with a checkpoint of its last step", kept, f"{newest and newest.name}, {len(done)} lines")
 
 
 def compare(run: Path, alone: Path, store: Store, work: Path, check: Check) -> None:
@@ -116,6 +140,7 @@ def main() -> int:
     with Cluster(folder / "slurm") as cluster:
         run = chain(cluster, folder, environment, check)
         alone = undisturbed(cluster, folder, environment, check)
+        limited(cluster, folder, environment, check)
         sys.stdout.write(cluster.run(["sinfo", "--Node", "--long"]) + "\n\n")
     check.that("nodes", len(NODES) == 2, ", ".join(NODES))
     compare(run, alone, open_store(root=root), folder / "work", check)
