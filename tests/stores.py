@@ -1,4 +1,4 @@
-"""Real stores of remote shards on loopback: an HTTP server with faults on order, and moto's S3."""
+"""Real stores of remote shards on loopback: an HTTP server with faults on order, S3 by moto, and Google's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.jobs import free_port
 
 BUCKET = "tiles"
 
@@ -151,12 +153,34 @@ def s3_store() -> Iterator[dict[str, str]]:
         server.stop()
 
 
-def upload(folder: Path, prefix: str) -> str:
-    """Copy a folder's files into the bucket; returns their URL."""
-    import boto3
+@contextmanager
+def gs_store() -> Iterator[dict[str, str]]:
+    """The same for Google's storage, by a server that speaks its JSON interface."""
+    from gcp_storage_emulator.server import create_server
 
-    client = boto3.client("s3")
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            client.upload_file(str(path), BUCKET, f"{prefix}/{path.name}")
-    return f"s3://{BUCKET}/{prefix}"
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    environment = {
+        "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # or gcsfs asks by gRPC, for a minute, what sort of bucket it is
+    }
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield environment
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        server.stop()
+
+
+def upload(folder: Path, url: str) -> str:
+    """Copy a folder's files to a store; returns ``url``."""
+    from fsspec.core import url_to_fs
+
+    store, path = url_to_fs(url)
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            store.put_file(str(file), f"{path}/{file.name}")
+    return url

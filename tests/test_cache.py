@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from ca2cl.data.stream import LaneStream
 from ca2cl.errors import InputError
 from tests.jobs import ROOT
 from tests.shards import encode, random_tiles, write_shards
-from tests.stores import FaultyHandler, by_chance, http_store, in_turn, s3_store, upload
+from tests.stores import FaultyHandler, by_chance, gs_store, http_store, in_turn, s3_store, upload
 
 QUICK = FetchPolicy(attempts=5, timeout=2.0, pause=0.01)
 TILES = random_tiles(80)
@@ -211,16 +212,19 @@ def test_a_full_disk_costs_other_shards_and_then_is_one_line(
     assert "other shards removed from the cache" in done.stderr
 
 
-def test_s3_equals_the_local_folder_and_its_faults_are_told(shards: Path, tmp_path: Path) -> None:
-    with s3_store():
-        url = upload(shards, "set")
+@pytest.mark.parametrize(("scheme", "store"), [("s3", s3_store), ("gs", gs_store)])
+def test_a_store_equals_the_local_folder_and_its_faults_are_told(
+    shards: Path, tmp_path: Path, scheme: str, store: Callable[[], AbstractContextManager[dict[str, str]]]
+) -> None:
+    with store():
+        url = upload(shards, f"{scheme}://tiles/set")
         assert keys(url, tmp_path / "a", workers=2) == keys(shards, tmp_path)
         index = open_index(url, tmp_path / "b", QUICK)
         began = time.monotonic()
-        with pytest.raises(InputError, match="s3://tiles/none/manifest.json: not found"):
-            open_index("s3://tiles/none", tmp_path / "b", QUICK)
+        with pytest.raises(InputError, match=f"{scheme}://tiles/none/manifest.json: not found"):
+            open_index(f"{scheme}://tiles/none", tmp_path / "b", QUICK)
         with pytest.raises(InputError, match="not found"):
-            open_index("s3://nobucket/set", tmp_path / "b", QUICK)
+            open_index(f"{scheme}://nobucket/set", tmp_path / "b", QUICK)
         assert time.monotonic() - began < 5
     with pytest.raises(InputError, match="shard-000000.tar: (cannot be fetched after 5 attempts|may not be read)"):
         ShardReader(url, index=index, policy=QUICK).read("shard-000000.tar", 0, 1)

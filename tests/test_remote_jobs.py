@@ -51,7 +51,7 @@ def test_shards_on_s3_give_the_weights_of_the_local_folder(
     shards: Path, expected: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     with s3_store():
-        assert_equal(trained(tmp_path, upload(shards, "set"), "--data.workers", "2"), expected)
+        assert_equal(trained(tmp_path, upload(shards, "s3://tiles/set"), "--data.workers", "2"), expected)
 
 
 @pytest.mark.slow
