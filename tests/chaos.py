@@ -29,6 +29,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from ca2cl.training.checkpoint import DamagedCheckpoint, verify
 from tests.jobs import ROOT, free_port, make_shards, training_lines
 from tests.servers import Server
 
@@ -100,9 +101,14 @@ class Job:
             return max((line["step"] for line in training_lines(self.run)), default=0)
         return 0
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint."""
-        return max((self.run / "checkpoints").glob("step-*"), default=None)
+    def newest_of_two(self) -> Path | None:
+        """The newest checkpoint, where it is whole and there is another one to go back to."""
+        there = sorted((self.run / "checkpoints").glob("step-*"))
+        with suppress(DamagedCheckpoint):
+            if len(there) > 1:
+                verify(there[-1])
+                return there[-1]
+        return None
 
 
 def disturb(draw: random.Random, job: Job, running: subprocess.Popen[bytes], seen: Counter[str]) -> None:
@@ -132,8 +138,8 @@ def damage(draw: random.Random, checkpoint: Path) -> None:
 
 def one_round(draw: random.Random, job: Job, seen: Counter[str], elastic: bool) -> None:
     """Start, disturb, wait."""
-    newest = job.newest()
-    if newest is not None and len(list(newest.parent.glob("step-*"))) > 1 and draw.random() < 0.3:
+    newest = job.newest_of_two()
+    if newest is not None and draw.random() < 0.3:
         damage(draw, newest)
         seen["checkpoint damaged"] += 1
     away = draw.random() < 0.3

@@ -91,7 +91,18 @@ def test_a_damaged_checkpoint_is_passed_over(
     with pytest.raises(InputError, match="every checkpoint is damaged; .* --run.resume never"):
         keeper.latest()
     keeper.save(10, make_engine(), {})  # a run that came here again
-    assert keeper.latest() == newest and steps(keeper.folder) == [5, 10]
+    assert keeper.latest() == newest and steps(keeper.folder) == [10]
+
+
+def test_a_damaged_checkpoint_takes_no_whole_ones_place(keeper: Checkpointer) -> None:
+    """Else the next damage would leave none: the whole one that a run went back to was pruned first."""
+    flip(keeper.folder / "step-000000010" / "model.safetensors")
+    keeper.latest()
+    keeper.save(12, make_engine(), {})
+    assert steps(keeper.folder) == [5, 12]
+    flip(keeper.folder / "step-000000012" / "model.safetensors")
+    before = keeper.latest()
+    assert before is not None and before.name == "step-000000005"
 
 
 def test_what_latest_says_need_not_be_there(keeper: Checkpointer) -> None:

@@ -46,6 +46,7 @@ class Checkpointer:
 
     def __init__(self, folder: Path, keep_last: int, keep_every: int | None = None) -> None:
         self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+        self._damaged: set[Path] = set()
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint; None where there is none yet. A damaged one is passed over with a warning.
@@ -60,6 +61,7 @@ class Checkpointer:
                 return path
             except DamagedCheckpoint as error:
                 logger.warning("%s; going back to the one before", error)
+                self._damaged.add(path)
         if candidates:
             raise InputError(
                 f"{self.folder}: every checkpoint is damaged; bring one back, or begin again by --run.resume never"
@@ -121,6 +123,7 @@ class Checkpointer:
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         _fsync(self.folder)
+        self._damaged.discard(target)
         self._point_at(target)
         self._prune(target)
 
@@ -135,9 +138,10 @@ class Checkpointer:
         _fsync(self.folder)
 
     def _prune(self, newest: Path) -> None:
-        """Keep the newest ones. Those of later steps are what a run that went back has left behind: they go first."""
+        """Keep the newest ones. Those of later steps are what a run that went back has left behind: they go first, and
+        so do damaged ones, or they would stay in the place of the whole one that the run went back to."""
         there = sorted(self.folder.glob("step-*"))
-        before = [path for path in there if path <= newest]
+        before = [path for path in there if path <= newest and path not in self._damaged]
         kept = set(before[-self.keep_last :])
         if self.keep_every is not None:
             kept |= {path for path in before if int(path.name.removeprefix("step-")) % self.keep_every == 0}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ca2cl.data.synthetic import write_tissue
 from ca2cl.tracking.store import Store, open_store
-from ca2cl.training.checkpoint import Checkpoints, read_state
+from ca2cl.training.checkpoint import Checkpointer, read_state
 from tests.deploy.check import Check, distance, steps, until
 from tests.deploy.cluster import NODES, Cluster
 from tests.jobs import ROOT
@@ -101,7 +101,7 @@ def limited(cluster: Cluster, folder: Path, environment: dict[str, str], check: 
     cluster.run(["scancel", number])
     told = (folder / "limited.log").read_text()
     check.that("stopped by Slurm before its limit", "exit code 85" in told and state == "PENDING", state)
-    newest, done = Checkpoints(run / "checkpoints", keep_last=2).latest(), steps(run)
+    newest, done = Checkpointer(run / "checkpoints", keep_last=2).latest(), steps(run)
     kept = newest is not None and done == list(range(1, read_state(newest)["step"] + 1))
     check.that("with a checkpoint of its last step", kept, f"{newest and newest.name}, {len(done)} lines")
 
