@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.tracking.run import NullTracker, Status, open_run
-from ca2cl.training.checkpoint import Checkpointer, read_state, restore, verify
+from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
+from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
 from ca2cl.training.feed import feed
 from ca2cl.training.loop import Job, Progress, train
@@ -53,7 +54,8 @@ def run(config: PretrainConfig) -> int:
         accelerator = build_accelerator()
     world = accelerator.num_processes
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
-    index = Ranks().together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
+    ranks = Ranks()
+    index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
     order.check_world(world)
     _warn_of_a_small_cache(config, index, world)
@@ -61,18 +63,21 @@ def run(config: PretrainConfig) -> int:
     groups = _groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
-    network = Network(_initial_encoder(config), config.model.projection_dim)
+    network = Network(ranks.together(lambda: _initial_encoder(config)), config.model.projection_dim)
     engine = _engine(config, accelerator, network, micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
     )
-    checkpoint = _checkpoint_to_resume(config, checkpointer)
-    progress = Progress()
-    if checkpoint is not None:
-        progress = _resume(checkpoint, engine, index.manifest.digest)
-    _check_progress(progress, steps, engine)
-
-    tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest))
+    with ExitStack() as start:
+        held = ranks.together(
+            lambda: start.enter_context(hold_run(config.run.output_dir)) if accelerator.is_main_process else None
+        )
+        checkpoint = _checkpoint_to_resume(config, checkpointer, ranks)
+        progress = Progress()
+        if checkpoint is not None:
+            progress = _resume(checkpoint, engine, index.manifest.digest, ranks)
+        _check_progress(progress, steps)
+        tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
     status: Status = "FAILED"
     try:
         parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker)
@@ -123,6 +128,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "run_id": tracker.run_id,
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
+        "resume": config.run.resume,
     }
     observer = RunObserver(tracker, config, index, reader, order, steps, state)
     job = Job(
@@ -211,41 +217,40 @@ def _initial_encoder(config: PretrainConfig) -> Encoder:
     return encoder
 
 
-def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer) -> Path | None:
-    if config.run.resume == "never":
-        return None
-    if config.run.resume == "auto":
-        return checkpointer.latest()
-    verify(Path(config.run.resume))
-    return Path(config.run.resume)
+def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
+    """What rank 0 finds: on another node a file server may still show the folder as it was."""
+    found = ranks.from_first(lambda: checkpointer.to_resume(config.run.resume))
+    for rank, there in enumerate(ranks.share(found is None or found.is_dir())):
+        if not there:
+            raise InputError(
+                f"run.output_dir: {found} is there for rank 0 and not for rank {rank}; it must be one folder that all "
+                "of them see"
+            )
+    return found
 
 
-def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str) -> Progress:
-    state = read_state(checkpoint)
-    if state.get("manifest_digest") != manifest_digest:
-        raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
+def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str, ranks: Ranks) -> Progress:
+    def read() -> Progress:
+        if read_state(checkpoint).get("manifest_digest") != manifest_digest:
+            raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
+        return Progress.of(checkpoint)
+
+    progress = ranks.together(read)
     restore(checkpoint, engine)
     logger.info("going on from %s", checkpoint)
-    return Progress.of(checkpoint)
+    return progress
 
 
-def _check_progress(progress: Progress, steps: int, engine: AccelerateEngine) -> None:
-    """All ranks are at one step, and the run goes beyond it: seen before the run is opened, by every rank."""
+def _check_progress(progress: Progress, steps: int) -> None:
     if progress.step > steps:
         raise InputError(
             f"run.steps is {steps}: the newest checkpoint is of step {progress.step}; ask for more, or use another "
             "run.output_dir"
         )
-    found = sorted(set(engine.gather_list([progress.step])))
-    if len(found) > 1:
-        raise InputError(
-            f"run.output_dir: processes found checkpoints of steps {', '.join(map(str, found))}; it must be one folder "
-            "that all of them see"
-        )
 
 
 def _open_tracker(
-    config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any]
+    config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any], held: ExitStack | None
 ) -> NullTracker:
     """Rank 0 opens the run and tells the others its id, or why it cannot: every rank then ends alike."""
     tracker, told = NullTracker(), ["", ""]
@@ -253,7 +258,7 @@ def _open_tracker(
         try:
             tracker = open_run(
                 config.run.output_dir, config, resume=config.run.resume != "never", step=progress.step,
-                manifest=manifest,
+                manifest=manifest, held=held,
             )  # fmt: skip
             told = [tracker.run_id, ""]
         except InputError as error:

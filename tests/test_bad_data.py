@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -171,6 +172,22 @@ def test_a_shard_that_disappears_in_mid_run_ends_every_rank_with_one_line(tmp_pa
     assert time.monotonic() - began < 100  # four steps and the end of two processes, seconds on an idle machine
     assert "rank 1: " in line and "cannot be read (No such file or directory)" in line
     assert line.split("many/")[1].split(":")[0] in late
+
+
+@pytest.mark.slow
+def test_a_decoding_worker_that_is_killed_is_no_bad_input_on_any_rank(tmp_path: Path) -> None:
+    """Nobody starts a job again that ended with 2. (torch may raise it on its rank at once, in a step: then the other
+    knows no more than that it is alone.)"""
+    ranks = run(tmp_path, many_shards(tmp_path), "run", "--run.steps", "1000", "--data.workers", "1")
+    journal, other = tmp_path / "run" / "journal.jsonl", psutil.Process(ranks.started[1].pid)
+    deadline = time.monotonic() + 200
+    while not (journal.exists() and '"step"' in journal.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for worker in other.children(recursive=True):
+        worker.kill()
+    ended = ranks.wait()
+    assert [code for code, _ in ended] == [1, 1], ended
+    assert "DataLoader worker" in ended[1][1]
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.jobs import make_shards, pretrain, training_lines
+from ca2cl.data.atomic import alone
+from ca2cl.tracking.run import JOB_LOCK
+from tests.jobs import Ranks, make_shards, pretrain, training_lines
 
 FULL = ("--recipe", "smoke", "--objective.adversary", "true", "--tracking.register_as", "null")
 
@@ -64,6 +66,31 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(shards: Path, tmp_path: P
     assert [line["step"] for line in training_lines(tmp_path / "parts")] == [1, 2, 3, 4]
     state = json.loads((tmp_path / "parts" / "checkpoints" / "step-000000004" / "state.json").read_text())
     assert state["run_id"] == json.loads((tmp_path / "parts" / "run.json").read_text())["run_id"]
+
+
+def test_a_job_that_is_started_again_waits_for_the_checkpoint_of_the_one_before(shards: Path, tmp_path: Path) -> None:
+    """Requeued while its last processes are still writing: the checkpoint is looked for when they are through."""
+    job = (
+        "--recipe",
+        "smoke",
+        "--tracking.register_as",
+        "null",
+        "--data.shards",
+        str(shards),
+        "--run.output_dir",
+        "run",
+    )
+    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    assert pretrain(tmp_path, *job, "--run.steps", "2").returncode == 0
+    with alone(run, JOB_LOCK):
+        checkpoints.rename(tmp_path / "not yet")
+        ranks = Ranks(tmp_path, *job, "--run.steps", "4", processes=2)
+        stderr = ranks.started[0].stderr
+        assert stderr is not None
+        assert any("another job is writing here; waiting for it" in line for line in stderr)
+        (tmp_path / "not yet").rename(checkpoints)
+    assert [code for code, _ in ranks.wait()] == [0, 0]
+    assert [line["step"] for line in training_lines(run)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ca2cl.data.stream import BadBudget, BadTile
 from ca2cl.errors import InputError
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine, build_accelerator
-from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.loop import Job, Progress, _failure, train
 from ca2cl.training.optim import LARS, build_optimizer
 from ca2cl.training.preempt import StopFlag
 from ca2cl.training.schedule import learning_rate
@@ -290,3 +290,12 @@ def test_data_that_cannot_be_read_end_the_loop_as_what_they_are(tmp_path: Path, 
     with pytest.raises(type(fault), match=str(fault)):
         train(job, progress)
     assert progress.step == 1
+
+
+@pytest.mark.parametrize("fault", [InputError("shard-3.tar: gone"), RuntimeError("a worker was killed")])
+def test_a_fault_of_another_rank_is_of_the_same_kind_here(tmp_path: Path, fault: Exception) -> None:
+    """Exit code 2 means that the input is to be mended, and no scheduler starts such a job again."""
+    job = make_job(tmp_path, 10)
+    job.engine.gather_list = lambda mine: [*mine, (1, str(fault), isinstance(fault, InputError))]  # type: ignore[method-assign]
+    told = _failure(job, None)
+    assert type(told) is type(fault) and str(told) == f"rank 1: {fault}"

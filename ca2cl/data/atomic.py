@@ -109,27 +109,39 @@ def alone(folder: Path, lock_name: str, remedy: str = _REMEDY, patience: float =
     Raises:
         InputError: another job works in it, or it cannot be written.
     """
-    with writing(folder, remedy):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / lock_name).open("w")
-    with lock:
-        _wait_for(lock, folder, patience)
-        yield
+    deadline = time.monotonic() + patience
+    while True:
+        with writing(folder, remedy):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / lock_name).open("w")
+        with lock:
+            _wait_for(lock, folder, deadline)
+            if _is_at(lock, folder / lock_name):  # or who held it has taken the file away, and another makes a new one
+                yield
+                return
 
 
-def _wait_for(lock: IO[str], folder: Path, patience: float) -> None:
-    deadline, told = time.monotonic() + patience, False
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for(lock: IO[str], folder: Path, deadline: float) -> None:
+    told = False
     while True:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except (BlockingIOError, PermissionError):
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise InputError(f"{folder}: another job is writing here; wait for it, or end it") from None
         except OSError as error:  # file systems without locks
             logger.warning("%s: cannot be locked (%s); do not run two jobs in it", folder, error.strerror)
             return
         if not told:
-            logger.info("%s: another job is writing here; waiting for it, %g s at most", folder, patience)
+            logger.info("%s: another job is writing here; waiting for it, %.0f s at most", folder, left)
         told = True
         time.sleep(0.2)

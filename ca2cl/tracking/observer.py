@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ca2cl.config import PretrainConfig
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader
+from ca2cl.data.storage import ShardReader, is_remote
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
@@ -29,6 +29,7 @@ from ca2cl.views.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 _FIGURE_TILES = 256
+_REMOTE_SHARDS = 8  # whole ones are fetched, while the other ranks wait
 
 
 class RunObserver:
@@ -94,8 +95,7 @@ class RunObserver:
         if not isinstance(self.tracker, RunTracker):
             return
         self.tracker.log_figure("curves", curves_figure(self.tracker.run_dir / "journal.jsonl"))
-        count = min(_FIGURE_TILES, len(self.index))
-        samples = np.linspace(0, len(self.index) - 1, count).astype(np.int64)
+        samples = _spread(self.index.starts, _REMOTE_SHARDS if is_remote(self.config.data.shards) else None)
         try:
             tiles, groups = self._embedded(engine, samples)
         except InputError as error:  # met by this rank alone, and a picture is not worth the run
@@ -125,3 +125,13 @@ class RunObserver:
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
+
+
+def _spread(starts: npt.NDArray[np.int64], most: int | None) -> npt.NDArray[np.int64]:
+    """The figure's samples: evenly over all shards, or over at most so many of them; ``starts``: the index's."""
+    shards, samples = len(starts) - 1, int(starts[-1])
+    if most is None or most >= shards:
+        return np.linspace(0, samples - 1, min(_FIGURE_TILES, samples)).astype(np.int64)
+    ends = [(starts[shard], starts[shard + 1]) for shard in np.linspace(0, shards - 1, most).astype(np.int64)]
+    parts = [np.linspace(first, last - 1, min(_FIGURE_TILES // most, last - first)) for first, last in ends]
+    return np.concatenate(parts).astype(np.int64)

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal, write_atomic
-from ca2cl.tracking.store import Store, away_errors, reason
+from ca2cl.tracking.store import Store, StoreAway, away_errors, reason
 from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import is_file_name, is_number, is_whole, lies_in, parse_json
 
@@ -34,6 +35,8 @@ _PER_REQUEST = 100  # parameters or tags in one request: the limit of MLflow's l
 _UNKNOWN = 2**62
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 _REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"})
+_DELETED = "must be in the 'active' state"  # MLflow's words for a run, under the code of a bad value
+_SAME_LOSS = 1e-3  # relative
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +56,7 @@ class Replayer:
         self.journal = self.run_dir / JOURNAL_NAME
         self._state = self.run_dir / MIRROR_NAME
         self._newest = _UNKNOWN  # step that MLflow may have
-        self._losses: dict[int, set[str]] | None = None  # of the steps that it has, once that is asked for
+        self._losses: dict[int, list[float]] | None = None  # of the steps that it has, once that is asked for
         self.offset = self._recall()
 
     @property
@@ -124,16 +127,17 @@ class Replayer:
 
     def _done_again(self, metrics: Sequence[Metric]) -> bool:
         """Whether MLflow has a step's numbers already. Steps after the checkpoint that a killed job goes on from are
-        done once more: the same numbers at another time, which would be points of their own."""
+        done once more: the same numbers, on GPUs but for their last digits, at another time; they would be points of
+        their own."""
         loss = next((one for one in metrics if one.key == "loss"), None)
         if loss is None or loss.step > self._newest:
             return False
         if self._losses is None:
             self._losses = {}
             for point in self.store.client.get_metric_history(self.run_id, "loss"):
-                self._losses.setdefault(point.step, set()).add(repr(point.value))
+                self._losses.setdefault(point.step, []).append(point.value)
             self._newest = max(self._losses, default=0)
-        return repr(loss.value) in self._losses.get(loss.step, ())
+        return any(_alike(loss.value, one) for one in self._losses.get(loss.step, ()))
 
     def _send_event(self, record: Mapping[str, Any]) -> None:
         kind = record["event"]
@@ -161,8 +165,9 @@ class Replayer:
     def _own(self, name: str) -> Path:
         """What a line names in the run's folder; a journal from elsewhere must not have other files sent."""
         path = self.run_dir / name
-        if not lies_in(self.run_dir, path):
-            raise ValueError(f"{name!r} lies outside the run's folder")
+        for one in (path, *path.rglob("*")):  # a link in a folder, too
+            if not lies_in(self.run_dir, one):
+                raise ValueError(f"{str(one.relative_to(self.run_dir))!r} lies outside the run's folder")
         return path
 
     def _send_texts(self, kind: str, texts: Mapping[str, Any]) -> None:
@@ -231,6 +236,18 @@ def _in_turn(lock: Path) -> Iterator[None]:
         yield
 
 
+def _passes(error: BaseException) -> bool:
+    """Whether it is another day's refusal: of a run that is deleted, and may be restored, or of a file server."""
+    unreadable = isinstance(error.__context__, OSError) and not isinstance(
+        error.__context__, (FileNotFoundError, NotADirectoryError)
+    )
+    return isinstance(error, StoreAway) or unreadable or _DELETED in str(error)
+
+
+def _alike(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=_SAME_LOSS) or (math.isnan(one) and math.isnan(other))
+
+
 class _skip_refused:  # noqa: N801  reads as a statement
     """A line that MLflow understands and refuses is skipped with a warning: trying again could never succeed."""
 
@@ -242,7 +259,7 @@ class _skip_refused:  # noqa: N801  reads as a statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         damaged = isinstance(error, _DAMAGED) and not isinstance(error, away_errors())
-        if error is None or not (damaged or getattr(error, "error_code", None) in _REFUSED):
+        if error is None or not (damaged or getattr(error, "error_code", None) in _REFUSED) or _passes(error):
             return False
         _log.warning("MLflow refuses a %s, skipped: %s", self._what, reason(error))
         return True

@@ -6,8 +6,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -42,8 +42,8 @@ JOB_LOCK, LOCK_S = ".lock", 120.0
 START_S = 20.0
 """Seconds that a start waits for a server's first answer before it goes on without."""
 FINISH_S, KILLED_S = 120.0, 15.0
-"""Seconds that an end waits while MLflow takes what is left (an encoder's upload may last); a preempted one has little
-time before its scheduler kills it."""
+"""Seconds that an end waits while MLflow takes what is left (an encoder's upload may last). A preempted one has little
+time before its scheduler kills it, a failed one before its launcher does: the other ranks have ended already."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _log = logging.getLogger(__name__)
 
@@ -88,10 +88,8 @@ class NullTracker:
 class RunTracker(NullTracker):
     """What rank 0 holds. Make it with ``open_run``."""
 
-    def __init__(
-        self, run_dir: Path, record: RunRecord, store: Store, held: ExitStack, rewind_to: int | None = None
-    ) -> None:
-        self.run_dir, self.record, self._store, self._held = run_dir, record, store, held
+    def __init__(self, run_dir: Path, record: RunRecord, store: Store, rewind_to: int | None = None) -> None:
+        self.run_dir, self.record, self._store, self._held = run_dir, record, store, ExitStack()
         self.journal = Journal(run_dir / JOURNAL_NAME)
         if rewind_to is not None:  # before the mirror looks for its place in the journal
             self.journal.rewind_to_step(rewind_to)
@@ -113,8 +111,9 @@ class RunTracker(NullTracker):
         self._mirror.start()
         self._mirror.wait_for_run(START_S if is_server(self._store.uri) else None)
 
-    def start(self) -> RunTracker:
-        """Begin to sample the system."""
+    def start(self, held: ExitStack) -> RunTracker:
+        """Begin to sample the system; the folder is let go of with the run."""
+        self._held = held.pop_all()
         self._sampler.start()
         return self
 
@@ -147,7 +146,7 @@ class RunTracker(NullTracker):
 
     def finish(self, status: Status, timeout: float | None = None) -> bool:
         if timeout is None:
-            timeout = KILLED_S if status == "KILLED" else FINISH_S
+            timeout = FINISH_S if status == "FINISHED" else KILLED_S
         self._sampler.stop()
         self.log_event("status", status=status)
         self.journal.sync()
@@ -166,6 +165,32 @@ class RunTracker(NullTracker):
         return str(Path(path).resolve().relative_to(self.run_dir.resolve()))
 
 
+@contextmanager
+def hold_run(run_dir: str | Path) -> Iterator[ExitStack]:
+    """Keep other jobs out of a run's folder, which is made where it is not there; ``open_run`` takes the stack over.
+
+    Hold it before anything of the folder is looked at: the job before may still be writing its last checkpoint.
+
+    Raises:
+        InputError: another job works in it and does not end within ``LOCK_S`` seconds, or it cannot be written.
+    """
+    folder = Path(run_dir)
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+    with ExitStack() as held:
+        held.enter_context(alone(folder, JOB_LOCK, "use a folder you can write", LOCK_S))
+        try:
+            yield held
+        except InputError:
+            if new and [entry.name for entry in folder.iterdir()] == [JOB_LOCK]:  # a refused start leaves no folder
+                (folder / JOB_LOCK).unlink()
+                folder.rmdir()
+            raise
+
+
 def open_run(
     run_dir: str | Path,
     config: Tracked,
@@ -173,6 +198,7 @@ def open_run(
     resume: bool = False,
     step: int = 0,
     manifest: Mapping[str, Any] | None = None,
+    held: ExitStack | None = None,
 ) -> RunTracker:
     """Create the run of ``run_dir``, or go on with the one that is there.
 
@@ -181,41 +207,37 @@ def open_run(
             and parameters that changed become ``param_drift.*`` tags.
         step: optimizer steps done in the checkpoint that training goes on from.
         manifest: the data's manifest, kept with the run.
+        held: what ``hold_run`` gave for the folder, which ends with the run then; None: it is called here.
 
     Raises:
         InputError: the folder holds a run and ``resume`` is False, or cannot be written; the store refuses (wrong
             credentials, a deleted experiment, no such run to resume), or is none that works; another job works in
             the folder. A server that is away is only a warning: the run is made when it is back, or by ``ca2cl sync``.
     """
+    if held is None:
+        with hold_run(run_dir) as held:
+            return open_run(run_dir, config, resume=resume, step=step, manifest=manifest, held=held)
     folder = Path(run_dir)
-    new = not folder.exists()
-    with ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            again = _used(folder, resume)
-            held.enter_context(alone(folder, JOB_LOCK, "use a folder you can write", LOCK_S))
-            store, record = _continue_run(folder, config) if again else _begin_run(folder, config)
-            tracker = RunTracker(folder, record, store, held.pop_all(), rewind_to=step if again else None)
-            _connect(tracker, again)
-            _write_description(tracker, config, manifest)
-        except OSError as error:
-            raise InputError(
-                f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write"
-            ) from None
-        except InputError:
-            if new:  # a refused start leaves no folder behind
-                with suppress(OSError):
-                    (folder / JOB_LOCK).unlink()
-                    folder.rmdir()
-            raise
-    return tracker.start()
+    try:
+        again = _used(folder, resume)
+        store, record = _continue_run(folder, config) if again else _begin_run(folder, config)
+        tracker = RunTracker(folder, record, store, rewind_to=step if again else None)
+        _connect(tracker, again)
+        _write_description(tracker, config, manifest)
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+    return tracker.start(held)
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write")
 
 
 def _connect(tracker: RunTracker, again: bool) -> None:
     try:
         tracker.connect()
     except InputError:
-        tracker.close()
+        tracker.journal.close()
         if not again:
             for name in (RUN_NAME, LOCK_NAME):
                 (tracker.run_dir / name).unlink(missing_ok=True)

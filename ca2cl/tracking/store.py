@@ -236,7 +236,8 @@ def _locked(folder: Path | None) -> Iterator[None]:
         yield
         return
     try:
-        file = (folder / ".lock").open("a")
+        # (a name of its own: the folder may be a run's too, and closing this would let go of the run's record lock)
+        file = (folder / ".store.lock").open("a")
     except OSError as error:
         raise InputError(f"tracking.root is {str(folder)!r}: {error.strerror}; use a folder you can write") from None
     with file:

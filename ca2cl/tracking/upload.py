@@ -9,18 +9,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ca2cl.errors import InputError
+from ca2cl.tracking.store import away_errors, reason
+
 
 class LostUpload(OSError):
-    """The store answered that it took a file, and does not have it: as good as away, so it is tried again."""
+    """A file did not arrive, though MLflow itself answers: as good as away, so it is tried again."""
 
 
 def upload(client: Any, run_id: str, path: Path, to: str | None = None) -> None:
     """Copy a file, or what is in a folder, into the artifact folder ``to`` of a run (None: its root).
 
     Raises:
-        LostUpload: the run does not have it afterwards, whole.
+        LostUpload: the run does not have it afterwards, whole; or the client of its artifact store (S3, Google, Azure;
+            each has errors of its own) could not send it, or is not installed.
         Exception: whatever MLflow raises when it is away.
     """
+    try:
+        _upload(client, run_id, path, to)
+    except Exception as error:
+        if isinstance(error, (InputError, *away_errors())):
+            raise
+        raise LostUpload(f"its artifact store: {type(error).__name__}: {reason(error)}") from error
+
+
+def _upload(client: Any, run_id: str, path: Path, to: str | None) -> None:
     (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), to)
     if not path.is_dir():
         _check(client, run_id, to, {path.name: path.stat().st_size})

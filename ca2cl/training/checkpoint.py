@@ -68,6 +68,22 @@ class Checkpointer:
             )
         return None
 
+    def to_resume(self, resume: str) -> Path | None:
+        """The checkpoint that ``run.resume`` means: ``auto``, ``never``, or the path of one to begin from.
+
+        Raises:
+            InputError: as ``latest``, or there is none at that path, or a damaged one.
+        """
+        if resume == "never":
+            return None
+        if resume == "auto":
+            return self.latest()
+        newest = self.latest() if self.newest() is not None else None
+        if newest is not None and read_state(newest).get("resume") == resume:
+            return newest  # started again by the same command, as schedulers do: not from that path once more
+        verify(Path(resume))
+        return Path(resume)
+
     def newest(self) -> Path | None:
         """The checkpoint that was written last, not looked into; None where there is none."""
         return next(iter(self._candidates()), None)

@@ -196,13 +196,14 @@ def _fetch(job: Job) -> tuple[StepData, bool, list[Any]]:
 
 
 def _failure(job: Job, mine: Exception | None) -> Exception:
-    """What every rank raises when one has no data: the same line, but a fault that is not the input's as it is."""
+    """What every rank raises when one has no data: the same line, and the same kind of fault."""
     rank = job.engine.accelerator.process_index
-    told = sorted(job.engine.gather_list([(rank, str(mine))] if mine is not None else []))
-    first, reason = told[0]
+    told = sorted(job.engine.gather_list([(rank, str(mine), isinstance(mine, InputError))] if mine is not None else []))
     if mine is not None and not isinstance(mine, InputError):
         return mine
-    return InputError(f"rank {first}: {reason}" if first else reason)
+    first, reason, of_input = told[0]
+    # otherwise no bad input either: schedulers start a job again that crashed, and none that ended with 2
+    return (InputError if of_input else RuntimeError)(f"rank {first}: {reason}" if first else reason)
 
 
 def _save(job: Job, progress: Progress) -> None:
