@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Makes a user of the tracking server, and prints what the user's jobs need in their environment:
-#   docker/add_user.sh anna > mlflow.env
-#   set -a; . ./mlflow.env; set +a                                        # in a shell
-#   kubectl create secret generic ca2cl-mlflow --from-env-file=mlflow.env  # for launch/kubernetes
-# Run it where docker/secrets/ is. TRACKING_URI (http://127.0.0.1:5000) is the address that this script uses, and
-# PUBLIC_URI the one that is printed, where users reach the server by another. SECRETS names another folder of secrets.
+#   docker/add_user.sh anna > mlflow.env                                         # for jobs on this machine
+#   PUBLIC_URI=https://mlflow.example.org docker/add_user.sh anna > mlflow.env   # for other machines, and for pods
+#   set -a; . ./mlflow.env; set +a                                               # in a shell
+#   kubectl create secret generic ca2cl-mlflow --from-env-file=mlflow.env        # for launch/kubernetes
+# Run it where docker/secrets/ is. TRACKING_URI (http://127.0.0.1:5000) is the address that this script uses, and that
+# it prints where PUBLIC_URI names no other. No other machine reaches the server by it, and a container on this one only
+# with `docker run --network host`. SECRETS names another folder of secrets.
 set -euo pipefail
 umask 077
 name=${1:?usage: docker/add_user.sh NAME > mlflow.env}

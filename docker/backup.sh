@@ -4,7 +4,9 @@
 #   docker/backup.sh restore FOLDER    in place of what is there now; also on another machine, after make_secrets.sh
 # The server is away meanwhile, for as long as copying the artifacts takes. Trainings go on, and send what they have
 # afterwards. Passwords of users are in the databases (as hashes), those of docker/secrets/ are not in the backup.
+# `save` leaves the containers as they are; `restore` makes them anew where settings differ (docker/.env: compose.yaml).
 set -euo pipefail
+umask 077 # hashes of passwords, and everybody's artifacts
 
 compose() { docker compose --file "$(dirname "$(readlink -f "$0")")/compose.yaml" "$@"; }
 # a program in the store's container, with its volume and without its server
@@ -14,9 +16,10 @@ save() {
     local folder=$1
     [ ! -e "$folder" ] || { echo "backup: $folder exists: name a new folder" >&2; exit 2; }
     mkdir -p "$folder.partial"
-    compose up --detach --wait postgres
+    # A cron job has another environment than the server was started in: made anew, it would forget its name and port.
+    compose up --detach --wait --no-recreate postgres
     # Nothing may write: a run's record and its artifacts belong together, and SeaweedFS's files are copied as they lie.
-    trap 'compose up --detach --wait' EXIT
+    trap 'compose up --detach --wait --no-recreate' EXIT
     compose stop mlflow seaweedfs
     for database in mlflow mlflow_auth; do
         compose exec -T postgres pg_dump --username=mlflow --format=custom "$database" > "$folder.partial/$database.dump"

@@ -15,7 +15,8 @@
 # Variables that begin with MLFLOW_, NCCL_, GLOO_, TORCH_, OMP_, AWS_, CUDA_, ACCELERATE_ or PYTHON are passed on, through
 # the connection and not on a command line.
 #
-# SIGTERM, SIGUSR1, SIGHUP and Ctrl-C here, and a lost connection there, end the job with a checkpoint. The exit code is
+# SIGTERM, SIGUSR1, SIGHUP and Ctrl-C here, and a lost connection there, end the job with a checkpoint. When a host
+# fails, the others get SIGTERM, and two minutes later again, which ends ranks that still wait for it. The exit code is
 # the first one that was not 0: 85 after a checkpoint (start it again), 2 for bad input, 255 where SSH did not get in.
 set -euo pipefail
 if [ $# -lt 2 ] || [ ! -f "$1" ]; then
@@ -74,14 +75,14 @@ for rank in "${!hosts[@]}"; do
     mkfifo "$folder/$rank"
     "${ssh[@]}" -o BatchMode=yes -o ServerAliveInterval=15 "${hosts[rank]}" \
         "bash -c $(printf '%q' "$remote") ca2cl $(printf '%q ' "${command[@]}" "$@")" \
-        <"$folder/$rank" > >(sed -u "s/^/[${hosts[rank]}] /") 2>&1 &
+        <"$folder/$rank" > >(trap '' INT; exec sed -u "s/^/[${hosts[rank]}] /") 2>&1 & # Ctrl-C would end sed at once
     pids[rank]=$!
     exec {pipe}>"$folder/$rank"
     pipes[rank]=$pipe
     { env | grep -E '^(MLFLOW|NCCL|GLOO|TORCH|OMP|AWS|CUDA|ACCELERATE)_|^PYTHON' || true; echo .; } >&"$pipe" || true
 done
 
-first=0 left=${#hosts[@]}
+first=0 left=${#hosts[@]} again=0
 while [ "$left" -gt 0 ]; do
     for rank in "${!pids[@]}"; do
         if [ -n "${codes[rank]:-}" ] || kill -0 "${pids[rank]}" 2>/dev/null; then continue; fi
@@ -94,10 +95,18 @@ while [ "$left" -gt 0 ]; do
         0 | 85) ;;
         *) # the others would wait for it until a collective times out
             echo "[${hosts[rank]}] ended with $code" >&2
-            tell TERM
+            if [ "$again" -eq 0 ]; then
+                tell TERM
+                again=$((SECONDS + 120))
+            fi
             ;;
         esac
     done
+    # a rank inside a collective does not see the first one; the launcher hands on the second, which ends it at once
+    if [ "$again" -gt 0 ] && [ "$SECONDS" -ge "$again" ]; then
+        tell TERM
+        again=$((SECONDS + 120))
+    fi
     sleep 0.3 & # a trap waits for what is in the foreground
     wait $! || true
 done

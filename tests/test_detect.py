@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from ca2cl.cli import main
+from ca2cl.data.atomic import alone
+from ca2cl.data.job_folder import JOB_LOCK
 from ca2cl.data.synthetic_glands import write_glands
 from ca2cl.detection.coco import decode_mask, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
@@ -111,6 +114,17 @@ def test_a_finished_job_started_again_only_tells(glas: Path, done: Path, capfd: 
     assert "one seed, which says little" in told
     assert detect(glas, done, "--lr", "0.02") == 2
     assert "holds another job (lr differ)" in capfd.readouterr().err
+
+
+def test_a_second_job_keeps_out_of_the_folder(glas: Path, done: Path) -> None:
+    code = (
+        "import sys, ca2cl.data.job_folder as folder\nfolder.LOCK_S = 0.3\n"
+        "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    verb = ("detect", *SMALL, "--data", str(glas), "--output_dir", str(done / "job"))
+    with alone(done / "job", JOB_LOCK):
+        second = start([sys.executable, "-c", code, *verb, "--tracking.root", str(done / "store")], done)
+    assert second.returncode == 2 and "another job is writing here; wait for it, or end it" in second.stderr
 
 
 def test_a_job_that_is_signalled_goes_on_to_the_same_scores(glas: Path, tmp_path: Path) -> None:

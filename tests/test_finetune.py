@@ -21,7 +21,9 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from ca2cl.config import OptimConfig
+from ca2cl.data.atomic import alone
 from ca2cl.data.index import ShardIndex
+from ca2cl.data.job_folder import JOB_LOCK
 from ca2cl.data.storage import ShardReader
 from ca2cl.evaluation.finetune import FinetuneConfig, _recipe, _starts
 from ca2cl.evaluation.finetune_cell import Cell
@@ -299,3 +301,14 @@ def test_test_tiles_that_are_training_tiles_are_flagged(pair: tuple[str, str], t
 def test_a_folder_of_another_job_is_refused(whole: Path, pair: tuple[str, str]) -> None:
     done = finetune(whole, pair, "--optim.lr", "0.5", "--seeds", "2")
     assert done.returncode == 2 and "holds another job (optim.lr differ)" in done.stderr
+
+
+def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]) -> None:
+    code = (
+        "import sys, ca2cl.data.job_folder as folder\nfolder.LOCK_S = 0.3\n"
+        "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    verb = ("finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, "--seeds", "2")
+    with alone(whole / "job", JOB_LOCK):
+        done = start([sys.executable, "-c", code, *verb], whole)
+    assert done.returncode == 2 and "job: another job is writing here; wait for it, or end it" in done.stderr

@@ -1,17 +1,30 @@
-"""The folder of a job that may be started again: which job's it is, written down in one file of it."""
+"""The folder of a job that may be started again: which job's it is, written down in one file of it, and its lock."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ca2cl.data.atomic import write_atomic
+from ca2cl.data.atomic import alone, write_atomic
 from ca2cl.errors import InputError
 from ca2cl.untrusted import parse_json
+
+JOB_LOCK, LOCK_S = ".lock", 120.0
+"""A job that is started again may find the one before still ending, or a file server that still holds its lock."""
+
+
+def hold_job(folder: Path, held: ExitStack) -> str:
+    """Keep other jobs out of a folder until the stack is closed; what is wrong, or nothing."""
+    try:
+        held.enter_context(alone(folder, JOB_LOCK, "give a folder you can write", LOCK_S))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)

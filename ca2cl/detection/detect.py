@@ -6,14 +6,14 @@ import itertools
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl.config import flatten
 from ca2cl.data.atomic import writing
-from ca2cl.data.job_folder import JobFolder
+from ca2cl.data.job_folder import JobFolder, hold_job
 from ca2cl.detection.coco import mask_tools, read_coco
 from ca2cl.detection.detect_cell import RESULT, Cell, CellSettings, Tests, run_cell
 from ca2cl.detection.detect_config import DetectConfig
@@ -42,6 +42,11 @@ def run(config: DetectConfig) -> int:
     Raises:
         InputError: data, an encoder or a setting that does not fit; a folder that holds another job.
     """
+    with ExitStack() as held:
+        return _run(config, held)
+
+
+def _run(config: DetectConfig, held: ExitStack) -> int:
     if under_deepspeed():
         raise InputError("detect does not run under DeepSpeed: a detector is small; use a DDP configuration")
     mask_tools()
@@ -53,6 +58,7 @@ def run(config: DetectConfig) -> int:
         accelerator = build_accelerator()
     out = Path(config.output_dir).expanduser()
     problem, root = _from_first(_begin(config, out) if accelerator.is_main_process else None)
+    problem = problem or _from_first(hold_job(out, held) if accelerator.is_main_process else "")
     if problem:
         raise InputError(problem)
     train = CocoSplit.of(root, "train")

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ import torch
 from ca2cl import config as settings
 from ca2cl.config import OptimConfig, TrackingConfig, ViewsConfig
 from ca2cl.data.index import ShardIndex
+from ca2cl.data.job_folder import hold_job
 from ca2cl.data.splits import check_budget, known_slides
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
@@ -141,6 +143,11 @@ def run(config: FinetuneConfig) -> int:
     Raises:
         InputError: data sets that do not fit together, an unknown encoder, a folder that holds another job.
     """
+    with ExitStack() as held:
+        return _run(config, held)
+
+
+def _run(config: FinetuneConfig, held: ExitStack) -> int:
     if under_deepspeed():
         raise InputError("finetune does not run under DeepSpeed: a cell is a small job; use a DDP configuration")
     stop = StopFlag().install()
@@ -155,6 +162,7 @@ def run(config: FinetuneConfig) -> int:
         for root, index, title in zip((config.train, config.test), indexes, ("train", "test"), strict=True)
     )
     problem = _from_first(_claim(out, config, digests, train, test) if accelerator.is_main_process else "")
+    problem = problem or _from_first(hold_job(out, held) if accelerator.is_main_process else "")
     if problem:
         raise InputError(problem)
     groups, protocol = train.index.groups(), PROTOCOLS[config.protocol]

@@ -15,6 +15,7 @@ import yaml
 
 from ca2cl.config import TrackingConfig, flatten, to_dict
 from ca2cl.data.atomic import alone
+from ca2cl.data.job_folder import JOB_LOCK, LOCK_S
 from ca2cl.errors import InputError
 from ca2cl.redact import redact_all
 from ca2cl.tracking.environment import environment, requirements
@@ -37,8 +38,6 @@ from ca2cl.tracking.system import SystemSampler
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-JOB_LOCK, LOCK_S = ".lock", 120.0
-"""A job that is started again may find the one before still ending, or a file server that still holds its lock."""
 START_S = 20.0
 """Seconds that a start waits for a server's first answer before it goes on without."""
 FINISH_S, KILLED_S = 120.0, 15.0

@@ -14,6 +14,10 @@ docker/make_secrets.sh "$secrets/secrets" > /dev/null
 cp docker/compose.yaml "$secrets"
 compose() { "$venv/bin/docker-compose" --file "$secrets/compose.yaml" config "$@"; }
 
+echo CA2CL_TRACKING_NAME=mlflow.example.org > "$secrets/.env"
+(unset CA2CL_TRACKING_NAME; compose) | grep -q 'TRACKING_NAME: mlflow.example.org' ||
+    { echo "compose.yaml: the .env beside it is not read" >&2; exit 1; }
+
 compose --quiet
 echo "compose.yaml: valid; $(compose --services | xargs)"
 compose --images | sed 's/^/  /'
