@@ -199,6 +199,9 @@ def test_a_checkpoint_to_begin_from_is_begun_from_once(tmp_path: Path) -> None:
     mine.save(7, make_engine(), {"resume": path})
     newest = mine.to_resume(path)
     assert newest is not None and newest.name == "step-000000007" and mine.to_resume("auto") == newest
+    flip(newest / "model.safetensors")
+    assert mine.to_resume(path) == Path(path)  # nothing whole is left here
+    mine.save(7, make_engine(), {"resume": path})
     flip(Path(path) / "model.safetensors")
     assert mine.to_resume(path) == newest
     with pytest.raises(DamagedCheckpoint):

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ca2cl.errors import InputError
 from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal, write_atomic
 from ca2cl.tracking.store import Store, StoreAway, away_errors, reason
 from ca2cl.tracking.upload import upload
@@ -238,9 +239,8 @@ def _in_turn(lock: Path) -> Iterator[None]:
 
 def _passes(error: BaseException) -> bool:
     """Whether it is another day's refusal: of a run that is deleted, and may be restored, or of a file server."""
-    unreadable = isinstance(error.__context__, OSError) and not isinstance(
-        error.__context__, (FileNotFoundError, NotADirectoryError)
-    )
+    cause = error.__context__ if isinstance(error, InputError) else None
+    unreadable = isinstance(cause, OSError) and not isinstance(cause, (FileNotFoundError, NotADirectoryError))
     return isinstance(error, StoreAway) or unreadable or _DELETED in str(error)
 
 

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,16 @@ class Checkpointer:
         """The checkpoint that ``run.resume`` means: ``auto``, ``never``, or the path of one to begin from.
 
         Raises:
-            InputError: as ``latest``, or there is none at that path, or a damaged one.
+            InputError: for ``auto`` as ``latest``; otherwise there is none at that path, or a damaged one.
         """
         if resume == "never":
             return None
         if resume == "auto":
             return self.latest()
-        newest = self.latest() if self.newest() is not None else None
-        if newest is not None and read_state(newest).get("resume") == resume:
-            return newest  # started again by the same command, as schedulers do: not from that path once more
+        with suppress(InputError):  # of a folder whose own ones are damaged
+            newest = self.latest()
+            if newest is not None and read_state(newest).get("resume") == resume:
+                return newest  # started again by the same command, as schedulers do: not from that path once more
         verify(Path(resume))
         return Path(resume)
 
