@@ -226,7 +226,7 @@ def test_the_embedded_store_is_found_from_any_working_directory(
     run = fetch_run(store, run_id)
     assert run.info.artifact_uri.startswith((tmp_path / "runs" / "artifacts").as_uri())
     assert not any((tmp_path / "elsewhere").iterdir())
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [".lock", "artifacts", "mlflow.db"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [".store.lock", "artifacts", "mlflow.db"]
 
 
 def test_an_explicit_uri_wins_over_the_environment_and_that_over_the_embedded_store(
