@@ -220,11 +220,13 @@ def _initial_encoder(config: PretrainConfig) -> Encoder:
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
     """What rank 0 finds: on another node a file server may still show the folder as it was."""
     found = ranks.from_first(lambda: checkpointer.to_resume(config.run.resume))
-    for rank, there in enumerate(ranks.share(found is None or found.is_dir())):
-        if not there:
+    none = config.run.resume == "never" or checkpointer.newest() is None
+    alike = found.is_dir() if found is not None else none
+    for rank, same in enumerate(ranks.share(alike)):
+        if not same:
             raise InputError(
-                f"run.output_dir: {found} is there for rank 0 and not for rank {rank}; it must be one folder that all "
-                "of them see"
+                f"run.output_dir: rank {rank} does not see the checkpoints that rank 0 does ({found or 'none'}); it "
+                "must be one folder that all of them see"
             )
     return found
 
