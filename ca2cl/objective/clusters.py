@@ -38,7 +38,9 @@ def k_means(g_GD: Tensor, clusters: int, iterations: int) -> Clusters:
         g_GD: the global batch's rows in canonical order, G >= K.
     """
     with torch.no_grad():
-        rows_GD = g_GD.detach()
+        # In double precision: between embeddings that lie close together, as when they collapse, fp32's |c|^2 - 2 g c
+        # leaves nothing of the distance but rounding.
+        rows_GD = g_GD.detach().double()
         centroids_KD = rows_GD[:clusters]
         assignments_G = rows_GD.new_zeros(len(rows_GD), dtype=torch.int64)
         for _ in range(iterations):
