@@ -93,6 +93,8 @@ def _parse(arguments: Sequence[str]) -> Any:
 
     parser.error = refuse
     settings = parser.parse_args(list(arguments))
+    if settings.config_file is not None:
+        settings.config_file = str(Path(settings.config_file).expanduser())
     if settings.config_file is not None and not Path(settings.config_file).is_file():
         raise InputError(
             f"config_file {settings.config_file!r} is not there; accelerate_configs/ has one for each setup"
