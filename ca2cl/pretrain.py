@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
 from ca2cl.config import PretrainConfig
+from ca2cl.data.atomic import writing
 from ca2cl.data.fetch import FetchPolicy
 from ca2cl.data.groups import LaneGroups
 from ca2cl.data.index import ShardIndex
@@ -299,6 +300,8 @@ def _hand_on(
         metrics=observer.last_metrics,
         source_run_id=tracker.run_id or None,
     )
-    folder = save_encoder(Path(config.run.output_dir) / "encoder", engine.bare.encoder.state_dict(), card)
+    folder = Path(config.run.output_dir) / "encoder"
+    with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
+        save_encoder(folder, engine.bare.encoder.state_dict(), card)
     tracker.log_encoder(folder, config.tracking.register_as)
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

@@ -93,7 +93,7 @@ def run(config: PredictConfig) -> int:
                 challenge.append(compare(instance_ids(image, truth["annotations"]), predicted_HW))
         if truth is not None:
             data["info"]["scores"] = _scores(truth, data, challenge)
-        write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode())
+        write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode(), _REMEDY)
     kept = sum(row["score"] >= config.min_score for row in data["annotations"])
     sys.stdout.write(f"{len(paths)} images, {kept} instances of score {config.min_score} or more, in {out}\n")
     if truth is not None:
