@@ -120,7 +120,8 @@ def features(job: Job) -> dict[str, tuple[np.ndarray, str]]:
             made[index.samples(shard).key[row]] = (found.encoder(batch)[0].double().numpy(), index.classes[label])
     mean = sum(vector for vector, _ in made.values()) / len(made)
     return {
-        key: ((vector - mean) / math.sqrt(math.fsum((vector - mean) ** 2)), name) for key, (vector, name) in made.items()
+        key: ((vector - mean) / math.sqrt(math.fsum((vector - mean) ** 2)), name)
+        for key, (vector, name) in made.items()
     }
 
 
