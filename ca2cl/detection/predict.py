@@ -25,6 +25,7 @@ from ca2cl.detection.engine import Detector, Pixels
 from ca2cl.detection.engines import load_detector
 from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
 from ca2cl.detection.instances import Ids
+from ca2cl.detection.layouts import images_in
 from ca2cl.detection.predictions import Detections, coco_results, label_mask
 from ca2cl.detection.samples import draw_overlay
 from ca2cl.detection.scoring import CHALLENGE
@@ -105,7 +106,7 @@ def run(config: PredictConfig) -> int:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"images is {str(folder)!r}: no folder there")
-    found = sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in EXTENSIONS and path.name[0] != ".")
+    found = images_in(folder)
     if not found:
         raise InputError(f"images is {str(folder)!r}: no image in it; give files of {' '.join(sorted(EXTENSIONS))}")
     stems = [path.stem for path in found]
