@@ -17,6 +17,7 @@ import torch
 
 from ca2cl import config as settings
 from ca2cl.config import OptimConfig, TrackingConfig, ViewsConfig
+from ca2cl.data.atomic import write_atomic
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.job_folder import hold_job
 from ca2cl.data.splits import check_budget, known_slides
@@ -32,7 +33,6 @@ from ca2cl.evaluation.scoring import draw_subsets
 from ca2cl.model.classifier import Classifier
 from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.training.engine import build_accelerator, under_deepspeed
 from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
 from ca2cl.untrusted import parse_json
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 START = "encoder"
+REMEDY = "free some space, or give another output_dir"
 
 
 def _optim() -> OptimConfig:
@@ -227,7 +228,7 @@ def _claim(
         out.mkdir(parents=True, exist_ok=True)
         sides = (side_of(tiles.index, tiles.reader, tiles.title, workers=config.workers) for tiles in (train, test))
         content["leak"] = find_leak(*sides)
-        write_atomic(path, (json.dumps({"digest": digest, **content}, indent=1) + "\n").encode())
+        write_atomic(path, (json.dumps({"digest": digest, **content}, indent=1) + "\n").encode(), REMEDY)
     except (OSError, ValueError, KeyError) as error:
         return f"output_dir {str(out)!r} cannot be used ({error}); give a folder you can write"
     return ""
