@@ -18,7 +18,7 @@ from ca2cl.detection.coco import mask_tools, read_coco
 from ca2cl.detection.detect_cell import RESULT, Cell, CellSettings, Tests, run_cell
 from ca2cl.detection.detect_config import DetectConfig
 from ca2cl.detection.detect_report import report
-from ca2cl.detection.engine import CocoSplit, Engine, Job
+from ca2cl.detection.engine import CocoSplit, Engine, Job, split_names
 from ca2cl.detection.engines import find_engine
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
@@ -159,8 +159,7 @@ def _prepared(config: DetectConfig, out: Path) -> Path:
 
 
 def _test_splits(root: Path) -> dict[str, CocoSplit]:
-    names = sorted(path.stem for path in root.glob("*.json") if path.stem != "train")
-    splits = {name: CocoSplit.of(root, name) for name in names}
+    splits = {name: CocoSplit.of(root, name) for name in split_names(root) if name != "train"}
     if not splits:
         raise InputError(f"{root}: there is no split but train, so nothing to score on; give one more")
     return splits

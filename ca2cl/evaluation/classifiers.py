@@ -165,18 +165,22 @@ def nearest_neighbours(
 ) -> Prediction:
     """The k nearest labelled tiles by cosine vote, each with its similarity as weight (0 where it is negative).
 
+    Cosines are of features less the labelled tiles' mean, as for ``logistic_regression``: without that, features of one
+    sign all point the same way (a random network's tiles have cosines near 1) and the vote is close to chance.
+
     Probabilities are shares of the votes. There is no temperature: nothing to tune on the test set, and nearly a
     majority vote with ties going to the nearer class. ``k`` is cut to the number of labelled tiles. A tile whose
-    features are all zero is equally far from all.
+    features equal the mean is equally far from all.
 
     Args:
         rows: test tiles compared at a time; bounds memory to rows x N numbers.
     """
     k = min(k, len(train_ND))
-    unit_ND, classes = _unit(train_ND), int(labels_N.max()) + 1
+    unit_ND, unit_MD = centred(train_ND, test_MD)
+    classes = int(labels_N.max()) + 1
     votes_MK = np.empty((len(test_MD), classes))
     for start in range(0, len(test_MD), rows):
-        similarity_MN = _unit(test_MD[start : start + rows]) @ unit_ND.T
+        similarity_MN = unit_MD[start : start + rows] @ unit_ND.T
         nearest_Mk = np.argpartition(-similarity_MN, k - 1, axis=1)[:, :k]
         # The floor lets a tile that is orthogonal to all its neighbours still get their majority.
         weight_Mk = np.maximum(np.take_along_axis(similarity_MN, nearest_Mk, axis=1), 1e-9)

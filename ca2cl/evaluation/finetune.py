@@ -17,6 +17,7 @@ import torch
 
 from ca2cl import config as settings
 from ca2cl.config import OptimConfig, TrackingConfig
+from ca2cl.data.atomic import write_atomic
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.job_folder import hold_job
 from ca2cl.data.splits import check_budget, known_slides
@@ -33,7 +34,6 @@ from ca2cl.evaluation.scoring import Subsets, draw_subsets
 from ca2cl.model.classifier import Classifier
 from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.training.engine import build_accelerator, under_deepspeed
 from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
 from ca2cl.untrusted import parse_json
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 START = "encoder"
+REMEDY = "free some space, or give another output_dir"
 
 
 def _tracking() -> TrackingConfig:
@@ -146,18 +147,25 @@ class FinetuneConfig:
             raise InputError(f"against names one encoder twice: {', '.join(self.against)}")
 
 
-def run(config: FinetuneConfig) -> int:
+def run(config: FinetuneConfig, last: bool = True) -> int:
     """Fine-tune every cell that is not done yet, print the table, log the MLflow run. Returns the exit code: 0, or 85
     after a signal and a checkpoint.
+
+    Args:
+        last: whether no other job of this process follows: the process group ends with it.
 
     Raises:
         InputError: data sets that do not fit together, an unknown encoder, a folder that holds another job.
     """
     with ExitStack() as held:
-        return _run(settled(config), held)
+        accelerator = _run(settled(config), held)
+    if accelerator is not None and last:
+        accelerator.end_training()
+    return EXIT_PREEMPTED if accelerator is None else 0
 
 
-def _run(config: FinetuneConfig, held: ExitStack) -> int:
+def _run(config: FinetuneConfig, held: ExitStack) -> Any:
+    """The accelerator of a job that is done; None where a signal ended it."""
     if under_deepspeed():
         raise InputError("finetune does not run under DeepSpeed: a cell is a small job; use a DDP configuration")
     stop = StopFlag().install()
@@ -191,14 +199,13 @@ def _run(config: FinetuneConfig, held: ExitStack) -> int:
         stays = cell.start == START and cell.budget == list(subsets)[-1] and config.protocol == "honest"
         recipe = replace(_recipe(config, starts[cell.start], cell.seed, cell.budget), card=card if stays else None)
         if not run_cell(cell, labelled, network, recipe, data, folder, accelerator, stop):
-            return EXIT_PREEMPTED
+            return None
         if stays and accelerator.is_main_process:
             keep_best([out / "cells" / one.folder for one in cells])
     if accelerator.is_main_process:
         report(config, starts[START], out, cells, test, digests, describe_draw(protocol, by_slide))
     accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return 0
+    return accelerator
 
 
 def _draw(config: FinetuneConfig, protocol: Protocol, labels_N: Any, slides: Sequence[str] | None) -> Subsets:
@@ -241,7 +248,7 @@ def _claim(
         out.mkdir(parents=True, exist_ok=True)
         sides = (side_of(tiles.index, tiles.reader, tiles.title, workers=config.workers) for tiles in (train, test))
         content["leak"] = find_leak(*sides)
-        write_atomic(path, (json.dumps({"digest": digest, **content}, indent=1) + "\n").encode())
+        write_atomic(path, (json.dumps({"digest": digest, **content}, indent=1) + "\n").encode(), REMEDY)
     except (OSError, ValueError, KeyError) as error:
         return f"output_dir {str(out)!r} cannot be used ({error}); give a folder you can write"
     return ""

@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tqdm import tqdm
 
 from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.data.atomic import replacing, writing
 from ca2cl.data.splits import describe_budget
 from ca2cl.data.stream import BadBudget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_data import LabelledOrder, hold_out, labelled_steps
-from ca2cl.evaluation.finetune_keep import keep
+from ca2cl.evaluation.finetune_keep import KEPT, keep
 from ca2cl.evaluation.finetune_selection import Looks, Selection
 from ca2cl.evaluation.finetune_step import FineTuning, LabelledSet, Preprocessing, predict
 from ca2cl.evaluation.metrics import classification_metrics
@@ -31,7 +32,6 @@ from ca2cl.evaluation.original import validation
 from ca2cl.evaluation.protocol import Protocol
 from ca2cl.model.classifier import Classifier
 from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Job, Progress, train
@@ -212,11 +212,14 @@ def _finish(
         if best.epoch >= 0 and not recipe.protocol.selects_on_test:
             facts |= {"held_out_loss": best.loss, "held_out_accuracy": best.accuracy}
         result = {**cell._asdict(), **facts, "scores": metrics.scores(), "confusion": metrics.confusion.tolist()}
-        if recipe.card is not None:
-            keep(folder, engine.bare, recipe.card, facts)
         arrays: dict[str, Any] = {"labels": labels_M, "samples": samples_M, "labelled": labelled}
-        save_file({"probabilities": probabilities_MK, **arrays}, folder / PREDICTIONS)
-        write_atomic(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())  # last: it says that all is there
+        with writing(folder, KEPT):
+            if recipe.card is not None:
+                keep(folder, engine.bare, recipe.card, facts)
+            with replacing(folder / PREDICTIONS) as file:
+                file.write(save({"probabilities": probabilities_MK, **arrays}))
+            with replacing(folder / RESULT) as file:  # last: it says that all is there
+                file.write((json.dumps(result, indent=1) + "\n").encode())
         for path in folder.glob("best-epoch-*"):
             path.unlink()
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
+from ca2cl.data.atomic import replacing, writing
 from ca2cl.errors import InputError
+from ca2cl.evaluation.finetune_keep import KEPT
 from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing, predict
 from ca2cl.tracking.journal import Journal
 from ca2cl.training.checkpoint import Checkpointer, read_state
@@ -138,10 +140,9 @@ class Selection:
         if self.journal is None:
             return
         target = self._weights(self.best.epoch)
-        temporary = target.with_suffix(".tmp")
         weights = {name: value.detach().cpu().contiguous() for name, value in engine.bare.state_dict().items()}
-        save_file(weights, temporary)
-        temporary.replace(target)
+        with writing(self.folder, KEPT), replacing(target) as file:
+            file.write(save(weights))
         newest = self.checkpointer.newest()
         named = Best.of(read_state(newest), newest).epoch if newest is not None else -1
         for old in self.folder.glob("best-epoch-*.safetensors"):

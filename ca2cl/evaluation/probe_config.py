@@ -36,7 +36,8 @@ class ProbeConfig:
     tile in any case."""
     classifiers: tuple[Literal["logistic", "sgd", "knn"], ...] = ("logistic", "sgd", "knn")
     """What reads the features. logistic: logistic regression, the rows "linear"; sgd: a linear layer trained by SGD
-    with a cosine that starts again every 5 epochs, "linear SGD"; knn: the nearest neighbours, "k-NN"."""
+    with a cosine that starts again every 5 epochs, "linear SGD"; knn: the nearest neighbours by cosine, "k-NN". All
+    read features less the labelled tiles' mean, scaled to unit length."""
     knn: int = 20
     """Neighbours that vote."""
     strength: float | Literal["auto"] | None = None

@@ -12,6 +12,7 @@ from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe_data import find_leak, open_pair, side_of
 from ca2cl.reproduce.settings import NctConfig
+from ca2cl.reproduce.work import KEPT
 from ca2cl.untrusted import parse_json
 
 NAME = "data.json"
@@ -55,7 +56,7 @@ def find_facts(config: NctConfig) -> dict[str, Any]:
         "test_tiles_published": TEST_TILES,
         "leak": find_leak(*sides),
     }
-    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode(), KEPT)
     return facts
 
 

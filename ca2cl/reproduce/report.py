@@ -25,7 +25,7 @@ from ca2cl.reproduce.published import made_up
 from ca2cl.reproduce.settings import TASKS, NctConfig
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
 from ca2cl.reproduce.theirs import FOUNDATION
-from ca2cl.reproduce.work import REMEDY
+from ca2cl.reproduce.work import KEPT
 from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     sys.stdout.write(text)
     files = [config.out / name for name in (RESULTS, _CHART, _TEXT)]
     write_json(files[0], _content(config, found, facts, shown, said))
-    with writing(files[1], REMEDY):
+    with writing(files[1], KEPT):
         draw_chart(files[1], shown, f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}")
-    write_atomic(files[2], text.encode())
+    write_atomic(files[2], text.encode(), KEPT)
     sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
     sys.stdout.flush()
     sys.stdout.write(_log_once(config, found, facts, shown, files))
