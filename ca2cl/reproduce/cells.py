@@ -34,7 +34,8 @@ Integers = npt.NDArray[np.int64]
 SGD: Literal["linear SGD"] = "linear SGD"
 LOGISTIC: Literal["linear"] = "linear"
 CLASSIFIERS = (SGD, LOGISTIC)
-"""As the authors train theirs, and by L-BFGS with a fixed strength, which has nothing to choose."""
+"""By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
+linear probe is a job of ``ca2cl finetune``, by protocol original."""
 ENCODER = "encoder"
 
 
