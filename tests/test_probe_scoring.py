@@ -113,9 +113,9 @@ def slides(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def test_whole_slides_choose_a_smaller_strength_than_tiles_of_the_same_slides() -> None:
     values, labels, groups = slides()
     assert choose_strength(values, labels, seed=0, groups=groups) < choose_strength(values, labels, seed=0)
-    assert choose_strength(values, labels, seed=0, groups=[*groups[:-1], None]) == choose_strength(
+    assert choose_strength(values, labels, seed=0, groups=[*groups[:-1], None]) < choose_strength(
         values, labels, seed=0
-    ), "one tile without a slide: no slide is known to be whole"
+    ), "one tile without a slide: the others' slides are kept whole as before"
 
 
 def test_where_no_whole_slide_can_be_held_out_the_default_stands() -> None:

@@ -58,8 +58,8 @@ class FinetuneConfig:
     train: str
     """Shards with the labelled tiles."""
     test: str
-    """Shards with the test tiles; their classes must be those of train. By the honest protocol predicted once, and
-    never used to choose."""
+    """Shards with the test tiles; their classes must be among those of train. By the honest protocol predicted once,
+    and never used to choose."""
     output_dir: str
     """Folder of the job, one folder in it for every cell of the table. A job started again goes on."""
     against: tuple[str, ...] = ("random",)
@@ -70,8 +70,8 @@ class FinetuneConfig:
     seeds: int = 5
     """Draws of the labelled tiles for every budget: seeds 0, 1, and so on."""
     draw_by: Literal["auto", "tile"] = "auto"
-    """What labels are drawn by. auto: whole slides or patients one after another, where every labelled tile has one;
-    tile: single tiles."""
+    """What labels are drawn by. auto: whole slides or patients one after another, where the shards name
+    them (a tile without one is a slide of its own); tile: single tiles."""
     trains: Trains = "all"
     """all: fine-tuning; head: a linear probe on augmented tiles, which trains the linear layer alone, while BatchNorm
     follows norm."""
@@ -184,7 +184,8 @@ def _run(config: FinetuneConfig, held: ExitStack) -> Any:
     if problem:
         raise InputError(problem)
     groups, protocol = train.index.groups(), protocol_of(config)
-    slides = known_slides([groups[sample] for sample in train.samples])
+    told = config.train if accelerator.is_main_process else ""
+    slides = known_slides([groups[sample] for sample in train.samples], told)
     data = Data(train, test, train.index.labels(), groups, by_slide=slides is not None)
     by_slide = slides is not None and config.draw_by == "auto" and not protocol.replacement
     subsets = _draw(config, protocol, data.labels[train.samples], slides if by_slide else None)

@@ -88,7 +88,7 @@ class Recipe:
 @dataclass(frozen=True)
 class Data:
     """The labelled tiles to draw from, all of them, and the test tiles; ``labels`` and ``groups`` are the training
-    index's, and ``by_slide`` says whether every labelled tile has one."""
+    index's, and ``by_slide`` says whether any labelled tile has one."""
 
     train: LabelledSet
     test: LabelledSet

@@ -58,7 +58,8 @@ def hold_out(
     would choose by chance, and are worth more in the training.
 
     Args:
-        groups: slide or patient of every tile; None, or one tile without, and tiles are held out one by one.
+        groups: slide or patient of every tile, a tile without one being a slide of its own; None, and tiles are held
+            out one by one.
         share: of the tiles, about; 0 holds out none.
     """
     none = np.zeros(len(labels_N), bool)

@@ -23,6 +23,7 @@ from ca2cl.evaluation.finetune_step import LabelledSet
 from ca2cl.evaluation.metrics import Difference, bootstrap_interval, classification_metrics, paired_difference
 from ca2cl.evaluation.original import protocol_of
 from ca2cl.evaluation.probe_compare import describe_difference
+from ca2cl.evaluation.probe_data import describe_missing, missing_classes
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
 from ca2cl.evaluation.scoring import Row
 from ca2cl.untrusted import parse_json
@@ -61,10 +62,12 @@ def report(
         for start, budget in groups
         if start != first
     }
+    missing = missing_classes(test.index.labels(), test.index.classes)
     sys.stdout.write(table(rows) + _differences(first, compared))
+    sys.stdout.write(f"\n{describe_missing(missing)}\n" if missing else "")
     files = [out / "finetune-results.json", out / "confusion.png"]
     content = _content(config, found, rows, compared, groups, digests)
-    write_json(files[0], {**content, "classes": test.index.classes, "drawn_by": drawn_by})
+    write_json(files[0], {**content, "classes": test.index.classes, "drawn_by": drawn_by, "missing_classes": missing})
     shown = [row for row in rows if row.features == first][-1]
     title = f"{name} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
     draw_confusion(files[1], shown.confusion, test.index.classes, title)

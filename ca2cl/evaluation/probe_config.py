@@ -21,7 +21,7 @@ class ProbeConfig:
     """Shards with the labelled tiles."""
     test: tuple[str, ...] | str
     """Shards with the test tiles, one set or several beside one another, such as stain-normalised and not; their
-    classes must be those of train. By the honest protocol never used to choose. An encoder is promoted by the
+    classes must be among those of train. By the honest protocol never used to choose. An encoder is promoted by the
     first."""
     against: tuple[str, ...] = ()
     """Other encoders, named in the same ways, that are probed on the same draws and tiles and that the first one is
@@ -31,9 +31,9 @@ class ProbeConfig:
     seeds: int = 5
     """Draws of the labelled tiles for every budget: seeds 0, 1, and so on."""
     draw_by: Literal["auto", "tile"] = "auto"
-    """How labelled tiles are drawn. auto: slide by slide (or patient by patient) where the training shards name one for
-    every labelled tile, so that few labels are those of few slides, as in a clinic; else tile by tile. tile: tile by
-    tile in any case."""
+    """How labelled tiles are drawn. auto: slide by slide (or patient by patient) where the training shards name them (a
+    tile without one is a slide of its own), so that few labels are those of few slides, as in a clinic; else tile by
+    tile. tile: tile by tile in any case."""
     classifiers: tuple[Literal["logistic", "sgd", "knn"], ...] = ("logistic", "sgd", "knn")
     """What reads the features. logistic: logistic regression, the rows "linear"; sgd: a linear layer trained by SGD
     with a cosine that starts again every 5 epochs, "linear SGD"; knn: the nearest neighbours by cosine, "k-NN". All
@@ -42,7 +42,7 @@ class ProbeConfig:
     """Neighbours that vote."""
     strength: float | Literal["auto"] | None = None
     """C of the logistic regression, scikit-learn's inverse L2 strength, on centred features of unit length; or auto:
-    chosen on held-out labelled tiles, whole slides or patients where every labelled tile has one. None takes auto where
+    chosen on held-out labelled tiles, whole slides or patients where they are known. None takes auto where
     they have, and 1.0 where not: tiles of slides that are trained on choose far too large a C for other slides."""
     sgd_epochs: int = 50
     """Passes of the SGD over its tiles, in whole turns of 5; more where few are labelled, for 200 steps. A fifth of the

@@ -11,6 +11,7 @@ from typing import Any
 from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation import original
 from ca2cl.evaluation.original import ALWAYS, differences, protocol_of
+from ca2cl.evaluation.probe_data import describe_missing
 from ca2cl.reproduce.settings import TEST_SET, NctConfig, jobs, tuning
 from ca2cl.reproduce.theirs import (
     ARCHITECTURE,
@@ -101,6 +102,8 @@ def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[st
     if leak["same_manifest"] or leak["equal_test_tiles"]:
         shared = f"{leak['equal_test_tiles']} of {facts['tiles'][1]} test tiles are training tiles too"
         found.append(f"LEAK: {shared}; these scores say little about new tiles")
+    if facts.get("missing_classes"):
+        found.append(describe_missing(facts["missing_classes"]))
     same, other = _comparison(config, facts)
     found.append(f"the same as theirs: {'; '.join(same) or 'nothing'}")
     found.append(f"not the same, or not known of theirs: {'; '.join(other)}")
