@@ -34,7 +34,7 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.tracking.journal import write_atomic
 from ca2cl.training.engine import build_accelerator, under_deepspeed
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.preempt import StopFlag
 from ca2cl.untrusted import parse_json
 from ca2cl.views import build_views
 
@@ -183,7 +183,7 @@ def _run(config: FinetuneConfig, held: ExitStack) -> int:
         stays = cell.start == START and cell.budget == list(subsets)[-1] and config.protocol == "honest"
         recipe = replace(_recipe(config, starts[cell.start], cell.seed), card=card if stays else None)
         if not run_cell(cell, labelled, network, recipe, data, folder, accelerator, stop):
-            return EXIT_PREEMPTED
+            return stop.exit_code
         if stays and accelerator.is_main_process:
             keep_best([out / "cells" / one.folder for one in cells])
     if accelerator.is_main_process:
