@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ca2cl import __version__
 from ca2cl.errors import InputError, LocalError, nearest
 from ca2cl.parsing import parse
 from ca2cl.redact import RedactingFormatter, redact
-from ca2cl.training.preempt import StopFlag, end_with_launcher
+from ca2cl.training.preempt import EXIT_INTERRUPTED, StopFlag, end_with_launcher
 from ca2cl.verbs import VERBS
 
 
@@ -35,10 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _refuse(error)
     except KeyboardInterrupt:
-        return 130
+        return _interrupted(arguments, own_process=argv is None)
     except Exception:  # noqa: BLE001 - a fault of ours: Python would show the same, but with the secrets of URIs in it
         sys.stderr.write(redact(traceback.format_exc()))
         return 1
+
+
+def _interrupted(arguments: list[str], *, own_process: bool) -> int:
+    """What Ctrl-C leaves, in one line; a second one then ends a process that still tidies up."""
+    if own_process:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    verb = VERBS.get(" ".join(arguments[:2])) or VERBS.get("".join(arguments[:1]))
+    if verb is not None and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"ca2cl: stopped by Ctrl-C; {verb.kept}\n")
+    return EXIT_INTERRUPTED
 
 
 def _refuse(error: InputError) -> int:

@@ -37,7 +37,7 @@ from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_dee
 from ca2cl.training.feed import feed
 from ca2cl.training.loop import Job, Progress, train
 from ca2cl.training.optim import build_optimizer
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.preempt import StopFlag
 from ca2cl.views import build_views
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def run(config: PretrainConfig) -> int:
     accelerator.wait_for_everyone()
     stop.over()
     accelerator.end_training()
-    return 0 if done else EXIT_PREEMPTED
+    return 0 if done else stop.exit_code
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ca2cl.detection.engines import find_engine
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
 from ca2cl.training.engine import build_accelerator, under_deepspeed
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.preempt import StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
@@ -79,7 +79,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         tracking = replace(config.tracking, run_name=f"{name}-{cell.folder}")
         settings = CellSettings(cell.start, cell.seed, found.uri, config, tracking)
         if not run_cell(cell, engine, job, tests, settings, folder, stop):
-            return EXIT_PREEMPTED
+            return stop.exit_code
     if accelerator.is_main_process:
         report(config, starts[START], out, cells, root)
     accelerator.wait_for_everyone()

@@ -35,7 +35,7 @@ from ca2cl.model.classifier import Classifier
 from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.training.engine import build_accelerator, under_deepspeed
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.preempt import StopFlag
 from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def run(config: FinetuneConfig, last: bool = True) -> int:
         accelerator = _run(settled(config), held)
     if accelerator is not None and last:
         accelerator.end_training()
-    return EXIT_PREEMPTED if accelerator is None else 0
+    return StopFlag().install().exit_code if accelerator is None else 0
 
 
 def _run(config: FinetuneConfig, held: ExitStack) -> Any:
