@@ -59,7 +59,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         out = root / f"{protocol}-{trains}-{test}"
         if more or not (out / "finetune-results.json").exists():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("ACCELERATE_USE_CPU", "true")
                 patch.delenv("MLFLOW_TRACKING_URI", raising=False)
                 where = ("--train", train, "--test", tests[test], "--output_dir", str(out))
                 store = ("--tracking.root", str(root / "store"))

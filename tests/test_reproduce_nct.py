@@ -80,9 +80,7 @@ def results(folder: Path) -> dict[str, Any]:
 def whole(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job that ran through, in one process."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("ACCELERATE_USE_CPU", "true")
-        assert run_here(folder, tiles) == 0
+    assert run_here(folder, tiles) == 0
     return folder
 
 
@@ -154,7 +152,6 @@ def test_made_up_tissue_ranks_no_encoder_and_a_later_task_adds_its_rows(
 ) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     shutil.copytree(tiles, tmp_path / "drawn")
     (tmp_path / "drawn" / MADE_UP).touch()
     only = ("--data", "drawn", "--seeds", "1", "--epochs", "1", "--min_steps", "1", "--tracking.experiment", "drawn")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -22,7 +21,8 @@ from ca2cl.detection.engine import CocoSplit, Engine, Job, split_names
 from ca2cl.detection.engines import find_engine
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
-from ca2cl.training.engine import build_accelerator, under_deepspeed
+from ca2cl.training.accelerator import build_accelerator
+from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.preempt import StopFlag
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
 
 
 def _engine(config: DetectConfig) -> Engine:
-    engine = find_engine(config.engine, says=int(os.environ.get("RANK", 0)) == 0)
+    engine = find_engine(config.engine, says=find_place().rank == 0)
     if config.head not in engine.heads:
         other = f"; {RECIPE}" if engine.name == "torchvision" else ""
         raise InputError(f"head is {config.head!r}: the engine {engine.name} has {', '.join(engine.heads)}{other}")

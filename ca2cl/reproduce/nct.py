@@ -28,7 +28,8 @@ from ca2cl.reproduce.plan import plan
 from ca2cl.reproduce.report import protocol_tag, report
 from ca2cl.reproduce.settings import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.work import REMEDY, Preempted, Preemption, check_claim, claim
-from ca2cl.training.engine import build_accelerator, under_deepspeed
+from ca2cl.training.accelerator import build_accelerator
+from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run(config: NctConfig) -> int:
 
 def _run(config: NctConfig, stop: StopFlag) -> int:
     tuned = jobs(config)
-    if tuned and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if tuned and find_place().world > 1:
         build_accelerator()  # before the ranks meet otherwise: its process group is the one that trains
     ranks = Ranks()
     ranks.from_first(lambda: published.check_present(config))
