@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -13,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.data.class_folders import mistaken
 from ca2cl.data.names import as_text, is_clutter, shown
 from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
 from ca2cl.errors import InputError
 
+logger = logging.getLogger(__name__)
 EXTENSIONS = frozenset({"tif", "tiff", "png", "jpg", "jpeg", "bmp", "webp"})
 
 
@@ -31,7 +34,9 @@ class FolderSource:
 
     def __init__(self, root: Path, options: SourceOptions, *, mixed: bool = False) -> None:
         self.name = shown(root.resolve().name)
-        root = _step_into(root)
+        given, root = root, _step_into(root)
+        if root != given:
+            logger.info("class folders are taken from %s", shown(str(root)))
         self.root = root
         broken: list[str] = []
         found = sorted(_walk(root, "", (), broken))
@@ -41,15 +46,15 @@ class FolderSource:
             raise InputError(f"{root}: no images here; give a folder of class folders with files of {kinds}")
         self.digest = _listing_digest(found)
         self._names = [name for name, _, _ in found]
-        self.classes, self.labels = self._label(options.unlabelled, mixed)
+        self.classes, self.labels = self._label(options, mixed)
         self._pattern = self._group_pattern(options.group_pattern)
         self.ungrouped = self._without_group()
         # a.png beside a.tif: then every key of the source carries the extension, so that keys stay one to one
         self._whole = len({_stem(name) for name in self._names}) != len(self._names)
         self.reader: TileReader = FileReader(str(root))
 
-    def _label(self, unlabelled: bool, mixed: bool) -> tuple[list[str], npt.NDArray[np.int32]]:
-        if unlabelled:
+    def _label(self, options: SourceOptions, mixed: bool) -> tuple[list[str], npt.NDArray[np.int32]]:
+        if options.unlabelled:
             return [], np.full(len(self._names), -1, np.int32)
         loose = [name for name in self._names if "/" not in name]
         if loose and len(loose) < len(self._names) and not mixed:
@@ -57,6 +62,14 @@ class FolderSource:
             raise InputError(
                 f"{self.root}: holds both images ({loose[0]}) and class folders ({inside}); "
                 "move one of them away, or use --unlabelled true"
+            )
+        mistake = mistaken(self._names) if options.check_classes and not mixed else None
+        if mistake is not None:
+            inside = self._names[0].partition("/")[0]
+            raise InputError(
+                f"{self.root}: {shown(mistake)}; shard one folder at a time, as in `ca2cl shard "
+                f"{shown(str(self.root / inside))} OUT/{shown(inside)}`, or use --unlabelled true, or --check_classes "
+                "false where the folders are classes"
             )
         folders = [name.rpartition("/")[0].partition("/")[0] for name in self._names]  # "" for a loose image
         named = _class_names(self.root, sorted(set(folders) - {""}))

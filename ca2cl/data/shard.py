@@ -78,6 +78,8 @@ class ShardConfig:
     """Seed of the shuffle that mixes classes within every shard."""
     unlabelled: bool = False
     """Take no labels from folders or columns."""
+    check_classes: bool = True
+    """Refuse class folders that look like splits (train, test), or like data sets that hold the same classes each."""
     group_pattern: str | None = None
     """Regular expression that finds a tile's slide or patient in its path below the source (its first group if any).
     Files that it misses are counted in a warning, and each is a slide of its own wherever slides are kept apart."""
@@ -166,7 +168,7 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
     size, reference = (None, "") if config.resize is not None else _usual_size(source, order[:_SIZED_TILES])
     options = asdict(config)
     # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
-    for name in ("source", "out", "workers", "check", "bad"):
+    for name in ("source", "out", "workers", "check", "bad", "check_classes"):
         del options[name]
     identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
     packing = Packing(
