@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.data.names import shown
 from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
 from ca2cl.errors import InputError
 from ca2cl.untrusted import is_file_name, lies_in, parse_json
@@ -29,7 +30,7 @@ class DatasetSource:
 
     def __init__(self, source: str, options: SourceOptions) -> None:
         dataset, split = _load(source, options.split)
-        self.name = source if source.startswith("hf:") else Path(source).resolve().name
+        self.name = source if source.startswith("hf:") else shown(Path(source).resolve().name)
         self._split = split
         if not len(dataset):
             raise InputError(f"{source}: split {split!r} is empty; choose another with --split")

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]
 # Streams of random words beside those of the classes, which are their labels.
-_SLIDES, _REPLACED, _UNLABELLED = 1 << 32, 1 << 33, 1 << 34
+_SLIDES, _REPLACED, _UNLABELLED, _SPLIT, _ANY = 1 << 32, 1 << 33, 1 << 34, 1 << 35, 1 << 36
 
 
 def check_budget(budget: float) -> None:
@@ -82,6 +82,22 @@ def replaced_subset(labels_N: IntArray, budget: float, seed: int) -> IntArray:
         words = _words(_wanted(budget, len(rows)), seed, _REPLACED + int(label))
         chosen.append(rows[(words % np.uint64(len(rows))).astype(np.int64)])
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def split_off(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of ``count`` rows are split off, (count,): that share of them, whatever their class or slide."""
+    split = np.zeros(count, bool)
+    split[_permutation(count, seed, _SPLIT)[: int(share * count)]] = True
+    return split
+
+
+def replaced_rows(rows: IntArray, share: float, seed: int) -> IntArray:
+    """That share of ``rows``, ascending, drawn *with* replacement and whatever their class: one may be missing.
+
+    It is here to repeat what others did, not to be used.
+    """
+    words = _words(max(1, int(share * len(rows))), seed, _ANY)
+    return np.sort(rows[(words % np.uint64(len(rows))).astype(np.int64)])
 
 
 def stratified_sample(labels_N: IntArray, count: int, seed: int) -> IntArray:

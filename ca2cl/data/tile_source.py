@@ -66,6 +66,7 @@ class SourceOptions:
     """How to read a source; see ``ShardConfig`` for the fields' meaning."""
 
     unlabelled: bool = False
+    check_classes: bool = True
     group_pattern: str | None = None
     split: str | None = None
     image_column: str | None = None

@@ -36,8 +36,8 @@ class ProbeConfig:
     tile. tile: tile by tile in any case."""
     classifiers: tuple[Literal["logistic", "sgd", "knn"], ...] = ("logistic", "sgd", "knn")
     """What reads the features. logistic: logistic regression, the rows "linear"; sgd: a linear layer trained by SGD
-    with the paper's schedule, "linear SGD"; knn: the nearest neighbours by cosine, "k-NN". All read features less the
-    labelled tiles' mean, scaled to unit length."""
+    with a cosine that starts again every 5 epochs, "linear SGD"; knn: the nearest neighbours by cosine, "k-NN". All
+    read features less the labelled tiles' mean, scaled to unit length."""
     knn: int = 20
     """Neighbours that vote."""
     strength: float | Literal["auto"] | None = None
@@ -51,8 +51,9 @@ class ProbeConfig:
     sgd_lr: float = 0.3
     """Peak learning rate of the SGD, on centred features of unit length."""
     protocol: ProtocolName = "honest"
-    """original: as the method's authors did, to stand beside their table: labelled tiles are drawn with replacement,
-    none are held out, and the test tiles choose the epoch of the SGD and the strength where it is auto. The result says
+    """original: labelled tiles are drawn with replacement, none are held out, and the test tiles choose the epoch of
+    the SGD, as in the linear probe of the method's authors. They train on augmented tiles with BatchNorm in train mode,
+    which frozen features cannot be: `ca2cl finetune --trains head --protocol original` does all of it. The result says
     so, is compared with none by the honest protocol, and promotes no encoder."""
     batch_size: int = 256
     """Tiles that go through the encoder at once."""
@@ -88,6 +89,8 @@ class ProbeConfig:
         for name, least in (("seeds", 1), ("knn", 1), ("sgd_epochs", 1), ("batch_size", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)!r}: use {least} or more")
+        if self.strength == "auto" and self.protocol == "original":
+            raise InputError("strength is 'auto': protocol original holds out nothing to choose it by; give a number")
         if isinstance(self.strength, float | int) and not 0 < self.strength < float("inf"):
             raise InputError(f"strength is {self.strength!r}: use a positive number or auto")
         if not 0 < self.sgd_lr < float("inf"):

@@ -14,6 +14,7 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.probe_data import find_leak, missing_classes, open_pair, side_of
 from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.settings import NctConfig
+from ca2cl.reproduce.work import KEPT
 from ca2cl.untrusted import parse_json
 
 NAME = "data.json"
@@ -59,7 +60,7 @@ def find_facts(config: NctConfig) -> dict[str, Any]:
         "missing_classes": missing_classes(indexes[1].labels(), indexes[1].classes),
         "leak": find_leak(*sides),
     }
-    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode(), KEPT)
     return facts
 
 
