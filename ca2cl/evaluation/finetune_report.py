@@ -21,14 +21,9 @@ from ca2cl.evaluation.finetune_cell import PREDICTIONS, RESULT, Cell
 from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_log import log_once, register
 from ca2cl.evaluation.finetune_step import LabelledSet
-<<<<<<< HEAD
 from ca2cl.evaluation.metrics import classification_metrics
-from ca2cl.evaluation.probe_compare import describe_difference, under_heading
-=======
-from ca2cl.evaluation.metrics import Difference, bootstrap_interval, classification_metrics, paired_difference
 from ca2cl.evaluation.original import protocol_of
-from ca2cl.evaluation.probe_compare import describe_difference
->>>>>>> main
+from ca2cl.evaluation.probe_compare import describe_difference, under_heading
 from ca2cl.evaluation.probe_data import describe_missing, missing_classes
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
 from ca2cl.evaluation.scoring import Row
@@ -61,13 +56,9 @@ def report(
     for cell in cells:
         groups.setdefault((cell.start, cell.budget), []).append(out / "cells" / cell.folder)
     right = {key: np.stack([_right(folder) for folder in folders]) for key, folders in groups.items()}
-<<<<<<< HEAD
     units = _units(next(iter(groups.values()))[0], test)
-    rows = [_row(*key, folders, right[key], units) for key, folders in groups.items()]
-=======
     name = CLASSIFIERS[config.trains]
-    rows = [_row(name, *key, folders, right[key]) for key, folders in groups.items()]
->>>>>>> main
+    rows = [_row(name, *key, folders, right[key], units) for key, folders in groups.items()]
     first = cells[0].start
     compared = {
         (start, budget): paired_difference(right[first, budget], right[start, budget], units)
@@ -93,13 +84,8 @@ def report(
     shown = [row for row in rows if row.features == first][-1]
     title = f"{name} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
     draw_confusion(files[1], shown.confusion, test.index.classes, title)
-<<<<<<< HEAD
-    statement = PROTOCOLS[config.protocol].statement
-    sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n{units.statement}\n")
-=======
     statement = protocol_of(config).statement
-    sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n")
->>>>>>> main
+    sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n{units.statement}\n")
     sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
     sys.stdout.write(f"{statement}\n" if statement else "")
     sys.stdout.flush()
@@ -136,17 +122,15 @@ def _result(path: Path, needed: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"{path}: damaged ({error!r}); delete its folder and start again") from None
 
 
-<<<<<<< HEAD
 def _units(folder: Path, test: LabelledSet) -> Units:
     """What the test tiles are resampled by; a tile that did not decode is in no cell."""
     groups, samples_M = test.index.groups(), _predictions(folder)["samples"]
     return Units.of(known_slides([groups[sample] for sample in samples_M.tolist()], "test"), len(samples_M))
 
 
-def _row(start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_], units: Units) -> Row:
-=======
-def _row(classifier: str, start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_]) -> Row:
->>>>>>> main
+def _row(
+    classifier: str, start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_], units: Units
+) -> Row:  # fmt: skip
     held = [_predictions(folder) for folder in folders]
     results = [_result(folder / RESULT, _OF_ROWS) for folder in folders]
     return Row(

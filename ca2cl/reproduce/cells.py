@@ -78,7 +78,7 @@ def make_cells(config: NctConfig, cells: Sequence[LinearCell], train: Vectors, t
     """
     with writing(config.out, KEPT):
         (config.out / "linear").mkdir(exist_ok=True)
-    write_atomic(config.out / SLIDES, (json.dumps(test.known_groups) + "\n").encode())
+    write_atomic(config.out / SLIDES, (json.dumps(test.known_groups) + "\n").encode(), KEPT)
     for cell in tqdm(cells, desc="linear cells", unit="cell", disable=None if shown else True):
         result = _make(cell, config, train, test)
         write_atomic(cell.path(config.out), (json.dumps(result) + "\n").encode(), KEPT)
