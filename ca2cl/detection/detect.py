@@ -19,6 +19,7 @@ from ca2cl.detection.detect_config import DetectConfig
 from ca2cl.detection.detect_report import report
 from ca2cl.detection.engine import CocoSplit, Engine, Job, split_names
 from ca2cl.detection.engines import find_engine
+from ca2cl.detection.shared import find_shared
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
 from ca2cl.training.accelerator import build_accelerator
@@ -81,7 +82,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         if not run_cell(cell, engine, job, tests, settings, folder, stop):
             return stop.exit_code
     if accelerator.is_main_process:
-        report(config, starts[START], out, cells, root)
+        report(config, starts[START], out, cells, root, find_shared(root, splits))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
