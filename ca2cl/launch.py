@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from ca2cl.errors import InputError
-from ca2cl.training.preempt import EXIT_PREEMPTED, LAUNCHER
+from ca2cl.training.preempt import EXIT_INTERRUPTED, EXIT_PREEMPTED, LAUNCHER
 
 logger = logging.getLogger(__name__)
 _PASSED_ON = {
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
         thread.join(0.2)
         signals.pass_on()
         if signals.unheard():
-            return 130 if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED
+            return EXIT_INTERRUPTED if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED
     return _exit_code(ended.error, f"{settings.main_process_ip}:{settings.main_process_port}")
 
 
@@ -93,6 +93,8 @@ def _parse(arguments: Sequence[str]) -> Any:
 
     parser.error = refuse
     settings = parser.parse_args(list(arguments))
+    if settings.config_file is not None:
+        settings.config_file = str(Path(settings.config_file).expanduser())
     if settings.config_file is not None and not Path(settings.config_file).is_file():
         raise InputError(
             f"config_file {settings.config_file!r} is not there; accelerate_configs/ has one for each setup"

@@ -81,6 +81,9 @@ def test_whole_slides_are_held_out_where_they_are_known() -> None:
     assert how == "whole slides or patients" and 12 <= held.sum() <= 36
     assert {groups[n] for n in np.flatnonzero(held)}.isdisjoint(groups[n] for n in np.flatnonzero(~held))
     held, how = hold_out(labels, [*groups[:-1], None], 0.2, seed=1)
+    assert how == "whole slides or patients", "one tile without a slide is a slide of its own"
+    assert {groups[n] for n in np.flatnonzero(held[:-1])}.isdisjoint(groups[n] for n in np.flatnonzero(~held[:-1]))
+    held, how = hold_out(labels, [None] * 120, 0.2, seed=1)
     assert how == "tiles of any slide" and np.bincount(labels[held]).tolist() == [8, 8, 8]
 
 

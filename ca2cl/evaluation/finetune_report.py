@@ -21,9 +21,10 @@ from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_log import log_once, register
 from ca2cl.evaluation.finetune_step import LabelledSet
 from ca2cl.evaluation.metrics import Difference, bootstrap_interval, classification_metrics, paired_difference
+from ca2cl.evaluation.original import protocol_of
 from ca2cl.evaluation.probe_compare import describe_difference
+from ca2cl.evaluation.probe_data import describe_missing, missing_classes
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
-from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
 from ca2cl.untrusted import parse_json
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from ca2cl.evaluation.finetune import FinetuneConfig
     from ca2cl.tracking.resolver import ResolvedEncoder
 
-CLASSIFIER = "fine-tuned"
+CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}
+"""Names of the rows by what was trained."""
 RECORD = "finetune.json"
 """What a job's folder is the folder of."""
 SCHEMA_VERSION = 1
@@ -52,21 +54,24 @@ def report(
     for cell in cells:
         groups.setdefault((cell.start, cell.budget), []).append(out / "cells" / cell.folder)
     right = {key: np.stack([_right(folder) for folder in folders]) for key, folders in groups.items()}
-    rows = [_row(*key, folders, right[key]) for key, folders in groups.items()]
+    name = CLASSIFIERS[config.trains]
+    rows = [_row(name, *key, folders, right[key]) for key, folders in groups.items()]
     first = cells[0].start
     compared = {
         (start, budget): paired_difference(right[first, budget], right[start, budget])
         for start, budget in groups
         if start != first
     }
+    missing = missing_classes(test.index.labels(), test.index.classes)
     sys.stdout.write(table(rows) + _differences(first, compared))
+    sys.stdout.write(f"\n{describe_missing(missing)}\n" if missing else "")
     files = [out / "finetune-results.json", out / "confusion.png"]
     content = _content(config, found, rows, compared, groups, digests)
-    write_json(files[0], {**content, "classes": test.index.classes, "drawn_by": drawn_by})
+    write_json(files[0], {**content, "classes": test.index.classes, "drawn_by": drawn_by, "missing_classes": missing})
     shown = [row for row in rows if row.features == first][-1]
-    title = f"{CLASSIFIER} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
+    title = f"{name} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
     draw_confusion(files[1], shown.confusion, test.index.classes, title)
-    statement = PROTOCOLS[config.protocol].statement
+    statement = protocol_of(config).statement
     sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n")
     sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
     sys.stdout.write(f"{statement}\n" if statement else "")
@@ -103,12 +108,12 @@ def _result(path: Path, needed: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"{path}: damaged ({error!r}); delete its folder and start again") from None
 
 
-def _row(start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_]) -> Row:
+def _row(classifier: str, start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_]) -> Row:
     held = [_predictions(folder) for folder in folders]
     results = [_result(folder / RESULT, _OF_ROWS) for folder in folders]
     return Row(
         features=start,
-        classifier=CLASSIFIER,
+        classifier=classifier,
         budget=budget,
         labelled=results[0]["labelled"],
         per_seed=[classification_metrics(h["labels"], h["probabilities"]) for h in held],
@@ -133,7 +138,7 @@ def _content(
         "ca2cl": __version__,
         "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
         "data": {"train_manifest_digest": digests[0], "test_manifest_digest": digests[1]},
-        "protocol": {"name": config.protocol, "statement": PROTOCOLS[config.protocol].statement},
+        "protocol": {"name": config.protocol, "statement": protocol_of(config).statement},
         "leak": _result(Path(config.output_dir) / RECORD, ("leak",))["leak"],
         "config": flatten(config),
         "results": [row_as_dict(row) for row in rows],

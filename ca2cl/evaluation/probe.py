@@ -113,7 +113,7 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
     subsets = draw_subsets(
         train.tiles.labels_N, config.labels, config.seeds, groups=slides if by_slide else None, protocol=protocol
     )
-    strength = config.strength or (1.0 if slides is None else "auto")
+    strength = config.strength or ("auto" if slides is not None and protocol.holds_out else 1.0)
     how = Scoring(
         k=config.knn,
         strength=strength,

@@ -16,7 +16,7 @@ from ca2cl.config import flatten
 from ca2cl.evaluation.classifiers import Strength
 from ca2cl.evaluation.probe_compare import Comparison, differences
 from ca2cl.evaluation.probe_config import ProbeConfig
-from ca2cl.evaluation.probe_data import ProbeSet
+from ca2cl.evaluation.probe_data import ProbeSet, describe_missing, missing_classes
 from ca2cl.evaluation.probe_encoders import ENCODER, Contenders
 from ca2cl.evaluation.probe_report import (
     draw_confusion,
@@ -58,13 +58,23 @@ class ProbeRecord:
         """What must stand wherever the numbers are shown; empty for the honest protocol."""
         return PROTOCOLS[self.config.protocol].statement
 
+    @property
+    def remarks(self) -> list[str]:
+        """What must be known of the test sets to read the numbers, one line each."""
+        several = len(self.tests) > 1
+        lines = [describe_missing(self._missing(name), name if several else "") for name in self.tests]
+        return [line for line in lines if line]
+
+    def _missing(self, test: str) -> list[str]:
+        return missing_classes(self.tests[test].tiles.labels_N, self.train.index.classes)
+
     def text(self) -> str:
         """For the terminal."""
         statement = f"\n{self.statement}\n" if self.statement else ""
         told = differences(ENCODER, self.compared, name_tests=len(self.tests) > 1)
-        return (
-            f"{table(self.rows)}{statement}{told}\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n"
-        )
+        remarks = "".join(f"\n{line}\n" for line in self.remarks)
+        how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n"
+        return f"{table(self.rows)}{statement}{remarks}{told}{how}"
 
     def content(self) -> dict[str, Any]:
         """Everything that the JSON holds.
@@ -92,7 +102,7 @@ class ProbeRecord:
 
     def _of(self, test: str) -> dict[str, Any]:
         return {
-            "data": self.tests[test].describe(),
+            "data": {**self.tests[test].describe(), "missing_classes": self._missing(test)},
             "leak": self.leaks[test],
             "results": [row_as_dict(row) for row in self.rows if row.test == test],
             "differences": [c.as_dict() for c in self.compared if c.test == test],

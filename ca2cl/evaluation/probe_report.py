@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.data.splits import describe_budget
-from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics
 from ca2cl.evaluation.scoring import Row
 from ca2cl.redact import redact_all
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.tables import aligned
 
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
@@ -144,11 +143,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         InputError: the folder cannot be written.
     """
     text = json.dumps(_finite(redact_all(content)), indent=1, allow_nan=False)
-    try:
+    remedy = "free some space, or give a file in a folder you can write"
+    with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (text + "\n").encode())
-    except OSError as error:
-        raise InputError(f"output is {str(path)!r}: {error.strerror}; give a file in a folder you can write") from None
+    write_atomic(path, (text + "\n").encode(), remedy)
 
 
 def _finite(value: Any) -> Any:

@@ -153,9 +153,7 @@ def _classify(
         return sgd_classifier(
             *labelled, test_labels_M, seed=seed, protocol=how.protocol, groups=groups, recipe=how.recipe
         )
-    return logistic_regression(
-        *labelled, test_labels_M, seed=seed, strength=how.strength, protocol=how.protocol, groups=groups
-    )
+    return logistic_regression(*labelled, seed=seed, strength=how.strength, protocol=how.protocol, groups=groups)
 
 
 def _row(

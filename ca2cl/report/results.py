@@ -16,7 +16,6 @@ import numpy.typing as npt
 from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation.probe_encoders import ENCODER
 from ca2cl.evaluation.probe_report import cells, heads, row_from_dict
-from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
 from ca2cl.tracking.downstream import Downstream, newest_by_terms
 from ca2cl.tracking.run_artifacts import json_artifacts
@@ -26,7 +25,7 @@ from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 _LEAK = "LEAK:"
-_LOUD = ("MADE-UP TISSUE:", _LEAK)
+_LOUD = ("MADE-UP TISSUE:", _LEAK, "protocol original:")
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,8 @@ def _classes(content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 def _remarks(content: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Notes and warnings; what the run said of itself stands in its own words and is not said again."""
     said = [str(note) for note in content.get("notes") or []]
-    protocol = PROTOCOLS.get(content.get("config", {}).get("protocol", "honest"))
-    statement = protocol.statement if protocol is not None else ""
-    loud = [note for note in said if note.startswith(_LOUD) or note == statement]
+    statement = str((content.get("protocol") or {}).get("statement", ""))
+    loud = [note for note in said if note.startswith(_LOUD)]
     if not any(note.startswith(_LEAK) for note in loud):
         loud += _leaks(tests)
     if statement and statement not in loud:

@@ -26,7 +26,7 @@ from ca2cl.evaluation.scoring import Row, draw_subsets
 from ca2cl.evaluation.sgd import sgd_classifier
 from ca2cl.reproduce.features import Vectors
 from ca2cl.reproduce.settings import NctConfig
-from ca2cl.reproduce.work import REMEDY
+from ca2cl.reproduce.work import KEPT
 from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ Integers = npt.NDArray[np.int64]
 SGD: Literal["linear SGD"] = "linear SGD"
 LOGISTIC: Literal["linear"] = "linear"
 CLASSIFIERS = (SGD, LOGISTIC)
-"""As the authors train theirs, and by L-BFGS with a fixed strength, which has nothing to choose."""
+"""By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
+linear probe is a job of ``ca2cl finetune``, by protocol original."""
 ENCODER = "encoder"
 
 
@@ -72,11 +73,11 @@ def make_cells(config: NctConfig, cells: Sequence[LinearCell], train: Vectors, t
     Raises:
         InputError: a file cannot be written.
     """
-    with writing(config.out, REMEDY):
+    with writing(config.out, KEPT):
         (config.out / "linear").mkdir(exist_ok=True)
     for cell in tqdm(cells, desc="linear cells", unit="cell", disable=None if shown else True):
         result = _make(cell, config, train, test)
-        write_atomic(cell.path(config.out), (json.dumps(result) + "\n").encode())
+        write_atomic(cell.path(config.out), (json.dumps(result) + "\n").encode(), KEPT)
         logger.info("%s: accuracy %.4f, macro F1 %.4f", cell.path(config.out).stem, result["scores"]["accuracy"],
                     result["scores"]["macro_f1"])  # fmt: skip
 

@@ -10,8 +10,9 @@ from ca2cl.data.atomic import write_atomic
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe_data import find_leak, open_pair, side_of
+from ca2cl.evaluation.probe_data import find_leak, missing_classes, open_pair, side_of
 from ca2cl.reproduce.settings import NctConfig
+from ca2cl.reproduce.work import KEPT
 from ca2cl.untrusted import parse_json
 
 NAME = "data.json"
@@ -53,9 +54,10 @@ def find_facts(config: NctConfig) -> dict[str, Any]:
         "classes": indexes[0].classes,
         "tiles": [int((index.labels() >= 0).sum()) for index in indexes],
         "test_tiles_published": TEST_TILES,
+        "missing_classes": missing_classes(indexes[1].labels(), indexes[1].classes),
         "leak": find_leak(*sides),
     }
-    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode(), KEPT)
     return facts
 
 

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ca2cl.data.atomic import replacing
 from ca2cl.errors import InputError
-from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal, write_atomic
+from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal
 from ca2cl.tracking.store import Store, StoreAway, away_errors, reason
 from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import is_file_name, is_number, is_whole, lies_in, parse_json
@@ -187,7 +188,8 @@ class Replayer:
 
     def _remember(self, end: int) -> None:
         state = {"run_id": self.run_id, "offset": end, "tail": self._tail(end), "newest": self._newest}
-        write_atomic(self._state, json.dumps(state).encode())
+        with replacing(self._state) as file:
+            file.write(json.dumps(state).encode())
         self.offset = end
 
     def _recall(self) -> int:
