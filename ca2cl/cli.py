@@ -1,7 +1,8 @@
 """The command line: finds the verb, runs it, one line for a user's error, and the exit code.
 
 Exit codes: 0 done, 2 bad usage or input (one line on stderr, no traceback), 3 an alias that ``encoders promote
---exit_code`` left where it was, 85 preempted after a checkpoint, 1 anything else.
+--exit_code`` left where it was, 85 preempted after a checkpoint, 130 stopped by
+Ctrl-C, 1 anything else.
 """
 
 from __future__ import annotations
