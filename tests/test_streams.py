@@ -20,7 +20,7 @@ from tests.jobs import ROOT
 
 CA2CL = f"{sys.executable} -m ca2cl"
 CONFIG = f"{CA2CL} pretrain --print_config"
-PRINT = "from ca2cl.streams import shield_streams; shield_streams(); print('± Ж 組')"
+PRINT = "from ca2cl.streams import shield_streams; shield_streams(); print('\\xb1 \\u0416')"
 
 
 def shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
