@@ -153,7 +153,7 @@ class _Signals:
 def _catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("SigCgt"):
                 return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
