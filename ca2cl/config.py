@@ -123,6 +123,11 @@ class ObjectiveConfig:
     epsilon_mode: Literal["absolute", "relative"] = "absolute"
     """absolute: the step's norm is epsilon; relative: epsilon times the norm of the stem's weight."""
 
+    @property
+    def least_tiles(self) -> int:
+        """Fewest tiles that the loss takes: k-means needs one for each cluster."""
+        return self.clusters if self.cluster_weight or self.mutual_information else 2
+
     def __post_init__(self) -> None:
         _require(self.temperature > 0, "objective.temperature", self.temperature, "use a positive number")
         _require(
@@ -143,9 +148,10 @@ class ObjectiveConfig:
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
-    """adam: L2 penalty inside the gradient, as the paper; adamw: decoupled decay; sgd: Nesterov momentum; lars: large
-    batches (You et al., 2017), biases and BatchNorm excluded from decay and adaptation."""
+    name: Literal["adam", "adamw", "sgd", "sgd_plain", "lars"] = "adam"
+    """adam: L2 penalty inside the gradient, as the paper; adamw: decoupled decay; sgd: Nesterov momentum; sgd_plain:
+    momentum without Nesterov's look ahead; lars: large batches (You et al., 2017), biases and BatchNorm excluded from
+    decay and adaptation."""
     lr: float = 6e-4
     """Peak learning rate."""
     weight_decay: float = 1e-4
@@ -266,18 +272,19 @@ class PretrainConfig:
             "run.batch_size",
             run.batch_size,
             f"a batch takes the same number of tiles from each of data.lanes = {data.lanes} lanes; "
-            f"use a multiple, or --data.lanes {math.gcd(run.batch_size, data.lanes)}",
+            f"use a multiple, such as --run.batch_size {max(1, round(run.batch_size / data.lanes)) * data.lanes}, "
+            f"or --data.lanes {math.gcd(run.batch_size, data.lanes)}",
         )
-        smallest = run.batch_size
+        name, smallest, least = "run.batch_size", run.batch_size, self.objective.least_tiles
+        more = f"--run.batch_size {-(-least // data.lanes) * data.lanes}"
         if run.accumulation == "plain" and run.micro_batch_size:
-            smallest = run.micro_batch_size
+            name, smallest, more = "run.micro_batch_size", run.micro_batch_size, "a larger one"
         _require(
-            (self.objective.cluster_weight == 0 and self.objective.mutual_information == 0)
-            or smallest >= self.objective.clusters,
-            "run.batch_size",
+            smallest >= least,
+            name,
             smallest,
-            f"k-means needs at least objective.clusters = {self.objective.clusters} tiles; "
-            "use a larger batch or fewer clusters",
+            f"k-means needs at least objective.clusters = {least} tiles; "
+            f"use {more}, or --objective.clusters {smallest}",
         )
 
 

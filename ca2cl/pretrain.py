@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
 from ca2cl.config import PretrainConfig
+from ca2cl.data.atomic import writing
 from ca2cl.data.fetch import FetchPolicy
 from ca2cl.data.groups import LaneGroups
 from ca2cl.data.index import ShardIndex
@@ -31,12 +31,14 @@ from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
+from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
-from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
+from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.feed import feed
+from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.loop import Job, Progress, train
 from ca2cl.training.optim import build_optimizer
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.preempt import StopFlag
 from ca2cl.views import build_views
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,10 @@ def run(config: PretrainConfig) -> int:
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     ranks = Ranks()
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
-    order = LaneOrder(index, config.data.lanes, config.run.batch_size, config.run.seed)
+    order = LaneOrder(
+        index, config.data.lanes, config.run.batch_size, config.run.seed, world=world,
+        least=config.objective.least_tiles,
+    )  # fmt: skip
     order.check_world(world)
     _warn_of_a_small_cache(config, index, world)
     micro_batch = _micro_batch(config, world)
@@ -92,7 +97,7 @@ def run(config: PretrainConfig) -> int:
     accelerator.wait_for_everyone()
     stop.over()
     accelerator.end_training()
-    return 0 if done else EXIT_PREEMPTED
+    return 0 if done else stop.exit_code
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ def _check(config: PretrainConfig) -> None:
 def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
     """Every lane stands in a shard of its own: where they do not fit, each batch fetches them again."""
     data = config.data
-    lanes = data.lanes * int(os.environ.get("LOCAL_WORLD_SIZE", world)) // world
+    lanes = data.lanes * find_place().local_world // world
     stood_in = min(lanes, len(index.shards)) * index.manifest.bytes / len(index.shards) / 1e9
     if is_remote(data.shards) and data.cache_gb is not None and data.cache_gb < stood_in:
         logger.warning(
@@ -175,7 +180,8 @@ def _micro_batch(config: PretrainConfig, world: int) -> int:
     size = config.run.micro_batch_size or share
     if share % size:
         raise InputError(
-            f"run.micro_batch_size is {size}: a process has {share} tiles of a batch; use a divisor of that"
+            f"run.micro_batch_size is {size}: a process has {share} tiles of a batch, which it must divide; "
+            f"{_divisor_near(share, size)}"
         )
     if config.run.accumulation == "bitwise" and config.model.norm == "sync" and size < share:
         raise InputError(
@@ -183,6 +189,12 @@ def _micro_batch(config: PretrainConfig, world: int) -> int:
             "bitwise; leave it out, or use --model.norm lane_group"
         )
     return size
+
+
+def _divisor_near(share: int, size: int) -> str:
+    divisors = [number for number in range(2, share + 1) if share % number == 0]
+    below = [number for number in divisors if number <= size] or divisors[:1]
+    return f"use --run.micro_batch_size {below[-1]}, or leave it out" if below else "leave it out"
 
 
 def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:
@@ -299,6 +311,8 @@ def _hand_on(
         metrics=observer.last_metrics,
         source_run_id=tracker.run_id or None,
     )
-    folder = save_encoder(Path(config.run.output_dir) / "encoder", engine.bare.encoder.state_dict(), card)
+    folder = Path(config.run.output_dir) / "encoder"
+    with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
+        save_encoder(folder, engine.bare.encoder.state_dict(), card)
     tracker.log_encoder(folder, config.tracking.register_as)
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

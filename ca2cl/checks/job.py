@@ -46,7 +46,7 @@ def job(plan: JobPlan) -> list[Finding]:
     """The order's arithmetic, and measured rates of reading, views and the step."""
     try:
         index = open_index(plan.shards, plan.cache_dir)
-        order = LaneOrder(index, plan.lanes, plan.batch_size, seed=0)
+        order = LaneOrder(index, plan.lanes, plan.batch_size, seed=0, world=plan.processes)
         order.check_world(plan.processes)
     except InputError as error:
         return [Finding("order", "wrong", str(error), "change what the line names")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -18,12 +17,13 @@ from ca2cl.detection.coco import mask_tools, read_coco
 from ca2cl.detection.detect_cell import RESULT, Cell, CellSettings, Tests, run_cell
 from ca2cl.detection.detect_config import DetectConfig
 from ca2cl.detection.detect_report import report
-from ca2cl.detection.engine import CocoSplit, Engine, Job
+from ca2cl.detection.engine import CocoSplit, Engine, Job, split_names
 from ca2cl.detection.engines import find_engine
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
-from ca2cl.training.engine import build_accelerator, under_deepspeed
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.accelerator import build_accelerator
+from ca2cl.training.launched import find_place, under_deepspeed
+from ca2cl.training.preempt import StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
@@ -79,7 +79,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         tracking = replace(config.tracking, run_name=f"{name}-{cell.folder}")
         settings = CellSettings(cell.start, cell.seed, found.uri, config, tracking)
         if not run_cell(cell, engine, job, tests, settings, folder, stop):
-            return EXIT_PREEMPTED
+            return stop.exit_code
     if accelerator.is_main_process:
         report(config, starts[START], out, cells, root)
     accelerator.wait_for_everyone()
@@ -88,7 +88,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
 
 
 def _engine(config: DetectConfig) -> Engine:
-    engine = find_engine(config.engine, says=int(os.environ.get("RANK", 0)) == 0)
+    engine = find_engine(config.engine, says=find_place().rank == 0)
     if config.head not in engine.heads:
         other = f"; {RECIPE}" if engine.name == "torchvision" else ""
         raise InputError(f"head is {config.head!r}: the engine {engine.name} has {', '.join(engine.heads)}{other}")
@@ -159,8 +159,7 @@ def _prepared(config: DetectConfig, out: Path) -> Path:
 
 
 def _test_splits(root: Path) -> dict[str, CocoSplit]:
-    names = sorted(path.stem for path in root.glob("*.json") if path.stem != "train")
-    splits = {name: CocoSplit.of(root, name) for name in names}
+    splits = {name: CocoSplit.of(root, name) for name in split_names(root) if name != "train"}
     if not splits:
         raise InputError(f"{root}: there is no split but train, so nothing to score on; give one more")
     return splits

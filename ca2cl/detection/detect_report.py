@@ -14,6 +14,7 @@ import numpy as np
 from ca2cl import __version__
 from ca2cl.config import flatten
 from ca2cl.detection.detect_cell import RESULT, Cell
+from ca2cl.detection.engine import split_names
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe_report import metric_names, write_json
 from ca2cl.tracking.evaluation_run import log_evaluation_once
@@ -46,7 +47,7 @@ def report(config: DetectConfig, found: ResolvedEncoder, out: Path, cells: Seque
     scores = _gathered(results)
     first = cells[0].start
     text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(first, scores)
-    digests = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.glob("*.json"))}
+    digests = {name: hashlib.sha256((root / f"{name}.json").read_bytes()).hexdigest() for name in split_names(root)}
     content = {
         "schema_version": SCHEMA_VERSION,
         "kind": "detect",

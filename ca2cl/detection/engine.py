@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.data.names import is_clutter
 from ca2cl.detection.predictions import Detections
 from ca2cl.errors import InputError
 
@@ -75,9 +76,14 @@ class CocoSplit:
         """
         found = cls(root / f"{split}.json", root / split)
         if not found.annotations.is_file() or not found.images.is_dir():
-            there = ", ".join(sorted(path.stem for path in root.glob("*.json"))) or "none"
+            there = ", ".join(split_names(root)) or "none"
             raise InputError(f"{root}: no split {split}, there are: {there}; make it with `ca2cl detect prepare`")
         return found
+
+
+def split_names(root: Path) -> list[str]:
+    """The splits of a folder that ``ca2cl detect prepare`` wrote, by name."""
+    return sorted(path.stem for path in root.glob("*.json") if not is_clutter(path.name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,18 +2,20 @@
 
 GlaS lies flat: ``train_N``, ``testA_N``, ``testB_N`` and, beside each, the same name with ``_anno``. CRAG has
 ``train`` and ``valid``, each with ``Images`` and ``Annotation``. ``masks`` is any folder of images beside one of
-masks of the same names, or such pairs in folders that are then the splits. Hidden files and ``__MACOSX`` are passed
-over, and lone folders stepped into, as archives unzip.
+masks of the same names, or such pairs in folders that are then the splits. What systems leave behind
+(``names.is_clutter``) is passed over, and lone folders are stepped into, as archives unzip.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ca2cl.data.folders import EXTENSIONS
+from ca2cl.data.names import as_text, is_clutter
 from ca2cl.detection.instances import MASK_EXTENSIONS
 from ca2cl.errors import InputError
 
@@ -83,7 +85,7 @@ def find_pictures(dataset: str, source: Path, images: str, masks: str) -> Archiv
 
 def _glas(source: Path) -> Archive:
     def fits(folder: Path) -> bool:
-        return any(_GLAS_NAME.match(path.stem) for path in _images(folder))
+        return any(_GLAS_NAME.match(path.stem) for path in images_in(folder))
 
     root = _stepped(source, fits)
     if not fits(root):
@@ -91,7 +93,7 @@ def _glas(source: Path) -> Archive:
             f"{root}: no image is named as in GlaS (train_1, testA_1, testB_1); "
             "give the folder that the archive was unzipped to, or use masks"
         )
-    files = _by_name(_images(root))
+    files = _by_name(images_in(root))
     known = {name for name in files if _GLAS_NAME.fullmatch(name)}
     stray = next((name for name in files if name not in known and name.removesuffix(_MASK) not in known), None)
     if stray is not None:
@@ -106,7 +108,7 @@ def _glas(source: Path) -> Archive:
 
 def _paired(split: str, images: Path, masks: Path) -> list[Picture]:
     """The pictures of two folders whose files have the same names."""
-    image_of, mask_of = _by_name(_images(images)), _by_name(_images(masks))
+    image_of, mask_of = _by_name(images_in(images)), _by_name(images_in(masks))
     if not image_of:
         raise InputError(f"{images}: no images here; give a folder with files of {' '.join(sorted(EXTENSIONS))}")
     alone = next((name for name in mask_of if name not in image_of), None)
@@ -151,9 +153,15 @@ def _stepped(root: Path, fits: Callable[[Path], bool]) -> Path:
 
 def _entries(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX")
+        found = sorted(path for path in folder.iterdir() if not is_clutter(path.name))
+        broken = next((path for path in found if path.is_symlink() and not path.exists()), None)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+    if broken is not None:
+        raise InputError(
+            f"{broken}: a link to {broken.readlink()}, which is not there; mount the disk it leads to, or remove it"
+        )
+    return found
 
 
 def _children(folder: Path) -> dict[str, Path]:
@@ -161,8 +169,13 @@ def _children(folder: Path) -> dict[str, Path]:
     return {path.name.lower(): path for path in _entries(folder) if path.is_dir()}
 
 
-def _images(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.suffix[1:].lower() in EXTENSIONS and path.is_file()]
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder, not of those in it, in order of their names."""
+    found = [path for path in _entries(folder) if path.suffix[1:].lower() in EXTENSIONS and path.is_file()]
+    unreadable = next((path for path in found if as_text(path.name) is None), None)
+    if unreadable is not None:  # a COCO file names its images in UTF-8
+        raise InputError(f"{folder}: the name of {os.fsencode(unreadable.name)!r} is not UTF-8; rename it")
+    return found
 
 
 def _by_name(paths: Sequence[Path]) -> dict[str, Path]:

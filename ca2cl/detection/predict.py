@@ -25,6 +25,7 @@ from ca2cl.detection.engine import Detector, Pixels
 from ca2cl.detection.engines import load_detector
 from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
 from ca2cl.detection.instances import Ids
+from ca2cl.detection.layouts import images_in
 from ca2cl.detection.predictions import Detections, coco_results, label_mask
 from ca2cl.detection.samples import draw_overlay
 from ca2cl.detection.scoring import CHALLENGE
@@ -93,7 +94,7 @@ def run(config: PredictConfig) -> int:
                 challenge.append(compare(instance_ids(image, truth["annotations"]), predicted_HW))
         if truth is not None:
             data["info"]["scores"] = _scores(truth, data, challenge)
-        write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode())
+        write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode(), _REMEDY)
     kept = sum(row["score"] >= config.min_score for row in data["annotations"])
     sys.stdout.write(f"{len(paths)} images, {kept} instances of score {config.min_score} or more, in {out}\n")
     if truth is not None:
@@ -105,7 +106,7 @@ def run(config: PredictConfig) -> int:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"images is {str(folder)!r}: no folder there")
-    found = sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in EXTENSIONS and path.name[0] != ".")
+    found = images_in(folder)
     if not found:
         raise InputError(f"images is {str(folder)!r}: no image in it; give files of {' '.join(sorted(EXTENSIONS))}")
     stems = [path.stem for path in found]

@@ -5,7 +5,6 @@ Legend: R tiles of a range, H, W height and width in pixels, S side of the encod
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.index import INDEX_NAME
+from ca2cl.data.names import is_clutter, shown
 from ca2cl.data.pack import image_size
 from ca2cl.data.sources import open_source
 from ca2cl.data.storage import ShardReader, is_remote, open_index
@@ -82,7 +82,9 @@ def open_tiles(source: str, cache_dir: str | None, options: SourceOptions) -> Ti
         return ShardTiles(source, cache_dir)
     if not source.startswith("hf:") and not root.is_dir():
         raise InputError(f"{source}: no such folder; give shards, a folder of images, a saved dataset or hf:NAME")
-    if (root / INDEX_NAME).exists() or (root.is_dir() and any(root.glob("*.tar"))):
+    if (root / INDEX_NAME).exists() or (
+        root.is_dir() and any(not is_clutter(path.name) for path in root.glob("*.tar"))
+    ):
         return ShardTiles(source, cache_dir)
     return SourceTiles(open_source(source, options, mixed=True))
 
@@ -118,7 +120,7 @@ class SourceTiles:
         self._source = source
         self.name, self.digest = source.name, source.digest
         self.manifest_digest: str | None = None
-        self.classes = [_text(name) for name in source.classes]
+        self.classes = [shown(name) for name in source.classes]
         self.tile_size = _usual_size(source)
 
     def __len__(self) -> int:
@@ -131,7 +133,7 @@ class SourceTiles:
             pixels = decode(self._read(tile))
         except BadSample as error:
             raise UndecodableError(BadTile(tile.key, str(error))) from None
-        row = TileRow(tile.key, self.classes[tile.label] if tile.label >= 0 else None, _text(tile.name))
+        row = TileRow(tile.key, self.classes[tile.label] if tile.label >= 0 else None, shown(tile.name))
         if pixels.shape != out_HWC.shape:
             return row, pixels
         out_HWC[...] = pixels
@@ -146,11 +148,6 @@ class SourceTiles:
             if isinstance(error.__context__, OSError):
                 raise InputError(f"{reason}; restore it and run again: finished parts are kept") from None
             raise BadSample(reason) from None
-
-
-def _text(name: str) -> str:
-    """A file name as text; it may hold bytes that are none."""
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _usual_size(source: Source) -> tuple[int, int]:

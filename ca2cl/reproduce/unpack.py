@@ -12,10 +12,9 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from ca2cl.data.atomic import sync_folder, writing
+from ca2cl.data.names import is_clutter
 from ca2cl.errors import InputError
 from ca2cl.reproduce.archives import KEPT, check_space
-
-_IGNORED = frozenset({"__MACOSX", ".DS_Store", "Thumbs.db"})
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -54,7 +53,7 @@ def _members(archive: Path, held: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename or link:
             kind = "a link" if link else "a path that leaves the folder"
             raise InputError(f"{archive}: {member.filename!r} is {kind}; this is not the published archive, delete it")
-        if not member.is_dir() and _IGNORED.isdisjoint(path.parts):
+        if not member.is_dir() and not any(map(is_clutter, path.parts)):
             members.append(member)
     if not members:
         raise InputError(f"{archive}: holds no files; delete it and use --download")

@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ca2cl.data.atomic import replacing
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
-from ca2cl.tracking.journal import encode, write_atomic
+from ca2cl.tracking.journal import encode
 from ca2cl.untrusted import is_number, is_text, is_whole, parse_json
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
@@ -125,19 +126,25 @@ def _is_metric(value: object) -> bool:
 
 
 def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: EncoderCard) -> Path:
-    """Write an encoder's weights, then its card; each file appears whole or not at all. Returns the folder."""
+    """Write an encoder's weights, then its card; each file appears whole or not at all. Returns the folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     _check(card)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder_state.items()}
-    write_atomic(target / WEIGHTS_NAME, save(state, metadata={"format": "pt"}))
+    with replacing(target / WEIGHTS_NAME) as file:
+        file.write(save(state, metadata={"format": "pt"}))
     write_card(target / CARD_NAME, card)
     return target
 
 
 def write_card(path: Path, card: EncoderCard) -> None:
     """Write a card, whole or not at all."""
-    write_atomic(path, encode(asdict(card)))
+    with replacing(path) as file:
+        file.write(encode(asdict(card)))
 
 
 def load_encoder(folder: str | Path) -> tuple[Encoder, EncoderCard]:

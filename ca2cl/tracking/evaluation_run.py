@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ca2cl.data.atomic import write_atomic
 from ca2cl.redact import redact, redact_all
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.store import DEFAULT_ROOT, open_store, store_errors
 from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import parse_json
@@ -99,5 +99,6 @@ def log_evaluation_once(
         if logged["digest"] == digest:
             return str(logged["run_id"]), True
     run_id = log_evaluation(metrics=metrics, uri=uri, root=root, experiment=experiment, **run)
-    write_atomic(record, json.dumps({"digest": digest, "run_id": run_id}).encode())
+    remedy = f"free some space; everything is written and logged as MLflow run {run_id}"
+    write_atomic(record, json.dumps({"digest": digest, "run_id": run_id}).encode(), remedy)
     return run_id, False
