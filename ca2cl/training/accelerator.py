@@ -16,9 +16,15 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ca2cl.errors import InputError, LocalError
-from ca2cl.training.launched import RENDEZVOUS, Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus
-
-_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+from ca2cl.training.launched import (
+    RENDEZVOUS,
+    Place,
+    find_place,
+    forget_place,
+    keeps_to_cpu,
+    under_deepspeed,
+    unseen_gpus,
+)
 
 
 def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerator:
@@ -67,8 +73,7 @@ def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerato
 
 
 def _settle_place() -> Place:
-    """This process's place. accelerate reads the variables by rules of its own, so where they mean nothing they go: a
-    RANK or LOCAL_RANK without a launcher, and MPI's, which would make several processes of one."""
+    """This process's place, with an environment in which accelerate finds the same."""
     place = find_place()
     if under_deepspeed():
         if not all(os.environ.get(name) for name in RENDEZVOUS):
@@ -83,8 +88,7 @@ def _settle_place() -> Place:
             )
         os.environ["ACCELERATE_USE_CPU"] = "false"
     elif place.world == 1:
-        for name in (*RENDEZVOUS, "WORLD_SIZE", "LOCAL_WORLD_SIZE", *_MPI_SIZES):
-            os.environ.pop(name, None)
+        forget_place()
     return place
 
 
