@@ -25,6 +25,7 @@ from ca2cl.training.launched import (
     under_deepspeed,
     unseen_gpus,
 )
+from ca2cl.training.variables import settle_variables
 
 
 def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerator:
@@ -45,6 +46,7 @@ def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerato
     # between them (pytorch#175024); ours need no broadcast, every rank computes the same ones.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # by every process
     place = _settle_place()
+    settle_variables()
     on_gpu = torch.cuda.is_available() and not keeps_to_cpu()
     try:
         store = _meet(place, on_gpu, patience)
@@ -63,6 +65,8 @@ def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerato
         raise unmet(place, error, patience) from None
     del store
     check_joined(place, accelerator.num_processes)
+    if accelerator.device.type not in ("cpu", "cuda"):
+        raise InputError(f"accelerate chose the device {accelerator.device}: ca2cl computes on CUDA GPUs or CPUs")
     if accelerator.device.type == "cpu" and accelerator.num_processes > 2:
         # There are none, but DDP then leaves its buckets as they are. Otherwise it sorts them anew after a job's first
         # backward pass, and on three processes or more a sum's order, and so its rounding, depends on where in a bucket
