@@ -58,8 +58,7 @@ def train(cell: Cell, out: Path, shards: Path, options: argparse.Namespace, *bef
         "--run.accumulation", options.accumulation, "--tracking.root", str(out.parent / "store"),
         "--tracking.register_as", "null",
     ]  # fmt: skip
-    # accelerate told to use the CPU forgets DeepSpeed, which must be told by itself
-    device = {"ACCELERATE_USE_CPU": "true"} if cell.engine == "ddp" else {"DS_ACCELERATOR": "cpu"}
+    device = {"CUDA_VISIBLE_DEVICES": "-1", "DS_ACCELERATOR": "cpu"}
     environment = {**os.environ, **device, "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,7 +1,8 @@
 """The command line: finds the verb, runs it, one line for a user's error, and the exit code.
 
 Exit codes: 0 done, 2 bad usage or input (one line on stderr, no traceback), 3 an alias that ``encoders promote
---exit_code`` left where it was, 85 preempted after a checkpoint, 1 anything else.
+--exit_code`` left where it was, 85 preempted after a checkpoint, 130 stopped by
+Ctrl-C, 1 anything else.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,27 +20,42 @@ from ca2cl import __version__
 from ca2cl.errors import InputError, LocalError, nearest
 from ca2cl.parsing import parse
 from ca2cl.redact import RedactingFormatter, redact
-from ca2cl.training.preempt import StopFlag, end_with_launcher
+from ca2cl.streams import check_output, shield_streams
+from ca2cl.training.preempt import EXIT_INTERRUPTED, StopFlag, end_with_launcher
 from ca2cl.verbs import VERBS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    shield_streams()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[console])
     for chatty in ("alembic", "mlflow", "httpx", "datasets", "timm", "detectron2", "fvcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        if code == 0:
+            check_output()
+        return code
     except InputError as error:
         return _refuse(error)
     except KeyboardInterrupt:
-        return 130
+        return _interrupted(arguments, own_process=argv is None)
     except Exception:  # noqa: BLE001 - a fault of ours: Python would show the same, but with the secrets of URIs in it
         sys.stderr.write(redact(traceback.format_exc()))
         return 1
+
+
+def _interrupted(arguments: list[str], *, own_process: bool) -> int:
+    """What Ctrl-C leaves, in one line; a second one then ends a process that still tidies up."""
+    if own_process:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    verb = VERBS.get(" ".join(arguments[:2])) or VERBS.get("".join(arguments[:1]))
+    if verb is not None and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"ca2cl: stopped by Ctrl-C; {verb.kept}\n")
+    return EXIT_INTERRUPTED
 
 
 def _refuse(error: InputError) -> int:

@@ -148,9 +148,10 @@ class ObjectiveConfig:
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
-    """adam: L2 penalty inside the gradient, as the paper; adamw: decoupled decay; sgd: Nesterov momentum; lars: large
-    batches (You et al., 2017), biases and BatchNorm excluded from decay and adaptation."""
+    name: Literal["adam", "adamw", "sgd", "sgd_plain", "lars"] = "adam"
+    """adam: L2 penalty inside the gradient, as the paper; adamw: decoupled decay; sgd: Nesterov momentum; sgd_plain:
+    momentum without Nesterov's look ahead; lars: large batches (You et al., 2017), biases and BatchNorm excluded from
+    decay and adaptation."""
     lr: float = 6e-4
     """Peak learning rate."""
     weight_decay: float = 1e-4

@@ -76,9 +76,9 @@ def _examine(config: DoctorConfig) -> int:
     from ca2cl.checks.finding import told
     from ca2cl.checks.job import JobPlan, job
     from ca2cl.checks.machine import machine
-    from ca2cl.checks.ranks import launched, meet
+    from ca2cl.checks.ranks import meet
 
-    rank, ranks = meet(config.patience) if launched() else (0, [])
+    rank, ranks = meet(config.patience)
     if rank != 0:
         return 0
     findings = [*machine(config.tracking_uri, config.tracking_root), *ranks]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +31,14 @@ from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
+from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
-from ca2cl.training.engine import AccelerateEngine, build_accelerator, under_deepspeed
+from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.feed import feed
+from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.loop import Job, Progress, train
 from ca2cl.training.optim import build_optimizer
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.preempt import StopFlag
 from ca2cl.views import build_views
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def run(config: PretrainConfig) -> int:
     accelerator.wait_for_everyone()
     stop.over()
     accelerator.end_training()
-    return 0 if done else EXIT_PREEMPTED
+    return 0 if done else stop.exit_code
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _check(config: PretrainConfig) -> None:
 def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
     """Every lane stands in a shard of its own: where they do not fit, each batch fetches them again."""
     data = config.data
-    lanes = data.lanes * int(os.environ.get("LOCAL_WORLD_SIZE", world)) // world
+    lanes = data.lanes * find_place().local_world // world
     stood_in = min(lanes, len(index.shards)) * index.manifest.bytes / len(index.shards) / 1e9
     if is_remote(data.shards) and data.cache_gb is not None and data.cache_gb < stood_in:
         logger.warning(

@@ -13,27 +13,47 @@ class Verb(NamedTuple):
     settings: str
     settings_module: str = ""
     stops: bool = False
-    """Whether it ends by SIGTERM with a checkpoint, and 85."""
+    """Whether it ends by SIGTERM with a checkpoint, and 85; while it trains by Ctrl-C, too, with 130."""
     raw: bool = False
     """Whether ``run`` takes the words of the command line as they are."""
+    kept: str = "run it again"
+    """What Ctrl-C leaves, and how to go on."""
 
 
+_CELLS_KEPT = "finished cells and checkpoints are kept, and the same command goes on"
 # A verb of two words belongs to the group that its first word names; that word may be a verb by itself, too.
 VERBS = {
     "shard": Verb(
-        "tiles in folders or a Hugging Face data set -> WebDataset shards", "ca2cl.data.shard", "ShardConfig"
+        "tiles in folders or a Hugging Face data set -> WebDataset shards",
+        "ca2cl.data.shard",
+        "ShardConfig",
+        kept="finished shards are kept, and the same command goes on",
     ),
     "pretrain": Verb(
-        "shards -> an encoder in MLflow's registry", "ca2cl.pretrain", "PretrainConfig", "ca2cl.config", stops=True
+        "shards -> an encoder in MLflow's registry",
+        "ca2cl.pretrain",
+        "PretrainConfig",
+        "ca2cl.config",
+        stops=True,
+        kept="checkpoints are kept, and the same command goes on",
     ),
     "launch": Verb(
         "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.launch", "", raw=True
     ),
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
     "finetune": Verb(
-        "train an encoder on labelled shards and score it", "ca2cl.evaluation.finetune", "FinetuneConfig", stops=True
+        "train an encoder on labelled shards and score it",
+        "ca2cl.evaluation.finetune",
+        "FinetuneConfig",
+        stops=True,
+        kept=_CELLS_KEPT,
     ),
-    "embed": Verb("tiles -> a file of an encoder's vectors", "ca2cl.evaluation.embed", "EmbedConfig"),
+    "embed": Verb(
+        "tiles -> a file of an encoder's vectors",
+        "ca2cl.evaluation.embed",
+        "EmbedConfig",
+        kept="finished parts are kept, and the same command goes on",
+    ),
     "export": Verb(
         "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.verb", "ExportConfig"
     ),
@@ -43,6 +63,7 @@ VERBS = {
         "DetectConfig",
         "ca2cl.detection.detect_config",
         stops=True,
+        kept=_CELLS_KEPT,
     ),
     "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare", "PrepareConfig"),
     "detect predict": Verb(
@@ -65,8 +86,19 @@ VERBS = {
         "ca2cl.reproduce.nct",
         "NctConfig",
         "ca2cl.reproduce.settings",
+        kept="finished steps and cells are kept, and the same command goes on",
     ),
-    "sync": Verb("send to MLflow what it missed of a run", "ca2cl.tracking.sync", "SyncConfig"),
+    "sync": Verb(
+        "send to MLflow what it missed of a run",
+        "ca2cl.tracking.sync",
+        "SyncConfig",
+        kept="what MLflow has by now it keeps, and the same command sends the rest",
+    ),
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
-    "quickstart": Verb("the whole pipeline on made-up tissue, in minutes", "ca2cl.quickstart", "QuickstartConfig"),
+    "quickstart": Verb(
+        "the whole pipeline on made-up tissue, in minutes",
+        "ca2cl.quickstart",
+        "QuickstartConfig",
+        kept="the same command goes on where it was",
+    ),
 }

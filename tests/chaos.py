@@ -64,7 +64,7 @@ class Job:
         launch += ["--multi_gpu"] if processes > 1 else []
         verb = ["-m", "ca2cl", "pretrain", *self.settings, "--data.shards", str(self.shards)]
         verb += ["--run.output_dir", str(self.run)]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         env |= {"MLFLOW_TRACKING_URI": self.server.uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
         log = (self.folder / "job.log").open("ab")
         return subprocess.Popen([*launch, *verb], cwd=self.folder, env=env, stdout=log, stderr=log)

@@ -20,7 +20,8 @@ from ca2cl.model.heads import Embeddings, Network
 from ca2cl.model.norm import commit_statistics
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
-from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.accelerator import build_accelerator
+from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from tests.jobs import free_port
 
@@ -262,7 +263,6 @@ def place(rank: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
     )  # fmt: skip
 
 

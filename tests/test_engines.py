@@ -187,7 +187,7 @@ def test_two_hosts_give_the_run_of_one_process(
             "--data.shards", str(shards), "--run.output_dir", "run", "--run.micro_batch_size", "16",
         ]  # fmt: skip
         env = {
-            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": device,
         }  # fmt: skip
         env.pop("MLFLOW_TRACKING_URI", None)

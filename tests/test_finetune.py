@@ -30,11 +30,12 @@ from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
 from ca2cl.evaluation.finetune_step import Preprocessing
-from ca2cl.evaluation.metrics import paired_difference
+from ca2cl.evaluation.statistics import paired_difference
 from ca2cl.tracking.encoder_files import save_encoder
 from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer
-from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
 from tests.jobs import LAUNCH, ROOT, free_port, make_shards, start
@@ -80,6 +81,9 @@ def test_whole_slides_are_held_out_where_they_are_known() -> None:
     assert how == "whole slides or patients" and 12 <= held.sum() <= 36
     assert {groups[n] for n in np.flatnonzero(held)}.isdisjoint(groups[n] for n in np.flatnonzero(~held))
     held, how = hold_out(labels, [*groups[:-1], None], 0.2, seed=1)
+    assert how == "whole slides or patients", "one tile without a slide is a slide of its own"
+    assert {groups[n] for n in np.flatnonzero(held[:-1])}.isdisjoint(groups[n] for n in np.flatnonzero(~held[:-1]))
+    held, how = hold_out(labels, [None] * 120, 0.2, seed=1)
     assert how == "tiles of any slide" and np.bincount(labels[held]).tolist() == [8, 8, 8]
 
 
@@ -204,7 +208,7 @@ def test_two_processes_are_one(whole: Path, pair: tuple[str, str], tmp_path: Pat
 
 def started(folder: Path, pair: tuple[str, str], *more: str) -> subprocess.Popen[str]:
     verb = ("-m", "ca2cl", "finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, *more)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, *verb], cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -282,7 +286,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:  # fmt: skip
     from ca2cl.cli import main
 
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")

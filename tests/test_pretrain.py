@@ -113,7 +113,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:  # fmt: skip
     from ca2cl.cli import main
 
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
     code = main(["pretrain", *FULL, "--data.shards", str(shards), "--run.output_dir", "run", *arguments])
     error = capfd.readouterr().err.splitlines()

@@ -119,10 +119,8 @@ def features(job: Job) -> dict[str, tuple[np.ndarray, str]]:
             batch = preprocess(tile[None], SIZE, found.card.mean, found.card.std)
             made[index.samples(shard).key[row]] = (found.encoder(batch)[0].double().numpy(), index.classes[label])
     mean = sum(vector for vector, _ in made.values()) / len(made)
-    return {
-        key: ((vector - mean) / math.sqrt(math.fsum((vector - mean) ** 2)), name)
-        for key, (vector, name) in made.items()
-    }
+    moved = {key: (vector - mean, name) for key, (vector, name) in made.items()}
+    return {key: (vector / math.sqrt(math.fsum(vector**2)), name) for key, (vector, name) in moved.items()}
 
 
 def test_the_page_loads_nothing_and_runs_one_script(page: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,15 @@ def test_group_pattern_takes_its_first_group_or_the_whole_match(tmp_path: Path) 
     assert [t.group for t in everything(source)] == ["AB", None]
     source = open_source(str(tmp_path), SourceOptions(group_pattern=r"TCGA-\w\w"))
     assert [t.group for t in everything(source)] == ["TCGA-AB", None]
+    assert list(source.ungrouped) == [1]
+
+
+def test_an_empty_group_is_none(tmp_path: Path) -> None:
+    """Otherwise all such tiles would be tiles of one slide."""
+    put(tmp_path, "ADI/AB_1.png", "ADI/_1.png", "TUM/_2.png")
+    source = open_source(str(tmp_path), SourceOptions(group_pattern=r"/(\w*?)_"))
+    assert [t.group for t in everything(source)] == ["AB", None, None]
+    assert list(source.ungrouped) == [1, 2]
 
 
 @pytest.mark.parametrize("pattern", ["(", "nowhere"])
@@ -196,10 +206,18 @@ def test_dataset_with_class_labels_and_groups(tmp_path: Path, images: list[dict[
     assert source.classes == ["ADI", "BACK", "TUM"] and source.labels.tolist() == [2, 0, -1, 2]
     tiles = everything(source)
     assert [source.reader.read(tile) for tile in tiles] == [image["bytes"] for image in images]
-    assert [tile.group for tile in tiles] == ["s1", "s1", None, "s2"]
+    assert [tile.group for tile in tiles] == ["s1", "s1", None, "s2"] and list(source.ungrouped) == [2]
     assert len({tile.key for tile in tiles}) == 4
     assert open_source(path).digest != source.digest  # other groups, other shards
     assert open_source(path).digest == open_source(path).digest
+
+
+def test_what_is_empty_or_not_a_number_is_no_slide(tmp_path: Path, images: list[dict[str, Any]]) -> None:
+    columns = {"image": images, "label": [0, 0, 1, 1], "slide": [1.0, math.nan, None, 2.0], "name": ["a", "", "", "b"]}
+    path = save(tmp_path / "d", columns)
+    for column, expected in (("slide", ["1.0", None, None, "2.0"]), ("name", ["a", None, None, "b"])):
+        source = open_source(path, SourceOptions(group_column=column))
+        assert [tile.group for tile in everything(source)] == expected and list(source.ungrouped) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class FolderSource:
         self._names = [name for name, _, _ in found]
         self.classes, self.labels = self._label(options, mixed)
         self._pattern = self._group_pattern(options.group_pattern)
+        self.ungrouped = self._without_group()
         # a.png beside a.tif: then every key of the source carries the extension, so that keys stay one to one
         self._whole = len({_stem(name) for name in self._names}) != len(self._names)
         self.reader: TileReader = FileReader(str(root))
@@ -83,9 +84,22 @@ class FolderSource:
             compiled = re.compile(pattern)
         except re.error as error:
             raise InputError(f"group_pattern is {pattern!r}: not a regular expression ({error})") from None
-        if not any(compiled.search(name) for name in self._names):
-            raise InputError(f"group_pattern is {pattern!r}: matches no file; the first is {self._names[0]!r}")
         return compiled
+
+    def _without_group(self) -> list[int]:
+        if self._pattern is None:
+            return []
+        missing = [row for row, name in enumerate(self._names) if self._group(name) is None]
+        if len(missing) == len(self._names):
+            raise InputError(
+                f"group_pattern is {self._pattern.pattern!r}: matches no file; the first is {self._names[0]!r}"
+            )
+        return missing
+
+    def _group(self, name: str) -> str | None:
+        """The slide or patient of a file; one without letters is none: all such files would be one slide."""
+        match = self._pattern.search(name) if self._pattern else None
+        return ((match.group(1) if match.re.groups else match.group(0)) or None) if match else None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -96,8 +110,7 @@ class FolderSource:
 
     def _tile(self, row: int) -> Tile:
         name = self._names[row]
-        match = self._pattern.search(name) if self._pattern else None
-        group = (match.group(1) if match.re.groups else match.group(0)) if match else None
+        group = self._group(name)
         group = shown(group) if group is not None else None
         key = safe_key(name if self._whole else _stem(name))
         ext = name.rsplit(".", 1)[1].lower()

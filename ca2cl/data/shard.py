@@ -81,7 +81,8 @@ class ShardConfig:
     check_classes: bool = True
     """Refuse class folders that look like splits (train, test), or like data sets that hold the same classes each."""
     group_pattern: str | None = None
-    """Regular expression that finds a tile's slide or patient in its path below the source (its first group if any)."""
+    """Regular expression that finds a tile's slide or patient in its path below the source (its first group if any).
+    Files that it misses are counted in a warning, and each is a slide of its own wherever slides are kept apart."""
     split: str | None = None
     """Split of a Hugging Face dataset; needed where it has several."""
     image_column: str | None = None
@@ -131,6 +132,7 @@ def run(config: ShardConfig) -> int:
     started = time.monotonic()
     options = SourceOptions(**{name: getattr(config, name) for name in SourceOptions.__dataclass_fields__})
     source = open_source(config.source, options)
+    _tell_ungrouped(source)
     out = Path(config.out)
     with _claimed(out):
         plan = make_plan(source, config)
@@ -144,6 +146,19 @@ def run(config: ShardConfig) -> int:
         manifest = _finish(out, plan, source, infos)
     _summarise(manifest, time.monotonic() - started)
     return 0
+
+
+def _tell_ungrouped(source: Source) -> None:
+    if source.ungrouped:
+        first = ", ".join(tile.name for tile in source.tiles(source.ungrouped[:3]))
+        logger.warning(
+            "%d of %d tiles have no slide or patient (%s%s); each counts as a slide of its own; mend "
+            "group_pattern or group_column if they should have one",
+            len(source.ungrouped),
+            len(source),
+            first,
+            " first" if len(source.ungrouped) > 3 else "",
+        )
 
 
 def make_plan(source: Source, config: ShardConfig) -> Plan:

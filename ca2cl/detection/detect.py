@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -22,8 +21,9 @@ from ca2cl.detection.engine import CocoSplit, Engine, Job, split_names
 from ca2cl.detection.engines import find_engine
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
-from ca2cl.training.engine import build_accelerator, under_deepspeed
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.accelerator import build_accelerator
+from ca2cl.training.launched import find_place, under_deepspeed
+from ca2cl.training.preempt import StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
@@ -78,7 +78,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         tracking = replace(config.tracking, run_name=f"{name}-{cell.folder}")
         settings = CellSettings(cell.start, cell.seed, found.uri, config, tracking)
         if not run_cell(cell, engine, job, tests, settings, folder, stop):
-            return EXIT_PREEMPTED
+            return stop.exit_code
     if accelerator.is_main_process:
         report(config, starts[FIRST.start], out, cells, root)
     accelerator.wait_for_everyone()
@@ -87,7 +87,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
 
 
 def _engine(config: DetectConfig) -> Engine:
-    engine = find_engine(config.engine, says=int(os.environ.get("RANK", 0)) == 0)
+    engine = find_engine(config.engine, says=find_place().rank == 0)
     if config.head not in engine.heads:
         other = f"; {RECIPE}" if engine.name == "torchvision" else ""
         raise InputError(f"head is {config.head!r}: the engine {engine.name} has {', '.join(engine.heads)}{other}")

@@ -91,13 +91,17 @@ def run_cell(
         tags["ca2cl.trained_from"] = job.encoder.source_run_id
     run = _Run(cell, settings, tests, folder, stop, job.schedule.iterations, tags)
     try:
-        trained = detector.train(run)
+        with stop.training():
+            trained = detector.train(run)
         if not trained.finished:
             run.close("KILLED")
             return False
         scored = tests.score(detector)
         if scored is not None:
             run.keep(scored, detector, {**record_of(engine, job), "steps": trained.step})
+    except KeyboardInterrupt:
+        run.close("KILLED")
+        raise
     except BaseException:
         run.close("FAILED")
         raise

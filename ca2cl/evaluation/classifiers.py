@@ -50,7 +50,6 @@ def logistic_regression(
     train_ND: FloatArray,
     labels_N: IntArray,
     test_MD: FloatArray,
-    test_labels_M: IntArray | None = None,
     *,
     seed: int,
     strength: Strength = "auto",
@@ -64,8 +63,6 @@ def logistic_regression(
     and accuracy on other slides then falls with more labels.
 
     Args:
-        test_labels_M: needed and used under ``protocol.selects_on_test`` alone, where ``auto`` takes the strength with
-            the highest accuracy on the test tiles.
         strength: C; or ``auto``, the one with the lowest mean log-loss on held-out *labelled* tiles (the smaller C of
             equals): log-loss, because a few held-out tiles cannot tell accuracies apart. Test tiles take no part in
             it. Held-out tiles of slides that are trained on choose far too large a C for tiles of other slides.
@@ -73,12 +70,8 @@ def logistic_regression(
         groups: slide or patient of every labelled tile: ``auto`` then holds out whole ones.
     """
     if strength == "auto":
-        if protocol.selects_on_test and test_labels_M is not None:
-            strength = _strength_by_test(train_ND, labels_N, test_MD, test_labels_M)
-        elif protocol.holds_out:
-            strength = choose_strength(train_ND, labels_N, seed=seed, groups=groups)
-        else:
-            strength = DEFAULT_STRENGTH
+        chosen = protocol.holds_out
+        strength = choose_strength(train_ND, labels_N, seed=seed, groups=groups) if chosen else DEFAULT_STRENGTH
     model = _model(strength)
     train_ND, test_MD = centred(train_ND, test_MD)
     _fit(model, train_ND, labels_N)
@@ -114,21 +107,6 @@ def _held_in_turn(
     masks = [held_N for held_N in masks if held_N.any() and len(np.unique(labels_N[~held_N])) == labels_N.max() + 1]
     # of slides all: one fold of them may hold few of the classes
     return masks[: math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N))] if slides is None else masks
-
-
-def _strength_by_test(
-    train_ND: FloatArray, labels_N: IntArray, test_MD: FloatArray, test_labels_M: IntArray
-) -> float:  # fmt: skip
-    """The C that gets most test tiles right: what the original protocol does, and no other may."""
-    train_ND, test_MD = centred(train_ND, test_MD)
-    model = _model(STRENGTHS[0])
-
-    def wrong(strength: float) -> float:
-        model.set_params(C=strength)
-        _fit(model, train_ND, labels_N)
-        return float((model.predict_proba(test_MD).argmax(axis=1) != test_labels_M).sum())
-
-    return _lowest(STRENGTHS, wrong)
 
 
 def _lowest(strengths: Sequence[float], loss: Callable[[float], float]) -> float:

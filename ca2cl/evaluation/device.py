@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from ca2cl.errors import InputError
+from ca2cl.training.launched import find_place, keeps_to_cpu
 
 
 def find_device(name: str) -> torch.device:
@@ -19,10 +18,9 @@ def find_device(name: str) -> torch.device:
         InputError: it is not there.
     """
     if name == "auto":
-        wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
-        if wants_cpu or not torch.cuda.is_available():
+        if keeps_to_cpu() or not torch.cuda.is_available():
             return torch.device("cpu")
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+        name = f"cuda:{find_place().local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

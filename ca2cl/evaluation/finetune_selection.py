@@ -1,5 +1,5 @@
-"""When fine-tuning has been long enough: held-out labelled tiles say so, never the test set (but for the protocol that
-is there to be compared with, ``protocol.ORIGINAL``)."""
+"""When fine-tuning has been long enough: held-out tiles say so, never the test set (but for the authors' linear probe,
+which is there to be compared with: ``protocol.ORIGINAL``)."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Looks:
     batch_size: int
     workers: int
     by_accuracy: bool = False
-    """Whether the most accurate epoch is the best, instead of the one with the lowest log-loss: a few held-out tiles
-    cannot tell accuracies apart, and the test set is chosen by for its accuracy alone."""
+    """Whether the most accurate epoch is the best, the last one of equals, instead of the one with the lowest log-loss:
+    a few held-out tiles cannot tell accuracies apart, but the authors' protocol goes by them."""
 
 
 class Selection:
@@ -121,7 +121,7 @@ class Selection:
         right_M = probabilities_MK[np.arange(len(labels_M)), labels_M].astype(np.float64)
         loss = float(-np.log(np.maximum(right_M, 1e-12)).mean())
         accuracy = float((probabilities_MK.argmax(1) == labels_M).mean())
-        better = accuracy > self.best.accuracy if self.looks.by_accuracy else loss < self.best.loss
+        better = accuracy >= self.best.accuracy if self.looks.by_accuracy else loss < self.best.loss
         if better or self.best.epoch < 0:
             self.best = Best(loss, accuracy, epoch)
             self._keep_weights(engine)

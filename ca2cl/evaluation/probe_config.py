@@ -22,7 +22,7 @@ class ProbeConfig:
     """Shards with the labelled tiles."""
     test: tuple[str, ...] | str
     """Shards with the test tiles, one set or several beside one another, such as stain-normalised and not; their
-    classes must be those of train. By the honest protocol never used to choose. An encoder is promoted by the
+    classes must be among those of train. By the honest protocol never used to choose. An encoder is promoted by the
     first."""
     against: tuple[str, ...] = ()
     """Other encoders, named in the same ways, that are probed on the same draws and tiles and that the first one is
@@ -32,18 +32,18 @@ class ProbeConfig:
     seeds: int = 5
     """Draws of the labelled tiles for every budget: seeds 0, 1, and so on."""
     draw_by: Literal["auto", "tile"] = "auto"
-    """How labelled tiles are drawn. auto: slide by slide (or patient by patient) where the training shards name one for
-    every labelled tile, so that few labels are those of few slides, as in a clinic; else tile by tile. tile: tile by
-    tile in any case."""
+    """How labelled tiles are drawn. auto: slide by slide (or patient by patient) where the training shards name them (a
+    tile without one is a slide of its own), so that few labels are those of few slides, as in a clinic; else tile by
+    tile. tile: tile by tile in any case."""
     classifiers: tuple[Literal["logistic", "sgd", "knn"], ...] = ("logistic", "sgd", "knn")
     """What reads the features. logistic: logistic regression, the rows "linear"; sgd: a linear layer trained by SGD
-    with the paper's schedule, "linear SGD"; knn: the nearest neighbours by cosine, "k-NN". All read features less the
-    labelled tiles' mean, scaled to unit length."""
+    with a cosine that starts again every 5 epochs, "linear SGD"; knn: the nearest neighbours by cosine, "k-NN". All
+    read features less the labelled tiles' mean, scaled to unit length."""
     knn: int = 20
     """Neighbours that vote."""
     strength: float | Literal["auto"] | None = None
     """C of the logistic regression, scikit-learn's inverse L2 strength, on centred features of unit length; or auto:
-    chosen on held-out labelled tiles, whole slides or patients where every labelled tile has one. None takes auto where
+    chosen on held-out labelled tiles, whole slides or patients where they are known. None takes auto where
     they have, and 1.0 where not: tiles of slides that are trained on choose far too large a C for other slides."""
     sgd_epochs: int = 50
     """Passes of the SGD over its tiles, in whole turns of 5; more where few are labelled, for 200 steps. A fifth of the
@@ -52,8 +52,9 @@ class ProbeConfig:
     sgd_lr: float = 0.3
     """Peak learning rate of the SGD, on centred features of unit length."""
     protocol: ProtocolName = "honest"
-    """original: as the method's authors did, to stand beside their table: labelled tiles are drawn with replacement,
-    none are held out, and the test tiles choose the epoch of the SGD and the strength where it is auto. The result says
+    """original: labelled tiles are drawn with replacement, none are held out, and the test tiles choose the epoch of
+    the SGD, as in the linear probe of the method's authors. They train on augmented tiles with BatchNorm in train mode,
+    which frozen features cannot be: `ca2cl finetune --trains head --protocol original` does all of it. The result says
     so, is compared with none by the honest protocol, and promotes no encoder."""
     batch_size: int = 256
     """Tiles that go through the encoder at once."""
@@ -89,6 +90,8 @@ class ProbeConfig:
         for name, least in (("seeds", 1), ("knn", 1), ("sgd_epochs", 1), ("batch_size", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)!r}: use {least} or more")
+        if self.strength == "auto" and self.protocol == "original":
+            raise InputError("strength is 'auto': protocol original holds out nothing to choose it by; give a number")
         if isinstance(self.strength, float | int) and not 0 < self.strength < float("inf"):
             raise InputError(f"strength is {self.strength!r}: use a positive number or auto")
         if not 0 < self.sgd_lr < float("inf"):

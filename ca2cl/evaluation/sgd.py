@@ -1,4 +1,5 @@
-"""The linear probe by stochastic gradient descent: one linear layer on frozen features, trained as the paper trains.
+"""The linear probe by stochastic gradient descent: one linear layer on frozen features. (The method's authors train
+theirs on augmented tiles, with BatchNorm in train mode: ``ca2cl finetune --trains head --protocol original``.)
 
 Legend: N labelled tiles, F of them trained on, M test tiles, D features, K classes. Labels are 0..K-1 and every class
 has a labelled tile.

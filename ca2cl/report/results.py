@@ -16,7 +16,6 @@ import numpy.typing as npt
 from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation.probe_encoders import ENCODER
 from ca2cl.evaluation.probe_report import cells, heads, row_from_dict
-from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
 from ca2cl.tracking.downstream import Downstream, newest_by_terms
 from ca2cl.tracking.run_artifacts import json_artifacts
@@ -26,7 +25,7 @@ from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 _LEAK = "LEAK:"
-_LOUD = ("MADE-UP TISSUE:", _LEAK)
+_LOUD = ("MADE-UP TISSUE:", _LEAK, "protocol original:")
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     confusions = [_confusion(row, classes) for row in shown]
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
-    notes = [_data_note(run), *said]
+    notes = [_data_note(run), *_resampled(content, tests), *said]
     return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions)
 
 
@@ -137,14 +136,24 @@ def _classes(content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 def _remarks(content: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Notes and warnings; what the run said of itself stands in its own words and is not said again."""
     said = [str(note) for note in content.get("notes") or []]
-    protocol = PROTOCOLS.get(content.get("config", {}).get("protocol", "honest"))
-    statement = protocol.statement if protocol is not None else ""
-    loud = [note for note in said if note.startswith(_LOUD) or note == statement]
+    statement = str((content.get("protocol") or {}).get("statement", ""))
+    loud = [note for note in said if note.startswith(_LOUD)]
     if not any(note.startswith(_LEAK) for note in loud):
         loud += _leaks(tests)
     if statement and statement not in loud:
         loud.append(statement)
     return [note for note in said if note not in loud], loud
+
+
+def _resampled(content: Mapping[str, Any], tests: Mapping[str, Any]) -> list[str]:
+    """What the intervals are over, for each test set; one note where it is the same for all."""
+    said = [(of_test.get("resampled") or content.get("resampled") or {}).get("statement") for of_test in tests.values()]
+    if None in said:
+        return ["95 %: tiles were resampled, by an earlier version, whatever slides they are of."]
+    same = len(set(said)) == 1
+    return [f"{statement}." if same else f"{test}: {statement}." for test, statement in zip(tests, said, strict=True)][
+        : 1 if same else None
+    ]
 
 
 def _leaks(tests: Mapping[str, Any]) -> list[str]:
