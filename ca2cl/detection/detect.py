@@ -14,7 +14,7 @@ from ca2cl.config import flatten
 from ca2cl.data.atomic import writing
 from ca2cl.data.job_folder import JobFolder, hold_job
 from ca2cl.detection.coco import mask_tools, read_coco
-from ca2cl.detection.detect_cell import RESULT, Cell, CellSettings, Tests, run_cell
+from ca2cl.detection.detect_cell import CELLS, FIRST, RESULT, Cell, CellSettings, Tests, run_cell
 from ca2cl.detection.detect_config import DetectConfig
 from ca2cl.detection.detect_report import report
 from ca2cl.detection.engine import CocoSplit, Engine, Job, split_names
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
-START = "encoder"
 RECORD = "detect.json"
 _FREE = ("tracking.", "output_dir", "workers")
 """Settings that may change from one start of a job to the next."""
@@ -67,7 +66,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
     tests = Tests(splits, config.min_score, accelerator)
     cells = [Cell(*cell) for cell in itertools.product(starts, range(config.seeds))]
     for cell in cells:
-        folder = out / "cells" / cell.folder
+        folder = out / CELLS / cell.folder
         if _from_first((folder / RESULT).exists()):
             continue
         found = starts[cell.start]
@@ -81,7 +80,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         if not run_cell(cell, engine, job, tests, settings, folder, stop):
             return stop.exit_code
     if accelerator.is_main_process:
-        report(config, starts[START], out, cells, root)
+        report(config, starts[FIRST.start], out, cells, root)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
@@ -101,7 +100,7 @@ def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
     others = {name: resolve_encoder(name, arch=first.card.arch, **where) for name in config.against}
-    return {START: first, **others}
+    return {FIRST.start: first, **others}
 
 
 def _from_first(value: Any) -> Any:

@@ -36,7 +36,8 @@ class NctConfig:
     """
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     data: str
     """Folder with the published folders NCT-CRC-HE-100K and CRC-VAL-HE-7K, or for --download to put them."""
     output_dir: str = "reproduce-nct"
