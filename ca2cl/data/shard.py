@@ -327,6 +327,8 @@ def _manifest(plan: Plan, source: Source, infos: Sequence[ShardInfo], counts: Se
 def _summarise(manifest: Manifest, seconds: float | None) -> None:
     height, width = manifest.tile_size
     classes = " ".join(f"{name}={count}" for name, count in manifest.counts.items()) or "none (unlabelled)"
+    if manifest.counts and (bare := manifest.samples - sum(manifest.counts.values())):
+        classes += f", {bare} unlabelled"
     lines = [
         f"tiles    {manifest.samples} of {width} x {height} px",
         f"classes  {classes}",
