@@ -100,5 +100,7 @@ def differences(config: FinetuneConfig) -> list[str]:
         theirs = {budget: their_epochs(config.trains, budget) for budget in config.labels}
         other = [f"{epochs} at {describe_budget(budget)}" for budget, epochs in theirs.items()
                  if epochs != config.epochs]  # fmt: skip
-        found += [f"epochs {config.epochs}, theirs {', '.join(other)}"] if other else []
+        every = set(theirs.values())
+        told = ", ".join(other) if len(every) > 1 else str(*every)
+        found += [f"epochs {config.epochs}, theirs {told}"] if other else []
     return found
