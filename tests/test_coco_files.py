@@ -222,7 +222,9 @@ WRONG: dict[str, tuple[Change, str]] = {
     "a flat polygon": (first("annotations", segmentation=[1, 2, 3, 4, 5, 6]), r"no list \[x, y, x, y, ...\]"),
     "polygons of points": (first("annotations", segmentation=[[[1, 2], [3, 4], [5, 6]]]), "points"),
     "shares of the image": (
-        put("annotations", segmentation=[], bbox=[0.1, 0.2, 0.25, 0.5]), "multiply shares of the image by"),
+        put("annotations", segmentation=[], bbox=[0.1, 0.2, 0.25, 0.5]), "multiply shares of the"),
+    "boxes as corners": (
+        put("annotations", segmentation=None, bbox=lambda n: [20 + n, 20, 50 + n, 50]), "9 of 9 boxes reach beyond"),
     "polygons of shares": (
         put("annotations", segmentation=[[0.0, 0.0, 0.9, 0.0, 0.9, 0.9]], bbox=None), "multiply shares of the"),
 }  # fmt: skip

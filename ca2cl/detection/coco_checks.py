@@ -84,6 +84,11 @@ def check_coco(data: Any, where: object, notes: Notes) -> Json:
             f"{where}: all annotations lie in the first pixel of their image; multiply shares of the image by its "
             "width and height"
         )
+    if 4 * reader.beyond > reader.boxes:
+        raise InputError(
+            f"{where}: {reader.beyond} of {reader.boxes} boxes reach beyond their images, as corners would that are "
+            "taken for width and height; give bbox as [x, y, width, height]"
+        )
     return {
         **data,
         "images": list(images.values()),
@@ -175,6 +180,8 @@ class _Annotations:
         self.images, self.categories, self.notes = images, categories, notes
         self.reach = 0.0
         """How far to the right or down the farthest object reaches, in pixels."""
+        self.boxes = self.beyond = 0
+        """Objects that are boxes alone, and those of them that reach beyond their image."""
         self._seen: dict[tuple[Any, ...], Any] = {}
 
     def read(self, row: Json) -> Json | None:
@@ -202,7 +209,8 @@ class _Annotations:
                 self.notes.add("have a bbox that is not their segmentation's, which is taken instead", named)
         if not crowd and _inside(made["bbox"], image) < 0.5:
             size = f"{image['width']} x {image['height']}"
-            raise _Fault(f"lies outside of its image, bbox {made['bbox']} of {size} pixels")
+            told = f"lies outside of its image, bbox {made['bbox']} of {size} pixels"
+            raise _Fault(told, "give bbox as [x, y, width, height] of the image as it is stored")
         return self._first(made, named)
 
     def _shape(self, segmentation: Any, given: list[float] | None, image: Json) -> Json:
@@ -210,6 +218,8 @@ class _Annotations:
         if segmentation in (None, []):
             if given is None:
                 raise _Fault("has neither segmentation nor bbox")
+            self.boxes += 1
+            self.beyond += given[0] + given[2] > image["width"] + _NEAR or given[1] + given[3] > image["height"] + _NEAR
             return {"bbox": given, "area": given[2] * given[3]}
         fault = fault_of_segmentation(segmentation, image["height"], image["width"])
         if fault:
