@@ -44,7 +44,8 @@ class ProbeConfig:
     strength: float | Literal["auto"] | None = None
     """C of the logistic regression, scikit-learn's inverse L2 strength, on centred features of unit length; or auto:
     chosen on held-out labelled tiles, whole slides or patients where they are known. None takes auto where
-    they have, and 1.0 where not: tiles of slides that are trained on choose far too large a C for other slides."""
+    they are known, and scikit-learn's default, 1.0, where not: held-out tiles of slides that are trained on reward a
+    classifier for telling slides apart, and choose a large C."""
     sgd_epochs: int = 50
     """Passes of the SGD over its tiles, in whole turns of 5; more where few are labelled, for 200 steps. A fifth of the
     labelled tiles, whole slides where they are known, is held out and decides which epoch's weights are taken, where
