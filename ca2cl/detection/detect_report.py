@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ import numpy as np
 
 from ca2cl import __version__
 from ca2cl.config import flatten
-from ca2cl.detection.detect_cell import RESULT, Cell
+from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST, RESULT, Cell
 from ca2cl.detection.engine import split_names
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe_report import metric_names, write_json
@@ -42,7 +43,7 @@ def report(config: DetectConfig, found: ResolvedEncoder, out: Path, cells: Seque
     Raises:
         InputError: a result is damaged, or trainings were made by different engines; the store cannot be reached.
     """
-    results = {cell: _read(out / "cells" / cell.folder / RESULT) for cell in cells}
+    results = {cell: _read(out / CELLS / cell.folder / RESULT) for cell in cells}
     made = _made_by(results, out)
     scores = _gathered(results)
     first = cells[0].start
@@ -62,7 +63,9 @@ def report(config: DetectConfig, found: ResolvedEncoder, out: Path, cells: Seque
     seeds = f"mean ± sd over {config.seeds} seeds" if config.seeds > 1 else "one seed, which says little: use seeds 5"
     sys.stdout.write(f"{text}\nengine {made['engine']} {made['engine_version']}, {made['head']}, ")
     sys.stdout.write(f"{made['iterations']} steps of {made['batch_size']} images; {seeds}\n")
-    sys.stdout.write(f"detectors, predictions and pictures in {out / 'cells'}; written to {out / RESULTS}\n")
+    sys.stdout.write(f"detectors, predictions and pictures in {out / CELLS}; written to {out / RESULTS}\n")
+    detector = shlex.quote(str(out / CELLS / FIRST.folder / DETECTOR))
+    sys.stdout.write(f"to use the first: ca2cl detect predict {detector} IMAGES OUT\n")
     sys.stdout.flush()
     run_id, before = _log(config, found, out, _metrics(first, scores), made, digests)
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")

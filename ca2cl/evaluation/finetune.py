@@ -55,7 +55,8 @@ class FinetuneConfig:
     """Fine-tuning of an encoder on labelled tiles."""
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     train: str
     """Shards with the labelled tiles."""
     test: str
@@ -103,9 +104,9 @@ class FinetuneConfig:
     5, as theirs."""
     norm: Literal["sync", "frozen"] = "sync"
     """BatchNorm. sync: statistics of the batch, over all processes; frozen: the encoder's own, unchanged."""
-    augment: Augmentation | None = None
+    augment: Augmentation = "auto"
     """How labelled tiles are augmented. crop: random resized crops; ca2cl: the paper's weak view; strong: its strong
-    view; none: not at all. Left out: crop, or strong as theirs."""
+    view; none: not at all; auto: crop, or strong as theirs."""
     image_size: int | None = None
     """Side in pixels that an encoder sees; none takes its own, and the first encoder's for weights that come without
     one (random, torchvision's)."""
@@ -274,7 +275,6 @@ def _network(config: FinetuneConfig, start: ResolvedEncoder, cell: Cell, classes
 
 def _recipe(config: FinetuneConfig, start: ResolvedEncoder, seed: int, budget: float = 1.0) -> Recipe:
     config = settled(config)
-    assert config.augment is not None
     prepare = Preprocessing(config.image_size or start.card.input_size, start.card.mean, start.card.std)
     names = {f.name for f in dataclasses.fields(Recipe)} & {f.name for f in dataclasses.fields(config)}
     given = {name: getattr(config, name) for name in names if name not in ("augment", "protocol")}

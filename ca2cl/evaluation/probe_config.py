@@ -16,7 +16,8 @@ class ProbeConfig:
     """A probe of frozen features."""
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     train: str
     """Shards with the labelled tiles."""
     test: tuple[str, ...] | str

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
 from ca2cl.tracking.downstream import HONEST, Downstream, Terms, falls, is_named, newest_by_terms, runs_for, spellings
-from ca2cl.tracking.encoder_versions import ENCODER_NAME, LATEST, EncoderVersion, find_version, needed_store, registered
+from ca2cl.tracking.encoder_versions import LATEST, EncoderVersion, find_version, needed_store, registered
 from ca2cl.tracking.registry import CHAMPION
 from ca2cl.tracking.store import Store, store_errors
 
@@ -40,8 +40,9 @@ class PromoteConfig:
     """Alias whose holder must be beaten; none takes the one that is moved."""
     exit_code: bool = False
     """End with exit code 3 instead of 0 when the alias was kept where it is because it was not beaten."""
-    name: str = ENCODER_NAME
-    """Registered model that a bare number or alias belongs to."""
+    name: str | None = None
+    """Registered model that a bare number or alias belongs to; none means ca2cl-encoder, or the only other that has
+    it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Which store to look in."""
 
