@@ -31,6 +31,7 @@ from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
+from ca2cl.training import shares
 from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
@@ -64,8 +65,8 @@ def run(config: PretrainConfig) -> int:
     )  # fmt: skip
     order.check_world(world)
     _warn_of_a_small_cache(config, index, world)
-    micro_batch = _micro_batch(config, world)
-    groups = _groups(config, world, micro_batch)
+    micro_batch = shares.micro_batch(config, world)
+    groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
@@ -81,7 +82,7 @@ def run(config: PretrainConfig) -> int:
         checkpoint = _checkpoint_to_resume(config, checkpointer, ranks)
         progress = Progress()
         if checkpoint is not None:
-            progress = _resume(checkpoint, engine, index.manifest.digest, ranks)
+            progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, ranks)
         _check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
     status: Status = "FAILED"
@@ -137,6 +138,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
         "resume": config.run.resume,
+        "norm_block": config.model.norm_block,
     }
     observer = RunObserver(tracker, config, index, reader, order, steps, state)
     job = Job(
@@ -177,29 +179,6 @@ def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int
         )  # fmt: skip
 
 
-def _micro_batch(config: PretrainConfig, world: int) -> int:
-    """Rows that one process holds at a time."""
-    share = config.run.batch_size // world
-    size = config.run.micro_batch_size or share
-    if share % size:
-        raise InputError(
-            f"run.micro_batch_size is {size}: a process has {share} tiles of a batch, which it must divide; "
-            f"{_divisor_near(share, size)}"
-        )
-    if config.run.accumulation == "bitwise" and config.model.norm == "sync" and size < share:
-        raise InputError(
-            f"run.micro_batch_size is {size}: under model.norm sync the result depends on it, and run.accumulation is "
-            "bitwise; leave it out, or use --model.norm lane_group"
-        )
-    return size
-
-
-def _divisor_near(share: int, size: int) -> str:
-    divisors = [number for number in range(2, share + 1) if share % number == 0]
-    below = [number for number in divisors if number <= size] or divisors[:1]
-    return f"use --run.micro_batch_size {below[-1]}, or leave it out" if below else "leave it out"
-
-
 def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:
     optimizer = build_optimizer(config.optim, network)
     if under_deepspeed():
@@ -207,14 +186,6 @@ def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_ba
 
         return DeepSpeedEngine(accelerator, network, optimizer, config.run, config.optim, micro_batch)
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
-
-
-def _groups(config: PretrainConfig, world: int, micro_batch: int) -> LaneGroups | None:
-    if config.model.norm != "lane_group" and config.run.accumulation != "bitwise":
-        return None
-    groups = LaneGroups(config.data.lanes, config.run.batch_size, config.model.norm_group)
-    groups.check(world, micro_batch)
-    return groups
 
 
 def _initial_encoder(config: PretrainConfig) -> tuple[Encoder, tuple[str, ...]]:
@@ -247,10 +218,19 @@ def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ra
     return found
 
 
-def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str, ranks: Ranks) -> Progress:
+def _resume(
+    config: PretrainConfig,
+    checkpoint: Path,
+    engine: AccelerateEngine,
+    manifest_digest: str,
+    groups: LaneGroups | None,
+    ranks: Ranks,
+) -> Progress:
     def read() -> Progress:
-        if read_state(checkpoint).get("manifest_digest") != manifest_digest:
+        state = read_state(checkpoint)
+        if state.get("manifest_digest") != manifest_digest:
             raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
+        shares.check_resume(config, groups, state)
         return Progress.of(checkpoint)
 
     progress = ranks.together(read)

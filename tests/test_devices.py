@@ -93,12 +93,12 @@ def test_a_training_step_runs_where_the_engine_is(
     parts: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    groups = LaneGroups(8, COUNT, 4)
+    groups = LaneGroups(8, COUNT, 2, 4)
     tiles = torch.zeros(COUNT, SIDE, SIDE, 3, dtype=torch.uint8)
     rows = torch.arange(COUNT)
     batch = TileBatch(0, 0, tiles, _keys(), rows, rows, [str(row) for row in rows], [])
     with strict_meta() as gpu:
-        engine = _engine(Network(build_encoder("resnet18", norm, group=4)).train(), gpu, monkeypatch)
+        engine = _engine(Network(build_encoder("resnet18", norm, group=2)).train(), gpu, monkeypatch)
         micro_batches = MicroBatches(batch, _views(recipe), gpu, COUNT // parts, groups)
         method = CA2CL(ObjectiveConfig(clusters=4, lloyd_iterations=2), accumulation, groups.block)
         terms = method.step(engine, micro_batches)
