@@ -51,15 +51,15 @@ def train(cell: Cell, out: Path, shards: Path, options: argparse.Namespace, *bef
         "--num_processes", str(cell.processes), "--main_process_port", str(port), "--dynamo_backend", "no",
         "-m", "ca2cl", "pretrain", "--data.shards", str(shards), "--data.image_size", "32",
         "--data.lanes", str(LANES), "--data.workers", "0", "--views.recipe", "crop", "--model.norm", options.norm,
-        "--model.norm_group", str(options.group), "--objective.epsilon", "0.1", "--objective.epsilon_mode", "relative",
+        "--model.norm_group", str(options.group), "--model.norm_block", str(options.block),
+        "--objective.epsilon", "0.1", "--objective.epsilon_mode", "relative",
         "--optim.name", options.optimizer, "--optim.lr", str(options.lr), "--optim.schedule", "constant",
         "--run.batch_size", str(options.batch), "--run.steps", str(options.steps), "--run.output_dir", str(out),
         "--run.micro_batch_size", str(options.batch // cell.processes // cell.micro_batches),
         "--run.accumulation", options.accumulation, "--tracking.root", str(out.parent / "store"),
         "--tracking.register_as", "null",
     ]  # fmt: skip
-    # accelerate told to use the CPU forgets DeepSpeed, which must be told by itself
-    device = {"ACCELERATE_USE_CPU": "true"} if cell.engine == "ddp" else {"DS_ACCELERATOR": "cpu"}
+    device = {"CUDA_VISIBLE_DEVICES": "-1", "DS_ACCELERATOR": "cpu"}
     environment = {**os.environ, **device, "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from ca2cl.errors import InputError
-from ca2cl.training.preempt import EXIT_PREEMPTED, LAUNCHER
+from ca2cl.training.preempt import EXIT_INTERRUPTED, EXIT_PREEMPTED, LAUNCHER
 
 logger = logging.getLogger(__name__)
 _PASSED_ON = {
@@ -71,11 +71,13 @@ def run(arguments: Sequence[str]) -> int:
     ended = _Ended()
     thread = threading.Thread(target=ended.run, args=(launch_command, settings), name="ca2cl-launch", daemon=True)
     thread.start()
+    started = time.monotonic()
     while thread.is_alive():
         thread.join(0.2)
         signals.pass_on()
-        if signals.unheard():
-            return 130 if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED
+        if signals.unheard(started):
+            # at once: Python's own end aborts where a thread is inside of C, here waiting for other machines
+            os._exit(EXIT_INTERRUPTED if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED)
     return _exit_code(ended.error, f"{settings.main_process_ip}:{settings.main_process_port}")
 
 
@@ -93,6 +95,8 @@ def _parse(arguments: Sequence[str]) -> Any:
 
     parser.error = refuse
     settings = parser.parse_args(list(arguments))
+    if settings.config_file is not None:
+        settings.config_file = str(Path(settings.config_file).expanduser())
     if settings.config_file is not None and not Path(settings.config_file).is_file():
         raise InputError(
             f"config_file {settings.config_file!r} is not there; accelerate_configs/ has one for each setup"
@@ -125,9 +129,11 @@ class _Signals:
         self._first = self._first or time.monotonic()
         self.received.append(_PASSED_ON[signal.Signals(number)])
 
-    def unheard(self) -> bool:
-        """Whether there was nobody to tell for some seconds: this machine still waits for the others."""
-        return bool(self.received) and not self._told and time.monotonic() - self._first > _ALONE_S
+    def unheard(self, started: float) -> bool:
+        """Whether there was nobody to tell for some seconds, since the launcher ``started`` its work: this machine
+        still waits for the others."""
+        alone = time.monotonic() - max(self._first, started)
+        return bool(self.received) and not self._told and alone > _ALONE_S
 
     def pass_on(self) -> None:
         """Every signal once to every child: to one that is still starting when it listens, or it would just die."""
@@ -147,7 +153,7 @@ class _Signals:
 def _catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("SigCgt"):
                 return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from ca2cl.config import OptimConfig
+from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
-from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 
 LONGEST = 0.15  # seconds until a writer is killed: several checkpoints

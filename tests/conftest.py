@@ -1,10 +1,13 @@
-"""Every test runs with one intra-op thread and away from the user's own MLflow."""
+"""Every test runs on the CPU with one intra-op thread, and away from the user's own MLflow."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests' tiles lie on the CPU; without a GPU this changes nothing
 
 LONG = (
     "engines",
@@ -31,7 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # tiles of the tests lie there, GPU or not
     torch.set_num_threads(1)
     yield
 

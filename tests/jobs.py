@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -25,9 +26,21 @@ def make_shards(folder: Path, tiles_per_class: int, seed: int = 0, size: int = 4
 
 def start(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in ``folder`` with the package importable and one thread a process."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     env.pop("MLFLOW_TRACKING_URI", None)
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def as_printed(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the documents in ``folder``, beside the launcher configurations, as a user would: without the
+    variables that the test run sets."""
+    ours = ("OMP_", "MKL_", "CUDA_", "ACCELERATE_", "MLFLOW_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env |= {"PYTHONPATH": str(ROOT), "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **environment}
+    (folder / CONFIGS.name).exists() or (folder / CONFIGS.name).symlink_to(CONFIGS)
+    words = shlex.split(command)
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
@@ -51,8 +64,8 @@ def pretrain(
         launch += ["--config_file", str(CONFIGS / f"{config}.yaml"), "--main_process_port", str(free_port())]
     elif processes > 1:
         launch += ["--multi_gpu", "--main_process_port", str(free_port())]
-    # accelerate told to use the CPU forgets DeepSpeed, which must be told by itself
-    device = {"ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu"} if "deepspeed" in (config or "") else {}
+    # DeepSpeed would take itself for one with oneCCL
+    device = {"DS_ACCELERATOR": "cpu"} if "deepspeed" in (config or "") else {}
     return start([*launch, "-m", "ca2cl", "pretrain", *arguments], folder, **device)
 
 
@@ -69,7 +82,7 @@ class Ranks:
     """
 
     def __init__(self, folder: Path, *arguments: str, processes: int) -> None:
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         env.pop("MLFLOW_TRACKING_URI", None)
         if processes > 1:
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}

@@ -13,8 +13,9 @@ from torch import nn
 
 from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
+from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, DamagedCheckpoint, read_state, verify
-from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from tests.jobs import start
 
@@ -88,7 +89,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert "step-000000010: " in caplog.text and "going back to the one before" in caplog.text
     assert keeper.newest() == newest
     flip(before / "model.safetensors")
-    with pytest.raises(InputError, match="every checkpoint is damaged; .* --run.resume never"):
+    with pytest.raises(InputError, match="every checkpoint is damaged; .* or remove the folder"):
         keeper.latest()
     keeper.save(10, make_engine(), {})  # a run that came here again
     assert keeper.latest() == newest and steps(keeper.folder) == [10]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.cli import VERBS, main, parse, recipes
+from ca2cl.cli import main
+from ca2cl.parsing import parse, recipes
+from ca2cl.verbs import VERBS
 
 
 def outcome(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -30,6 +32,7 @@ def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) 
 def test_help_of_every_verb_explains_every_setting(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = outcome(capfd, *verb.split(), "--help")
     assert code == 0
+    assert "null" not in out  # the explanations' word is none
     blocks = re.split(r"\n  (?=--)", out)[1:]
     assert blocks
     for block in blocks:

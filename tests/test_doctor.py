@@ -8,7 +8,7 @@ import pytest
 from ca2cl.checks import machine
 from ca2cl.checks.finding import Finding, told
 from ca2cl.cli import main
-from tests.jobs import CONFIGS, LAUNCH, free_port, make_shards, start
+from tests.jobs import as_printed, free_port, make_shards, start
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,26 @@ def test_processes_that_do_not_divide_the_lanes_are_wrong(
     assert code == 1 and "3 processes cannot share them evenly" in out, out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--micro_batch_size", "16"), "under model.norm sync BatchNorm sees one micro-batch at a time"),
+        (("--norm", "lane_group"), "blocks of 4 groups, 64 tiles"),
+        (
+            ("--accumulation", "bitwise", "--norm", "frozen", "--norm_group", "4", "--micro_batch_size", "8"),
+            "use --model",
+        ),
+    ],
+)
+def test_a_batch_that_is_not_shared_out_as_promised_is_wrong(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], text: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, out = examine(capfd, "--shards", str(shards), "--batch_size", "32", "--lanes", "8", *arguments)
+    assert code == 1 and text in out, out
+
+
 def test_a_small_shared_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_SHARED", 1 << 60)
     assert machine.shared_memory().state == "wrong"
@@ -77,11 +97,10 @@ def test_every_wrong_has_a_remedy_and_the_verdict_counts_them() -> None:
 
 
 def test_the_ranks_of_a_launch_meet_and_are_listed(tmp_path: Path) -> None:
-    launch = [
-        *LAUNCH, "--config_file", str(CONFIGS / "cpu.yaml"), "--num_processes", "2", "--dynamo_backend", "no",
-        "--main_process_port", str(free_port()),
-    ]  # fmt: skip
-    done = start([*launch, "-m", "ca2cl", "doctor"], tmp_path)
+    """By the command of README and of the file's head, in an environment without variables of the tests' own."""
+    done = as_printed(
+        "accelerate launch --config_file accelerate_configs/cpu.yaml --num_processes 2 -m ca2cl doctor", tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "rank 0" in done.stdout and "rank 1" in done.stdout and "2 ranks agree" in done.stdout
     assert done.stdout.count("verdict") == 1
@@ -96,4 +115,4 @@ def test_ranks_that_do_not_meet_say_so(tmp_path: Path) -> None:
     done = start([sys.executable, "-m", "ca2cl", "doctor", "--patience", "3"], tmp_path, **environment)
     told_lines = [line for line in done.stderr.splitlines() if line.startswith("ca2cl: error (rank 1)")]
     assert done.returncode == 2 and len(told_lines) == 1, done.stderr
-    assert "no all-reduce within 3 s" in told_lines[0] and "GLOO_SOCKET_IFNAME" in told_lines[0]
+    assert "does not meet the others within 3 s" in told_lines[0] and "GLOO_SOCKET_IFNAME" in told_lines[0]

@@ -49,7 +49,7 @@ def embedded(tissue: Path) -> Path:
 def two_started(arguments: list[str], folder: Path) -> list[tuple[int | None, list[str]]]:
     """Exit code and error lines of the verb's two processes, each as it ends by itself, without a launcher that would
     end the one for the other."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(

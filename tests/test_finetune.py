@@ -1,7 +1,6 @@
 """Fine-tuning: what is held out, the order of tiles, one process against two, a kill in the middle, bad input."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -30,11 +29,11 @@ from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
 from ca2cl.evaluation.finetune_step import Preprocessing
-from ca2cl.evaluation.metrics import paired_difference
 from ca2cl.tracking.encoder_files import save_encoder
 from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer
-from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
 from tests.jobs import LAUNCH, ROOT, free_port, make_shards, start
@@ -80,6 +79,9 @@ def test_whole_slides_are_held_out_where_they_are_known() -> None:
     assert how == "whole slides or patients" and 12 <= held.sum() <= 36
     assert {groups[n] for n in np.flatnonzero(held)}.isdisjoint(groups[n] for n in np.flatnonzero(~held))
     held, how = hold_out(labels, [*groups[:-1], None], 0.2, seed=1)
+    assert how == "whole slides or patients", "one tile without a slide is a slide of its own"
+    assert {groups[n] for n in np.flatnonzero(held[:-1])}.isdisjoint(groups[n] for n in np.flatnonzero(~held[:-1]))
+    held, how = hold_out(labels, [None] * 120, 0.2, seed=1)
     assert how == "tiles of any slide" and np.bincount(labels[held]).tolist() == [8, 8, 8]
 
 
@@ -156,24 +158,6 @@ def test_ranks_share_a_batch_and_a_tile_that_does_not_decode_is_ignored(
     assert sorted(seen) == sorted((tile.tobytes(), n % 3) for n, tile in enumerate(pixels) if n != 4)
 
 
-def test_a_paired_difference_against_a_loop() -> None:
-    generator = np.random.default_rng(0)
-    a, b = generator.random((3, 200)) < 0.8, generator.random((3, 200)) < 0.6
-    found = paired_difference(a, b)
-    assert found.mean == pytest.approx(a.mean() - b.mean())
-    means = []
-    for _ in range(2000):
-        rows = generator.integers(0, 200, 200)
-        means.append(a[:, rows].mean() - b[:, rows].mean())
-    assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
-    assert found.only_a - found.only_b == a.sum() - b.sum()
-    fewer, all_of_them = sorted([int((a[0] & ~b[0]).sum()), int((b[0] & ~a[0]).sum())])[0], int((a[0] ^ b[0]).sum())
-    tail = sum(math.comb(all_of_them, k) for k in range(fewer + 1)) / 2**all_of_them
-    assert found.p == pytest.approx(2 * tail)
-    same = paired_difference(a, a)
-    assert same.mean == 0 and same.interval == (0, 0) and same.p == 1
-
-
 @pytest.fixture(scope="module")
 def whole(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
@@ -204,7 +188,7 @@ def test_two_processes_are_one(whole: Path, pair: tuple[str, str], tmp_path: Pat
 
 def started(folder: Path, pair: tuple[str, str], *more: str) -> subprocess.Popen[str]:
     verb = ("-m", "ca2cl", "finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, *more)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, *verb], cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -282,7 +266,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:  # fmt: skip
     from ca2cl.cli import main
 
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")

@@ -134,7 +134,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_no_part_of_one(tmp_path: Path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))  # the next line fits in part
     try:
-        with pytest.raises(InputError, match="make room"):
+        with pytest.raises(InputError, match="free some space"):
             journal.append({"step": 2, "loss": 2.0})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -49,7 +49,7 @@ class Launcher:
         command = [sys.executable, "-m", "ca2cl", "launch", "--num_machines", "1", "--mixed_precision", "no"]
         command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
         command += ["--multi_gpu", "--main_process_port", str(free_port())] if processes > 1 else []
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.folder = folder
         self.process = subprocess.Popen(
             [*command, str(folder / "script.py"), *arguments], env=env, stderr=subprocess.PIPE, text=True
@@ -134,7 +134,7 @@ def test_a_machine_that_waits_for_the_first_one_can_be_stopped(tmp_path: Path) -
     command = [sys.executable, "-m", "ca2cl", "launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "4"]
     command += ["--machine_rank", "1", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "script.py"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     waits = subprocess.Popen(command, cwd=tmp_path, env=env)
     try:
         _until_it_listens(waits.pid)
@@ -150,7 +150,7 @@ def test_machines_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ca2cl", "launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "4"]
     command += ["--machine_rank", "1", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--rdzv_conf", "timeout=2", "script.py"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert f"did not meet at 127.0.0.1:{port}" in done.stderr.splitlines()[-1]

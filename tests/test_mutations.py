@@ -99,7 +99,7 @@ MUTATIONS = [
     ),
     Mutation(
         "both views are grouped alike", "data/groups.py",
-        ".view(-1, self.group, 2).transpose(1, 2).reshape(rows)", "",
+        ".view(-1, self.group, self.groups).transpose(1, 2).reshape(rows)", "",
         "test_groups.py", "",
     ),
     Mutation(
@@ -128,18 +128,18 @@ MUTATIONS = [
         PROTOCOL, "drawn_with_replacement",
     ),
     Mutation(
-        "the original protocol holds tiles out", "evaluation/finetune_cell.py",
-        "share = recipe.held_out if protocol.holds_out else 0.0", "share = recipe.held_out",
-        PROTOCOL, "holds_nothing_out",
+        "tiles that were split off are labelled by the original protocol", "evaluation/original.py",
+        "np.flatnonzero(~validation(protocol, count, share, seed))", "np.arange(count)",
+        PROTOCOL, "split_off",
     ),
     Mutation(
         "the test tiles choose the epoch by either protocol", "evaluation/finetune_cell.py",
-        "    if protocol.selects_on_test:", "    if True:",
+        "    if recipe.protocol.selects_on_test:\n        return", "    if True:\n        return",
         PROTOCOL, "have_no_say",
     ),
     Mutation(
         "nothing but held-out tiles chooses the epoch by either protocol", "evaluation/finetune_cell.py",
-        "    if protocol.selects_on_test:", "    if False:",
+        "    if recipe.protocol.selects_on_test:\n        return", "    if False:\n        return",
         PROTOCOL, "have_no_say",
     ),
 ]  # fmt: skip

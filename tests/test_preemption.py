@@ -35,7 +35,7 @@ class Job:
         self.arguments = ["-m", "ca2cl", "pretrain", *SETTINGS, "--data.shards", str(shards), "--run.output_dir", "run"]
         self.arguments += ["--tracking.root", str(root), "--tracking.register_as", "null"]
         self.ranks: list[subprocess.Popen[bytes]] = []
-        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.env.pop("MLFLOW_TRACKING_URI", None)
 
     def start(self, *more: str) -> Job:

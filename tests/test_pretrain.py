@@ -98,13 +98,14 @@ def test_a_job_that_is_started_again_waits_for_the_checkpoint_of_the_one_before(
     [
         (("--run.bach_size", "3"), "unknown setting run.bach_size: did you mean run.batch_size?"),
         (("--run.steps", "null"), "give exactly one of them"),
-        (("--run.batch_size", "8"), "use a larger batch or fewer clusters"),
+        (("--run.batch_size", "8"), "use --run.batch_size 16, or --objective.clusters 8"),
         (("--model.weights", "no/such/file.safetensors"), "no/such/file.safetensors"),
         (("--data.shards", "nowhere"), "nowhere/manifest.json: no manifest here"),
         (("--run.batch_size", "128"), "run.batch_size is 128"),
-        (("--run.micro_batch_size", "12"), "a process has 32 tiles of a batch; use a divisor of that"),
-        (("--run.micro_batch_size", "16", "--run.accumulation", "bitwise", "--model.norm", "sync"), "depends on it"),
-        (("--model.norm", "lane_group", "--model.norm_group", "12"), "needs blocks of two groups, 24 tiles"),
+        (("--run.micro_batch_size", "12"), "32 tiles of a batch, which it must divide; use --run.micro_batch_size 8"),
+        (("--run.micro_batch_size", "16", "--run.accumulation", "bitwise", "--model.norm", "sync"), "would not give"),
+        (("--run.micro_batch_size", "16"), "or --run.accumulation plain"),
+        (("--model.norm", "lane_group", "--model.norm_group", "12"), "blocks of 4 groups, 48 tiles"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -113,7 +114,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:  # fmt: skip
     from ca2cl.cli import main
 
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
     code = main(["pretrain", *FULL, "--data.shards", str(shards), "--run.output_dir", "run", *arguments])
     error = capfd.readouterr().err.splitlines()

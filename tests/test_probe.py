@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -20,7 +21,7 @@ from ca2cl.data.splits import labelled_subset
 from ca2cl.data.synthetic import write_tissue
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe import ProbeConfig, run
-from ca2cl.evaluation.probe_data import open_pair
+from ca2cl.evaluation.probe_data import missing_classes, open_pair
 from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
@@ -203,10 +204,23 @@ def reshard(source: Path, target: Path, *, without: str = "", unlabelled: bool =
     return str(target / "shards")
 
 
-def test_classes_that_differ_are_named(tissue: Path, tmp_path: Path) -> None:
-    test = reshard(tissue / "test-tiles", tmp_path, without="TUM")
-    with pytest.raises(InputError, match=f"classes differ between train and test: TUM only in {tissue / 'train'};"):
-        open_pair(str(tissue / "train"), test, None)
+def test_classes_that_train_lacks_are_named(tissue: Path, tmp_path: Path) -> None:
+    train = reshard(tissue / "train-tiles", tmp_path, without="TUM")
+    with pytest.raises(InputError, match=f"classes differ between train and test: TUM only in {tissue / 'test'};"):
+        open_pair(train, str(tissue / "test"), None)
+
+
+def test_a_test_set_that_lacks_classes_is_numbered_as_train_is(tissue: Path, tmp_path: Path) -> None:
+    """A cohort need not have every class; without the first one, folders of the rest have other numbers."""
+    first, *others = ShardIndex(tissue / "train").classes
+    test = reshard(tissue / "test-tiles", tmp_path, without=first)
+    assert ShardIndex(test).classes == others
+    train, alike = open_pair(str(tissue / "train"), test, None)
+    for index in (alike, copy.copy(alike)):  # as pickling rebuilds it in decoding workers
+        assert index.classes == train.classes
+        named = {key: index.classes[label] for part in index for key, label in zip(part.key, part.label, strict=True)}
+        assert named and all(key.startswith(f"{name}~") for key, name in named.items())
+    assert missing_classes(alike.labels(), alike.classes) == [first]
 
 
 def test_unlabelled_shards_are_refused(tissue: Path, tmp_path: Path) -> None:

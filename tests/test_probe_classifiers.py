@@ -23,9 +23,10 @@ def accuracy(prediction: classifiers.Prediction, labels: np.ndarray) -> float:
 
 def loop_votes(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int) -> np.ndarray:
     rows = []
-    for tile in test.astype(float):
+    mean = train.astype(float).mean(0)
+    for tile in test.astype(float) - mean:
         cosines = []
-        for other, label in zip(train.astype(float), labels, strict=True):
+        for other, label in zip(train.astype(float) - mean, labels, strict=True):
             cosines.append((tile @ other / np.sqrt((tile @ tile) * (other @ other)), int(label)))
         votes = [0.0] * (int(max(labels)) + 1)
         for cosine, label in sorted(cosines, reverse=True)[:k]:
@@ -42,12 +43,20 @@ def test_neighbours_vote_as_the_loop_does(k: int) -> None:
     np.testing.assert_allclose(found.probabilities, loop_votes(train, labels, test, k), atol=1e-5)
 
 
-def test_neighbours_are_cut_to_the_labelled_tiles_and_ignore_length() -> None:
+def test_neighbours_are_cut_to_the_labelled_tiles() -> None:
     train, labels = clouds(6)
-    found = nearest_neighbours(train, labels, train, k=20)
-    assert found.setting == {"k": 6.0}
-    longer = nearest_neighbours(train * 7, labels, train * 0.1, k=20)
-    np.testing.assert_allclose(found.probabilities, longer.probabilities, atol=1e-5)
+    assert nearest_neighbours(train, labels, train, k=20).setting == {"k": 6.0}
+
+
+def test_neighbours_do_not_care_for_the_features_unit_or_what_all_share() -> None:
+    """Features of one sign, as after a ReLU and pooling, share most of their length."""
+    train, labels = clouds(60, spread=2.0)
+    test, truth = clouds(300, spread=2.0, seed=1)
+    plain = nearest_neighbours(train, labels, test, k=5)
+    offset = np.linspace(50, 200, 8, dtype=np.float32)
+    moved = nearest_neighbours(train * 3 + offset, labels, test * 3 + offset, k=5)
+    np.testing.assert_allclose(plain.probabilities, moved.probabilities, atol=1e-3)
+    assert accuracy(moved, truth) == pytest.approx(accuracy(plain, truth), abs=0.01)
 
 
 def test_neighbours_of_a_zero_feature_still_make_probabilities() -> None:

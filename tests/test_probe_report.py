@@ -92,7 +92,7 @@ def test_json_is_strict_and_holds_every_seed(rows: list[Row], tmp_path: Path) ->
 
 def test_an_unwritable_output_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="output is .*give a file in a folder you can write"):
+    with pytest.raises(InputError, match="probe.json: cannot be written .*give a file in a folder you can write"):
         write_json(tmp_path / "file" / "probe.json", {})
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from ca2cl.data.splits import slide_folds
-from ca2cl.evaluation.classifiers import DEFAULT_STRENGTH, STRENGTHS, choose_strength, logistic_regression
+from ca2cl.evaluation.classifiers import DEFAULT_STRENGTH, choose_strength, logistic_regression
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.probe_compare import compare_with_first, differences
 from ca2cl.evaluation.protocol import HONEST, ORIGINAL, Protocol
 from ca2cl.evaluation.scoring import KNN, LINEAR, SGD, Row, Scoring, draw_subsets, score
 from ca2cl.evaluation.sgd import RECIPE
-from tests.test_probe_classifiers import accuracy, clouds
+from tests.test_probe_classifiers import clouds
 
 QUICK = replace(RECIPE, epochs=10, min_steps=20)
 
@@ -52,21 +52,21 @@ def test_original_holds_nothing_out() -> None:
     assert logistic_regression(train, labels, train, seed=0).setting != {"C": DEFAULT_STRENGTH}
 
 
-@pytest.mark.parametrize("classifier", [SGD, LINEAR])
-def test_original_lets_each_test_set_choose_and_honest_none(classifier: str) -> None:
-    honest, original = (rows_by(protocol, classifier) for protocol in (HONEST, ORIGINAL))
+def test_original_lets_each_test_set_choose_an_epoch_and_honest_none() -> None:
+    honest, original = (rows_by(protocol) for protocol in (HONEST, ORIGINAL))
     assert honest["right"].settings == honest["wrong"].settings
     assert original["right"].settings != original["wrong"].settings
-    fewer = rows_by(replace(ORIGINAL, selects_on_test=False), classifier)
+    fewer = rows_by(replace(ORIGINAL, selects_on_test=False))
     for test in ("right", "wrong"):
         assert original[test].mean_sd("accuracy")[0] >= fewer[test].mean_sd("accuracy")[0]
 
 
-def test_original_takes_the_strength_that_gets_most_test_tiles_right() -> None:
-    (train, labels), (test, truth) = clouds(60, spread=3.0), clouds(90, spread=3.0, seed=1)
-    found = logistic_regression(train, labels, test, truth, seed=0, protocol=ORIGINAL)
-    tried = {c: accuracy(logistic_regression(train, labels, test, seed=0, strength=c), truth) for c in STRENGTHS}
-    assert tried[found.setting["C"]] == max(tried.values()) > min(tried.values())
+def test_no_test_tile_chooses_a_strength_by_any_protocol() -> None:
+    """The authors fitted no logistic regression: there is nothing of theirs to repeat."""
+    for protocol in (HONEST, ORIGINAL):
+        found = rows_by(protocol, LINEAR)
+        assert found["right"].settings == found["wrong"].settings, protocol
+    assert rows_by(ORIGINAL, LINEAR)["right"].settings == [{"C": DEFAULT_STRENGTH}]
 
 
 def test_a_fixed_strength_stays_by_any_protocol() -> None:
@@ -113,9 +113,9 @@ def slides(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def test_whole_slides_choose_a_smaller_strength_than_tiles_of_the_same_slides() -> None:
     values, labels, groups = slides()
     assert choose_strength(values, labels, seed=0, groups=groups) < choose_strength(values, labels, seed=0)
-    assert choose_strength(values, labels, seed=0, groups=[*groups[:-1], None]) == choose_strength(
+    assert choose_strength(values, labels, seed=0, groups=[*groups[:-1], None]) < choose_strength(
         values, labels, seed=0
-    ), "one tile without a slide: no slide is known to be whole"
+    ), "one tile without a slide: the others' slides are kept whole as before"
 
 
 def test_where_no_whole_slide_can_be_held_out_the_default_stands() -> None:

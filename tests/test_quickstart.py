@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.cli import parse
 from ca2cl.errors import InputError
+from ca2cl.parsing import parse
 from ca2cl.quickstart import QuickstartConfig, commands
 from tests.jobs import start
 

@@ -109,7 +109,7 @@ def page(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 @pytest.fixture(scope="module")
 def features(job: Job) -> dict[str, tuple[np.ndarray, str]]:
-    """Unit features and class of every test tile by key, one tile at a time."""
+    """Centred unit features and class of every test tile by key, one tile at a time."""
     index, found = ShardIndex(job.test), resolve_encoder(str(job.folder))
     tiles, made = TileDataset(index, ShardReader(job.test)), {}
     for number in range(len(index)):
@@ -117,9 +117,10 @@ def features(job: Job) -> dict[str, tuple[np.ndarray, str]]:
         shard, row = index.locate(number)
         with torch.inference_mode():
             batch = preprocess(tile[None], SIZE, found.card.mean, found.card.std)
-            vector = found.encoder(batch)[0].double().numpy()
-        made[index.samples(shard).key[row]] = (vector / math.sqrt(math.fsum(vector**2)), index.classes[label])
-    return made
+            made[index.samples(shard).key[row]] = (found.encoder(batch)[0].double().numpy(), index.classes[label])
+    mean = sum(vector for vector, _ in made.values()) / len(made)
+    moved = {key: (vector - mean, name) for key, (vector, name) in made.items()}
+    return {key: (vector / math.sqrt(math.fsum(vector**2)), name) for key, (vector, name) in moved.items()}
 
 
 def test_the_page_loads_nothing_and_runs_one_script(page: Page) -> None:

@@ -20,7 +20,7 @@ from ca2cl.report.curves import counts, panels
 from ca2cl.report.map import draw_map
 from ca2cl.report.neighbours import draw_queries, nearest, precision
 from ca2cl.report.pictures import CELL, layout, sprites
-from ca2cl.report.tiles import unit
+from ca2cl.report.tiles import centred
 from ca2cl.tracking.run_material import RunMaterial
 from tests.test_probe_report import made_up
 
@@ -29,7 +29,7 @@ def clouds(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Unit features in three loose clouds, and their labels."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 3
-    return unit((generator.normal(size=(count, 6)) + 2 * np.eye(3, 6)[labels]).astype(np.float32)), labels
+    return centred((generator.normal(size=(count, 6)) + 2 * np.eye(3, 6)[labels]).astype(np.float32)), labels
 
 
 @pytest.mark.parametrize(("count", "expected"), [(3, [1, 1, 1]), (10, [5, 3, 2]), (200, [60, 30, 10])])
@@ -59,9 +59,16 @@ def test_neighbours_are_a_slow_loops() -> None:
 
 
 def test_equally_near_tiles_come_in_their_order_and_never_the_tile_itself() -> None:
-    features = np.tile(unit(np.ones((1, 4), np.float32)), (5, 1))
+    features = np.tile(np.full((1, 4), 0.5), (5, 1))
     assert nearest(features, 8)[0].tolist() == [[o for o in range(5) if o != row] for row in range(5)]
     assert nearest(features[:1], 8)[0].shape == (1, 0)
+
+
+def test_what_all_tiles_share_does_not_make_them_alike() -> None:
+    drawn = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    plain, moved = centred(drawn), centred(drawn + 100)
+    assert moved == pytest.approx(plain, abs=1e-4)
+    assert np.median(moved @ moved.T) < 0.5
 
 
 def test_unlabelled_neighbours_do_not_count() -> None:
@@ -134,7 +141,7 @@ def test_a_map_is_a_function_of_features_and_seed_and_lies_in_its_square(count: 
 
 
 def test_equal_tiles_have_a_map() -> None:
-    found = draw_map(np.tile(unit(np.ones((1, 4), np.float32)), (20, 1)), seed=0)
+    found = draw_map(np.tile(np.full((1, 4), 0.5), (20, 1)), seed=0)
     assert np.isfinite(found.xy_N2).all() and not found.islands
 
 

@@ -222,7 +222,7 @@ def test_a_whole_run_on_guarded_servers_leaves_no_secret_anywhere(tmp_path: Path
     server = Server(_made(tmp_path / "mlflow"))
     server.start(patience=240)
     uri = server.uri.replace("://", f"://{LOGIN}@")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env |= {"MLFLOW_TRACKING_URI": uri, "AWS_SECRET_ACCESS_KEY": SECRET, "HF_TOKEN": SECRET}
     try:
         with guarded(tmp_path / "served") as host:

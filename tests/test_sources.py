@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,46 @@ def test_a_lone_folder_of_class_folders_is_stepped_into(tmp_path: Path) -> None:
     assert source.classes == ["ADI", "TUM"] and source.name == tmp_path.name
 
 
+SPLITS = [
+    (["train/A/1.png", "train/B/2.png", "test/A/3.png", "test/B/4.png"], "test, train look like splits"),
+    (["Training_set/1.png", "valid-256/2.png"], "look like splits"),  # no classes below them
+    (["CRC-VAL-HE-7K/ADI/1.png", "CRC-VAL-HE-7K/TUM/2.png", "NCT/ADI/3.png", "NCT/STR/4.png", "NCT/TUM/5.png"],
+     "each of CRC-VAL-HE-7K, NCT holds the class folders ADI, TUM"),
+    (["fold1/A/1.png", "fold1/B/2.png", "fold2/A/3.png", "fold2/B/4.png"], "class folders A, B"),
+    (["A/1.png", "B/2.png", "test/A/3.png", "test/B/4.png"], "test holds folders of the same names again"),
+    ([f"{patient}/{label}/1.png" for patient in (8863, 8864, 8913) for label in (0, 1)], "class folders 0, 1"),
+]  # fmt: skip
+CLASSES = [
+    ["TUM/slide1/a.png", "TUM/slide2/b.png", "STR/slide1/c.png", "STR/slide2/d.png"],
+    ["TUM/TCGA-A1-22/a.png", "TUM/TCGA-B7-13/b.png", "STR/TCGA-A1-22/c.png", "STR/TCGA-B7-13/d.png"],
+    ["TUM/1/a.png", "TUM/2/b.png", "STR/1/c.png", "STR/2/d.png"],
+    ["TUM/aperio/a.png", "STR/aperio/b.png"],  # one name inside all
+    ["test/a.png", "control/b.png"],  # a treatment
+    ["grade1/s1/a.png", "grade1/s2/b.png", "grade2/s1/c.png", "grade2/s2/d.png"],
+    ["0/a.png", "1/b.png"],
+    ["TUM/x/a.png", "TUM/y/b.png", "TUM/c.png", "STR/x/d.png", "STR/y/e.png"],  # images beside the folders
+]
+
+
+@pytest.mark.parametrize(("names", "reason"), SPLITS)
+def test_splits_and_data_sets_are_not_taken_for_classes(names: list[str], reason: str, tmp_path: Path) -> None:
+    put(tmp_path, *names)
+    with pytest.raises(InputError) as refused:
+        open_source(str(tmp_path))
+    message, first = str(refused.value), min(names).partition("/")[0]
+    assert reason in message and f"`ca2cl shard {tmp_path}/{first} OUT/{first}`" in message, message
+    insisted = open_source(str(tmp_path), SourceOptions(check_classes=False))
+    assert insisted.classes == sorted({name.partition("/")[0] for name in names})
+    assert open_source(str(tmp_path), SourceOptions(unlabelled=True)).classes == []
+    assert open_source(str(tmp_path), mixed=True).classes == insisted.classes  # as embed lists it: labels do not matter
+
+
+@pytest.mark.parametrize("names", CLASSES)
+def test_slides_inside_classes_are_not_taken_for_classes(names: list[str], tmp_path: Path) -> None:
+    put(tmp_path, *names)
+    assert open_source(str(tmp_path)).classes == sorted({name.partition("/")[0] for name in names})
+
+
 def test_a_single_class_is_not_stepped_into(tmp_path: Path) -> None:
     put(tmp_path, "TUM/a.png")
     assert open_source(str(tmp_path)).classes == ["TUM"]
@@ -101,6 +142,15 @@ def test_group_pattern_takes_its_first_group_or_the_whole_match(tmp_path: Path) 
     assert [t.group for t in everything(source)] == ["AB", None]
     source = open_source(str(tmp_path), SourceOptions(group_pattern=r"TCGA-\w\w"))
     assert [t.group for t in everything(source)] == ["TCGA-AB", None]
+    assert list(source.ungrouped) == [1]
+
+
+def test_an_empty_group_is_none(tmp_path: Path) -> None:
+    """Otherwise all such tiles would be tiles of one slide."""
+    put(tmp_path, "ADI/AB_1.png", "ADI/_1.png", "TUM/_2.png")
+    source = open_source(str(tmp_path), SourceOptions(group_pattern=r"/(\w*?)_"))
+    assert [t.group for t in everything(source)] == ["AB", None, None]
+    assert list(source.ungrouped) == [1, 2]
 
 
 @pytest.mark.parametrize("pattern", ["(", "nowhere"])
@@ -156,10 +206,18 @@ def test_dataset_with_class_labels_and_groups(tmp_path: Path, images: list[dict[
     assert source.classes == ["ADI", "BACK", "TUM"] and source.labels.tolist() == [2, 0, -1, 2]
     tiles = everything(source)
     assert [source.reader.read(tile) for tile in tiles] == [image["bytes"] for image in images]
-    assert [tile.group for tile in tiles] == ["s1", "s1", None, "s2"]
+    assert [tile.group for tile in tiles] == ["s1", "s1", None, "s2"] and list(source.ungrouped) == [2]
     assert len({tile.key for tile in tiles}) == 4
     assert open_source(path).digest != source.digest  # other groups, other shards
     assert open_source(path).digest == open_source(path).digest
+
+
+def test_what_is_empty_or_not_a_number_is_no_slide(tmp_path: Path, images: list[dict[str, Any]]) -> None:
+    columns = {"image": images, "label": [0, 0, 1, 1], "slide": [1.0, math.nan, None, 2.0], "name": ["a", "", "", "b"]}
+    path = save(tmp_path / "d", columns)
+    for column, expected in (("slide", ["1.0", None, None, "2.0"]), ("name", ["a", None, None, "b"])):
+        source = open_source(path, SourceOptions(group_column=column))
+        assert [tile.group for tile in everything(source)] == expected and list(source.ungrouped) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.data.splits import check_budget, describe_budget, labelled_subset, replaced_subset, stratified_folds
+from ca2cl.data.splits import (
+    check_budget,
+    describe_budget,
+    known_slides,
+    labelled_subset,
+    replaced_subset,
+    stratified_folds,
+)
 from ca2cl.errors import InputError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(np.array)
@@ -108,6 +115,14 @@ def test_tiles_without_a_slide_are_drawn_one_by_one() -> None:
     mixed = ["s"] * 25 + [None] * 25
     spread = [sum(mixed[row] is None for row in labelled_subset(labels, 0.2, seed, mixed)) for seed in range(40)]
     assert len(set(spread)) > 3
+
+
+def test_one_tile_without_a_slide_leaves_the_others_apart() -> None:
+    """One file that a pattern misses must not switch off the draw and the folds by slide."""
+    mixed = ["a", "a", None, "b", None]
+    assert known_slides(mixed) == ["slide a", "slide a", "tile 2", "slide b", "tile 4"]
+    assert known_slides([None] * 3) is None
+    assert known_slides(["tile 1", None]) == ["slide tile 1", "tile 1"], "a slide's name is not taken for a tile's"
 
 
 def test_with_replacement_a_tile_comes_again_and_the_count_stays() -> None:

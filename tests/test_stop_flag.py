@@ -57,8 +57,7 @@ def test_a_signal_ends_the_wait_for_processes_that_never_come(tmp_path: Path) ->
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "ca2cl", "pretrain", "--recipe", "smoke", "--data.shards", "x", "--run.output_dir", "y"],
-        cwd=tmp_path, env={**os.environ, **alone, "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT),
-                           "ACCELERATE_USE_CPU": "true"},
+        cwd=tmp_path, env={**os.environ, **alone, "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     try:
         time.sleep(15)

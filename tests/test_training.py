@@ -1,9 +1,11 @@
 """Schedule, optimizers, checkpoints and the loop, each against its definition."""
 
+import itertools
 import math
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.data.stream import BadBudget, BadTile
 from ca2cl.errors import InputError
+from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
-from ca2cl.training.engine import AccelerateEngine, build_accelerator
+from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Job, Progress, _failure, train
 from ca2cl.training.optim import LARS, build_optimizer
 from ca2cl.training.preempt import StopFlag
@@ -272,12 +275,72 @@ def test_a_checkpoint_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
 def test_a_signal_after_a_checkpoint_does_not_write_it_again(tmp_path: Path) -> None:
     class Stopped(Method):
         def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> dict[str, Tensor]:
-            job.stop.raised = self.step_number == 3
-            return super().step(engine, micro_batches)
+            terms = super().step(engine, micro_batches)
+            job.stop.raised = self.step_number == 4
+            return terms
 
     job, progress = make_job(tmp_path, 10, method=Stopped()), Progress()
     assert not train(job, progress) and progress.step == 4
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000004"]
+
+
+class Halves(Method):
+    """Two micro-batches a step; Ctrl-C, or a scheduler's signal, during the first one of step ``at``."""
+
+    def __init__(self, at: int, *, ctrl_c: bool) -> None:
+        super().__init__()
+        self.at, self.ctrl_c, self.seen = at, ctrl_c, 0
+        self.job: Job | None = None
+
+    def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> dict[str, Tensor]:
+        loss = torch.zeros(())
+        for x in micro_batches:
+            engine.backward(part := (engine.network(x) - x.sum(1, keepdim=True)).square().mean() / 2)
+            loss, self.seen = loss + part.detach(), self.seen + 1
+            if self.step_number == self.at:
+                assert self.job is not None
+                self.job.stop.raised, self.job.stop.interrupted = True, self.ctrl_c
+        self.step_number += 1
+        return {"loss": loss}
+
+
+def halves(folder: Path, steps: int, at: int, *, ctrl_c: bool = False) -> tuple[Job, Halves]:
+    method = Halves(at, ctrl_c=ctrl_c)
+    data = (replace(one, micro_batches=list(one.micro_batches[0].split(8))) for one in batches())
+    method.job = replace(make_job(folder, steps, method=method), data=data)
+    return method.job, method
+
+
+@pytest.mark.parametrize("ctrl_c", [False, True])
+def test_a_step_of_many_micro_batches_is_left_between_them(tmp_path: Path, ctrl_c: bool) -> None:
+    """What is kept is the whole step before: weights, statistics, and what comes next."""
+    (job, method), progress = halves(tmp_path / "left", 4, at=2, ctrl_c=ctrl_c), Progress()
+    assert not train(job, progress) and progress.step == 2 and method.seen == 5
+    assert job.stop.exit_code == (130 if ctrl_c else 85)
+    whole, _ = halves(tmp_path / "whole", 2, at=-1)
+    assert train(whole, Progress())
+    assert all(torch.equal(a, b) for a, b in zip(weights(job), weights(whole), strict=True))
+    assert read_state(tmp_path / "left" / "step-000000002")["progress"]["step"] == 2
+
+
+def test_a_first_step_is_left_for_a_person_and_not_for_a_scheduler(tmp_path: Path) -> None:
+    """A job that is preempted early each time would never end."""
+    (job, _), progress = halves(tmp_path / "scheduler", 4, at=0), Progress()
+    assert not train(job, progress) and progress.step == 1
+    (job, _), progress = halves(tmp_path / "person", 4, at=0, ctrl_c=True), Progress()
+    assert not train(job, progress) and progress.step == 0 and not list((tmp_path / "person").glob("step-*"))
+
+
+def test_a_signal_ends_the_wait_for_data(tmp_path: Path) -> None:
+    def data() -> Iterator[Data]:
+        yield from itertools.islice(batches(), 3)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)  # a store that does not answer
+
+    job, progress = replace(make_job(tmp_path, 10), data=data(), stop=StopFlag().install()), Progress()
+    began = time.monotonic()
+    assert not train(job, progress) and progress.step == 3 and time.monotonic() - began < 30
+    assert (tmp_path / "step-000000003").is_dir() and job.stop.exit_code == 130
 
 
 @pytest.mark.parametrize("fault", [InputError("shard-3.tar: gone"), RuntimeError("a worker was killed")])

@@ -5,17 +5,21 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
 from ca2cl.data.workers import Pixels, TilePool, TileWorkers
 from ca2cl.errors import InputError
+from tests.jobs import ROOT
 
 
 class Numbered:
@@ -121,3 +125,57 @@ def test_pool_is_not_under_dev_shm() -> None:
     assert sorted(path.name for path in Path("/dev/shm").iterdir()) == before
     assert torch.equal(pool.lend(0, 16), torch.ones(16, 64, 64, 3, dtype=torch.uint8))
     assert np.shares_memory(pool.rows(1, 2), pool.rows(1, 16))
+
+
+STUCK = """
+import os, sys, time
+from ca2cl.data.workers import TileWorkers
+
+class Long:
+    def rows(self, request): return 1
+    def __call__(self, request, tiles): return bytes(1 << 20), os.getpid()  # more than a pipe takes
+
+answers = TileWorkers(Long(), 1, (4, 4), 4).answers(range(1000))
+sys.stdout.write(" ".join({str(next(answers)[0][1]) for _ in range(40)}) + "\\n")
+sys.stdout.flush()
+time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    """Also those that wait to write what nobody reads: the pipe's other end is held open by their siblings."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert parent.stdout is not None
+    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 4
+    parent.kill()
+    _, left = psutil.wait_procs(workers, timeout=20)
+    for process in left:
+        process.kill()
+    assert not left
+
+
+def test_without_dev_shm_tiles_are_decoded_in_one_process(tmp_path: Path) -> None:
+    namespace = next((one for one in (["unshare", "-m"], ["unshare", "-rm"]) if _runs([*one, "true"])), None)
+    if namespace is None:
+        pytest.skip("no mount namespaces here")
+    code = (
+        "import logging, os\n"
+        "from tests.test_workers import answers\n"
+        "assert {pid for pid, _ in answers(2)} == {os.getpid()}\n"
+        "assert {pid for pid, _ in answers(2)} == {os.getpid()}\n"
+    )
+    mounted = 'mount -t tmpfs -o ro,size=16k tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(
+        [*namespace, "sh", "-c", mounted, "sh", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("/dev/shm cannot be used") and "--shm-size" in line
+
+
+def _runs(command: list[str]) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

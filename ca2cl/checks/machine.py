@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ca2cl.checks.finding import Finding
 from ca2cl.errors import InputError
+from ca2cl.training.launched import keeps_to_cpu, unseen_gpus
 
 _OLDEST_TORCH = (2, 6)
 _SHARED = 1 << 30
@@ -48,6 +49,10 @@ def devices() -> Finding:
     if torch.cuda.is_available():
         found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         return Finding("devices", "ok", ", ".join(f"{p.name} {p.total_memory / _GIGABYTE:.0f} GB" for p in found))
+    gpus = unseen_gpus()
+    if gpus and not keeps_to_cpu():
+        text = f"{gpus} NVIDIA GPUs are in this machine, but torch sees none"
+        return Finding("devices", "wrong", text, "see nvidia-smi: load the driver, or install a torch built with CUDA")
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
     text = f"no GPU; {cores} CPU cores, {memory.available / _GIGABYTE:.1f} of {memory.total / _GIGABYTE:.1f} GB free"
     return Finding("devices", "note", text, "fine for trials; a real run wants GPUs")

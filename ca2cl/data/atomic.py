@@ -17,7 +17,6 @@ from typing import IO, BinaryIO
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)
-_REMEDY = "free space or give another folder and run again, finished shards are kept"
 
 
 def file_sha256(path: Path) -> str:
@@ -30,17 +29,21 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def writing(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
-    """Turn a failure to write ``path`` (full disk, no permission) into the user's one line; ``remedy`` ends it."""
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """Turn a failure to write ``path`` (full disk, no permission) into the user's one line.
+
+    Args:
+        remedy: how the line ends. Only the caller knows what is kept and where else the job may write.
+    """
     try:
         yield
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that after any crash the file is whole or absent."""
-    with writing(path), replacing(path) as file:
+def write_atomic(path: Path, data: bytes, remedy: str) -> None:
+    """Write ``data`` to ``path`` so that after any crash the file is whole or absent; ``remedy`` as in ``writing``."""
+    with writing(path, remedy), replacing(path) as file:
         file.write(data)
 
 
@@ -69,7 +72,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sync_replace(temporary: Path, path: Path, remedy: str = _REMEDY) -> None:
+def sync_replace(temporary: Path, path: Path, remedy: str) -> None:
     """Bring a file that a library wrote to ``temporary`` to its place for good."""
     with writing(path, remedy):
         with temporary.open("rb") as file:
@@ -98,7 +101,7 @@ def fresh_folder(root: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path, lock_name: str, remedy: str = _REMEDY, patience: float = 0.0) -> Iterator[None]:
+def alone(folder: Path, lock_name: str, remedy: str, patience: float = 0.0) -> Iterator[None]:
     """Make the folder and keep other jobs out of it; the lock goes with this process, however it ends.
 
     A record lock, not flock: decoding workers would inherit that one, and they outlive a killed parent by seconds.

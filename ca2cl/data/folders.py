@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -13,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.data.class_folders import mistaken
 from ca2cl.data.names import as_text, is_clutter, shown
 from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
 from ca2cl.errors import InputError
 
+logger = logging.getLogger(__name__)
 EXTENSIONS = frozenset({"tif", "tiff", "png", "jpg", "jpeg", "bmp", "webp"})
 
 
@@ -31,7 +34,9 @@ class FolderSource:
 
     def __init__(self, root: Path, options: SourceOptions, *, mixed: bool = False) -> None:
         self.name = shown(root.resolve().name)
-        root = _step_into(root)
+        given, root = root, _step_into(root)
+        if root != given:
+            logger.info("class folders are taken from %s", shown(str(root)))
         self.root = root
         broken: list[str] = []
         found = sorted(_walk(root, "", (), broken))
@@ -41,14 +46,15 @@ class FolderSource:
             raise InputError(f"{root}: no images here; give a folder of class folders with files of {kinds}")
         self.digest = _listing_digest(found)
         self._names = [name for name, _, _ in found]
-        self.classes, self.labels = self._label(options.unlabelled, mixed)
+        self.classes, self.labels = self._label(options, mixed)
         self._pattern = self._group_pattern(options.group_pattern)
+        self.ungrouped = self._without_group()
         # a.png beside a.tif: then every key of the source carries the extension, so that keys stay one to one
         self._whole = len({_stem(name) for name in self._names}) != len(self._names)
         self.reader: TileReader = FileReader(str(root))
 
-    def _label(self, unlabelled: bool, mixed: bool) -> tuple[list[str], npt.NDArray[np.int32]]:
-        if unlabelled:
+    def _label(self, options: SourceOptions, mixed: bool) -> tuple[list[str], npt.NDArray[np.int32]]:
+        if options.unlabelled:
             return [], np.full(len(self._names), -1, np.int32)
         loose = [name for name in self._names if "/" not in name]
         if loose and len(loose) < len(self._names) and not mixed:
@@ -56,6 +62,14 @@ class FolderSource:
             raise InputError(
                 f"{self.root}: holds both images ({loose[0]}) and class folders ({inside}); "
                 "move one of them away, or use --unlabelled true"
+            )
+        mistake = mistaken(self._names) if options.check_classes and not mixed else None
+        if mistake is not None:
+            inside = self._names[0].partition("/")[0]
+            raise InputError(
+                f"{self.root}: {shown(mistake)}; shard one folder at a time, as in `ca2cl shard "
+                f"{shown(str(self.root / inside))} OUT/{shown(inside)}`, or use --unlabelled true, or --check_classes "
+                "false where the folders are classes"
             )
         folders = [name.rpartition("/")[0].partition("/")[0] for name in self._names]  # "" for a loose image
         named = _class_names(self.root, sorted(set(folders) - {""}))
@@ -70,9 +84,22 @@ class FolderSource:
             compiled = re.compile(pattern)
         except re.error as error:
             raise InputError(f"group_pattern is {pattern!r}: not a regular expression ({error})") from None
-        if not any(compiled.search(name) for name in self._names):
-            raise InputError(f"group_pattern is {pattern!r}: matches no file; the first is {self._names[0]!r}")
         return compiled
+
+    def _without_group(self) -> list[int]:
+        if self._pattern is None:
+            return []
+        missing = [row for row, name in enumerate(self._names) if self._group(name) is None]
+        if len(missing) == len(self._names):
+            raise InputError(
+                f"group_pattern is {self._pattern.pattern!r}: matches no file; the first is {self._names[0]!r}"
+            )
+        return missing
+
+    def _group(self, name: str) -> str | None:
+        """The slide or patient of a file; one without letters is none: all such files would be one slide."""
+        match = self._pattern.search(name) if self._pattern else None
+        return ((match.group(1) if match.re.groups else match.group(0)) or None) if match else None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -83,8 +110,7 @@ class FolderSource:
 
     def _tile(self, row: int) -> Tile:
         name = self._names[row]
-        match = self._pattern.search(name) if self._pattern else None
-        group = (match.group(1) if match.re.groups else match.group(0)) if match else None
+        group = self._group(name)
         group = shown(group) if group is not None else None
         key = safe_key(name if self._whole else _stem(name))
         ext = name.rsplit(".", 1)[1].lower()

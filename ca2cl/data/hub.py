@@ -44,7 +44,8 @@ class DatasetSource:
         self._groups: list[Any] | None = None
         if options.group_column is not None:
             _require_column(source, dataset, "group_column", options.group_column)
-            self._groups = dataset[options.group_column][:]
+            self._groups = [None if _is_missing(group) else group for group in dataset[options.group_column][:]]
+        self.ungrouped = [row for row, group in enumerate(self._groups or ()) if group is None]
         self.digest = self._digest(dataset, image, label)
         self.reader: TileReader = DatasetReader(f"{source}:{split}", _encoded(dataset, image), image, _homes(source))
 
@@ -219,6 +220,11 @@ def _labels(source: str, dataset: Any, column: str) -> tuple[list[str], npt.NDAr
             f"{len(classes)} classes; correct it"
         )
     return classes, np.fromiter((number.get(value, -1) for value in values), np.int32, len(values))
+
+
+def _is_missing(group: Any) -> bool:
+    """Whether a column's value names no slide: null, an empty text, or not a number, which equals no number."""
+    return group is None or group == "" or group != group
 
 
 def _label(value: Any) -> Any:

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,17 @@ class ShardIndex:
     Args:
         root: the folder that ``ca2cl shard`` wrote, or a cache with its index and manifest and some of its tars. Tars
             that are there are held against their size; ``verify`` also asks that all are there.
+        classes: what labels are numbers in, if not in the manifest's own classes; holds all of these.
 
     Raises:
         InputError: the folder, its index or its manifest is missing, damaged, of a newer schema, or they disagree; a
             tar is truncated.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, classes: list[str] | None = None) -> None:
         self.root = Path(root)
         self.manifest = read_manifest(self.root / MANIFEST_NAME)
+        self._classes = classes
         path = self.root / INDEX_NAME
         self._path = path
         try:
@@ -140,8 +142,12 @@ class ShardIndex:
         self._check_sizes(missing_too=False)
         self.starts = np.concatenate([[0], np.cumsum([s.samples for s in self.shards], dtype=np.int64)])
 
-    def __reduce__(self) -> tuple[type[ShardIndex], tuple[Path]]:
-        return ShardIndex, (self.root,)  # mapped again by the process that unpickles it
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardIndex, (self.root, self.classes)  # mapped again by the process that unpickles it
+
+    def relabelled(self, classes: list[str]) -> ShardIndex:
+        """The same shards with their labels as numbers in ``classes``, which holds all of theirs, in any order."""
+        return self if classes == self.classes else ShardIndex(self.root, classes)
 
     def _damaged(self, reason: object) -> InputError:
         told = " ".join(str(reason).split())[:200]
@@ -207,7 +213,7 @@ class ShardIndex:
     @property
     def classes(self) -> list[str]:
         """Class names in label order."""
-        return self.manifest.classes
+        return self._classes or self.manifest.classes
 
     def samples(self, shard: int) -> ShardSamples:
         """The samples of shard number ``shard``; arrays are views of the mapped file.
@@ -247,9 +253,10 @@ class ShardIndex:
         ends = samples.offset + samples.size
         if samples.offset.min() < 0 or samples.size.min() < 0 or ends.max() > info.bytes:
             raise ValueError("a tile lies outside its tar")
-        if samples.label.min() < -1 or samples.label.max() >= len(self.classes):
+        if samples.label.min() < -1 or samples.label.max() >= len(self.manifest.classes):
             raise ValueError("a label has no class")
-        return samples
+        numbers = [*(self.classes.index(name) for name in self.manifest.classes), -1]  # the last one is that of -1
+        return replace(samples, label=np.array(numbers, np.int32)[samples.label])
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Shard number and row in it of sample number ``sample`` (in index order)."""

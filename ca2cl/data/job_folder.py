@@ -14,6 +14,7 @@ from ca2cl.data.atomic import alone, write_atomic
 from ca2cl.errors import InputError
 from ca2cl.untrusted import parse_json
 
+_REMEDY = "give a folder you can write"
 JOB_LOCK, LOCK_S = ".lock", 120.0
 """A job that is started again may find the one before still ending, or a file server that still holds its lock."""
 
@@ -21,7 +22,7 @@ JOB_LOCK, LOCK_S = ".lock", 120.0
 def hold_job(folder: Path, held: ExitStack) -> str:
     """Keep other jobs out of a folder until the stack is closed; what is wrong, or nothing."""
     try:
-        held.enter_context(alone(folder, JOB_LOCK, "give a folder you can write", LOCK_S))
+        held.enter_context(alone(folder, JOB_LOCK, _REMEDY, LOCK_S))
     except InputError as error:
         return str(error)
     return ""
@@ -70,7 +71,7 @@ class JobFolder:
         if not self.check(settings):
             digest = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()
             record = {"digest": digest, "settings": dict(settings)}
-            write_atomic(self.path / self.record, (json.dumps(record, indent=1) + "\n").encode())
+            write_atomic(self.path / self.record, (json.dumps(record, indent=1) + "\n").encode(), _REMEDY)
 
     def _held(self) -> dict[str, Any] | None:
         path = self.path / self.record

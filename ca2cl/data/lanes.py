@@ -74,6 +74,8 @@ class LaneOrder:
         lanes: L, number of parallel runs; fixes every batch's content.
         batch_size: G, the global batch; a multiple of L.
         seed: of the whole order, 0 or more.
+        world: W, the processes that a remedy has in mind.
+        least: fewest tiles that a step needs, objective.clusters of them where there is k-means.
 
     Attributes:
         lane_length: samples in a lane, N // L.
@@ -84,7 +86,7 @@ class LaneOrder:
         InputError: G is no multiple of L, or there are fewer samples than one batch.
     """
 
-    def __init__(self, index: Sized, lanes: int, batch_size: int, seed: int) -> None:
+    def __init__(self, index: Sized, lanes: int, batch_size: int, seed: int, *, world: int = 1, least: int = 2) -> None:
         if lanes < 1 or batch_size < 1 or batch_size % lanes:
             multiple = max(1, lanes) * max(1, round(batch_size / max(1, lanes)))
             raise InputError(
@@ -94,14 +96,13 @@ class LaneOrder:
         self.starts = np.asarray(index.starts, np.int64)
         self.lanes, self.batch_size, self.seed = lanes, batch_size, seed
         self.per_lane = batch_size // lanes
-        total = int(self.starts[-1])
+        self._least, total = least, int(self.starts[-1])
         self.lane_length = total // lanes
         self.steps_per_epoch = self.lane_length // self.per_lane
         if self.steps_per_epoch < 1:
             raise InputError(
                 f"run.batch_size is {batch_size}: {total} samples in {lanes} lanes are {self.lane_length} each, and a "
-                f"batch takes {self.per_lane} of each; use at most --run.batch_size {max(self.lane_length, 1) * lanes}"
-                f"{'' if total >= lanes else f' with --data.lanes {max(total, 1)} or fewer'}"
+                f"batch takes {self.per_lane} of each; {_fitting_words(total, lanes, batch_size, world, least)}"
             )
         self._epoch: _Epoch | None = None
         self._rows: OrderedDict[tuple[int, int], Integers] = OrderedDict()
@@ -138,10 +139,11 @@ class LaneOrder:
             InputError: they cannot.
         """
         if world < 1 or self.lanes % world:
-            divisors = _divisors(self.lanes)
+            divisors, total = _divisors(self.lanes), int(self.starts[-1])
             raise InputError(
-                f"data.lanes is {self.lanes}: {world} processes cannot share them evenly; "
-                f"start {_alternatives(divisors)} processes, or set data.lanes to a multiple of {world}"
+                f"data.lanes is {self.lanes}: {world} processes cannot share them evenly; start "
+                f"{_alternatives(divisors)} processes, or "
+                f"{_fitting_words(total, self.lanes, self.batch_size, max(1, world), self._least)}"
             )
 
     def _lookup(self, epoch: int, virtual_B: Integers) -> Integers:
@@ -176,6 +178,32 @@ class LaneOrder:
         if len(self._rows) > self._capacity:
             self._rows.popitem(last=False)
         return rows
+
+
+def fitting(total: int, lanes: int, batch_size: int, world: int, least: int) -> tuple[int, int] | None:
+    """A batch size and a number of lanes, near to these, that ``total`` samples and ``world`` processes allow; None
+    where there are none of ``least`` tiles."""
+    for count in range(max(world, lanes - lanes % world), 0, -world):
+        most = total // count
+        each = min(max(round(batch_size / count), -(-least // count)), most)
+        if each >= 1 and each * count >= least:
+            return each * count, count
+    return None
+
+
+def _fitting_words(total: int, lanes: int, batch_size: int, world: int, least: int) -> str:
+    found = fitting(total, lanes, batch_size, world, least)
+    if found is not None:
+        size, count = found
+        return f"use --run.batch_size {size}" + (f" with --data.lanes {count}" if count != lanes else "")
+    found = fitting(total, lanes, batch_size, world, 2)
+    if found is None:
+        return "make shards of more tiles" + (", or start fewer processes" if world > 1 else "")
+    size, count = found
+    return (
+        f"make shards of more tiles, or use --run.batch_size {size} with --data.lanes {count} and "
+        f"--objective.clusters {size}"
+    )
 
 
 def _divisors(number: int) -> list[int]:

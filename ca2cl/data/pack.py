@@ -29,6 +29,7 @@ from ca2cl.data.tile_source import Tile, TileReader
 from ca2cl.errors import InputError
 from ca2cl.untrusted import parse_json
 
+REMEDY = "free some space and run again, finished shards are kept; or give another folder"
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp"}
 _ENCODED_EXT = {"jpeg": "jpg", "webp": "webp", "png": "png"}
 
@@ -177,7 +178,7 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
     kept: list[Tile] = []
     offsets, sizes, exts, skipped = [], [], [], []
     turned = 0
-    with writing(path), replacing(path) as file:
+    with writing(path, REMEDY), replacing(path) as file:
         tar = _TarWriter(file)
         for tile in tiles:
             try:
@@ -223,7 +224,7 @@ def write_sidecar(path: Path, packed: Packed) -> None:
     rows = {name: np.asarray(getattr(samples, name)).tolist() for name in ("offset", "size", "label")}
     rows |= {name: list(getattr(samples, name)) for name in ("key", "ext", "group")}
     content = {"info": asdict(packed.info), "samples": rows, "skipped": packed.skipped, "turned": packed.turned}
-    write_atomic(path, json.dumps(content).encode())
+    write_atomic(path, json.dumps(content).encode(), REMEDY)
 
 
 def read_sidecar(path: Path) -> Packed:

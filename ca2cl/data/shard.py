@@ -37,7 +37,7 @@ from ca2cl.data.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.pack import Packing, image_size, read_sidecar
+from ca2cl.data.pack import REMEDY, Packing, image_size, read_sidecar
 from ca2cl.data.shard_pool import PLAN_FOLDER, Job, sidecar_path, write_shards
 from ca2cl.data.sources import open_source
 from ca2cl.data.tile_source import Source, SourceOptions
@@ -78,8 +78,11 @@ class ShardConfig:
     """Seed of the shuffle that mixes classes within every shard."""
     unlabelled: bool = False
     """Take no labels from folders or columns."""
+    check_classes: bool = True
+    """Refuse class folders that look like splits (train, test), or like data sets that hold the same classes each."""
     group_pattern: str | None = None
-    """Regular expression that finds a tile's slide or patient in its path below the source (its first group if any)."""
+    """Regular expression that finds a tile's slide or patient in its path below the source (its first group if any).
+    Files that it misses are counted in a warning, and each is a slide of its own wherever slides are kept apart."""
     split: str | None = None
     """Split of a Hugging Face dataset; needed where it has several."""
     image_column: str | None = None
@@ -129,6 +132,7 @@ def run(config: ShardConfig) -> int:
     started = time.monotonic()
     options = SourceOptions(**{name: getattr(config, name) for name in SourceOptions.__dataclass_fields__})
     source = open_source(config.source, options)
+    _tell_ungrouped(source)
     out = Path(config.out)
     with _claimed(out):
         plan = make_plan(source, config)
@@ -144,6 +148,19 @@ def run(config: ShardConfig) -> int:
     return 0
 
 
+def _tell_ungrouped(source: Source) -> None:
+    if source.ungrouped:
+        first = ", ".join(tile.name for tile in source.tiles(source.ungrouped[:3]))
+        logger.warning(
+            "%d of %d tiles have no slide or patient (%s%s); each counts as a slide of its own; mend "
+            "group_pattern or group_column if they should have one",
+            len(source.ungrouped),
+            len(source),
+            first,
+            " first" if len(source.ungrouped) > 3 else "",
+        )
+
+
 def make_plan(source: Source, config: ShardConfig) -> Plan:
     """Fix the content of every shard; the first tile in order says which size all must have."""
     words = np.random.Philox(key=config.seed).random_raw(len(source))
@@ -151,7 +168,7 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
     size, reference = (None, "") if config.resize is not None else _usual_size(source, order[:_SIZED_TILES])
     options = asdict(config)
     # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
-    for name in ("source", "out", "workers", "check", "bad"):
+    for name in ("source", "out", "workers", "check", "bad", "check_classes"):
         del options[name]
     identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
     packing = Packing(
@@ -188,7 +205,7 @@ def _usual_size(source: Source, rows: npt.NDArray[np.int64]) -> tuple[tuple[int,
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it; the lock goes with this process, however it ends."""
-    with writing(out):
+    with writing(out, REMEDY):
         (out / PLAN_FOLDER).mkdir(parents=True, exist_ok=True)
         lock = (out / PLAN_FOLDER / "lock").open("w")
     with lock:
@@ -205,7 +222,7 @@ def _claimed(out: Path) -> Iterator[None]:
 def _remove_leftovers(out: Path) -> None:
     for folder in (out, out / PLAN_FOLDER):
         for leftover in folder.glob(".*.tmp-*"):
-            with writing(leftover):
+            with writing(leftover, REMEDY):
                 leftover.unlink(missing_ok=True)
 
 
@@ -217,7 +234,7 @@ def _adopt(out: Path, plan: Plan) -> None:
     except FileNotFoundError:
         if (out / MANIFEST_NAME).exists() or any(out.glob("*.tar")):
             raise InputError(f"{out}: holds shards that this run did not write; give an empty folder") from None
-        write_atomic(path, json.dumps({"digest": plan.digest}).encode())
+        write_atomic(path, json.dumps({"digest": plan.digest}).encode(), REMEDY)
         return
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: damaged; give an empty folder") from None
@@ -236,7 +253,7 @@ def finished(out: Path, plan: Plan) -> Manifest | None:
         return index.manifest
     except InputError as error:
         logger.warning("%s", error)
-    with writing(path):
+    with writing(path, REMEDY):
         path.unlink()
     return None
 
@@ -287,19 +304,19 @@ def _finish(out: Path, plan: Plan, source: Source, infos: Sequence[ShardInfo]) -
         turned += packed.turned
     if len(skipped) == len(source):
         raise InputError(f"{out}: every tile was skipped, the first because of {skipped[0]}")
-    with writing(out / SKIPPED_NAME):
+    with writing(out / SKIPPED_NAME, REMEDY):
         (out / SKIPPED_NAME).unlink(missing_ok=True)
     if turned:
         logger.warning("%d tiles say that they are to be shown turned (EXIF orientation); they stay as stored", turned)
     if skipped:
         logger.warning("%d tiles skipped, listed in %s", len(skipped), out / SKIPPED_NAME)
-        write_atomic(out / SKIPPED_NAME, "\n".join([*skipped, ""]).encode())
+        write_atomic(out / SKIPPED_NAME, "\n".join([*skipped, ""]).encode(), REMEDY)
     temporary = out / f".{INDEX_NAME}.tmp-{os.getpid()}"
-    with writing(out / INDEX_NAME):
+    with writing(out / INDEX_NAME, REMEDY):
         write_index(temporary, _Parts(out, infos))
-    sync_replace(temporary, out / INDEX_NAME)
+    sync_replace(temporary, out / INDEX_NAME, REMEDY)
     manifest = _manifest(plan, source, infos, counts.tolist())
-    write_atomic(out / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2).encode())
+    write_atomic(out / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2).encode(), REMEDY)
     for info in infos:
         with suppress(OSError):  # the index now says it all
             sidecar_path(out, info.name).unlink()

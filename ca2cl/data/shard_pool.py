@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +15,7 @@ from ca2cl.data.index import ShardInfo
 from ca2cl.data.pack import Packing, pack, read_sidecar, write_sidecar
 from ca2cl.data.tile_source import Tile, TileReader
 from ca2cl.errors import InputError
+from ca2cl.lifetime import begin_worker, processes_can_share, starting_workers
 
 PLAN_FOLDER = ".plan"
 
@@ -63,17 +61,18 @@ def write_shards(jobs: Iterable[Job], workers: int) -> Iterator[tuple[int, Shard
     Raises:
         InputError: from a job, or because a process was killed; jobs not yet started are dropped.
     """
-    if workers == 1:
+    if workers == 1 or not processes_can_share():
         for job in jobs:
             yield job.shard, make_shard(job)
         return
     # spawned: a forked child would inherit the threads' locks of whatever the caller has loaded
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
     pending: dict[Future[ShardInfo], int] = {}
     try:
         for job in jobs:
-            pending[pool.submit(make_shard, job)] = job.shard
+            with starting_workers():  # the pool's first job does
+                pending[pool.submit(make_shard, job)] = job.shard
             if len(pending) >= 2 * workers:
                 yield from _collect(pending)
         while pending:
@@ -87,16 +86,3 @@ def write_shards(jobs: Iterable[Job], workers: int) -> Iterator[tuple[int, Shard
 def _collect(pending: dict[Future[ShardInfo], int]) -> Iterator[tuple[int, ShardInfo]]:
     for future in wait(pending, return_when=FIRST_COMPLETED).done:
         yield pending.pop(future), future.result()
-
-
-def _start_worker() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    # a pool's processes outlive a parent that was killed: they wait on a queue that they hold open themselves
-    threading.Thread(target=follow, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -10,9 +11,11 @@ import numpy.typing as npt
 
 from ca2cl.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 IntArray = npt.NDArray[np.int64]
 # Streams of random words beside those of the classes, which are their labels.
-_SLIDES, _REPLACED, _UNLABELLED = 1 << 32, 1 << 33, 1 << 34
+_SLIDES, _REPLACED, _UNLABELLED, _SPLIT, _ANY = 1 << 32, 1 << 33, 1 << 34, 1 << 35, 1 << 36
 
 
 def check_budget(budget: float) -> None:
@@ -81,6 +84,22 @@ def replaced_subset(labels_N: IntArray, budget: float, seed: int) -> IntArray:
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 
+def split_off(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of ``count`` rows are split off, (count,): that share of them, whatever their class or slide."""
+    split = np.zeros(count, bool)
+    split[_permutation(count, seed, _SPLIT)[: int(share * count)]] = True
+    return split
+
+
+def replaced_rows(rows: IntArray, share: float, seed: int) -> IntArray:
+    """That share of ``rows``, ascending, drawn *with* replacement and whatever their class: one may be missing.
+
+    It is here to repeat what others did, not to be used.
+    """
+    words = _words(max(1, int(share * len(rows))), seed, _ANY)
+    return np.sort(rows[(words % np.uint64(len(rows))).astype(np.int64)])
+
+
 def stratified_sample(labels_N: IntArray, count: int, seed: int) -> IntArray:
     """At most ``count`` row numbers, ascending, without replacement, every label with its share of them.
 
@@ -106,8 +125,7 @@ def _wanted(budget: float, held: int) -> int:
 
 def _places(groups: Sequence[str | None], seed: int) -> IntArray:
     """Where every tile's slide stands among the shuffled ones, (N,)."""
-    named = [f"slide {group}" if group is not None else f"tile {row}" for row, group in enumerate(groups)]
-    slides, slide_N = np.unique(np.asarray(named, str), return_inverse=True)
+    slides, slide_N = np.unique(np.asarray(known_slides(groups) or range(len(groups)), str), return_inverse=True)
     place = np.empty(len(slides), np.int64)
     place[_permutation(len(slides), seed, _SLIDES)] = np.arange(len(slides))
     return place[slide_N]
@@ -126,13 +144,26 @@ def stratified_folds(labels_N: IntArray, folds: int, seed: int) -> IntArray:
     return fold_N
 
 
-def known_slides(groups: Sequence[str | None]) -> list[str] | None:
-    """The slide or patient of every tile, or None unless all of them have one.
+def known_slides(groups: Sequence[str | None], title: str = "") -> list[str] | None:
+    """The slide or patient of every tile, or None where no tile has one. A tile without one is a slide of its own.
 
-    Asked once of a whole training set, and not of each draw of it: a row of a table is to follow one rule.
+    Who names slides believes that they are kept apart: one file that the pattern misses must not end that. Asked once
+    of a whole set, and not of each draw of it: a row of a table is to follow one rule.
+
+    Args:
+        title: of the set, for a warning that counts the tiles without a slide; none without a title.
     """
-    known = [group for group in groups if group is not None]
-    return known if known and len(known) == len(groups) else None
+    loose = sum(group is None for group in groups)
+    if loose == len(groups):
+        return None
+    if loose and title:
+        logger.warning(
+            "%s: %d of %d labelled tiles have no slide or patient; each counts as a slide of its own",
+            title,
+            loose,
+            len(groups),
+        )
+    return [f"slide {group}" if group is not None else f"tile {row}" for row, group in enumerate(groups)]
 
 
 def slide_folds(labels_N: IntArray, slides: Sequence[str], folds: int, seed: int) -> IntArray:

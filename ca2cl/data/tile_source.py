@@ -45,12 +45,14 @@ class TileReader(Protocol):
 
 
 class Source(Protocol):
-    """A listed source: ``labels`` (N,) int32 indexes ``classes``; ``digest`` changes when any tile does."""
+    """A listed source: ``labels`` (N,) int32 indexes ``classes``; ``digest`` changes when any tile does; ``ungrouped``
+    holds the numbers of the tiles without a slide or patient where these were asked for."""
 
     name: str
     classes: list[str]
     labels: npt.NDArray[np.int32]
     digest: str
+    ungrouped: list[int]
     reader: TileReader
 
     def __len__(self) -> int: ...
@@ -64,6 +66,7 @@ class SourceOptions:
     """How to read a source; see ``ShardConfig`` for the fields' meaning."""
 
     unlabelled: bool = False
+    check_classes: bool = True
     group_pattern: str | None = None
     split: str | None = None
     image_column: str | None = None

@@ -12,11 +12,10 @@ Legend: R rows of a chunk, H, W height and width in pixels.
 from __future__ import annotations
 
 import mmap
-import signal
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from types import FrameType
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ca2cl.errors import InputError
+from ca2cl.lifetime import begin_worker, processes_can_share, starting_workers
 
 Pixels = npt.NDArray[np.uint8]
 Request = TypeVar("Request")
@@ -146,10 +146,12 @@ class TileWorkers(Generic[Request, Answer]):
         work: what to do for a request.
         rows: most tiles that a request asks for.
         tile_size: height and width in pixels.
-        workers: processes. They compute with one intra-op thread, and end with the generator or with their parent.
+        workers: processes; none where they cannot share memory. They compute with one intra-op thread, and end with the
+            generator or with their parent.
     """
 
     def __init__(self, work: Work[Request, Answer], rows: int, tile_size: tuple[int, int], workers: int) -> None:
+        workers = workers if workers and processes_can_share() else 0
         self._work, self._tile_size, self._workers = work, tile_size, workers
         # Beside what the workers fill: the chunk that is used, and the one that is about to be.
         self._pool = TilePool(_PREFETCH * workers + 2, rows, tile_size) if workers else None
@@ -161,7 +163,8 @@ class TileWorkers(Generic[Request, Answer]):
             InputError: as ``work`` raised it, whichever process it ran in.
         """
         sampler = _Requests(requests, self._pool)
-        items = iter(self._loader(sampler))
+        with starting_workers():
+            items = iter(self._loader(sampler))
         try:
             for item in items:
                 slot = sampler.slots.pop(0)
@@ -183,7 +186,7 @@ class TileWorkers(Generic[Request, Answer]):
             options = {
                 "prefetch_factor": _PREFETCH,
                 "multiprocessing_context": "fork",
-                "worker_init_fn": _ignore_first_sigterm,
+                "worker_init_fn": partial(begin_worker, outlives_sigterm=True),
             }
         dataset = _WorkDataset(self._work, self._tile_size, self._pool)
         return DataLoader(
@@ -205,15 +208,3 @@ class TileWorkers(Generic[Request, Answer]):
 
 def _as_is(item: Any) -> Any:
     return item
-
-
-def _ignore_first_sigterm(_worker: int) -> None:
-    """A scheduler's SIGTERM goes to every process of a job: the training process needs its workers until it has written
-    its checkpoint. A second one ends the worker; Ctrl-C is left to the parent altogether."""
-
-    def on_sigterm(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, on_sigterm)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

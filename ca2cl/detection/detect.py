@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -15,23 +14,24 @@ from ca2cl.config import flatten
 from ca2cl.data.atomic import writing
 from ca2cl.data.job_folder import JobFolder, hold_job
 from ca2cl.detection.coco import read_coco
-from ca2cl.detection.detect_cell import RESULT, Cell, CellSettings, Tests, run_cell
+from ca2cl.detection.detect_cell import CELLS, FIRST, RESULT, Cell, CellSettings, Tests, run_cell
 from ca2cl.detection.detect_config import DetectConfig
 from ca2cl.detection.detect_report import report
 from ca2cl.detection.engine import CocoSplit, Engine, Job, has_masks, split_names
 from ca2cl.detection.engines import find_engine
 from ca2cl.detection.segmentations import mask_tools
+from ca2cl.detection.shared import find_shared
 from ca2cl.detection.split_checks import check_splits
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
-from ca2cl.training.engine import build_accelerator, under_deepspeed
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.training.accelerator import build_accelerator
+from ca2cl.training.launched import find_place, under_deepspeed
+from ca2cl.training.preempt import StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
-START = "encoder"
 RECORD = "detect.json"
 _FREE = ("tracking.", "output_dir", "workers")
 """Settings that may change from one start of a job to the next."""
@@ -67,9 +67,10 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
     train = CocoSplit.of(root, "train")
     splits = _test_splits(root)
     classes = [category["name"] for category in read_coco(train.annotations)["categories"]]
+    leaks = find_shared(root, splits) if accelerator.is_main_process else {}  # told before hours of training
     tests = Tests(splits, config.min_score, accelerator)
     for cell in cells:
-        folder = out / "cells" / cell.folder
+        folder = out / CELLS / cell.folder
         if _from_first((folder / RESULT).exists()):
             continue
         found = starts[cell.start]
@@ -81,16 +82,16 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         tracking = replace(config.tracking, run_name=f"{name}-{cell.folder}")
         settings = CellSettings(cell.start, cell.seed, found.uri, config, tracking)
         if not run_cell(cell, engine, job, tests, settings, folder, stop):
-            return EXIT_PREEMPTED
+            return stop.exit_code
     if accelerator.is_main_process:
-        report(config, starts[START], out, cells, root)
+        report(config, starts[FIRST.start], out, cells, root, leaks)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
 
 
 def _engine(config: DetectConfig) -> Engine:
-    engine = find_engine(config.engine, says=int(os.environ.get("RANK", 0)) == 0)
+    engine = find_engine(config.engine, says=find_place().rank == 0)
     if config.head not in engine.heads:
         other = f"; {RECIPE}" if engine.name == "torchvision" else ""
         raise InputError(f"head is {config.head!r}: the engine {engine.name} has {', '.join(engine.heads)}{other}")
@@ -103,7 +104,7 @@ def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
     others = {name: resolve_encoder(name, arch=first.card.arch, **where) for name in config.against}
-    return {START: first, **others}
+    return {FIRST.start: first, **others}
 
 
 def _from_first(value: Any) -> Any:

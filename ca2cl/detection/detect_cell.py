@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm import tqdm
 
 from ca2cl.config import TrackingConfig
-from ca2cl.data.atomic import write_atomic
+from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.detection.engine import CocoSplit, Detector, Engine, Job, record_of
 from ca2cl.detection.samples import draw_samples
+from ca2cl.detection.saved import KEPT
 from ca2cl.detection.scoring import SplitScores, score_split
 from ca2cl.evaluation.finetune_cell import folder_name
 from ca2cl.training.preempt import StopFlag
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ca2cl.tracking.run import NullTracker
 
 logger = logging.getLogger(__name__)
-RESULT, DETECTOR, PREDICTIONS = "result.json", "detector", "predictions"
+CELLS, RESULT, DETECTOR, PREDICTIONS = "cells", "result.json", "detector", "predictions"
 
 
 class Cell(NamedTuple):
@@ -39,6 +40,10 @@ class Cell(NamedTuple):
     def folder(self) -> str:
         """Name of the cell's folder."""
         return f"{folder_name(self.start)}-seed{self.seed}"
+
+
+FIRST = Cell("encoder", 0)
+"""The encoder's own first training."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,17 @@ def run_cell(
         tags["ca2cl.trained_from"] = job.encoder.source_run_id
     run = _Run(cell, settings, tests, folder, stop, job.schedule.iterations, tags)
     try:
-        trained = detector.train(run)
+        with stop.training():
+            trained = detector.train(run)
         if not trained.finished:
             run.close("KILLED")
             return False
         scored = tests.score(detector)
         if scored is not None:
             run.keep(scored, detector, {**record_of(engine, job), "steps": trained.step})
+    except KeyboardInterrupt:
+        run.close("KILLED")
+        raise
     except BaseException:
         run.close("FAILED")
         raise
@@ -141,15 +150,16 @@ class _Run:
         tracker = self._opened(self.iterations)
         tracker.log_step({"step": self.iterations, "loss": self.loss, **flat(scored)})
         shutil.rmtree(self.folder / DETECTOR, ignore_errors=True)
-        detector.save(self.folder / DETECTOR)
-        (self.folder / PREDICTIONS).mkdir(exist_ok=True)
+        with writing(self.folder, KEPT):
+            detector.save(self.folder / DETECTOR)
+            (self.folder / PREDICTIONS).mkdir(exist_ok=True)
         for name, one in scored.items():
-            write_atomic(self.folder / PREDICTIONS / f"{name}.json", json.dumps(one.results).encode())
+            write_atomic(self.folder / PREDICTIONS / f"{name}.json", json.dumps(one.results).encode(), KEPT)
             split, least = self.tests.splits[name], self.tests.min_score
             tracker.log_figure(f"samples-{name}", draw_samples(split, name, one.results, least))
         content = {**self.cell._asdict(), **record, "run_id": tracker.run_id}
         content["scores"] = {name: one.scores for name, one in scored.items()}
-        write_atomic(self.folder / RESULT, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomic(self.folder / RESULT, (json.dumps(content, indent=1) + "\n").encode(), KEPT)
         for name in (DETECTOR, PREDICTIONS):
             tracker.log_artifact(self.folder / name, name)
         tracker.log_artifact(self.folder / RESULT)

@@ -14,19 +14,19 @@ DataSet = Literal["glas", "crag", "coco"]
 
 
 class _Published(NamedTuple):
-    """How the method's authors train on a data set."""
+    """How the method's authors train on a data set: the configurations of their repository."""
 
     iterations: int
+    milestones: tuple[int, ...]
     train_sides: tuple[int, ...]
     test_side: int
 
 
 _PUBLISHED = {
-    "glas": _Published(5_000, (400, 420, 440, 460, 480, 500, 522), 522),
-    "crag": _Published(15_000, (640, 672, 704, 736, 768, 800), 800),
-    "coco": _Published(90_000, (640, 672, 704, 736, 768, 800), 800),  # detectron2's 1x
+    "glas": _Published(5_000, (4_000,), tuple(range(400, 522 + 1)), 522),
+    "crag": _Published(15_000, (10_000, 13_000), tuple(range(768, 1_024 + 1)), 768),
+    "coco": _Published(90_000, (60_000, 80_000), (640, 672, 704, 736, 768, 800), 800),  # detectron2's 1x
 }
-_MILESTONES = (2 / 3, 8 / 9)  # of the iterations, as detectron2's 1x schedule has them
 
 
 def _tracking() -> TrackingConfig:
@@ -42,10 +42,11 @@ class DetectConfig:
     """
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     dataset: DataSet
-    """Whose schedule and sizes are taken: glas (5,000 iterations at 522 pixels), crag (15,000 at 800) or coco, any COCO
-    files of instances (90,000 at 800, so give iterations)."""
+    """Whose schedule and sizes are taken: glas (5,000 iterations at 400 to 522 pixels), crag (15,000 at 768 to 1,024)
+    or coco, any COCO files of instances (90,000 at 640 to 800, so give iterations)."""
     data: str
     """Folder that `ca2cl detect prepare` wrote; of glas or crag also the folder that the archive was unzipped to, which
     is then prepared in output_dir/data."""
@@ -67,8 +68,8 @@ class DetectConfig:
     """Images in an optimizer step, over all processes."""
     lr: float = 0.02
     """Peak learning rate; it belongs to batch_size."""
-    warmup: int = 100
-    """Steps in which the rate rises to lr; at most a tenth of the iterations."""
+    warmup: int = 1_000
+    """Steps in which the rate rises to lr; at most a fifth of the iterations."""
     train_sides: tuple[int, ...] = ()
     """Shorter sides in pixels that a training image is resized to, one drawn at random; [] takes the published ones."""
     test_side: int | None = None
@@ -121,12 +122,13 @@ class DetectConfig:
         """
         published = _PUBLISHED[self.dataset]
         iterations = self.iterations or max(1, round(published.iterations * self.times))
-        milestones = sorted({round(share * iterations) for share in _MILESTONES} - {0, iterations})
+        scale = iterations / published.iterations
+        milestones = sorted({round(step * scale) for step in published.milestones} - {0, iterations})
         return Schedule(
             iterations=iterations,
             batch_size=self.batch_size,
             lr=self.lr,
-            warmup=min(self.warmup, iterations // 10),
+            warmup=min(self.warmup, iterations // 5),
             milestones=tuple(milestones),
             train_sides=self.train_sides or published.train_sides,
             test_side=self.test_side or published.test_side,

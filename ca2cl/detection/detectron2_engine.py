@@ -27,11 +27,12 @@ from ca2cl.data.atomic import write_atomic
 from ca2cl.detection.coco import encode_mask
 from ca2cl.detection.engine import Detector, Engine, Head, Job, Pixels, Trained, Watch
 from ca2cl.detection.predictions import Detections
-from ca2cl.detection.saved import DetectorCard, fill, read_card, read_weights, write_detector
+from ca2cl.detection.saved import KEPT, DetectorCard, fill, read_card, read_weights, write_detector
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
 from ca2cl.optional import need
-from ca2cl.training.engine import build_accelerator, under_deepspeed
+from ca2cl.training.accelerator import build_accelerator
+from ca2cl.training.launched import under_deepspeed
 from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Detectron2Detector(Detector):
     def save(self, folder: Path) -> None:
         """As ``Detector.save``; and ``detectron2.yaml``, the whole configuration, for detectron2's own tools."""
         write_detector(folder, self.card, self.network.state_dict())
-        write_atomic(folder / CONFIG, self.cfg.dump().encode())
+        write_atomic(folder / CONFIG, self.cfg.dump().encode(), KEPT)
 
 
 def _detections(found: Any) -> Detections:

@@ -30,6 +30,7 @@ from torch.utils.data import Dataset
 
 from ca2cl.data.atomic import write_atomic
 from ca2cl.detection.engine import Detector, Job, Trained, Watch, has_masks
+from ca2cl.detection.saved import KEPT
 from ca2cl.detection.training_data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
 from ca2cl.errors import InputError
 
@@ -108,7 +109,7 @@ class _Checkpointer(DetectionCheckpointer):  # type: ignore[misc, unused-ignore]
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         folder = Path(self.save_dir)
-        write_atomic(folder / "last_checkpoint", last_filename_basename.encode())
+        write_atomic(folder / "last_checkpoint", last_filename_basename.encode(), KEPT)
         for path in folder.glob("*.pth"):
             if path.name != last_filename_basename:
                 path.unlink()

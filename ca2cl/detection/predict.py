@@ -22,7 +22,8 @@ from ca2cl.data.folders import EXTENSIONS
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.detection.coco import align_categories, instance_ids, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
-from ca2cl.detection.detect_cell import DETECTOR
+from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST
+from ca2cl.detection.detect_report import RESULTS
 from ca2cl.detection.engine import Detector, Pixels
 from ca2cl.detection.engines import load_detector
 from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
@@ -30,12 +31,14 @@ from ca2cl.detection.instances import Ids
 from ca2cl.detection.layouts import images_in
 from ca2cl.detection.predictions import Detections, coco_results, label_mask
 from ca2cl.detection.samples import draw_overlay
+from ca2cl.detection.saved import CARD
 from ca2cl.detection.scoring import CHALLENGE
 from ca2cl.detection.segmentations import Json, mask_tools
 from ca2cl.errors import InputError
 from ca2cl.evaluation.device import find_device
-from ca2cl.tracking.resolver import RUN_ID
+from ca2cl.tracking.naming import WORD, full_run_id, is_stored
 from ca2cl.tracking.tables import aligned
+from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 POSITIONAL = ("detector", "images", "out")
@@ -52,8 +55,8 @@ class PredictConfig:
     """
 
     detector: str
-    """Run id of one training (`ca2cl detect` says none, MLflow lists them under their job's name), or its folder
-    cells/NAME/detector."""
+    """Run id (or its first digits) of one training or of a job, or the folder of one: cells/NAME/detector, or a job's.
+    A job means the first training of its encoder."""
     images: str
     """Folder of images; those in folders below it are left alone."""
     out: str
@@ -104,7 +107,7 @@ def run(config: PredictConfig) -> int:
                 challenge.append(compare(instance_ids(image, truth["annotations"]), predicted_HW))
         if truth is not None:
             data["info"]["scores"] = _scores(truth, data, challenge)
-        write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode())
+        write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode(), _REMEDY)
     if turned:
         logger.warning("%d images say that they are to be shown turned (EXIF orientation); taken as stored", turned)
     kept = sum(row["score"] >= config.min_score for row in data["annotations"])
@@ -140,23 +143,52 @@ def _truth(path: str, images: Sequence[Path]) -> Json:
 
 
 def _load(config: PredictConfig) -> Detector:
-    device = str(find_device(config.device))
-    named = config.detector.removeprefix("runs:/")
-    if not RUN_ID.fullmatch(named):
-        return load_detector(Path(config.detector).expanduser(), device)
+    device, named = str(find_device(config.device)), config.detector
+    path = Path(named).expanduser()
+    if path.exists() or not (is_stored(named) or WORD.fullmatch(named)):
+        return load_detector(_of_job(path), device)
     with tempfile.TemporaryDirectory() as scratch:
         return load_detector(_downloaded(named, Path(scratch), config.tracking), device)
 
 
-def _downloaded(run_id: str, scratch: Path, tracking: TrackingConfig) -> Path:
-    from ca2cl.tracking.store import fetch_run, open_store, store_errors
+def _of_job(path: Path) -> Path:
+    """A detector's folder; the first training's where ``path`` is a job's or a training's."""
+    for folder in (path, path / DETECTOR, path / CELLS / FIRST.folder / DETECTOR):
+        if (folder / CARD).exists():
+            return folder
+    return path
 
-    store = open_store(tracking.uri, tracking.root)
+
+def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
+    from ca2cl.tracking.encoder_versions import needed_store
+    from ca2cl.tracking.store import fetch_run, store_errors
+
+    store = needed_store(tracking)
+    run_id = full_run_id(store, named)
+    if run_id is None:
+        raise InputError(
+            f"detector {named!r}: no folder, and no run in {store.public_uri} begins like that; give the id or folder "
+            "that `ca2cl detect` printed"
+        )
     fetch_run(store, run_id)
+    client = store.client
     with store_errors(store.uri):
-        if not store.client.list_artifacts(run_id, DETECTOR):
-            raise InputError(f"run {run_id!r}: has no detector; give the run of one training, not that of the job")
-        return Path(store.client.download_artifacts(run_id, DETECTOR, str(scratch)))
+        listed = {file.path for file in client.list_artifacts(run_id)}
+        if RESULTS in listed:
+            run_id = _first_training(Path(client.download_artifacts(run_id, RESULTS, str(scratch))))
+        elif DETECTOR not in listed:
+            raise InputError(f"run {run_id!r}: has no detector; give a run of `ca2cl detect` that has finished")
+        return Path(client.download_artifacts(run_id, DETECTOR, str(scratch)))
+
+
+def _first_training(results: Path) -> str:
+    """The run of a job's first training of its encoder."""
+    try:
+        trainings = parse_json(results.read_text(encoding="utf-8"))["trainings"]
+        found = next(one["run_id"] for one in trainings if (one["start"], one["seed"]) == FIRST)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise InputError(f"{RESULTS}: damaged ({error!r}); give the folder of one training's detector") from None
+    return str(found)
 
 
 def _read(path: Path) -> tuple[Pixels, int]:

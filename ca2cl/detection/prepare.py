@@ -96,9 +96,10 @@ def run(config: PrepareConfig) -> int:
     sys.stdout.write("".join(f"{line}\n" for line in _summary(splits)))
     if config.preview and sheet is not None:
         path = Path(config.preview).expanduser()
-        with writing(path, f"give another path; {out} is complete"):
+        remedy = f"give another path; {out} is complete"
+        with writing(path, remedy):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, sheet)
+        write_atomic(path, sheet, remedy)
         sys.stdout.write(f"preview in {path}\n")
     return 0
 
@@ -124,7 +125,7 @@ def prepare(archive: Archive, source: Path, folder: Path, config: PrepareConfig)
             if not data["annotations"]:
                 raise InputError(f"{archive.root}: no instance in all of {split}; give masks that number the glands")
             data["info"] = _info(config, split, dropped)
-            write_atomic(folder / f"{split}.json", json.dumps(data, ensure_ascii=False).encode())
+            write_atomic(folder / f"{split}.json", json.dumps(data, ensure_ascii=False).encode(), _REMEDY)
             splits[split] = data
     if config.apart == "stop":
         survey.refuse_classes(archive.root)

@@ -21,6 +21,7 @@ from ca2cl.untrusted import is_number, is_text, is_whole, parse_json
 
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SCHEMA_VERSION = 1
+KEPT = "free some space and start again: finished detectors and the last checkpoint are kept"
 _MOST_CLASSES, _LONGEST_SIDE = 10_000, 2**15  # beyond these a card would only ask for memory
 
 
@@ -46,8 +47,8 @@ def write_detector(folder: Path, card: DetectorCard, state: Mapping[str, Tensor]
     """Write a detector into a folder that does not exist yet."""
     folder.mkdir(parents=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_atomic(folder / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())
+    write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}), KEPT)
+    write_atomic(folder / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode(), KEPT)
 
 
 def read_card(folder: Path) -> DetectorCard:

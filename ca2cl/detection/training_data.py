@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from ca2cl.detection.coco import align_categories, decode_mask, read_coco
 from ca2cl.detection.engine import CocoSplit, Pixels
 from ca2cl.detection.segmentations import Json
 from ca2cl.errors import InputError, LocalError
+from ca2cl.lifetime import begin_worker, processes_can_share, starting_workers
 
 T = TypeVar("T")
 REMEDY = "make the folder again with `ca2cl detect prepare`"
@@ -219,12 +221,15 @@ def read_batches(
         images,
         sampler=places,
         batch_size=per_rank,
-        num_workers=workers,
+        num_workers=workers if workers and processes_can_share() else 0,
+        worker_init_fn=partial(begin_worker, outlives_sigterm=True),
         collate_fn=list,
         pin_memory=pin,
         generator=torch.Generator(),  # its workers' seeds; else drawn from the global one when the first batch is read
     )
-    for examples in loader:
+    with starting_workers():
+        batches = iter(loader)
+    for examples in batches:
         problem = next((one for one in examples if isinstance(one, str)), None)
         if problem:
             raise LocalError(problem)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from ca2cl.errors import InputError
+from ca2cl.training.launched import find_place, keeps_to_cpu
+from ca2cl.training.variables import settle_variables
 
 
 def find_device(name: str) -> torch.device:
@@ -16,13 +16,13 @@ def find_device(name: str) -> torch.device:
     where none did, and the CPU where there is none or the launcher was told to use it.
 
     Raises:
-        InputError: it is not there.
+        InputError: it is not there, or the environment would make other numbers of it (``settle_variables``).
     """
+    settle_variables()
     if name == "auto":
-        wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
-        if wants_cpu or not torch.cuda.is_available():
+        if keeps_to_cpu() or not torch.cuda.is_available():
             return torch.device("cpu")
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+        name = f"cuda:{find_place().local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -40,7 +40,8 @@ class EmbedConfig:
     """
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     source: str
     """Tiles: shards (folder or URL), folder of images, nested or not, folder by datasets.save_to_disk, or hf:NAME."""
     out: str

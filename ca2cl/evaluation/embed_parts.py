@@ -175,7 +175,7 @@ class Parts:
             for stale in found:
                 with writing(stale, REMEDY):
                     stale.unlink()
-        write_atomic(path, json.dumps(dict(self.identity), indent=1).encode())
+        write_atomic(path, json.dumps(dict(self.identity), indent=1).encode(), REMEDY)
         whole = ((part.number, self.facts(part)) for part in self)
         return {number: facts for number, facts in whole if facts is not None}
 

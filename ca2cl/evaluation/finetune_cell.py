@@ -15,22 +15,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tqdm import tqdm
 
 from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.data.atomic import replacing, writing
 from ca2cl.data.splits import describe_budget
 from ca2cl.data.stream import BadBudget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_data import LabelledOrder, hold_out, labelled_steps
-from ca2cl.evaluation.finetune_keep import keep
+from ca2cl.evaluation.finetune_keep import KEPT, keep
 from ca2cl.evaluation.finetune_selection import Looks, Selection
 from ca2cl.evaluation.finetune_step import FineTuning, LabelledSet, Preprocessing, predict
 from ca2cl.evaluation.metrics import classification_metrics
+from ca2cl.evaluation.original import validation
 from ca2cl.evaluation.protocol import Protocol
 from ca2cl.model.classifier import Classifier
 from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Job, Progress, train
@@ -87,7 +88,7 @@ class Recipe:
 @dataclass(frozen=True)
 class Data:
     """The labelled tiles to draw from, all of them, and the test tiles; ``labels`` and ``groups`` are the training
-    index's, and ``by_slide`` says whether every labelled tile has one."""
+    index's, and ``by_slide`` says whether any labelled tile has one."""
 
     train: LabelledSet
     test: LabelledSet
@@ -110,11 +111,12 @@ def run_cell(
     Returns:
         False where a signal asked for an end before it was done.
     """
-    groups = [data.groups[sample] for sample in labelled] if data.by_slide else None
     protocol = recipe.protocol
-    share = recipe.held_out if protocol.holds_out else 0.0
-    held, how = hold_out(data.labels[labelled], groups, share, cell.seed)
-    order = LabelledOrder(labelled[~held], recipe.batch_size, cell.seed)
+    original = protocol.name == "original"
+    trained, watched, how = _divide(cell, labelled, recipe, data)
+    # theirs is a smaller batch, too; of one tile a process BatchNorm can take no statistics
+    fewest = 2 * accelerator.num_processes if original else None
+    order = LabelledOrder(trained, recipe.batch_size, cell.seed, fewest)
     if order.size < accelerator.num_processes:
         raise InputError(
             f"labels is {describe_budget(cell.budget)}: {order.size} tiles to train on, fewer than the "
@@ -126,12 +128,11 @@ def run_cell(
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     state, progress = _resume(checkpointer, engine)
-    watched = LabelledSet(data.train.index, data.train.reader, labelled[held], "held_out") if held.any() else None
-    if protocol.selects_on_test:
-        watched, how = data.test, "the test tiles"
     with tqdm(desc=cell.folder, unit="step", disable=None if accelerator.is_main_process else True) as bar:
-        every = max(1, -(-10 // order.steps_per_epoch))
-        looks = Looks(every, recipe.patience, recipe.batch_size, recipe.workers, by_accuracy=protocol.selects_on_test)
+        every = 1 if original else max(1, -(-10 // order.steps_per_epoch))
+        # where the test tiles choose, all epochs stand for election
+        patience = recipe.epochs if protocol.selects_on_test else recipe.patience
+        looks = Looks(every, patience, recipe.batch_size, recipe.workers, by_accuracy=original)
         seen_bar = bar if accelerator.is_main_process else None
         selection = Selection(folder, watched, recipe.prepare, looks, state, progress.step, checkpointer, seen_bar)
         job = _job(engine, order, recipe, data, selection, checkpointer, stop, progress)
@@ -141,11 +142,30 @@ def run_cell(
             return False
     selection.restore_best(engine)
     selection.close()
-    facts = {"labelled": len(labelled), "held_out": int(held.sum()), "chosen_by": how, "steps": progress.step}
+    held = len(watched.samples) if watched is not None and watched is not data.test else 0
+    facts = {"labelled": len(labelled), "held_out": held, "chosen_by": how, "steps": progress.step}
     facts["bad_samples"] = progress.bad_samples
     _finish(cell, labelled, engine, recipe, data, selection, folder, facts)
     accelerator.free_memory()
     return True
+
+
+def _divide(
+    cell: Cell, labelled: Integers, recipe: Recipe, data: Data
+) -> tuple[Integers, LabelledSet | None, str]:  # fmt: skip
+    """The samples to train on, the tiles that choose the epoch if any do, and in words which these are."""
+    if recipe.protocol.selects_on_test:
+        return labelled, data.test, "the test tiles"
+    if recipe.protocol.splits_first:
+        split = validation(recipe.protocol, len(data.train.samples), recipe.held_out, cell.seed)
+        held, how = data.train.samples[split], "tiles split off before labels were drawn"
+        trained = labelled
+    else:
+        groups = [data.groups[sample] for sample in labelled] if data.by_slide else None
+        mask, how = hold_out(data.labels[labelled], groups, recipe.held_out, cell.seed)
+        held, trained = labelled[mask], labelled[~mask]
+    watched = LabelledSet(data.train.index, data.train.reader, held, "held_out") if len(held) else None
+    return trained, watched, how
 
 
 def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> tuple[dict[str, Any], Progress]:
@@ -192,11 +212,14 @@ def _finish(
         if best.epoch >= 0 and not recipe.protocol.selects_on_test:
             facts |= {"held_out_loss": best.loss, "held_out_accuracy": best.accuracy}
         result = {**cell._asdict(), **facts, "scores": metrics.scores(), "confusion": metrics.confusion.tolist()}
-        if recipe.card is not None:
-            keep(folder, engine.bare, recipe.card, facts)
         arrays: dict[str, Any] = {"labels": labels_M, "samples": samples_M, "labelled": labelled}
-        save_file({"probabilities": probabilities_MK, **arrays}, folder / PREDICTIONS)
-        write_atomic(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())  # last: it says that all is there
+        with writing(folder, KEPT):
+            if recipe.card is not None:
+                keep(folder, engine.bare, recipe.card, facts)
+            with replacing(folder / PREDICTIONS) as file:
+                file.write(save({"probabilities": probabilities_MK, **arrays}))
+            with replacing(folder / RESULT) as file:  # last: it says that all is there
+                file.write((json.dumps(result, indent=1) + "\n").encode())
         for path in folder.glob("best-epoch-*"):
             path.unlink()
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -5,6 +5,7 @@ Legend: N labelled tiles to train on, G global batch, W world size, B this rank'
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,7 +58,8 @@ def hold_out(
     would choose by chance, and are worth more in the training.
 
     Args:
-        groups: slide or patient of every tile; None, or one tile without, and tiles are held out one by one.
+        groups: slide or patient of every tile, a tile without one being a slide of its own; None, and tiles are held
+            out one by one.
         share: of the tiles, about; 0 holds out none.
     """
     none = np.zeros(len(labels_N), bool)
@@ -89,32 +91,49 @@ def _enough(held_N: npt.NDArray[np.bool_], how: str) -> tuple[npt.NDArray[np.boo
 class LabelledOrder:
     """The batches of every epoch: slices of one permutation by (seed, epoch), the same on any number of processes.
 
-    What is left over by whole batches waits for another epoch. With fewer tiles than a batch, a batch is all of them.
+    With fewer tiles than a batch, a batch is all of them.
     """
 
     samples_N: Integers
+    """A number may come several times."""
     batch_size: int
     seed: int
+    fewest: int | None = None
+    """What is left over by whole batches is a smaller one where it has that many tiles; else, and where none is given,
+    it waits for another epoch."""
 
     @property
     def size(self) -> int:
-        """G, tiles in every batch."""
+        """G, tiles in every whole batch."""
         return min(self.batch_size, len(self.samples_N))
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in a pass over the tiles."""
-        return len(self.samples_N) // self.size
+        whole, rest = divmod(len(self.samples_N), self.size)
+        return whole + (self.fewest is not None and rest >= self.fewest)
 
     def batch(self, step: int) -> Integers:
         """Sample numbers (G,) of optimizer step ``step``, from 0."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        return self.permuted(epoch)[number * self.size : (number + 1) * self.size]
+        (places,) = self.batches(range(step, step + 1))
+        return self.samples_N[places]
+
+    def batches(self, steps: range) -> Iterator[Integers]:
+        """Places in ``samples_N`` (G,) of one optimizer step after another."""
+        last, places = -1, self.samples_N
+        for step in steps:
+            epoch, number = divmod(step, self.steps_per_epoch)
+            if epoch != last:
+                last, places = epoch, self._places(epoch)
+            yield places[number * self.size : (number + 1) * self.size]
 
     def permuted(self, epoch: int) -> Integers:
         """All sample numbers (N,) in the order of an epoch."""
+        return self.samples_N[self._places(epoch)]
+
+    def _places(self, epoch: int) -> Integers:
         words = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(len(self.samples_N))
-        return self.samples_N[np.argsort(words, kind="stable")]
+        return np.argsort(words, kind="stable")
 
 
 def labelled_steps(
@@ -133,31 +152,38 @@ def labelled_steps(
 
     A tile that does not decode is stood in for by another of its batch, and its label is ``IGNORED``.
     """
-    most = -(-order.size // world)
-    parts = -(-most // (micro_batch_size or most))
-    words = _words(index, order.samples_N)
-    shares = [order.batch(step)[rank::world] for step in steps]
-    for step, (samples, good) in zip(steps, read_requests(index, reader, shares, workers=workers), strict=True):
-        tiles, labels = _filled(good, samples)
-        drawn = torch.tensor([words[int(sample)] for sample in samples])
+    words_N = _words(index, order.samples_N)
+    batches = list(order.batches(steps))
+    shares = [places[rank::world] for places in batches]
+    requests = [order.samples_N[places] for places in shares]
+    read = read_requests(index, reader, requests, workers=workers)
+    for step, places, batch, (samples, good) in zip(steps, shares, batches, read, strict=True):
+        most = -(-len(batch) // world)
+        parts = -(-most // (micro_batch_size or most))
+        drawn = torch.from_numpy(words_N[places])
         epoch = step // order.steps_per_epoch
-        split = (torch.tensor_split(x, parts) for x in (tiles, labels, drawn))
-        batches = [
-            LabelledBatch(t.to(device), y.to(device), w, epoch, order.size) for t, y, w in zip(*split, strict=True)
+        split = (torch.tensor_split(x, parts) for x in (*_filled(good, samples), drawn))
+        micro_batches = [
+            LabelledBatch(t.to(device), y.to(device), w, epoch, len(batch)) for t, y, w in zip(*split, strict=True)
         ]
-        yield LabelledStep(epoch, good.bad, batches)
+        yield LabelledStep(epoch, good.bad, micro_batches)
 
 
-def _words(index: ShardIndex, samples_N: Integers) -> dict[int, int]:
-    """One word for every sample, made of its key."""
-    wanted = np.sort(samples_N)
-    words: dict[int, int] = {}
+def _words(index: ShardIndex, samples_N: Integers) -> Integers:
+    """A word (N,) for every place, made of its sample's key; one that was drawn again is augmented in another way."""
+    keys: dict[int, str] = {}
     for shard, start in enumerate(index.starts[:-1].tolist()):
-        here = wanted[(wanted >= start) & (wanted < index.starts[shard + 1])]
+        here = np.unique(samples_N[(samples_N >= start) & (samples_N < index.starts[shard + 1])])
         if len(here):
-            keys = index.samples(shard).key
-            words.update({sample: key_hash(keys[sample - start]) for sample in here.tolist()})
-    return words
+            held = index.samples(shard).key
+            keys.update({sample: held[sample - start] for sample in here.tolist()})
+    before: Counter[int] = Counter()
+    words = []
+    for sample in samples_N.tolist():
+        again = before[sample]
+        words.append(key_hash(f"{keys[sample]} {again}" if again else keys[sample]))
+        before[sample] += 1
+    return np.array(words, np.int64)
 
 
 def _filled(good: GoodTiles, wanted: Integers) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.untrusted import parse_json
 
 FOLDER = "classifier"
+KEPT = "free some space and start again: finished cells and the last checkpoint are kept"
 
 
 def keep(folder: Path, network: Classifier, card: EncoderCard, facts: Mapping[str, Any]) -> None:

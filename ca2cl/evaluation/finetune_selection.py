@@ -1,5 +1,5 @@
-"""When fine-tuning has been long enough: held-out labelled tiles say so, never the test set (but for the protocol that
-is there to be compared with, ``protocol.ORIGINAL``)."""
+"""When fine-tuning has been long enough: held-out tiles say so, never the test set (but for the authors' linear probe,
+which is there to be compared with: ``protocol.ORIGINAL``)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
+from ca2cl.data.atomic import replacing, writing
 from ca2cl.errors import InputError
+from ca2cl.evaluation.finetune_keep import KEPT
 from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing, predict
 from ca2cl.tracking.journal import Journal
 from ca2cl.training.checkpoint import Checkpointer, read_state
@@ -54,8 +56,8 @@ class Looks:
     batch_size: int
     workers: int
     by_accuracy: bool = False
-    """Whether the most accurate epoch is the best, instead of the one with the lowest log-loss: a few held-out tiles
-    cannot tell accuracies apart, and the test set is chosen by for its accuracy alone."""
+    """Whether the most accurate epoch is the best, the last one of equals, instead of the one with the lowest log-loss:
+    a few held-out tiles cannot tell accuracies apart, but the authors' protocol goes by them."""
 
 
 class Selection:
@@ -119,7 +121,7 @@ class Selection:
         right_M = probabilities_MK[np.arange(len(labels_M)), labels_M].astype(np.float64)
         loss = float(-np.log(np.maximum(right_M, 1e-12)).mean())
         accuracy = float((probabilities_MK.argmax(1) == labels_M).mean())
-        better = accuracy > self.best.accuracy if self.looks.by_accuracy else loss < self.best.loss
+        better = accuracy >= self.best.accuracy if self.looks.by_accuracy else loss < self.best.loss
         if better or self.best.epoch < 0:
             self.best = Best(loss, accuracy, epoch)
             self._keep_weights(engine)
@@ -138,10 +140,9 @@ class Selection:
         if self.journal is None:
             return
         target = self._weights(self.best.epoch)
-        temporary = target.with_suffix(".tmp")
         weights = {name: value.detach().cpu().contiguous() for name, value in engine.bare.state_dict().items()}
-        save_file(weights, temporary)
-        temporary.replace(target)
+        with writing(self.folder, KEPT), replacing(target) as file:
+            file.write(save(weights))
         newest = self.checkpointer.newest()
         named = Best.of(read_state(newest), newest).epoch if newest is not None else -1
         for old in self.folder.glob("best-epoch-*.safetensors"):

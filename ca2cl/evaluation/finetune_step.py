@@ -6,8 +6,8 @@ Legend: B tiles of a batch, K classes, M tiles of a set that is predicted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ca2cl.config import ViewsConfig
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledBatch
 from ca2cl.model.norm import commit_statistics
 from ca2cl.training.engine import AccelerateEngine
+from ca2cl.views import Views, build_views
+from ca2cl.views.paper import STRONG, PaperRecipe
 from ca2cl.views.preprocess import preprocess
 
 Integers = npt.NDArray[np.int64]
@@ -62,6 +65,22 @@ class Preprocessing:
 
     def __call__(self, tiles_BHWC: Tensor) -> Tensor:
         return preprocess(tiles_BHWC, self.size, self.mean, self.std)
+
+
+Augmentation = Literal["auto", "crop", "ca2cl", "strong", "none"]
+
+
+def build_augmentation(name: Augmentation, prepare: Preprocessing, seed: int) -> Any:
+    """How labelled tiles are augmented: uint8 tiles (B, H, W, 3), a word a tile (B,) and the epoch → the encoder's
+    input. ``strong`` is the paper's strong view with distortion as likely as in the authors' evaluation."""
+    assert name != "auto", "not settled"
+    if name == "none":
+        return lambda tiles, words, epoch: prepare(tiles)
+    how: dict[str, Any] = {"mean": prepare.mean, "std": prepare.std, "seed": seed}
+    if name == "strong":
+        recipe = PaperRecipe(prepare.size, strong=replace(STRONG, distortion=0.7))
+        return Views(recipe, prepare.size, **how).strong
+    return build_views(ViewsConfig(recipe=name), prepare.size, **how).weak
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,23 @@ import torch
 from ca2cl.data.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.evaluation.device import find_device
+from ca2cl.evaluation.leakage import find_leak
 from ca2cl.evaluation.probe_compare import compare_with_first
 from ca2cl.evaluation.probe_config import ProbeConfig
 from ca2cl.evaluation.probe_data import (
     ProbeSet,
     check_every_class,
-    find_leak,
     name_sets,
     open_sets,
     read_set,
     slides_of,
 )
-from ca2cl.evaluation.probe_encoders import Contenders, find_contenders
+from ca2cl.evaluation.probe_encoders import ENCODER, Contenders, find_contenders
 from ca2cl.evaluation.probe_record import ProbeRecord
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
 from ca2cl.evaluation.scoring import KNN, LINEAR, SGD, Scoring, draw_subsets, score
 from ca2cl.evaluation.sgd import RECIPE
+from ca2cl.evaluation.statistics import Units
 
 __all__ = ["POSITIONAL", "ProbeConfig", "run"]
 
@@ -104,8 +105,10 @@ def _read(
 
 def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: dict[str, ProbeSet]) -> ProbeRecord:
     check_every_class(train.root, train.tiles.labels_N, train.index.classes)
+    cards = {ENCODER: contenders.encoder.card, **{name: found.card for name, found in contenders.rivals.items()}}
     leaks = {
-        name: find_leak(train.side(), test.side(), name=name if len(tests) > 1 else "") for name, test in tests.items()
+        name: find_leak(train.side(), test.side(), name=name if len(tests) > 1 else "", encoders=cards)
+        for name, test in tests.items()
     }
     protocol = PROTOCOLS[config.protocol]
     slides = slides_of(train)
@@ -113,13 +116,14 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
     subsets = draw_subsets(
         train.tiles.labels_N, config.labels, config.seeds, groups=slides if by_slide else None, protocol=protocol
     )
-    strength = config.strength or (1.0 if slides is None else "auto")
+    strength = config.strength or ("auto" if slides is not None and protocol.holds_out else 1.0)
     how = Scoring(
         k=config.knn,
         strength=strength,
         classifiers=[row for name, row in _ROWS.items() if name in config.classifiers],
         groups=slides,
         protocol=protocol,
+        units={name: Units.of(slides_of(test), len(test.tiles)) for name, test in tests.items()},
         recipe=replace(RECIPE, epochs=config.sgd_epochs, optim=replace(RECIPE.optim, lr=config.sgd_lr)),
     )
     rows = score(train.tiles, {name: test.tiles for name, test in tests.items()}, subsets, how)
@@ -133,5 +137,6 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
         subsets=subsets,
         leaks=leaks,
         rows=rows,
+        units=how.units,
         compared=compare_with_first(rows),
     )

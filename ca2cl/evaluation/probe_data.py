@@ -1,4 +1,4 @@
-"""The two data sets of a probe: opened, checked against each other, turned into features, searched for a leak."""
+"""The two data sets of a probe: opened, checked against each other, turned into features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import known_slides
@@ -18,12 +17,11 @@ from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
-from ca2cl.evaluation.features import Extractor, Features, extract, pixel_digests
+from ca2cl.evaluation.features import Extractor, Features, extract
+from ca2cl.evaluation.leakage import Side
 from ca2cl.redact import redact
 
 logger = logging.getLogger(__name__)
-
-_NAMED_LEAKS = 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class ProbeSet:
 
     def side(self) -> Side:
         """What a search for leaks needs of it."""
-        return Side(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N)
+        return Side.of(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N)
 
     def describe(self) -> dict[str, Any]:
         """What the JSON says of it."""
@@ -62,9 +60,12 @@ def open_pair(train: str, test: str, cache_dir: str | None) -> tuple[ShardIndex,
 def open_sets(train: str, tests: Sequence[str], cache_dir: str | None) -> list[ShardIndex]:
     """Open all indexes, train's first, and refuse what cannot be probed, before any tile is read.
 
+    A test set may lack classes of train (a cohort need not have them all), and have them in another order: its labels
+    are numbers in train's classes.
+
     Raises:
-        InputError: not shards, unlabelled, classes that differ, fewer than two classes, a class without tiles, or one
-            test set twice.
+        InputError: not shards, unlabelled, test tiles of a class that train has not, fewer than two classes, a class
+            without training tiles, or one test set twice.
     """
     indexes = [open_index(root, cache_dir) for root in (train, *tests)]
     for root, index in zip((train, *tests), indexes, strict=True):
@@ -72,13 +73,13 @@ def open_sets(train: str, tests: Sequence[str], cache_dir: str | None) -> list[S
             raise InputError(f"{root}: the tiles have no labels; shard a tree with one folder a class")
     first: dict[str, str] = {}
     for root, index in zip(tests, indexes[1:], strict=True):
-        _check_same_classes(train, indexes[0].classes, root, index.classes)
+        _check_known_classes(train, indexes[0].classes, root, index)
         if first.setdefault(index.manifest.digest, root) != root:
             raise InputError(f"test: {first[index.manifest.digest]} and {root} are the same shards; give each once")
     if len(indexes[0].classes) < 2:
         raise InputError(f"{train}: one class, {indexes[0].classes[0]!r}; a probe needs at least 2")
     check_every_class(train, indexes[0].labels(), indexes[0].classes)
-    return indexes
+    return [index.relabelled(indexes[0].classes) for index in indexes]
 
 
 def name_sets(roots: Sequence[str]) -> list[str]:
@@ -97,31 +98,45 @@ def _public(root: str) -> str:
 
 
 def slides_of(tiles: ProbeSet) -> list[str] | None:
-    """Slide or patient of every labelled tile, or None unless all of them have one."""
+    """Slide or patient of every labelled tile, or None where none has one."""
     groups = tiles.index.groups()
-    return known_slides([groups[sample] for sample in tiles.tiles.samples_N.tolist()])
+    return known_slides([groups[sample] for sample in tiles.tiles.samples_N.tolist()], tiles.root)
 
 
-def _check_same_classes(train: str, train_classes: list[str], test: str, test_classes: list[str]) -> None:
-    if train_classes == test_classes:
+def _check_known_classes(train: str, classes: list[str], test: str, index: ShardIndex) -> None:
+    strange = sorted(set(index.classes) - set(classes))
+    if not strange:
         return
-    sides = ((train_classes, test_classes, train), (test_classes, train_classes, test))
-    only = [
-        f"{', '.join(sorted(set(here) - set(there)))} only in {root}"
-        for here, there, root in sides
-        if set(here) - set(there)
-    ]
-    difference = "; ".join(only) or f"the order is {train_classes} in {train} and {test_classes} in {test}"
-    raise InputError(f"classes differ between train and test: {difference}; shard both with the same class folders")
+    missing = sorted(set(classes) - set(index.classes))
+    also = f", and {', '.join(missing)} only in {train}" if missing else ""
+    raise InputError(
+        f"classes differ between train and test: {', '.join(strange)} only in {test}{also}; no classifier learns a "
+        "class without training tiles: name the folders alike, or leave that class's tiles out of the test set"
+    )
+
+
+def missing_classes(labels_N: np.ndarray[Any, np.dtype[np.int64]], classes: Sequence[str]) -> list[str]:
+    """The classes that no tile is labelled with."""
+    counts = np.bincount(labels_N[labels_N >= 0], minlength=len(classes))
+    return [name for name, count in zip(classes, counts, strict=True) if count == 0]
+
+
+def describe_missing(names: Sequence[str], test: str = "") -> str:
+    """What must be known of the scores on a test set that lacks classes, in one line; empty where it has all."""
+    if not names:
+        return ""
+    return (
+        f"the test set{f' {test}' if test else ''} has no tile of {', '.join(names)}: recalls and AUROC are over the "
+        "other classes, and macro F1 counts such a class only where it was predicted"
+    )
 
 
 def check_every_class(root: str, labels_N: np.ndarray[Any, np.dtype[np.int64]], classes: list[str]) -> None:
     """Raise ``InputError`` naming the classes that no tile is labelled with."""
-    counts = np.bincount(labels_N[labels_N >= 0], minlength=len(classes))
-    missing = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    missing = missing_classes(labels_N, classes)
     if missing:
         raise InputError(
-            f"{root}: {counts.sum()} labelled tiles for {len(classes)} classes, none of {', '.join(missing)}; "
+            f"{root}: {(labels_N >= 0).sum()} labelled tiles for {len(classes)} classes, none of {', '.join(missing)}; "
             "every class needs at least one"
         )
 
@@ -158,64 +173,3 @@ def read_set(
             bad[0].reason,
         )
     return ProbeSet(root, index, tiles, bad)
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a comparison: sample numbers (N,) in index order, and a digest of the pixels of each."""
-
-    index: ShardIndex
-    samples: Sequence[int]
-    pixels: Sequence[bytes]
-
-
-def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int) -> Side:
-    """All labelled tiles of some shards that decode, read once for their pixels' digests."""
-    samples = np.flatnonzero(index.labels() >= 0)
-    found: list[int] = []
-    pixels: list[bytes] = []
-    with tqdm(total=len(samples), desc=f"leaks: {title}", unit="tile", disable=None, leave=False) as bar:
-        for tiles_BHWC, _, here in iterate_tiles(index, reader, samples, workers=workers, on_bad=lambda tile: None):
-            pixels += pixel_digests(tiles_BHWC)
-            found += here.tolist()
-            bar.update(len(here))
-    return Side(index, found, pixels)
-
-
-def find_leak(train: Side, test: Side, *, name: str = "") -> dict[str, Any]:
-    """What train and test share: the whole data set, keys, or tiles that are equal pixel by pixel. Warns if anything.
-
-    Equal keys alone may be two tiles with one name; equal pixels are one tile, whatever its name.
-
-    Args:
-        name: of the test set, where there are several.
-    """
-    of = f" of {name}" if name else ""
-    same = train.index.manifest.digest == test.index.manifest.digest
-    train_keys = {key for shard in train.index for key in shard.key}
-    keys = sorted(key for shard in test.index for key in shard.key if key in train_keys)
-    pixels = set(train.pixels)
-    equal = [int(s) for s, p in zip(test.samples, test.pixels, strict=True) if p in pixels]
-    if same or equal:
-        note = " (train and test are the same shards)" if same else ""
-        logger.warning(
-            "LEAK: %d of %d test tiles%s are training tiles too%s; these scores say little about new tiles",
-            len(equal),
-            len(test.samples),
-            of,
-            note,
-        )
-    elif keys:
-        logger.warning(
-            "possible LEAK: %d keys%s are in train and in test (%s is one), though no tile is equal pixel by pixel",
-            len(keys),
-            of,
-            keys[0],
-        )
-    return {
-        "same_manifest": same,
-        "shared_keys": len(keys),
-        "shared_keys_first": keys[:_NAMED_LEAKS],
-        "equal_test_tiles": len(equal),
-        "equal_test_tiles_first": equal[:_NAMED_LEAKS],
-    }

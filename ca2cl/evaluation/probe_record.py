@@ -14,9 +14,10 @@ import numpy as np
 from ca2cl import __version__
 from ca2cl.config import flatten
 from ca2cl.evaluation.classifiers import Strength
+from ca2cl.evaluation.leakage import lines, tag
 from ca2cl.evaluation.probe_compare import Comparison, differences
 from ca2cl.evaluation.probe_config import ProbeConfig
-from ca2cl.evaluation.probe_data import ProbeSet
+from ca2cl.evaluation.probe_data import ProbeSet, describe_missing, missing_classes
 from ca2cl.evaluation.probe_encoders import ENCODER, Contenders
 from ca2cl.evaluation.probe_report import (
     draw_confusion,
@@ -29,6 +30,7 @@ from ca2cl.evaluation.probe_report import (
 )
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row, Subsets
+from ca2cl.evaluation.statistics import Units
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
@@ -51,6 +53,8 @@ class ProbeRecord:
     subsets: Subsets
     leaks: dict[str, dict[str, Any]]
     rows: list[Row]
+    units: Mapping[str, Units]
+    """What the tiles of each test set were resampled by."""
     compared: list[Comparison]
 
     @property
@@ -58,13 +62,30 @@ class ProbeRecord:
         """What must stand wherever the numbers are shown; empty for the honest protocol."""
         return PROTOCOLS[self.config.protocol].statement
 
+    @property
+    def remarks(self) -> list[str]:
+        """What must be known of the test sets to read the numbers, one line each."""
+        several = len(self.tests) > 1
+        found = []
+        for name in self.tests:
+            shown = name if several else ""
+            found += [*lines(self.leaks[name], shown), describe_missing(self._missing(name), shown)]
+        return [line for line in found if line]
+
+    def _missing(self, test: str) -> list[str]:
+        return missing_classes(self.tests[test].tiles.labels_N, self.train.index.classes)
+
     def text(self) -> str:
         """For the terminal."""
         statement = f"\n{self.statement}\n" if self.statement else ""
         told = differences(ENCODER, self.compared, name_tests=len(self.tests) > 1)
-        return (
-            f"{table(self.rows)}{statement}{told}\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n"
+        remarks = "".join(f"\n{line}\n" for line in self.remarks)
+        several = len(self.tests) > 1
+        resampled = "".join(
+            f"{f'{name}: ' if several else ''}{units.statement}\n" for name, units in self.units.items()
         )
+        how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
+        return f"{table(self.rows)}{statement}{remarks}{told}{how}"
 
     def content(self) -> dict[str, Any]:
         """Everything that the JSON holds.
@@ -85,15 +106,16 @@ class ProbeRecord:
             "data": {"train": self.train.describe(), "test": first["data"]},
             "config": {**flatten(self.config), "strength": self.strength},
             "drawn_by": self.drawn_by,
-            **{key: first[key] for key in ("leak", "results", "differences")},
+            **{key: first[key] for key in ("leak", "resampled", "results", "differences")},
             "tests": per_test,
             "labelled_tiles": self._labelled(),
         }
 
     def _of(self, test: str) -> dict[str, Any]:
         return {
-            "data": self.tests[test].describe(),
+            "data": {**self.tests[test].describe(), "missing_classes": self._missing(test)},
             "leak": self.leaks[test],
+            "resampled": self.units[test].as_dict(),
             "results": [row_as_dict(row) for row in self.rows if row.test == test],
             "differences": [c.as_dict() for c in self.compared if c.test == test],
         }
@@ -156,6 +178,8 @@ class ProbeRecord:
             "ca2cl.kind": "probe",
             "ca2cl.train_manifest_digest": self.train.index.manifest.digest,
             "ca2cl.test_manifest_digest": digests[first],
+            "ca2cl.resampled_by": self.units[first].name,
+            **tag(self.leaks[first], ENCODER),
         }
         if others:
             tags["ca2cl.other_test_manifest_digests"] = json.dumps({name: digests[name] for name in others})

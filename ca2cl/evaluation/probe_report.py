@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.data.splits import describe_budget
-from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics
 from ca2cl.evaluation.scoring import Row
+from ca2cl.evaluation.statistics import Interval
 from ca2cl.redact import redact_all
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.tables import aligned
 
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
@@ -31,7 +31,7 @@ _COLUMNS = {
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % bootstrap interval.
+    """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % interval.
 
     There is a column for the test set where there are several.
     """
@@ -52,9 +52,14 @@ def heads(several: bool = False) -> list[str]:
 def cells(row: Row, several: bool = False) -> list[str]:
     """What stands in a row of the table, under ``heads``."""
     numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
-    interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
+    interval = describe_interval(row.interval)
     what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
     return [*what, *([row.test] if several else []), *numbers, interval]
+
+
+def describe_interval(interval: Interval) -> str:
+    """Of an accuracy; one slide alone gives none."""
+    return "one slide" if math.isnan(interval[0]) else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _plus_minus(mean: float, sd: float) -> str:
@@ -144,11 +149,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         InputError: the folder cannot be written.
     """
     text = json.dumps(_finite(redact_all(content)), indent=1, allow_nan=False)
-    try:
+    remedy = "free some space, or give a file in a folder you can write"
+    with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (text + "\n").encode())
-    except OSError as error:
-        raise InputError(f"output is {str(path)!r}: {error.strerror}; give a file in a folder you can write") from None
+    write_atomic(path, (text + "\n").encode(), remedy)
 
 
 def _finite(value: Any) -> Any:

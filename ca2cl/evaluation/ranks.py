@@ -6,12 +6,12 @@ communicator of its own, and none spins while it waits for the slowest.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 from ca2cl.errors import InputError, LocalError
+from ca2cl.training.launched import Place, find_place
 
 T = TypeVar("T")
 
@@ -29,8 +29,9 @@ class Ranks:
     def __init__(self) -> None:
         self.rank, self.world = 0, 1
         self._group: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            self.rank, self.world, self._group = _join()
+        place = find_place()
+        if place.world > 1:
+            self.rank, self.world, self._group = _join(place)
 
     def share(self, value: Any) -> list[Any]:
         """The ``value`` of every rank, in order of rank, on every rank.
@@ -70,10 +71,12 @@ class Ranks:
         return cast(T, self.share(result)[0])
 
 
-def _join() -> tuple[int, int, Any]:
+def _join(place: Place) -> tuple[int, int, Any]:
     """This process's number, how many there are, and the group that they meet in (None: the one that all are in)."""
     from accelerate import PartialState
     from torch import distributed
+
+    from ca2cl.training.accelerator import check_joined, unmet
 
     # Processes that train in the same job have met already, on their GPUs: then a group beside theirs.
     met = distributed.is_initialized()
@@ -81,8 +84,6 @@ def _join() -> tuple[int, int, Any]:
         state = PartialState() if met else PartialState(cpu=True, backend="gloo", timeout=_PATIENCE)
         group = distributed.new_group(backend="gloo", timeout=_PATIENCE) if met else None
     except (RuntimeError, ValueError) as error:
-        raise LocalError(
-            f"rank {os.environ.get('RANK', '?')}: does not meet the other processes ({str(error).splitlines()[0]}); "
-            "see `accelerate launch ... -m ca2cl doctor`"
-        ) from None
-    return int(state.process_index), int(state.num_processes), group
+        raise unmet(place, error) from None
+    check_joined(place, state.num_processes)
+    return place.rank, place.world, group

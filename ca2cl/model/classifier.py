@@ -10,19 +10,23 @@ from ca2cl.model.norm import recording
 
 
 class Classifier(nn.Module):
-    """logits = Linear(encoder(x)); the head starts at zero, so that every class is as likely at first.
+    """logits = Linear(encoder(x)).
+
+    Args:
+        zero_head: whether the head starts at zero, so that every class is as likely at first, or as torch starts it.
 
     Attributes:
         autocast_dtype: the precision that passes are autocast to, torch.float16 or torch.bfloat16; None: to none.
     """
 
-    def __init__(self, encoder: Encoder, classes: int) -> None:
+    def __init__(self, encoder: Encoder, classes: int, *, zero_head: bool = True) -> None:
         super().__init__()
         self.autocast_dtype: torch.dtype | None = None
         self.encoder = encoder
         self.head = nn.Linear(encoder.feature_dim, classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        if zero_head:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits (B, K) in fp32 of normalised tiles (B, 3, H, W). While training, running statistics are recorded."""

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.data.splits import describe_budget
+from ca2cl.evaluation.leakage import lines
 from ca2cl.evaluation.probe_encoders import ENCODER
 from ca2cl.evaluation.probe_report import cells, heads, row_from_dict
-from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
 from ca2cl.tracking.downstream import Downstream, newest_by_terms
 from ca2cl.tracking.run_artifacts import json_artifacts
@@ -26,7 +26,7 @@ from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 _LEAK = "LEAK:"
-_LOUD = ("MADE-UP TISSUE:", _LEAK)
+_LOUD = ("MADE-UP TISSUE:", _LEAK, "protocol original:")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     confusions = [_confusion(row, classes) for row in shown]
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
-    notes = [_data_note(run), *said]
+    notes = [_data_note(run), *_resampled(content, tests, said), *said]
     return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions)
 
 
@@ -137,9 +137,8 @@ def _classes(content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 def _remarks(content: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Notes and warnings; what the run said of itself stands in its own words and is not said again."""
     said = [str(note) for note in content.get("notes") or []]
-    protocol = PROTOCOLS.get(content.get("config", {}).get("protocol", "honest"))
-    statement = protocol.statement if protocol is not None else ""
-    loud = [note for note in said if note.startswith(_LOUD) or note == statement]
+    statement = str((content.get("protocol") or {}).get("statement", ""))
+    loud = [note for note in said if note.startswith(_LOUD)]
     if not any(note.startswith(_LEAK) for note in loud):
         loud += _leaks(tests)
     if statement and statement not in loud:
@@ -147,18 +146,25 @@ def _remarks(content: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[list
     return [note for note in said if note not in loud], loud
 
 
+def _resampled(content: Mapping[str, Any], tests: Mapping[str, Any], said: Sequence[str]) -> list[str]:
+    """What the intervals are over, once for test sets of which the same is true."""
+    statements = {test: (of_test.get("resampled") or content.get("resampled")) for test, of_test in tests.items()}
+    if not all(statements.values()):
+        return ["95 %: tiles were resampled, by an earlier version, whatever slides they are of."]
+    told = {test: str(held["statement"]) for test, held in statements.items() if held}
+    if len(set(told.values())) == 1:
+        told = {"": next(iter(told.values()))}
+    return [f"{test}: {text}." if test else f"{text}." for test, text in told.items() if text not in said]
+
+
 def _leaks(tests: Mapping[str, Any]) -> list[str]:
-    """One line for every test set that shares tiles with the training set."""
-    found = []
-    for test, of_test in tests.items():
-        leak = of_test.get("leak") or {}
-        if leak.get("same_manifest") or leak.get("equal_test_tiles"):
-            of = f" of {test}" if len(tests) > 1 else ""
-            equal = leak.get("equal_test_tiles", "all")
-            found.append(
-                f"{_LEAK} {equal} test tiles{of} are training tiles too; these scores say little about new tiles."
-            )
-    return found
+    """A line for everything that a test set shares with the training set or with the encoder's own data."""
+    several = len(tests) > 1
+    return [
+        f"{line}."
+        for test, of_test in tests.items()
+        for line in lines(of_test.get("leak") or {}, test if several else "")
+    ]
 
 
 def _confusion(row: Row, classes: list[str]) -> Confusion:

@@ -41,7 +41,8 @@ class Tiles:
     """Tiles in the shards."""
     classes: list[str]
     features_ND: npt.NDArray[np.float64]
-    """Of unit length, so that a product is a cosine; a tile whose features are all zero stays zero."""
+    """Less the mean of these tiles and of unit length, so that a product is a cosine; a tile that equals the mean is
+    zero."""
     labels_N: npt.NDArray[np.int64]
     """-1 where unlabelled."""
     keys: list[str]
@@ -92,7 +93,7 @@ def read_tiles(
         digest=index.manifest.digest,
         held=len(index),
         classes=index.classes,
-        features_ND=unit(made.values[_ENCODER]),
+        features_ND=centred(made.values[_ENCODER]),
         labels_N=made.labels_N,
         keys=[str(index.samples(shard).key[row]) for shard, row in places],
         thumbs_NTTC=np.stack(thumbs),
@@ -113,8 +114,12 @@ def thumbnail(tile_HWC: Pixels) -> Pixels:
     return np.asarray(small, np.uint8)
 
 
-def unit(features_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Rows of length 1, in double precision: neighbours of nearly equal cosine keep their order."""
+def centred(features_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Rows less their mean, of length 1: what all tiles share makes every cosine close to 1.
+
+    In double precision, so that neighbours of nearly equal cosine keep their order.
+    """
     exact_ND = features_ND.astype(np.float64)
+    exact_ND -= exact_ND.mean(axis=0)
     norm_N1 = np.linalg.norm(exact_ND, axis=1, keepdims=True)
     return np.asarray(exact_ND / np.where(norm_N1 > 0, norm_N1, 1), np.float64)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ca2cl.data.index import ShardIndex
+from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed import run as run_embed
 from ca2cl.evaluation.ranks import Ranks
@@ -31,8 +32,8 @@ class Vectors:
 
     @property
     def known_groups(self) -> Sequence[str | None] | None:
-        """The slides where every tile has one."""
-        return None if None in self.groups else self.groups
+        """The slides, each tile without one being one of its own; None where no tile has one."""
+        return known_slides(self.groups)
 
 
 def embedded(config: NctConfig, name: str) -> bool:

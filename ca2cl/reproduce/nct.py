@@ -26,9 +26,10 @@ from ca2cl.reproduce.facts import find_facts, open_sets
 from ca2cl.reproduce.features import make_vectors, read_vectors
 from ca2cl.reproduce.plan import plan
 from ca2cl.reproduce.report import protocol_tag, report
-from ca2cl.reproduce.settings import NctConfig, settled, tuning
+from ca2cl.reproduce.settings import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.work import REMEDY, Preempted, Preemption, check_claim, claim
-from ca2cl.training.engine import build_accelerator, under_deepspeed
+from ca2cl.training.accelerator import build_accelerator
+from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def run(config: NctConfig) -> int:
 
 
 def _run(config: NctConfig, stop: StopFlag) -> int:
-    if "finetune" in config.tasks and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    tuned = jobs(config)
+    if tuned and find_place().world > 1:
         build_accelerator()  # before the ranks meet otherwise: its process group is the one that trains
     ranks = Ranks()
     ranks.from_first(lambda: published.check_present(config))
@@ -72,11 +74,12 @@ def _run(config: NctConfig, stop: StopFlag) -> int:
     whose = {**_settings(config), "encoder_weights": weights_digest(found.encoder, found.card.mean, found.card.std)}
     with ExitStack() as held:
         facts = ranks.from_first(lambda: _begin(config, whose, held))
-        if "linear" in config.tasks:
+        if "linear" in config.tasks and "head" not in tuned:
             _linear(config, ranks)
-        if "finetune" in config.tasks:
+        for trains in tuned:
             # whatever its files look like: what is done and what is logged of it, it knows best
-            code = finetune.run(replace(tuning(config), note_protocol=protocol_tag(config)))
+            job = replace(tuning(config, trains), note_protocol=protocol_tag(config))
+            code = finetune.run(job) if trains == tuned[-1] else finetune.run(job, last=False)
             if code:
                 return code
             stop.install()  # fine-tuning had its own

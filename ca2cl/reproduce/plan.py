@@ -7,22 +7,23 @@ from pathlib import Path
 
 from ca2cl.evaluation.finetune import START
 from ca2cl.evaluation.finetune_cell import RESULT, Cell
+from ca2cl.evaluation.original import Trains
 from ca2cl.reproduce import published
 from ca2cl.reproduce.archives import part_of
 from ca2cl.reproduce.cells import linear_cells, missing
 from ca2cl.reproduce.features import embedded
 from ca2cl.reproduce.report import RESULTS
-from ca2cl.reproduce.settings import NctConfig
+from ca2cl.reproduce.settings import JOBS, NctConfig, jobs
 from ca2cl.tracking.tables import aligned
 
 DONE, TO_DO = "done", "to do"
 
 
-def tuning_cells(config: NctConfig) -> list[Path]:
-    """The folders of all fine-tuning cells."""
+def tuning_cells(config: NctConfig, trains: Trains) -> list[Path]:
+    """The folders of all cells of a job of ``ca2cl finetune``."""
     assert config.seeds is not None
     cells = itertools.product((START, *config.against), dict.fromkeys(config.labels), range(config.seeds))
-    return [config.out / "finetune" / "cells" / Cell(*cell).folder for cell in cells]
+    return [config.out / JOBS[trains] / "cells" / Cell(*cell).folder for cell in cells]
 
 
 def plan(config: NctConfig) -> str:
@@ -33,16 +34,17 @@ def plan(config: NctConfig) -> str:
     """
     steps = [("tiles", name, _tiles(config, name)) for name in config.sets]
     steps += [("shards", str(config.shards(name)), _done(published.sharded(config, name))) for name in config.sets]
-    if "linear" in config.tasks:
+    if "linear" in config.tasks and config.protocol == "honest":
         steps += [("vectors", str(config.vectors(name)), _vectors(config, name)) for name in config.sets]
         cells = linear_cells(config)
         steps.append(
             ("linear cells", str(config.out / "linear"), _count(len(cells) - len(missing(config)), len(cells)))
         )
-    if "finetune" in config.tasks:
-        folders = tuning_cells(config)
+    for trains in jobs(config):
+        folders = tuning_cells(config, trains)
         finished = sum((folder / RESULT).exists() for folder in folders)
-        steps.append(("fine-tuning cells", str(config.out / "finetune"), _count(finished, len(folders))))
+        title = "fine-tuning cells" if trains == "all" else "linear cells"
+        steps.append((title, str(config.out / JOBS[trains]), _count(finished, len(folders))))
     steps.append(("table", str(config.out / RESULTS), _done((config.out / RESULTS).exists())))
     return aligned(("step", "where", "state"), steps)
 

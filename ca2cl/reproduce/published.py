@@ -78,7 +78,7 @@ def provide(config: NctConfig) -> None:
 
 
 def _draw(config: NctConfig, data: Path) -> None:
-    write_atomic(data / MADE_UP, _MADE_UP_TEXT)  # first: what is drawn must never pass for tissue
+    write_atomic(data / MADE_UP, _MADE_UP_TEXT, REMEDY)  # first: what is drawn must never pass for tissue
     with writing(data, REMEDY):
         for name in config.sets:
             if not present(data, name):

@@ -12,6 +12,7 @@ from ca2cl import __version__
 from ca2cl.config import flatten
 from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.errors import InputError
+from ca2cl.evaluation.leakage import tag, trained_on
 from ca2cl.evaluation.probe_report import (
     metric_name,
     metric_names,
@@ -22,17 +23,18 @@ from ca2cl.evaluation.probe_report import (
 )
 from ca2cl.reproduce.cells import ENCODER, missing, read_rows
 from ca2cl.reproduce.published import made_up
-from ca2cl.reproduce.settings import TASKS, NctConfig
+from ca2cl.reproduce.settings import JOBS, TASKS, NctConfig, jobs
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
 from ca2cl.reproduce.theirs import FOUNDATION
-from ca2cl.reproduce.work import REMEDY
+from ca2cl.reproduce.work import KEPT
 from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 RESULTS = "reproduce-results.json"
-TUNED = Path("finetune") / "finetune-results.json"
+TUNED = "finetune-results.json"
+"""Of a job of ``ca2cl finetune``."""
 _CHART, _TEXT, _LOGGED = "reproduce.png", "reproduce.txt", "logged.json"
 SCHEMA_VERSION = 1
 KIND = "reproduce-nct"
@@ -45,16 +47,17 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
         InputError: a cell's file is damaged, a file cannot be written, or the store cannot be reached.
     """
     config = replace(config, tasks=_finished(config))
-    facts = {**facts, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
+    leak = {**facts["leak"], "trained_on_test": trained_on({ENCODER: found.card}, facts["digests"][1])}
+    facts = {**facts, "leak": leak, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
     shown = lines(_rows(config))
     said = notes(config, facts, made_up(Path(config.data)))
     text = table(shown) + "\n" + "\n".join(said) + "\n"
     sys.stdout.write(text)
     files = [config.out / name for name in (RESULTS, _CHART, _TEXT)]
     write_json(files[0], _content(config, found, facts, shown, said))
-    with writing(files[1], REMEDY):
+    with writing(files[1], KEPT):
         draw_chart(files[1], shown, f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}")
-    write_atomic(files[2], text.encode())
+    write_atomic(files[2], text.encode(), KEPT)
     sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
     sys.stdout.flush()
     sys.stdout.write(_log_once(config, found, facts, shown, files))
@@ -62,16 +65,18 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
 
 def _finished(config: NctConfig) -> tuple[str, ...]:
     """This start's tasks and those that an earlier start has finished: it must not take their rows away."""
-    there = {"linear": not missing(config), "finetune": (config.out / TUNED).exists()}
+    tuned = {trains: (config.out / folder / TUNED).exists() for trains, folder in JOBS.items()}
+    there = {"linear": tuned["head"] or not missing(config), "finetune": tuned["all"]}
     return tuple(task for task in TASKS if task in config.tasks or there[task])
 
 
 def _rows(config: NctConfig) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
-    if "linear" in config.tasks:
+    tuned = jobs(config)
+    if "linear" in config.tasks and "head" not in tuned:
         rows += [row_as_dict(row) for row in read_rows(config)]
-    if "finetune" in config.tasks:
-        path = config.out / TUNED
+    for trains in tuned:
+        path = config.out / JOBS[trains] / TUNED
         try:
             rows += parse_json(path.read_text(encoding="utf-8"))["results"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -90,6 +95,7 @@ def _content(
         "data": dict(facts),
         "classes": facts["classes"],
         "leak": facts["leak"],
+        "resampled": facts.get("resampled"),
         "config": flatten(config),
         "results": [line.as_dict() for line in shown],
         "foundation_models": FOUNDATION,
@@ -108,7 +114,7 @@ def _metrics(shown: Sequence[Line]) -> dict[str, float]:
     names = metric_names(list(dict.fromkeys(row.features for row in rows if row.features != ENCODER)))
     flat = tracked_metrics(rows, names)
     for line, row in zip(shown, rows, strict=True):
-        if line.theirs is not None:
+        if line.theirs is not None and row.features == ENCODER:
             name = metric_name("theirs", row.classifier, row.budget)
             flat[f"{name}/accuracy"], flat[f"{name}/macro_f1"] = line.theirs.accuracy, line.theirs.macro_f1
     return flat
@@ -132,6 +138,8 @@ def _log_once(
             "ca2cl.protocol": protocol_tag(config),
             "ca2cl.train_manifest_digest": facts["digests"][0],
             "ca2cl.test_manifest_digest": facts["digests"][1],
+            **tag(facts["leak"], ENCODER),
+            "ca2cl.resampled_by": facts.get("resampled", {}).get("unit", "tile"),
         },
         uri=config.tracking.uri,
         root=config.tracking.root,

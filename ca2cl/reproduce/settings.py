@@ -10,6 +10,8 @@ from ca2cl.config import OptimConfig, TrackingConfig
 from ca2cl.errors import InputError, nearest
 from ca2cl.evaluation.embed import EmbedConfig
 from ca2cl.evaluation.finetune import FinetuneConfig
+from ca2cl.evaluation.finetune_step import Augmentation
+from ca2cl.evaluation.original import OPTIM, Trains
 from ca2cl.evaluation.protocol import ProtocolName
 from ca2cl.reproduce.theirs import BUDGETS
 
@@ -19,10 +21,6 @@ TASKS = ("linear", "finetune")
 RECORD_URL = "https://zenodo.org/api/records/1214456"
 _FULL = {"seeds": 5, "epochs": 20, "min_steps": 200}
 _SMALL = {"seeds": 2, "epochs": 3, "min_steps": 12, "image_size": 48}
-
-
-def _optim() -> OptimConfig:
-    return OptimConfig(name="sgd", lr=0.01, schedule="cosine_restarts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,8 @@ class NctConfig:
     """
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     data: str
     """Folder with the published folders NCT-CRC-HE-100K and CRC-VAL-HE-7K, or for --download to put them."""
     output_dir: str = "reproduce-nct"
@@ -52,8 +51,9 @@ class NctConfig:
     tasks: tuple[str, ...] = TASKS
     """Tables to fill: linear, finetune or both. Others may be added to a folder later."""
     protocol: ProtocolName = "honest"
-    """honest: labels without replacement, held-out labelled tiles choose; original: the authors' own, labels drawn with
-    replacement and the epoch chosen by the test tiles, to be compared with their table and with nothing else."""
+    """honest: labels without replacement, held-out labelled tiles choose; original: what the authors did, task by task
+    (`ca2cl finetune`'s protocol original, its linear cells with trains head), to be compared with their tables and with
+    nothing else. Settings of fine-tuning that are left out are then theirs, for the linear cells too."""
     labels: tuple[float, ...] = BUDGETS
     """Label budgets: a fraction of each class's tiles up to 1, or a whole number of tiles a class above 1."""
     seeds: int | None = None
@@ -61,17 +61,19 @@ class NctConfig:
     image_size: int | None = None
     """Side in pixels that the encoder sees; none takes the encoder's own, or 48 in miniature."""
     epochs: int | None = None
-    """Most passes over the labelled tiles in fine-tuning; none takes 20, or 3 in miniature."""
+    """Most passes over the labelled tiles in fine-tuning; none takes 20, or theirs, or 3 in miniature."""
     min_steps: int | None = None
-    """Steps that a fine-tuning has at least, in more passes where few tiles are labelled; none takes 200, or 12."""
-    batch_size: int = 64
-    """Tiles in an optimizer step of fine-tuning, over all processes."""
+    """Steps that a fine-tuning has at least, in more passes where few tiles are labelled; none takes 200, or 12 in
+    miniature, or 1 as theirs."""
+    batch_size: int | None = None
+    """Tiles in an optimizer step of fine-tuning, over all processes; none takes 64, or 128 as theirs."""
     micro_batch_size: int | None = None
     """Most tiles that one process holds at a time in fine-tuning; none takes its whole share of the batch at once."""
     norm: Literal["sync", "frozen"] = "sync"
     """BatchNorm in fine-tuning. sync: statistics of the batch, over all processes; frozen: the encoder's own."""
-    augment: Literal["crop", "ca2cl", "none"] = "crop"
-    """How labelled tiles are augmented in fine-tuning: random resized crops; the paper's weak view; or not at all."""
+    augment: Augmentation = "auto"
+    """How labelled tiles are augmented in fine-tuning. crop: random resized crops; ca2cl: the paper's weak view;
+    strong: its strong view; none: not at all; auto: crop, or strong as theirs."""
     against: tuple[str, ...] = ()
     """Other encoders that are fine-tuned in the same way, for the gain over them: random, for one."""
     precision: Literal["no", "fp16", "bf16"] = "no"
@@ -85,8 +87,9 @@ class NctConfig:
     miniature: bool = False
     """Draw made-up tissue into data, in the published layout, and fill the tables with it in minutes: to see that all
     works here before 12.5 GB are fetched. Its numbers mean nothing."""
-    optim: OptimConfig = field(default_factory=_optim)
-    """Fine-tuning's optimizer; by default the paper's, SGD and a cosine that starts again every 5 epochs."""
+    optim: OptimConfig = field(default_factory=lambda: OPTIM)
+    """Fine-tuning's optimizer; by default SGD and a cosine that starts again every 5 epochs. By protocol original what
+    is left at its default is theirs."""
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(register_as=None))
     """Where the encoder is found and the result is logged. Nothing is registered."""
 
@@ -129,14 +132,31 @@ class NctConfig:
 
 
 def settled(config: NctConfig) -> NctConfig:
-    """The settings with a number wherever none stood for one."""
-    defaults = _FULL | (_SMALL if config.miniature else {})
-    given: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    """The settings with a number wherever none stood for one; but for the lengths of protocol original, which are
+    fine-tuning's to know."""
+    defaults: dict[str, Any] = _FULL | (_SMALL if config.miniature else {})
+    if config.protocol == "original":
+        del defaults["min_steps"]
+        if not config.miniature:
+            del defaults["epochs"]
+    given = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     return replace(config, **given) if given else config
 
 
-def tuning(config: NctConfig) -> FinetuneConfig:
-    """The settings of the fine-tuning job."""
+JOBS: dict[Trains, str] = {"head": "linear-head", "all": "finetune"}
+"""Folders of the jobs of ``ca2cl finetune``."""
+
+
+def jobs(config: NctConfig) -> list[Trains]:
+    """What the jobs of ``ca2cl finetune`` train: the head for protocol original's linear cells, all for fine-tuning."""
+    wanted: dict[Trains, bool] = {
+        "head": "linear" in config.tasks and config.protocol == "original", "all": "finetune" in config.tasks,
+    }  # fmt: skip
+    return [trains for trains, asked in wanted.items() if asked]
+
+
+def tuning(config: NctConfig, trains: Trains = "all") -> FinetuneConfig:
+    """The settings of such a job."""
     config = settled(config)
     # absolute: fine-tuning compares them as text, and the same job may be started from another working directory
     train, test = (str(config.shards(name).resolve()) for name in config.sets)
@@ -145,8 +165,13 @@ def tuning(config: NctConfig) -> FinetuneConfig:
         **{name: getattr(config, name) for name in shared},
         train=train,
         test=test,
-        output_dir=str(config.out / "finetune"),
-        tracking=replace(config.tracking, register_as=None, run_name="reproduce nct: fine-tuning"),
+        trains=trains,
+        output_dir=str(config.out / JOBS[trains]),
+        tracking=replace(
+            config.tracking,
+            register_as=None,
+            run_name=f"reproduce nct: {'fine-tuning' if trains == 'all' else 'linear probe'}",
+        ),
     )
 
 

@@ -9,9 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.data.splits import describe_budget
-from ca2cl.evaluation.protocol import PROTOCOLS
-from ca2cl.reproduce.settings import TEST_SET, NctConfig
-from ca2cl.reproduce.theirs import ARCHITECTURE, FINETUNED, FOUNDATION, IMAGE_SIZE, LINEAR, Published
+from ca2cl.evaluation import original
+from ca2cl.evaluation.leakage import lines as leak_lines
+from ca2cl.evaluation.original import ALWAYS, differences, protocol_of
+from ca2cl.evaluation.probe_data import describe_missing
+from ca2cl.evaluation.probe_report import describe_interval
+from ca2cl.evaluation.statistics import Units
+from ca2cl.reproduce.settings import TEST_SET, NctConfig, jobs, tuning
+from ca2cl.reproduce.theirs import (
+    ARCHITECTURE,
+    CHOICE,
+    FINETUNED,
+    FOUNDATION,
+    IMAGE_SIZE,
+    LINEAR,
+    OTHER_FINETUNED,
+    OTHER_LINEAR,
+    Published,
+)
 from ca2cl.tracking.tables import aligned
 
 FINE_TUNED = "fine-tuned"
@@ -43,25 +58,27 @@ class Line:
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Every row with its cell of their tables, where these have it. The epochs of their two are chosen alike."""
+    """Every row with its cell of their tables or logs, where these have it."""
     found = []
     for row in rows:
-        published = FINETUNED if row["classifier"] == FINE_TUNED else LINEAR
-        theirs = published.get(row["budget"]) if row["features"] == "encoder" else None
-        found.append(Line(row, theirs))
+        tuned = row["classifier"] == FINE_TUNED
+        own, others = (FINETUNED, OTHER_FINETUNED) if tuned else (LINEAR, OTHER_LINEAR)
+        published = own if row["features"] == "encoder" else others.get(row["features"], {})
+        found.append(Line(row, published.get(row["budget"])))
     return found
 
 
 def table(shown: Sequence[Line]) -> str:
-    """The lines as aligned text: mean ± sd over seeds, theirs, and the accuracy's 95 % bootstrap interval."""
+    """The lines as aligned text: mean ± sd over seeds, theirs, and the accuracy's 95 % interval."""
     cells = []
     for line in shown:
-        low, high = line.ours["accuracy_interval_95"]
+        low, high = (math.nan if bound is None else bound for bound in line.ours["accuracy_interval_95"])
         theirs = line.theirs or Published(math.nan, math.nan)
         cells.append([
             line.title, describe_budget(line.budget), str(line.ours["labelled"]),
-            _plus_minus(line.ours, "accuracy"), _short(theirs.accuracy), _short(theirs.last_epoch),
-            f"[{low:.3f}, {high:.3f}]", _plus_minus(line.ours, "macro_f1"), _short(theirs.macro_f1),
+            _plus_minus(line.ours, "accuracy"), _with_sd(theirs.accuracy, theirs.accuracy_sd),
+            _short(theirs.last_epoch), describe_interval((low, high)), _plus_minus(line.ours, "macro_f1"),
+            _with_sd(theirs.macro_f1, theirs.macro_f1_sd),
         ])  # fmt: skip
     return aligned(_HEADS, cells)
 
@@ -75,21 +92,29 @@ def _short(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4f}".rstrip("0").ljust(5, "0")
 
 
+def _with_sd(mean: float, sd: float | None) -> str:
+    return _short(mean) if sd is None else f"{mean:.4f} ± {sd:.4f}"
+
+
 def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[str]:
     """What stands under the table, one statement a line."""
     found = []
     if made_up:
         found.append("MADE-UP TISSUE: these tiles were drawn; theirs are shown for their places alone")
-    leak = facts["leak"]
-    if leak["same_manifest"] or leak["equal_test_tiles"]:
-        shared = f"{leak['equal_test_tiles']} of {facts['tiles'][1]} test tiles are training tiles too"
-        found.append(f"LEAK: {shared}; these scores say little about new tiles")
+    found += leak_lines({"test_tiles": facts["tiles"][1], **facts["leak"]})
+    if facts.get("missing_classes"):
+        found.append(describe_missing(facts["missing_classes"]))
+    found.append(facts.get("resampled", Units.of(None, facts["tiles"][1]).as_dict())["statement"])
     same, other = _comparison(config, facts)
     found.append(f"the same as theirs: {'; '.join(same) or 'nothing'}")
     found.append(f"not the same, or not known of theirs: {'; '.join(other)}")
-    statement = PROTOCOLS[config.protocol].statement
-    found.append(statement or "protocol honest: held-out labelled tiles chose, the test tiles were predicted once")
-    found.append("theirs were chosen by the test tiles; `last epoch` is theirs where nothing was, from their logs")
+    if config.protocol == "honest":
+        found.append("protocol honest: held-out labelled tiles chose, the test tiles were predicted once")
+    for trains in jobs(config) if config.protocol == "original" else []:
+        job, task = tuning(config, trains), "fine-tuning" if trains == "all" else "linear probe"
+        found.append(f"{task}, what still differs from the authors' code: {'; '.join([*differences(job), *ALWAYS])}")
+        found.append(protocol_of(job).statement)
+    found.append(CHOICE)
     models = ", ".join(f"{name} {_short(value)}" for name, value in FOUNDATION.items())
     found.append(f"foundation models, a linear probe on all labels, accuracy: {models}")
     return found
@@ -102,16 +127,18 @@ def _comparison(config: NctConfig, facts: Mapping[str, Any]) -> tuple[list[str],
          f"{facts['tiles'][1]} test tiles, {facts['test_tiles_published']} in {TEST_SET}"),
         (f"encoder {ARCHITECTURE}", facts["arch"] == ARCHITECTURE, f"encoder {facts['arch']}, theirs {ARCHITECTURE}"),
         (f"{IMAGE_SIZE} px", facts["image_size"] == IMAGE_SIZE, f"{facts['image_size']} px, theirs {IMAGE_SIZE}"),
-        ("protocol original", config.protocol == "original", "protocol honest, theirs chose by the test tiles"),
+        ("protocol original", config.protocol == "original",
+         "protocol honest, theirs drew labels with replacement, whatever the class"),
     ]  # fmt: skip
     same = [text for text, equal, _ in pairs if equal]
     other = [text for _, equal, text in pairs if not equal]
     other.append(f"labels drawn {config.seeds} times from {config.train_set} ({facts['tiles'][0]} tiles)")
-    if "linear" in config.tasks:
-        other.append("linear is by L-BFGS, linear SGD with a recipe of ours")
-    if "finetune" in config.tasks:
-        other.append(f"fine-tuning for {config.epochs} epochs and {config.min_steps} steps at least, batches of "
-                     f"{config.batch_size}, augmentation {config.augment}")  # fmt: skip
+    if "linear" in config.tasks and config.protocol == "honest":
+        other.append("linear is by L-BFGS, linear SGD with a recipe of ours, both on tiles that are not augmented")
+    if "finetune" in config.tasks and config.protocol == "honest":
+        job = original.settled(tuning(config))
+        other.append(f"fine-tuning for {job.epochs} epochs and {job.min_steps} steps at least, batches of "
+                     f"{job.batch_size}, augmentation {job.augment}")  # fmt: skip
     return same, other
 
 

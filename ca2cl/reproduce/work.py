@@ -15,6 +15,7 @@ from ca2cl.training.preempt import StopFlag
 logger = logging.getLogger(__name__)
 RECORD = "reproduce.json"
 REMEDY = "give a folder you can write"
+KEPT = "free some space and start again: finished cells are kept"
 
 
 class Preempted(BaseException):

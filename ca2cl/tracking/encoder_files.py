@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ca2cl.data.atomic import replacing
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
-from ca2cl.tracking.journal import encode, write_atomic
+from ca2cl.tracking.journal import encode
 from ca2cl.untrusted import is_number, is_text, is_whole, parse_json
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
@@ -41,6 +42,8 @@ class EncoderCard:
     std: tuple[float, ...]
     manifest_digest: str | None = None
     """Identity of the tiles it was trained on."""
+    earlier_manifests: tuple[str, ...] = ()
+    """Identities of the tiles that the weights it started from were trained on."""
     classes: tuple[str, ...] = ()
     predicts: tuple[str, ...] = ()
     """Classes of the head ``fc`` in the order of its rows, where the weights have one: then it is a classifier too."""
@@ -58,6 +61,11 @@ class EncoderCard:
     origin_run_id: str | None = None
     """Run that trained it, as far as what it was imported from told."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def manifests(self) -> tuple[str, ...]:
+        """Identities of all tiles that had a part in these weights, as far as known."""
+        return (*self.earlier_manifests, *([self.manifest_digest] if self.manifest_digest else []))
 
 
 def read_card(path: str | Path) -> EncoderCard:
@@ -106,7 +114,7 @@ def _check(card: EncoderCard) -> None:
 
 
 def _check_facts(card: EncoderCard) -> None:
-    for name in ("classes", "predicts"):
+    for name in ("classes", "predicts", "earlier_manifests"):
         value = getattr(card, name)
         if not isinstance(value, tuple) or not all(map(is_text, value)):
             raise ValueError(f"{name} is {value!r:.100}, not a list of names")
@@ -125,19 +133,25 @@ def _is_metric(value: object) -> bool:
 
 
 def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: EncoderCard) -> Path:
-    """Write an encoder's weights, then its card; each file appears whole or not at all. Returns the folder."""
+    """Write an encoder's weights, then its card; each file appears whole or not at all. Returns the folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     _check(card)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder_state.items()}
-    write_atomic(target / WEIGHTS_NAME, save(state, metadata={"format": "pt"}))
+    with replacing(target / WEIGHTS_NAME) as file:
+        file.write(save(state, metadata={"format": "pt"}))
     write_card(target / CARD_NAME, card)
     return target
 
 
 def write_card(path: Path, card: EncoderCard) -> None:
     """Write a card, whole or not at all."""
-    write_atomic(path, encode(asdict(card)))
+    with replacing(path) as file:
+        file.write(encode(asdict(card)))
 
 
 def load_encoder(folder: str | Path) -> tuple[Encoder, EncoderCard]:

@@ -14,6 +14,7 @@ import torch
 
 from ca2cl import __version__
 from ca2cl.config import TrackingConfig
+from ca2cl.data.atomic import writing
 from ca2cl.errors import InputError
 from ca2cl.redact import redact
 from ca2cl.tracking.encoder_files import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
@@ -26,6 +27,7 @@ from ca2cl.tracking.store import Store, open_store, store_errors
 
 POSITIONAL = ("source",)
 KIND = "import"
+_REMEDY = "free some space there, or set TMPDIR to a folder with more"
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -68,7 +70,8 @@ def run(config: ImportConfig) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / ENCODER_PATH
         card = _card(found, config)
-        save_encoder(folder, found.encoder.state_dict(), card)
+        with writing(folder, _REMEDY):
+            save_encoder(folder, found.encoder.state_dict(), card)
         digest = digest_of(folder / WEIGHTS_NAME)
         card = dataclasses.replace(card, origin_sha256=_source_sha256(config.source, found.card.arch) or digest)
         known = _registered_before(store, config.name, digest, card)
@@ -144,7 +147,8 @@ def _register(
             for name, value in params.items():
                 client.log_param(run_id, name, value)
             # downstream runs are tied to this run: the store may never have had the one that trained it
-            save_encoder(folder, found.encoder.state_dict(), dataclasses.replace(card, source_run_id=run_id))
+            with writing(folder, _REMEDY):
+                save_encoder(folder, found.encoder.state_dict(), dataclasses.replace(card, source_run_id=run_id))
             version = log_and_register(run_id, folder, config.name, store)
             assert version is not None
             if card.origin_run_id:

@@ -10,13 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ca2cl.data.atomic import write_atomic
 from ca2cl.redact import redact, redact_all
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.store import DEFAULT_ROOT, open_store, store_errors
 from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import parse_json
 
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
+LEAK_TAG = "ca2cl.leak"
+"""What the test set shares with what the encoder or the classifier has seen; a run without it shares nothing known."""
+TRAINED_ON_TEST = "encoder trained on the test shards"
 _PARAM_LENGTH = 6000  # MLflow's limit on a parameter's value
 _BATCH = 100  # parameters or tags in one request; MLflow takes 1,000 metrics but no more than 100 of these
 
@@ -99,5 +102,6 @@ def log_evaluation_once(
         if logged["digest"] == digest:
             return str(logged["run_id"]), True
     run_id = log_evaluation(metrics=metrics, uri=uri, root=root, experiment=experiment, **run)
-    write_atomic(record, json.dumps({"digest": digest, "run_id": run_id}).encode())
+    remedy = f"free some space; everything is written and logged as MLflow run {run_id}"
+    write_atomic(record, json.dumps({"digest": digest, "run_id": run_id}).encode(), remedy)
     return run_id, False

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ca2cl.data.atomic import replacing
 from ca2cl.errors import InputError
 from ca2cl.redact import redact
 from ca2cl.untrusted import is_number, is_whole, parse_json
@@ -25,16 +26,6 @@ NONFINITE = "nonfinite"
 _NONFINITE_WORDS = ("nan", "inf", "-inf")
 _LATEST = 1e11  # Unix seconds: some thousand years
 _log = logging.getLogger(__name__)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` so that a reader, or a crash, sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class Journal:
@@ -71,9 +62,7 @@ class Journal:
             except OSError as error:
                 if written:
                     self._file.truncate(self._file.tell() - written)
-                raise InputError(
-                    f"{self.path}: {error.strerror}; make room, then go on with --run.resume auto"
-                ) from None
+                raise InputError(f"{self.path}: {error.strerror}; free some space and start again") from None
 
     def rewind_to_step(self, step: int) -> int:
         """Drop the training lines past ``step``, which a resumed run will write again; events stay.
@@ -85,7 +74,8 @@ class Journal:
             kept = [line for line in lines if not _is_past(line, step)]
             if len(kept) < len(lines):
                 self._file.close()
-                write_atomic(self.path, b"".join(kept))
+                with replacing(self.path) as file:
+                    file.writelines(kept)
                 self._file = self._open()
         return len(lines) - len(kept)
 

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ca2cl.data.atomic import replacing
 from ca2cl.errors import InputError
-from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal, write_atomic
+from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal
 from ca2cl.tracking.store import Store, StoreAway, away_errors, reason
 from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import is_file_name, is_number, is_whole, lies_in, parse_json
@@ -187,13 +188,14 @@ class Replayer:
 
     def _remember(self, end: int) -> None:
         state = {"run_id": self.run_id, "offset": end, "tail": self._tail(end), "newest": self._newest}
-        write_atomic(self._state, json.dumps(state).encode())
+        with replacing(self._state) as file:
+            file.write(json.dumps(state).encode())
         self.offset = end
 
     def _recall(self) -> int:
         """Byte offset up to which the journal was sent; 0 when it was rewritten since or belongs to another run."""
         try:
-            state = parse_json(self._state.read_text())
+            state = parse_json(self._state.read_text(encoding="utf-8"))
             offset, newest = state["offset"], state["newest"]
             same = is_whole(offset) and state["run_id"] == self.run_id and state["tail"] == self._tail(offset)
             self._newest = newest if is_whole(newest) and state["run_id"] == self.run_id else _UNKNOWN
@@ -226,7 +228,7 @@ def metrics_of(record: Mapping[str, Any]) -> Iterator[Metric]:
 @contextmanager
 def _in_turn(lock: Path) -> Iterator[None]:
     """One process at a time. A record lock, not flock: decoding workers would inherit that one."""
-    with lock.open("w") as file:
+    with lock.open("w", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import yaml
 
 from ca2cl.config import TrackingConfig, flatten, to_dict
-from ca2cl.data.atomic import alone
+from ca2cl.data.atomic import alone, replacing
 from ca2cl.data.job_folder import JOB_LOCK, LOCK_S
 from ca2cl.errors import InputError
 from ca2cl.redact import redact_all
 from ca2cl.tracking.environment import environment, requirements
-from ca2cl.tracking.journal import JOURNAL_NAME, Journal, write_atomic
+from ca2cl.tracking.journal import JOURNAL_NAME, Journal
 from ca2cl.tracking.mirror import Mirror
 from ca2cl.tracking.replay import LOCK_NAME
 from ca2cl.tracking.run_record import (
@@ -293,5 +293,6 @@ def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[s
         **({"manifest.json": json.dumps(manifest, indent=2)} if manifest is not None else {}),
     }
     for name, text in files.items():
-        write_atomic(tracker.run_dir / name, text.encode())
+        with replacing(tracker.run_dir / name) as file:
+            file.write(text.encode())
         tracker.log_artifact(tracker.run_dir / name)

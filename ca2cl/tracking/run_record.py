@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from ca2cl.data.atomic import replacing
 from ca2cl.errors import InputError
 from ca2cl.tracking.environment import git_commit
-from ca2cl.tracking.journal import write_atomic
 from ca2cl.tracking.replay import Replayer
 from ca2cl.tracking.store import Store, StoreAway, fetch_run, open_store, store_errors
 from ca2cl.untrusted import is_number, is_text, parse_json
@@ -81,7 +81,8 @@ def _wrong_field(record: RunRecord) -> str | None:
 
 def write_run(folder: Path, record: RunRecord) -> None:
     """Write a folder's ``run.json``, whole or not at all."""
-    write_atomic(folder / RUN_NAME, json.dumps(asdict(record), indent=2).encode())
+    with replacing(folder / RUN_NAME) as file:
+        file.write(json.dumps(asdict(record), indent=2).encode())
 
 
 def store_of(record: RunRecord, uri: str | None = None) -> Store:

@@ -65,7 +65,7 @@ class Checkpointer:
                 self._damaged.add(path)
         if candidates:
             raise InputError(
-                f"{self.folder}: every checkpoint is damaged; bring one back, or begin again by --run.resume never"
+                f"{self.folder}: every checkpoint is damaged; bring one back, or remove the folder to begin again"
             )
         return None
 
@@ -99,7 +99,9 @@ class Checkpointer:
             return there
         name = pointer.read_text(encoding="utf-8", errors="replace").strip()
         if not _NAME.fullmatch(name):
-            raise InputError(f"{pointer}: {name[:80]!r} is no checkpoint's name; give --run.resume PATH of one")
+            raise InputError(
+                f"{pointer}: {name[:80]!r} is no checkpoint's name; remove the file to go on from the newest"
+            )
         return [self.folder / name, *(path for path in there if path.name < name)]
 
     def save(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:

@@ -3,54 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 Precision = Literal["no", "fp16", "bf16"]
-
-
-def build_accelerator() -> Accelerator:
-    """The accelerator of this process, from the launcher's environment."""
-    # Half precision is ours, not accelerate's: by autocast over fp32 weights and torch's loss scaling it is the same on
-    # every engine and device. DeepSpeed's own would make every buffer of BatchNorm a half-precision one, and
-    # accelerate's fp16 wants a GPU.
-    # broadcast_buffers=False: with several forwards before one backward DDP would write BatchNorm's buffers in place
-    # between them (pytorch#175024); ours need no broadcast, every rank computes the same ones.
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # by every process
-    accelerator = Accelerator(
-        mixed_precision="no",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=30), **_backend()),
-        ],
-    )
-    if accelerator.device.type == "cpu" and accelerator.num_processes > 2:
-        # There are none, but DDP then leaves its buckets as they are. Otherwise it sorts them anew after a job's first
-        # backward pass, and on three processes or more a sum's order, and so its rounding, depends on where in a bucket
-        # it lies: a job that goes on from a checkpoint would part from one that was left alone. (On GPUs, where
-        # nothing was promised or measured, large buckets stay.) It costs a line of torch's on every process.
-        accelerator.ddp_handler.find_unused_parameters = True
-    return accelerator
-
-
-def under_deepspeed() -> bool:
-    """Whether the launcher asked for DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-
-
-def _backend() -> dict[str, str]:
-    """DeepSpeed on CPUs would take oneCCL; gloo comes with torch."""
-    return {"backend": "gloo"} if under_deepspeed() and not torch.cuda.is_available() else {}
 
 
 class OptimizerStep(NamedTuple):

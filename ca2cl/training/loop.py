@@ -17,8 +17,9 @@ from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.errors import InputError
 from ca2cl.training.checkpoint import Checkpointer, read_state
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.preempt import StopFlag
+from ca2cl.training.preempt import GivenUp, StopFlag
 from ca2cl.training.schedule import learning_rate
+from ca2cl.training.within_step import StepExit, step_exit
 
 logger = logging.getLogger(__name__)
 
@@ -114,21 +115,28 @@ def train(job: Job, progress: Progress) -> bool:
         InputError: on every rank alike: a rank's data cannot be read, too many bad tiles, or too many non-finite losses
             in a row.
     """
+    with job.stop.training(), step_exit(job.stop, job.engine.accelerator.num_processes) as way_out:
+        return _train(job, progress, way_out)
+
+
+def _train(job: Job, progress: Progress, way_out: StepExit) -> bool:
     skipped_in_a_row, first, saved = 0, progress.step, progress.step
     while progress.step < job.total_steps:
         # fetch
         started = time.perf_counter()
-        data, stop, bad = _fetch(job)
+        data, bad = _fetch(job, first=progress.step == first)
         waited = time.perf_counter() - started
-        if stop and progress.step > first:  # one step at least, or a job that is stopped early each time never ends
-            if progress.step > saved:
-                _save(job, progress)
-            logger.warning("stopped by a signal after step %d; start again to go on", progress.step)
-            return False
+        if data is None:
+            return _stopped(job, progress, saved)
 
         # step: gradient, then the update unless the loss is not finite on any rank
         job.engine.keep_buffers()
-        terms = {name: float(value) for name, value in job.method.step(job.engine, data.micro_batches).items()}
+        try:
+            found = job.method.step(job.engine, way_out.watch(data.micro_batches, first=progress.step == first))
+        except GivenUp:
+            job.engine.drop_step()
+            return _stopped(job, progress, saved)
+        terms = {name: float(value) for name, value in found.items()}
         lr = _rate(job, progress.step)
         grad_norm, skipped = _update(job, terms["loss"], lr)
         skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
@@ -161,6 +169,15 @@ def train(job: Job, progress: Progress) -> bool:
     return True
 
 
+def _stopped(job: Job, progress: Progress, saved: int) -> bool:
+    """Keep the last whole step; what ``train`` returns."""
+    if progress.step > saved:
+        _save(job, progress)
+    if job.engine.accelerator.is_main_process:
+        logger.warning("stopped by a signal after step %d; start again to go on", progress.step)
+    return False
+
+
 def _rate(job: Job, step: int) -> float:
     if job.rate is not None:
         return job.rate(step)
@@ -174,8 +191,8 @@ def _update(job: Job, loss: float, lr: float) -> tuple[float, bool]:
     return job.engine.optimizer_step(lr, job.optim.clip_norm)
 
 
-def _fetch(job: Job) -> tuple[StepData, bool, list[Any]]:
-    """The next step's data, whether a signal asks to stop, and the bad tiles of all ranks.
+def _fetch(job: Job, *, first: bool) -> tuple[StepData | None, list[Any]]:
+    """The next step's data, None where a signal asks to stop before it, and the bad tiles of all ranks.
 
     Ranks agree before the step, by one small collective and another where there is something to tell: one that cannot
     read its data would leave the others waiting within the step, for as long as the launcher lets them.
@@ -183,16 +200,24 @@ def _fetch(job: Job) -> tuple[StepData, bool, list[Any]]:
     failure: Exception | None = None
     data: StepData | None = None
     try:
-        data = next(job.data)
+        with job.stop.waiting(first=first):
+            data = next(job.data)
+    except GivenUp:
+        pass
     except (InputError, OSError, RuntimeError, EOFError) as error:  # or a worker that was killed
         failure = error
     bad = data.bad if data is not None else []
-    told = [float(job.stop.raised), float(len(bad)), float(failure is not None)]
-    total = job.engine.accelerator.reduce(torch.tensor(told, device=job.engine.device), reduction="sum")
-    if total[2] > 0:
+    # one step at least, or a job that is stopped early each time never ends
+    leave = data is None or job.stop.overdue(first=first)
+    told = [float(failure is not None), float(leave), float(job.stop.interrupted), float(len(bad))]
+    total = job.engine.accelerator.reduce(torch.tensor(told, device=job.engine.device), reduction="sum").tolist()
+    if total[0] > 0:
         raise _failure(job, failure)
-    assert data is not None
-    return data, bool(total[0] > 0), job.engine.gather_list(bad) if total[1] > 0 else []
+    if total[2] > 0:
+        job.stop.interrupted = True
+    if total[1] > 0:
+        return None, []
+    return data, job.engine.gather_list(bad) if total[3] > 0 else []
 
 
 def _failure(job: Job, mine: Exception | None) -> Exception:

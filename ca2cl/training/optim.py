@@ -59,6 +59,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
         return torch.optim.Adam(params, betas=(config.momentum, 0.999), **rates)
     if config.name == "adamw":
         return torch.optim.AdamW(params, betas=(config.momentum, 0.999), **rates)
-    if config.name == "sgd":
-        return torch.optim.SGD(params, momentum=config.momentum, nesterov=config.momentum > 0, **rates)
+    if config.name in ("sgd", "sgd_plain"):
+        nesterov = config.name == "sgd" and config.momentum > 0
+        return torch.optim.SGD(params, momentum=config.momentum, nesterov=nesterov, **rates)
     return LARS(params, momentum=config.momentum, **rates)

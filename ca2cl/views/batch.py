@@ -69,6 +69,11 @@ class Views:
         (weak,) = self._make(tiles_BHWC, key_hash_B, epoch, normalised=True, names=("weak",))
         return weak
 
+    def strong(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The strong view alone, normalised."""
+        (strong,) = self._make(tiles_BHWC, key_hash_B, epoch, normalised=True, names=("strong",))
+        return strong
+
     def raw(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """The same views in [0, 1], not normalised: what people look at."""
         strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, normalised=False)

@@ -35,7 +35,7 @@ echo "built in $((SECONDS - began)) s: $(buildah images --format '{{.Size}}' loc
 
 inside=$(buildah from localhost/ca2cl)
 # the image's own entrypoint, user and folder, as Docker would run it
-inside() { buildah run --env HOME=/home/ca2cl --env ACCELERATE_USE_CPU=true --env OMP_NUM_THREADS=1 "$inside" -- "$@"; }
+inside() { buildah run --env HOME=/home/ca2cl --env CUDA_VISIBLE_DEVICES=-1 --env OMP_NUM_THREADS=1 "$inside" -- "$@"; }
 inside sh -c '
     set -e
     test "$(id -u)" = 1000 && echo "user      $(id -un), $(id -u)"

@@ -48,7 +48,7 @@ class Cluster:
         command = [*container["command"][:2], script, container["command"][3], *arguments]
         variables = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
         variables |= {"NODES": "2", "GPUS": "1", "JOB": "pretrain", "JOB_COMPLETION_INDEX": str(index)}
-        variables |= {"HOSTS": str(self.hosts), "ACCELERATE_USE_CPU": "true", "TORCH_HOME": str(self.folder)}
+        variables |= {"HOSTS": str(self.hosts), "CUDA_VISIBLE_DEVICES": "-1", "TORCH_HOME": str(self.folder)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return subprocess.Popen(
             ["unshare", "--map-root-user", "--mount", "/bin/sh", "-c", WITH_HOSTS, "pod", *command],

@@ -135,7 +135,7 @@ def main() -> int:
     check, root = Check(), folder / "store"
     environment = {
         "CA2CL_VENV": sys.prefix, "CA2CL_PROCESSES": "2", "CA2CL_ACCELERATE": "accelerate_configs/cpu.yaml",
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ROOT": str(root),
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ROOT": str(root),
     }  # fmt: skip
     with Cluster(folder / "slurm") as cluster:
         run = chain(cluster, folder, environment, check)

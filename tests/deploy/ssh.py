@@ -35,7 +35,7 @@ class Job:
         self.env = {
             **os.environ, "CA2CL_PROCESSES": "2", "CA2CL_VENV": sys.prefix, "CA2CL_PORT": str(free_port()),
             "CA2CL_ACCELERATE": str(CONFIGS / "cpu.yaml"), "CA2CL_SSH": f"ssh -F {hosts.config}",
-            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "eth0",  # gloo would take the address that the host's name has: one for both here
         }  # fmt: skip
 

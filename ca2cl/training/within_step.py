@@ -1,0 +1,83 @@
+"""Leaving a step between its micro-batches, on all ranks or on none.
+
+A step of many micro-batches may take longer than a scheduler waits. Ranks that exchange embeddings, statistics or
+gradients may only leave it together: so each time that a method asks for a micro-batch, which it does on every rank in
+the same order, they agree. They do so on the host, over gloo: a GPU goes on with what it has been given. Inside of a
+micro-batch, with collectives under way, no rank can leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import distributed
+
+from ca2cl.training.preempt import GivenUp, StopFlag
+
+
+class StepExit:
+    """The way out of a step for the ``world`` processes of a job; made by ``step_exit``."""
+
+    def __init__(self, stop: StopFlag, world: int) -> None:
+        self._stop, self._world = stop, world
+        self._group: Any = None
+
+    def watch(self, micro_batches: Sequence[Any], *, first: bool) -> Sequence[Any]:
+        """The same micro-batches, each of which raises ``GivenUp`` instead where a signal ends the step before it.
+
+        Args:
+            first: it is the first step of this start.
+        """
+        if self._world > 1 and len(micro_batches) == 1:  # where it begins, ranks have just agreed
+            return micro_batches
+        return _Watched(micro_batches, self, first)
+
+    def check(self, first: bool) -> None:
+        """Every rank calls it.
+
+        Raises:
+            GivenUp: on every rank, where one has to leave.
+        """
+        leave = self._stop.overdue(first=first)
+        if self._world > 1:
+            if self._group is None:
+                self._group = distributed.new_group(backend="gloo")
+            told = torch.tensor([leave, self._stop.interrupted], dtype=torch.uint8)
+            distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self._group)
+            leave = bool(told[0])
+            if told[1]:
+                self._stop.interrupted = True
+        if leave:
+            raise GivenUp
+
+    def close(self) -> None:
+        """Let go of what the ranks met in."""
+        if self._group is not None:
+            distributed.destroy_process_group(self._group)
+
+
+@contextmanager
+def step_exit(stop: StopFlag, world: int) -> Iterator[StepExit]:
+    """A ``StepExit`` for one training."""
+    way = StepExit(stop, world)
+    try:
+        yield way
+    finally:
+        way.close()
+
+
+class _Watched(Sequence[Any]):
+    def __init__(self, micro_batches: Sequence[Any], way: StepExit, first: bool) -> None:
+        self._micro_batches, self._way, self._first = micro_batches, way, first
+
+    def __len__(self) -> int:
+        return len(self._micro_batches)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, int) and not -len(self) <= number < len(self):
+            raise IndexError(number)
+        self._way.check(self._first)
+        return self._micro_batches[number]
