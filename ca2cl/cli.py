@@ -21,6 +21,7 @@ from ca2cl.errors import InputError, LocalError, nearest
 from ca2cl.parsing import parse
 from ca2cl.redact import RedactingFormatter, redact
 from ca2cl.streams import check_output, shield_streams
+from ca2cl.training.launched import speaks
 from ca2cl.training.preempt import EXIT_INTERRUPTED, StopFlag, end_with_launcher
 from ca2cl.verbs import VERBS
 
@@ -53,7 +54,7 @@ def _interrupted(arguments: list[str], *, own_process: bool) -> int:
     if own_process:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     verb = VERBS.get(" ".join(arguments[:2])) or VERBS.get("".join(arguments[:1]))
-    if verb is not None and os.environ.get("RANK", "0") == "0":
+    if verb is not None and speaks():
         sys.stderr.write(f"ca2cl: stopped by Ctrl-C; {verb.kept}\n")
     return EXIT_INTERRUPTED
 

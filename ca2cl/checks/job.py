@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ca2cl.checks.finding import Finding
-from ca2cl.checks.machine import seconds_of
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, ViewsConfig
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
@@ -22,6 +21,7 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
+from ca2cl.training.precision import seconds_of
 from ca2cl.views import build_views
 
 _PATIENCE_S = 3.0

@@ -50,6 +50,14 @@ def find_place() -> Place:
     return Place(_number("RANK"), world, _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE", world))
 
 
+def speaks() -> bool:
+    """Whether this process says what all processes of a job would say: the first one, or one that knows of no other."""
+    try:
+        return find_place().rank == 0
+    except LocalError:
+        return True
+
+
 def _number(name: str, default: int = 0) -> int:
     value = os.environ.get(name) or str(default)
     if not value.isdecimal():
