@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ca2cl.errors import InputError
+from ca2cl.names import check_experiment, check_model_name, check_run_name, check_tracking_uri
 from ca2cl.redact import redact_all
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -244,6 +245,14 @@ class TrackingConfig:
     register_as: str | None = "ca2cl-encoder"
     """Registered model that the finished encoder (fine-tuning: the best classifier) becomes a version of; none
     registers nothing."""
+
+    def __post_init__(self) -> None:
+        check_experiment("tracking.experiment", self.experiment)
+        check_run_name("tracking.run_name", self.run_name or "")
+        if self.register_as is not None:
+            check_model_name("tracking.register_as", self.register_as)
+        if self.uri:
+            check_tracking_uri("tracking.uri", self.uri)
 
 
 @dataclass(frozen=True, kw_only=True)

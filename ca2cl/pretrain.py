@@ -72,7 +72,8 @@ def run(config: PretrainConfig) -> int:
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
     ranks.together(lambda: _check_needs(config, accelerator, micro_batch))
-    network = Network(ranks.together(lambda: _initial_encoder(config)), config.model.projection_dim)
+    encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
+    network = Network(encoder, config.model.projection_dim)
     engine = _engine(config, accelerator, network, micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
@@ -89,7 +90,7 @@ def run(config: PretrainConfig) -> int:
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
     status: Status = "FAILED"
     try:
-        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker)
+        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker, earlier_manifests)
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
     except KeyboardInterrupt:
@@ -115,6 +116,8 @@ class _Parts:
     checkpointer: Checkpointer
     stop: StopFlag
     tracker: NullTracker
+    earlier_manifests: tuple[str, ...]
+    """Tiles that the first weights were trained on."""
 
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
@@ -150,7 +153,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     try:
         done = train(job, progress)
         if done:
-            _hand_on(config, engine, tracker, observer, progress, index.manifest)
+            _hand_on(config, parts, observer, progress)
     finally:
         observer.close()
     return done
@@ -227,8 +230,8 @@ def _groups(config: PretrainConfig, world: int, micro_batch: int) -> LaneGroups 
     return groups
 
 
-def _initial_encoder(config: PretrainConfig) -> Encoder:
-    """The same on every rank: from the run's seed, or from given weights."""
+def _initial_encoder(config: PretrainConfig) -> tuple[Encoder, tuple[str, ...]]:
+    """The same on every rank: from the run's seed, or from given weights; and which tiles these were trained on."""
     model = config.model
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(model.arch, model.norm, group=model.norm_group, identity_blocks=True)
@@ -239,7 +242,8 @@ def _initial_encoder(config: PretrainConfig) -> Encoder:
         if given.card.arch != model.arch:
             raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
         encoder.load_state_dict(given.encoder.state_dict())
-    return encoder
+        return encoder, given.card.manifests
+    return encoder, ()
 
 
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
@@ -298,15 +302,9 @@ def _open_tracker(
     return tracker
 
 
-def _hand_on(
-    config: PretrainConfig,
-    engine: AccelerateEngine,
-    tracker: NullTracker,
-    observer: RunObserver,
-    progress: Progress,
-    manifest: Any,
-) -> None:
+def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:
     """Write the finished encoder into the run's folder and register it."""
+    engine, tracker, manifest = parts.engine, parts.tracker, parts.index.manifest
     if not engine.accelerator.is_main_process:
         return
     observer.figures(engine)
@@ -317,6 +315,7 @@ def _hand_on(
         mean=config.model.mean,
         std=config.model.std,
         manifest_digest=manifest.digest,
+        earlier_manifests=parts.earlier_manifests,
         classes=tuple(manifest.classes),
         config_digest=settings.digest(config),
         commit=git_commit(),

@@ -105,6 +105,17 @@ def test_their_augmentation_is_the_strong_view_with_more_distortion() -> None:
     assert made(tiles, torch.arange(4), 0).shape == (4, 3, start.card.input_size, start.card.input_size)
 
 
+def test_no_augmentation_can_be_asked_for() -> None:
+    """``none`` is the word for a setting that is left open, too."""
+    words = ["--encoder", "random:3", "--train", "a", "--test", "b", "--output_dir", "c"]
+    for protocol, usual in (("honest", "crop"), ("original", "strong")):
+        for given, expected in (([], usual), (["--augment", "none"], "none"), (["--augment", "auto"], usual)):
+            found = parse("finetune", [*words, "--protocol", protocol, *given])
+            assert settled(found).augment == expected
+    found = parse("reproduce nct", ["--encoder", "random", "--data", "d", "--augment", "none"])
+    assert settled(tuning(found)).augment == "none"
+
+
 @BOTH
 def test_every_setting_is_held_against_theirs_or_is_known_not_to_be(trains: Trains) -> None:
     """A setting that is new must be decided about: is it theirs, or does it change nothing of theirs?"""

@@ -14,7 +14,7 @@ from torch import Tensor
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
-from ca2cl.training.launched import find_place, speaks
+from ca2cl.training.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)
 _VIEWS = 2
@@ -79,7 +79,7 @@ def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.devi
         raise InputError(f"run.micro_batch_size is {micro_batch}{whole}: {told}; {remedy}")
     if _LIKELY * step > free:
         logger.warning("%s, which may not be enough: %s", told, remedy)
-    elif speaks():
+    elif launched_rank() == 0:
         logger.info(told)
 
 
