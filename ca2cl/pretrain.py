@@ -38,7 +38,9 @@ from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.feed import feed
 from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.memory import bytes_a_tile, check_memory
 from ca2cl.training.optim import build_optimizer
+from ca2cl.training.precision import check_precision
 from ca2cl.training.preempt import StopFlag
 from ca2cl.views import build_views
 
@@ -46,7 +48,8 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: PretrainConfig) -> int:
-    """Train, register the encoder, and return the exit code: 0, or 85 after a signal and a checkpoint.
+    """Train, register the encoder, and return the exit code: 0, or 85 after a signal and a checkpoint, 130 after
+    Ctrl-C and one.
 
     Raises:
         InputError: the configuration, the data or the folder cannot be used.
@@ -69,6 +72,7 @@ def run(config: PretrainConfig) -> int:
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
+    ranks.together(lambda: _check_needs(config, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
     network = Network(encoder, config.model.projection_dim)
     engine = _engine(config, accelerator, network, micro_batch)
@@ -177,6 +181,15 @@ def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int
             "data.cache_gb is %g: the %d lanes of this machine stand in shards of %.3g GB together, which will be "
             "fetched again and again; use at least --data.cache_gb %.3g", data.cache_gb, lanes, stood_in, 2 * stood_in,
         )  # fmt: skip
+
+
+def _check_needs(config: PretrainConfig, accelerator: Any, micro_batch: int) -> None:
+    """Whether this machine can do a step at all."""
+    run = config.run
+    check_precision(run.precision, accelerator.device, "run.precision")
+    if accelerator.is_local_main_process or accelerator.device.type == "cuda":
+        a_tile = bytes_a_tile(config.model.arch, config.data.image_size, run.precision)
+        check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
 
 
 def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:

@@ -37,6 +37,7 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.launched import under_deepspeed
+from ca2cl.training.precision import check_precision
 from ca2cl.training.preempt import StopFlag
 from ca2cl.untrusted import parse_json
 
@@ -176,6 +177,7 @@ def _run(config: FinetuneConfig, held: ExitStack) -> Any:
     starts = _starts(config)
     with stop.joining():
         accelerator = build_accelerator()
+    check_precision(config.precision, accelerator.device, "precision")
     out = Path(config.output_dir)
     digests = [index.manifest.digest for index in indexes]
     train, test = (
