@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from ca2cl.detection.samples import draw_overlay
 from ca2cl.detection.scoring import CHALLENGE
 from ca2cl.errors import InputError
 from ca2cl.evaluation.device import find_device
+from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.resolver import RUN_ID
 from ca2cl.tracking.tables import aligned
 
@@ -132,19 +132,20 @@ def _load(config: PredictConfig) -> Detector:
     named = config.detector.removeprefix("runs:/")
     if not RUN_ID.fullmatch(named):
         return load_detector(Path(config.detector).expanduser(), device)
-    with tempfile.TemporaryDirectory() as scratch:
-        return load_detector(_downloaded(named, Path(scratch), config.tracking), device)
+    with scratch_folder() as scratch:
+        return load_detector(_downloaded(named, scratch, config.tracking), device)
 
 
 def _downloaded(run_id: str, scratch: Path, tracking: TrackingConfig) -> Path:
-    from ca2cl.tracking.store import fetch_run, open_store, store_errors
+    from ca2cl.tracking.artifacts import fetch, names_in, run_place
+    from ca2cl.tracking.store import fetch_run, open_store
 
     store = open_store(tracking.uri, tracking.root)
     fetch_run(store, run_id)
-    with store_errors(store.uri):
-        if not store.client.list_artifacts(run_id, DETECTOR):
-            raise InputError(f"run {run_id!r}: has no detector; give the run of one training, not that of the job")
-        return Path(store.client.download_artifacts(run_id, DETECTOR, str(scratch)))
+    place = run_place(store, run_id, DETECTOR)
+    if not names_in(store, place):
+        raise InputError(f"run {run_id!r}: has no detector; give the run of one training, not that of the job")
+    return fetch(store, place, scratch)
 
 
 def _read(path: Path) -> Pixels:
