@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from torch import Tensor
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.scratch import scratch_folder
+from ca2cl.tracking.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.tracking.encoder_files import (
     CARD_NAME,
     ENCODER_PATH,
@@ -148,11 +149,9 @@ def _from_store(source: str, store: Store) -> ResolvedEncoder:
         return _from_version(source, store)
     run_id = full_run_id(store, source)
     assert run_id is not None, source
-    run = fetch_run(store, run_id)
-    location = f"{run.info.artifact_uri.rstrip('/')}/{ENCODER_PATH}"
-    with store_errors(store.uri):
-        listed = {Path(file.path).name for file in store.client.list_artifacts(run_id, ENCODER_PATH)}
-    if not {WEIGHTS_NAME, CARD_NAME} <= listed:
+    fetch_run(store, run_id)
+    location = run_place(store, run_id, ENCODER_PATH)
+    if not {WEIGHTS_NAME, CARD_NAME} <= set(names_in(store, location)):
         raise InputError(f"run {run_id!r}: has no encoder yet; let it finish, or send it with `ca2cl sync RUN_DIR`")
     return _download(location, store, run_id, f"runs:/{run_id}")
 
@@ -199,17 +198,13 @@ def _from_version(source: str, store: Store) -> ResolvedEncoder:
             raise InputError(
                 f"encoder {source!r}: not in {store.public_uri}; check the name, --tracking.uri or --tracking.root"
             ) from None
-        location = client.get_model_version_download_uri(name, found.version)
-    return _download(location, store, found.run_id or None, f"models:/{name}/{found.version}")
+    place = version_place(store, name, found.version)
+    return _download(place, store, found.run_id or None, f"models:/{name}/{found.version}")
 
 
 def _download(location: str, store: Store, run_id: str | None, uri: str) -> ResolvedEncoder:
-    import mlflow
-
-    with tempfile.TemporaryDirectory() as scratch:
-        with store_errors(store.uri):
-            got = mlflow.artifacts.download_artifacts(location, dst_path=scratch, tracking_uri=store.uri)
-        weights = sorted(Path(got).rglob(WEIGHTS_NAME))
+    with scratch_folder() as scratch:
+        weights = sorted(fetch(store, location, scratch).rglob(WEIGHTS_NAME))
         if not weights:
             raise InputError(f"{uri}: holds no {WEIGHTS_NAME}; give an encoder that ca2cl registered")
         encoder, card = load_encoder(weights[0].parent)
