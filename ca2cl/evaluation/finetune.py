@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,10 +19,11 @@ from ca2cl import config as settings
 from ca2cl.config import OptimConfig, TrackingConfig
 from ca2cl.data.atomic import write_atomic
 from ca2cl.data.index import ShardIndex
-from ca2cl.data.job_folder import hold_job
+from ca2cl.data.job_folder import changed, hold_job, other_job
 from ca2cl.data.splits import check_budget, known_slides
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
+from ca2cl.evaluation.embed_job import weights_digest
 from ca2cl.evaluation.finetune_cell import RESULT, Cell, Data, Recipe, run_cell
 from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_report import RECORD, report
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 START = "encoder"
+_FREE = frozenset({"train", "test", "cache_dir"})
+"""Settings of the record that say where data lie, not which."""
 REMEDY = "free some space, or give another output_dir"
 
 
@@ -181,7 +184,7 @@ def _run(config: FinetuneConfig, held: ExitStack) -> Any:
         LabelledSet(index, ShardReader(root, config.cache_dir), np.flatnonzero(index.labels() >= 0), title)
         for root, index, title in zip((config.train, config.test), indexes, ("train", "test"), strict=True)
     )
-    problem = _from_first(_claim(out, config, digests, train, test) if accelerator.is_main_process else "")
+    problem = _from_first(_claim(out, config, digests, starts, train, test) if accelerator.is_main_process else "")
     problem = problem or _from_first(hold_job(out, held) if accelerator.is_main_process else "")
     if problem:
         raise InputError(problem)
@@ -227,7 +230,8 @@ def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
 
 
 def _claim(
-    out: Path, config: FinetuneConfig, digests: Sequence[str], train: LabelledSet, test: LabelledSet
+    out: Path, config: FinetuneConfig, digests: Sequence[str], starts: Mapping[str, ResolvedEncoder],
+    train: LabelledSet, test: LabelledSet,
 ) -> str:  # fmt: skip
     """Write what the folder's job is and what train and test share, or compare with what it was; what is wrong, or
     nothing."""
@@ -236,16 +240,15 @@ def _claim(
         for k, v in settings.flatten(config).items()
         if not k.startswith(("tracking.", "output_dir", "workers", "note_protocol"))
     }
-    content: dict[str, Any] = {"settings": kept, "data": list(digests)}
+    weights = {name: weights_digest(found.encoder, found.card.mean, found.card.std) for name, found in starts.items()}
+    content: dict[str, Any] = {"settings": kept, "data": list(digests), "weights": list(weights.values())}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path = out / RECORD
     try:
         if path.exists():
             held = parse_json(path.read_text(encoding="utf-8"))
-            if held["digest"] == digest:
-                return ""
-            changed = [k for k in kept if held["settings"].get(k) != kept[k]] or ["the data"]
-            return f"output_dir {str(out)!r} holds another job ({', '.join(changed)} differ): use another folder"
+            changes = _changes(held, content)
+            return other_job(out, changes) if changes else ""
         if out.exists() and any(out.iterdir()):
             return f"output_dir {str(out)!r} is not empty and holds no fine-tuning job: use another folder"
         out.mkdir(parents=True, exist_ok=True)
@@ -255,6 +258,18 @@ def _claim(
     except (OSError, ValueError, KeyError) as error:
         return f"output_dir {str(out)!r} cannot be used ({error}); give a folder you can write"
     return ""
+
+
+def _changes(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what a job differs from the one that its folder holds. Data and weights are known by their digests, wherever
+    they lie; the first jobs did not write the weights' down."""
+    same_weights = held.get("weights") == now["weights"]
+    free = {*_FREE, "encoder"} if same_weights else _FREE
+    changes = changed(held["settings"], {name: value for name, value in now["settings"].items() if name not in free})
+    named = any(change.startswith(("encoder ", "against ")) for change in changes)
+    if "weights" in held and not same_weights and not named:
+        changes.append("encoder or against means other weights now")
+    return changes + (["the tiles in train or test"] if held["data"] != now["data"] else [])
 
 
 def _from_first(value: Any) -> Any:
