@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from ca2cl.config import TrackingConfig
 from ca2cl.data.atomic import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.folders import EXTENSIONS
-from ca2cl.detection.coco import Json, instance_ids, mask_tools, read_coco
+from ca2cl.data.orientation import orientation_of, refuse_turned
+from ca2cl.detection.coco import align_categories, instance_ids, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
 from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST
 from ca2cl.detection.detect_report import RESULTS
@@ -31,12 +33,14 @@ from ca2cl.detection.predictions import Detections, coco_results, label_mask
 from ca2cl.detection.samples import draw_overlay
 from ca2cl.detection.saved import CARD
 from ca2cl.detection.scoring import CHALLENGE
+from ca2cl.detection.segmentations import Json, mask_tools
 from ca2cl.errors import InputError
 from ca2cl.evaluation.device import find_device
 from ca2cl.tracking.naming import WORD, full_run_id, is_stored
 from ca2cl.tracking.tables import aligned
 from ca2cl.untrusted import parse_json
 
+logger = logging.getLogger(__name__)
 POSITIONAL = ("detector", "images", "out")
 PREDICTIONS = "predictions.json"
 _REMEDY = "free space or give another folder and run again, nothing was kept"
@@ -85,11 +89,17 @@ def run(config: PredictConfig) -> int:
     truth = _truth(config.truth, paths) if config.truth else None
     out = Path(config.out).expanduser()
     detector = _load(config)
+    if truth is not None:
+        truth = align_categories(truth, detector.classes, config.truth)
     data = _empty(detector, config, truth)
     challenge: list[ImageScores] = []
+    turned = 0
     with writing(out, _REMEDY), fresh_folder(out) as folder:
         for path in tqdm(paths, unit="image", desc="predict", disable=None):
-            pixels_HWC = _read(path)
+            pixels_HWC, orientation = _read(path)
+            if truth is not None:
+                refuse_turned(path, orientation)
+            turned += orientation != 1
             (found,) = detector.predict([pixels_HWC])
             image = _add(data, path, pixels_HWC, found, truth)
             predicted_HW = _write(folder, path, pixels_HWC, found, config)
@@ -98,6 +108,8 @@ def run(config: PredictConfig) -> int:
         if truth is not None:
             data["info"]["scores"] = _scores(truth, data, challenge)
         write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode(), _REMEDY)
+    if turned:
+        logger.warning("%d images say that they are to be shown turned (EXIF orientation); taken as stored", turned)
     kept = sum(row["score"] >= config.min_score for row in data["annotations"])
     sys.stdout.write(f"{len(paths)} images, {kept} instances of score {config.min_score} or more, in {out}\n")
     if truth is not None:
@@ -120,7 +132,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _truth(path: str, images: Sequence[Path]) -> Json:
-    truth = read_coco(Path(path).expanduser())
+    truth = read_coco(Path(path).expanduser(), says=True)
     listed = {image["file_name"] for image in truth["images"]}
     here = {image.name for image in images}
     if listed != here:
@@ -179,28 +191,20 @@ def _first_training(results: Path) -> str:
     return str(found)
 
 
-def _read(path: Path) -> Pixels:
+def _read(path: Path) -> tuple[Pixels, int]:
+    """The pixels of an image, and its orientation."""
     try:
-        return decode(path.read_bytes())
+        content = path.read_bytes()
+        return decode(content), orientation_of(content)
     except (OSError, BadSample) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}; take it out of the folder") from None
 
 
 def _empty(detector: Detector, config: PredictConfig, truth: Json | None) -> Json:
-    """The COCO file before its images; categories are the truth's where there is one, so that ids agree.
-
-    Raises:
-        InputError: the truth has other classes than the detector.
-    """
+    """The COCO file before its images; categories are the truth's where there is one, so that ids agree."""
     categories = [{"id": number, "name": name} for number, name in enumerate(detector.classes, start=1)]
     if truth is not None:
-        by_name = {category["name"]: category for category in truth["categories"]}
-        if sorted(by_name) != sorted(detector.classes):
-            raise InputError(
-                f"truth is {config.truth!r}: has the classes {', '.join(sorted(by_name))}, the detector finds "
-                f"{', '.join(detector.classes)}; give another file"
-            )
-        categories = [by_name[name] for name in detector.classes]
+        categories = truth["categories"]
     info = {"description": "by ca2cl detect predict", "version": __version__, "detector": config.detector}
     return {"info": info, "licenses": [], "categories": categories, "images": [], "annotations": []}
 

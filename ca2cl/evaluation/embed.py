@@ -10,6 +10,7 @@ so needs no store to be understood and none to be written.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from ca2cl.evaluation.embed_parts import KEPT, PartFacts, claimed, mine
 from ca2cl.evaluation.ranks import Ranks
 
 POSITIONAL = ("source", "out")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,9 @@ def _join(job: Job, tally: Tally) -> None:
     job.check_bad(len(bad), bad)
     if not rows:
         raise InputError(f"{job.config.source}: none of {len(job.data)} tiles could be decoded; look at them")
+    turned = sum(fact.turned for fact in whole)
+    if turned:
+        logger.warning("%d tiles say that they are to be shown turned (EXIF orientation); taken as stored", turned)
     dim = job.parts.dim
     write_vectors(job.out, lambda: (job.parts.read(part) for part in job.parts), rows, dim, job.about(bad))
     job.parts.remove()

@@ -158,6 +158,7 @@ def _as_dict(terms: Terms, columns: Sequence[Column], wanted: str | None) -> dic
         "train_manifest_digest": terms.train,
         "test_manifest_digest": terms.test,
         "protocol": terms.protocol,
+        "leak": terms.leak or None,
         "runs": {label: run.run_id for label, run in runs.items()},
         "metrics": {
             name: {label: run.metrics[name] for label, run in runs.items() if name in run.metrics}

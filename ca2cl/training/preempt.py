@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TypeVar
 
 from ca2cl.lifetime import is_running, when_launcher_ends
+from ca2cl.training.launched import launched_rank
 
 logger = logging.getLogger(__name__)
 Flag = TypeVar("Flag", bound="StopFlag")
@@ -162,7 +163,7 @@ class StopFlag:
             return
         if "TORCHELASTIC_RUN_ID" in os.environ:
             os._exit(EXIT_INTERRUPTED)
-        if not self._over and self._trains:
+        if not self._over and self._trains and launched_rank() == 0:
             logger.warning("its launcher has ended, process %d has not yet; kill it to stop at once", os.getpid())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -210,7 +211,7 @@ class StopFlag:
 
 
 def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # one line for the job
+    if launched_rank() == 0:  # one line for the job
         logger.warning(line)
 
 
