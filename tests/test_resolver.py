@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import WEIGHTS_NAME, EncoderCard, save_encoder
+from ca2cl.tracking.encoder_versions import find_version
+from ca2cl.tracking.naming import full_run_id
 from ca2cl.tracking.registry import log_and_register
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.store import Store, open_store
@@ -107,15 +110,11 @@ def test_an_unknown_source_is_one_clear_line(
 
 
 def test_digits_of_several_runs_are_refused_and_more_of_them_tell(store: Store, tmp_path: Path) -> None:
-    from ca2cl.tracking.naming import full_run_id
-
     experiment, ids = store.experiment_id("tests"), ["aaaaaa" + digit * 26 for digit in "bc"]
-    import sqlite3
-
-    with sqlite3.connect(str(store.root / "mlflow.db")) as database:  # type: ignore[operator]  # MLflow draws its ids
-        for run_id in ids:
-            made = str(store.client.create_run(experiment).info.run_id)
-            database.execute("PRAGMA foreign_keys = off")
+    made_ids = [str(store.client.create_run(experiment).info.run_id) for _ in ids]
+    assert store.root is not None
+    with sqlite3.connect(str(store.root / "mlflow.db")) as database:  # MLflow draws its ids by itself
+        for run_id, made in zip(ids, made_ids, strict=True):
             database.execute("UPDATE runs SET run_uuid = ? WHERE run_uuid = ?", (run_id, made))
             database.execute("UPDATE tags SET run_uuid = ? WHERE run_uuid = ?", (run_id, made))
     with pytest.raises(InputError, match=f"'aaaaaa': fits several runs .{ids[0]}, {ids[1]}"):
@@ -126,8 +125,6 @@ def test_digits_of_several_runs_are_refused_and_more_of_them_tell(store: Store, 
 def test_an_alias_of_the_only_other_model_is_found_and_one_of_several_is_refused(
     store: Store, registered: tuple[str, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    from ca2cl.tracking.encoder_versions import find_version
-
     for seed, name in ((11, "one-more"), (12, "another")):
         folder = save_encoder(tmp_path / name, weights(seed), CARD)
         version = log_and_register(
