@@ -133,7 +133,11 @@ def _images(folder: Path) -> list[Path]:
 
 def _truth(path: str, images: Sequence[Path]) -> Json:
     truth = read_coco(Path(path).expanduser(), says=True)
+    for image in truth["images"]:  # they may lie in another folder than where they were annotated
+        image["file_name"] = image["file_name"].replace("\\", "/").rpartition("/")[2]
     listed = {image["file_name"] for image in truth["images"]}
+    if len(listed) < len(truth["images"]):
+        raise InputError(f"truth is {path!r}: two of its images differ in their folders only; split the file by folder")
     here = {image.name for image in images}
     if listed != here:
         name = min(listed ^ here)
