@@ -18,6 +18,7 @@ from ca2cl.tracking.naming import full_run_id
 from ca2cl.tracking.registry import log_and_register
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.store import Store, open_store
+from tests.pickles import Bait
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
@@ -215,6 +216,23 @@ def test_a_foreign_file_is_never_executed(
     with pytest.raises(InputError, match="not a file of plain tensors") as caught:
         resolve_encoder(str(path))
     assert not (tmp_path / "evil").exists() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch_zip", "torch_old", "numpy", "joblib", "a model"])
+@pytest.mark.filterwarnings("error")
+def test_the_refusal_of_a_pickle_does_not_say_how_to_run_it(tmp_path: Path, form: str) -> None:
+    bait, path = Bait(tmp_path), tmp_path / "model.pth"
+    if form == "a model":
+        torch.save({"net": torch.nn.ReLU()}, path)
+    else:
+        path.write_bytes(bait.forms[form])
+    with pytest.raises(InputError) as caught:
+        resolve_encoder(str(path))
+    message = str(caught.value)
+    assert "torch.save(model.state_dict(), FILE)" in message and not bait.sprung
+    assert ("torch.nn.modules.activation.ReLU" in message) == (form == "a model")
+    for leaked in ("weights_only", "safe_globals", "trust", "[1m", "issue"):
+        assert leaked not in message, message
 
 
 def test_random_is_a_function_of_its_seed_and_leaves_the_callers_numbers_alone() -> None:

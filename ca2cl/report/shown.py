@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from ca2cl.data.storage import is_remote, open_index
 from ca2cl.errors import InputError
 from ca2cl.report import facts
 from ca2cl.report.pictures import jpeg_uri
+from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.run_material import RunMaterial
 from ca2cl.views.sheet import run_sheet
 
@@ -112,7 +112,7 @@ def sheet(config: ReportConfig, material: RunMaterial, shown: Shown, gaps: dict[
             "the run has no readable config.yaml; `ca2cl doctor --views SHARDS OUT.png` draws views of a recipe"
         )
         return ""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         try:
             path = run_sheet(
                 shown.root, f"{scratch}/views.png", config=views, image_size=size, count=_TILES, seed=seed,
