@@ -220,8 +220,9 @@ class RunConfig:
     figures_every: int = 5
     """Epochs between figures of the curves and of the clusters; 0 draws them only at the end."""
     resume: str = "auto"
-    """auto: go on from the newest checkpoint in run.output_dir if there is one; never: refuse a used folder; or the
-    path of a checkpoint to begin from: the same command again goes on from what it has itself written since."""
+    """auto: go on from the newest checkpoint in run.output_dir if there is one, with the settings of its run; never:
+    refuse a used folder; or the path of a checkpoint to begin from, in a new run.output_dir also with other settings:
+    the same command again goes on from what it has itself written since."""
     max_skipped: int = 20
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
 
