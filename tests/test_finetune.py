@@ -283,7 +283,7 @@ def test_test_tiles_that_are_training_tiles_are_flagged(pair: tuple[str, str], t
 
 def test_a_folder_of_another_job_is_refused(whole: Path, pair: tuple[str, str]) -> None:
     done = finetune(whole, pair, "--optim.lr", "0.5", "--seeds", "2")
-    assert done.returncode == 2 and "holds another job (optim.lr differ)" in done.stderr
+    assert done.returncode == 2 and "holds another job (optim.lr " in done.stderr
 
 
 def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]) -> None:

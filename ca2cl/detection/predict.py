@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from ca2cl.detection.scoring import CHALLENGE
 from ca2cl.detection.segmentations import Json, mask_tools
 from ca2cl.errors import InputError
 from ca2cl.evaluation.device import find_device
+from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.naming import WORD, full_run_id, is_stored
 from ca2cl.tracking.tables import aligned
 from ca2cl.untrusted import parse_json
@@ -151,8 +151,8 @@ def _load(config: PredictConfig) -> Detector:
     path = Path(named).expanduser()
     if path.exists() or not (is_stored(named) or WORD.fullmatch(named)):
         return load_detector(_of_job(path), device)
-    with tempfile.TemporaryDirectory() as scratch:
-        return load_detector(_downloaded(named, Path(scratch), config.tracking), device)
+    with scratch_folder() as scratch:
+        return load_detector(_downloaded(named, scratch, config.tracking), device)
 
 
 def _of_job(path: Path) -> Path:
@@ -164,8 +164,9 @@ def _of_job(path: Path) -> Path:
 
 
 def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
+    from ca2cl.tracking.artifacts import fetch, names_in, run_place
     from ca2cl.tracking.encoder_versions import needed_store
-    from ca2cl.tracking.store import fetch_run, store_errors
+    from ca2cl.tracking.store import fetch_run
 
     store = needed_store(tracking)
     run_id = full_run_id(store, named)
@@ -175,14 +176,12 @@ def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
             "that `ca2cl detect` printed"
         )
     fetch_run(store, run_id)
-    client = store.client
-    with store_errors(store.uri):
-        listed = {file.path for file in client.list_artifacts(run_id)}
-        if RESULTS in listed:
-            run_id = _first_training(Path(client.download_artifacts(run_id, RESULTS, str(scratch))))
-        elif DETECTOR not in listed:
-            raise InputError(f"run {run_id!r}: has no detector; give a run of `ca2cl detect` that has finished")
-        return Path(client.download_artifacts(run_id, DETECTOR, str(scratch)))
+    listed = names_in(store, run_place(store, run_id))
+    if RESULTS in listed:
+        run_id = _first_training(fetch(store, run_place(store, run_id, RESULTS), scratch))
+    elif DETECTOR not in listed:
+        raise InputError(f"run {run_id!r}: has no detector; give a run of `ca2cl detect` that has finished")
+    return fetch(store, run_place(store, run_id, DETECTOR), scratch)
 
 
 def _first_training(results: Path) -> str:

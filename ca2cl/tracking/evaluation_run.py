@@ -71,7 +71,7 @@ def log_evaluation(
             for start in range(0, len(points), _BATCH):
                 store.client.log_batch(run_id, metrics=points[start : start + _BATCH])
             for path in artifacts:
-                upload(store.client, run_id, path)
+                upload(store, run_id, path)
             store.client.set_terminated(run_id, "FINISHED")
         except BaseException:
             if run_id:

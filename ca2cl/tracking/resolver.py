@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +13,8 @@ from torch import Tensor
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.scratch import scratch_folder
+from ca2cl.tracking.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.tracking.encoder_files import (
     CARD_NAME,
     ENCODER_PATH,
@@ -28,6 +28,7 @@ from ca2cl.tracking.encoder_versions import LATEST, existing_store, find_version
 from ca2cl.tracking.naming import MODEL, WORD, full_run_id, is_stored
 from ca2cl.tracking.registry import CHAMPION
 from ca2cl.tracking.store import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
+from ca2cl.untrusted import load_tensors, why_not_tensors
 
 logger = logging.getLogger(__name__)
 _DEFAULT_ARCH = "resnet18"
@@ -134,10 +135,9 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
     try:
         state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # noqa: BLE001 - as in _foreign_state, and all that a download may meet
-        told = " ".join(str(error).split())[:200]
         raise InputError(
-            f"encoder {source!r}: cannot be downloaded or read ({told}); put {Path(known[name].url).name} into "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
+            f"encoder {source!r}: cannot be downloaded or read ({why_not_tensors(error)}); put "
+            f"{Path(known[name].url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
         ) from None
     encoder = make_encoder(state, arch, source)
     return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
@@ -148,11 +148,9 @@ def _from_store(source: str, store: Store) -> ResolvedEncoder:
         return _from_version(source, store)
     run_id = full_run_id(store, source)
     assert run_id is not None, source
-    run = fetch_run(store, run_id)
-    location = f"{run.info.artifact_uri.rstrip('/')}/{ENCODER_PATH}"
-    with store_errors(store.uri):
-        listed = {Path(file.path).name for file in store.client.list_artifacts(run_id, ENCODER_PATH)}
-    if not {WEIGHTS_NAME, CARD_NAME} <= listed:
+    fetch_run(store, run_id)
+    location = run_place(store, run_id, ENCODER_PATH)
+    if not {WEIGHTS_NAME, CARD_NAME} <= set(names_in(store, location)):
         raise InputError(f"run {run_id!r}: has no encoder yet; let it finish, or send it with `ca2cl sync RUN_DIR`")
     return _download(location, store, run_id, f"runs:/{run_id}")
 
@@ -199,17 +197,13 @@ def _from_version(source: str, store: Store) -> ResolvedEncoder:
             raise InputError(
                 f"encoder {source!r}: not in {store.public_uri}; check the name, --tracking.uri or --tracking.root"
             ) from None
-        location = client.get_model_version_download_uri(name, found.version)
-    return _download(location, store, found.run_id or None, f"models:/{name}/{found.version}")
+    place = version_place(store, name, found.version)
+    return _download(place, store, found.run_id or None, f"models:/{name}/{found.version}")
 
 
 def _download(location: str, store: Store, run_id: str | None, uri: str) -> ResolvedEncoder:
-    import mlflow
-
-    with tempfile.TemporaryDirectory() as scratch:
-        with store_errors(store.uri):
-            got = mlflow.artifacts.download_artifacts(location, dst_path=scratch, tracking_uri=store.uri)
-        weights = sorted(Path(got).rglob(WEIGHTS_NAME))
+    with scratch_folder() as scratch:
+        weights = sorted(fetch(store, location, scratch).rglob(WEIGHTS_NAME))
         if not weights:
             raise InputError(f"{uri}: holds no {WEIGHTS_NAME}; give an encoder that ca2cl registered")
         encoder, card = load_encoder(weights[0].parent)
@@ -247,12 +241,11 @@ def _foreign_state(path: Path) -> dict[str, Tensor]:
     The authors' checkpoint is ``{'net': {'module.resnet.conv1.weight': …, 'module.…head…': …}}``.
     """
     try:
-        raw: Any = torch.load(path, map_location="cpu", weights_only=True)
-    # torch's reader of plain tensors takes any bytes for instructions until one fails, in whatever way.
-    except Exception as error:  # noqa: BLE001
-        first = str(error).strip().splitlines()[:1]
+        raw = load_tensors(path)
+    except ValueError as error:
         raise InputError(
-            f"encoder {str(path)!r}: not a file of plain tensors ({' '.join(first)}); give {_FORMS}"
+            f"encoder {str(path)!r}: not a file of plain tensors ({error}); where it was made, write the weights alone "
+            f"by torch.save(model.state_dict(), FILE) or as safetensors, or give {_FORMS}"
         ) from None
     for name in ("net", "state_dict", "model"):
         if isinstance(raw, Mapping) and isinstance(raw.get(name), Mapping):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,8 @@ from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.tracking.journal import JOURNAL_NAME, is_training, read_journal
 from ca2cl.tracking.naming import WORD, is_stored
 from ca2cl.tracking.run_artifacts import artifact_texts
-from ca2cl.tracking.run_record import RUN_NAME, read_run
-from ca2cl.tracking.store import Store, fetch_run, open_store, store_errors
+from ca2cl.tracking.run_record import RUN_NAME, read_run, store_of
+from ca2cl.tracking.store import Store, fetch_run, store_errors
 from ca2cl.untrusted import parse_json
 
 FILES = ("config.yaml", "environment.json", "manifest.json")
@@ -124,7 +123,7 @@ def _from_folder(folder: Path, tracking: TrackingConfig) -> RunMaterial:
     try:
         if not record.run_id:
             raise InputError(f"{folder}: MLflow was away and has not seen this run yet; run `ca2cl sync {folder}`")
-        store = _store_of(tracking, record.tracking_uri)
+        store = store_of(folder, record, tracking.uri, tracking.root)
         return _from_store(store, find_version(store, record.run_id), folder)
     except InputError as error:
         if tracking.uri:
@@ -137,14 +136,6 @@ def _from_folder(folder: Path, tracking: TrackingConfig) -> RunMaterial:
         started=int(record.created * 1000), params=record.params, tags=tags, lines=lines,
         files=dict(_texts(folder)), folder=folder, fault=fault,
     )  # fmt: skip
-
-
-def _store_of(tracking: TrackingConfig, recorded: str) -> Store:
-    chosen = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or recorded
-    database = Path(chosen.removeprefix("sqlite:///"))
-    if chosen.startswith("sqlite:///") and not database.exists():  # MLflow would make one
-        raise InputError(f"tracking store {chosen}: not there; give --tracking.uri")
-    return open_store(chosen)
 
 
 def _from_store(store: Store, entry: EncoderVersion, folder: Path | None = None) -> RunMaterial:

@@ -14,7 +14,7 @@ _BARE_ADDRESS = re.compile(r"[\w.-]+:\d+(?:/.*)?")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SCHEMES = ("http", "https", "file", "databricks", "databricks-uc", "uc", *_DATABASES)
 # lengths that MLflow's tables and its client take
-_LONGEST_MODEL, _LONGEST_RUN, _LONGEST_EXPERIMENT = 256, 250, 500
+_LONGEST_MODEL, LONGEST_RUN_NAME, _LONGEST_EXPERIMENT = 256, 250, 500
 _NOT_IN_MODELS = "/:@'\"`"
 
 
@@ -48,7 +48,7 @@ def check_run_name(setting: str, name: str) -> None:
         InputError: as said.
     """
     if name:
-        _check_text(setting, name, _LONGEST_RUN)
+        _check_text(setting, name, LONGEST_RUN_NAME)
 
 
 def _check_text(setting: str, text: str, longest: int) -> None:
