@@ -263,6 +263,15 @@ def test_what_is_not_taken_as_it_stands_is_told_once_a_kind(tmp_path: Path, capl
     ]
 
 
+def test_what_a_detector_found_is_read_as_it_stands() -> None:
+    """``predictions.json`` is a COCO file, too: empty masks, and boxes that are not the masks'."""
+    data = coco()
+    RIGHT["objects without a pixel"](data)
+    put("annotations", score=0.5, bbox=lambda n: [n, 0, 30.5, 20])(data)
+    rows = check_coco(data, "x.json", Notes())["annotations"]
+    assert [row["bbox"] for row in rows] == [row["bbox"] for row in data["annotations"]]
+
+
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(coco()), encoding="utf-8-sig")
     assert len(read_coco(tmp_path / "a.json")["annotations"]) == 9
