@@ -118,7 +118,7 @@ MUTATIONS = [
         "test_half_precision.py", "deepspeed_zero2-fp16",
     ),
     Mutation(
-        "DistributedDataParallel writes buffers between the passes", "training/engine.py",
+        "DistributedDataParallel writes buffers between the passes", "training/accelerator.py",
         "(broadcast_buffers=False,", "(broadcast_buffers=True,",
         STEP, "three_forwards",
     ),
