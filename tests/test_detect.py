@@ -122,7 +122,7 @@ def test_a_second_job_keeps_out_of_the_folder(glas: Path, done: Path) -> None:
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("detect", *SMALL, "--data", str(glas), "--output_dir", str(done / "job"))
-    with alone(done / "job", JOB_LOCK):
+    with alone(done / "job", JOB_LOCK, "remedy"):
         second = start([sys.executable, "-c", code, *verb, "--tracking.root", str(done / "store")], done)
     assert second.returncode == 2 and "another job is writing here; wait for it, or end it" in second.stderr
 

@@ -310,6 +310,6 @@ def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, "--seeds", "2")
-    with alone(whole / "job", JOB_LOCK):
+    with alone(whole / "job", JOB_LOCK, "remedy"):
         done = start([sys.executable, "-c", code, *verb], whole)
     assert done.returncode == 2 and "job: another job is writing here; wait for it, or end it" in done.stderr

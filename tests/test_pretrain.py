@@ -84,7 +84,7 @@ def test_a_job_that_is_started_again_waits_for_the_checkpoint_of_the_one_before(
     )
     run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     assert pretrain(tmp_path, *job, "--run.steps", "2").returncode == 0
-    with alone(run, JOB_LOCK):
+    with alone(run, JOB_LOCK, "remedy"):
         checkpoints.rename(tmp_path / "not yet")
         ranks = Ranks(tmp_path, *job, "--run.steps", "4", processes=2)
         stderr = ranks.started[0].stderr

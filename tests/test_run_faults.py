@@ -94,11 +94,11 @@ def test_a_lock_whose_file_was_taken_away_is_none(tmp_path: Path) -> None:
     wait = (
         "import sys\nfrom pathlib import Path\nfrom ca2cl.data.atomic import alone\n"
         "print('waits', flush=True)\n"
-        "with alone(Path(sys.argv[1]), 'lock', patience=30):\n"
+        "with alone(Path(sys.argv[1]), 'lock', 'remedy', patience=30):\n"
         "    print('in', flush=True)\n    sys.stdin.readline()\n"
     )
     folder = tmp_path / "run"
-    with alone(folder, "lock"):
+    with alone(folder, "lock", "remedy"):
         command = [sys.executable, "-c", wait, str(folder)]
         waiting = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert waiting.stdout is not None and waiting.stdout.readline() == "waits\n"
@@ -106,7 +106,7 @@ def test_a_lock_whose_file_was_taken_away_is_none(tmp_path: Path) -> None:
         (folder / "lock").unlink()
         folder.rmdir()
     assert waiting.stdout.readline() == "in\n"
-    with pytest.raises(InputError, match="another job"), alone(folder, "lock"):
+    with pytest.raises(InputError, match="another job"), alone(folder, "lock", "remedy"):
         pass
     waiting.communicate("go\n")
 
@@ -115,7 +115,7 @@ def test_the_store_may_lie_in_the_runs_folder(tmp_path: Path) -> None:
     tracker = open_run(tmp_path / "run", PretrainConfig(tracking=TrackingConfig(root=str(tmp_path / "run"))))
     code = (
         "import sys\nfrom pathlib import Path\nfrom ca2cl.data.atomic import alone\n"
-        "with alone(Path(sys.argv[1]), sys.argv[2]): pass"
+        "with alone(Path(sys.argv[1]), sys.argv[2], 'remedy'): pass"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run"), JOB_LOCK]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
