@@ -1,7 +1,8 @@
 """The command line: finds the verb, runs it, one line for a user's error, and the exit code.
 
 Exit codes: 0 done, 2 bad usage or input (one line on stderr, no traceback), 3 an alias that ``encoders promote
---exit_code`` left where it was, 85 preempted after a checkpoint, 1 anything else.
+--exit_code`` left where it was, 85 preempted after a checkpoint, 130 stopped by
+Ctrl-C, 1 anything else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ca2cl import __version__
 from ca2cl.errors import InputError, LocalError, nearest
 from ca2cl.parsing import parse
 from ca2cl.redact import RedactingFormatter, redact
+from ca2cl.streams import check_output, shield_streams
 from ca2cl.training.launched import forget_place, launched_rank
 from ca2cl.training.preempt import EXIT_INTERRUPTED, StopFlag, end_with_launcher
 from ca2cl.verbs import VERBS
@@ -26,13 +28,17 @@ from ca2cl.verbs import VERBS
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    shield_streams()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[console])
     for chatty in ("alembic", "mlflow", "httpx", "datasets", "timm", "detectron2", "fvcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        if code == 0:
+            check_output()
+        return code
     except InputError as error:
         return _refuse(error)
     except KeyboardInterrupt:

@@ -191,7 +191,8 @@ class RunConfig:
     accumulation: Literal["exact", "plain", "bitwise"] = "exact"
     """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: negatives only within a
     micro-batch; bitwise: exact, and the same to the last bit on any number of processes and micro-batches, in units of
-    two groups of model.norm_group tiles (slower; under model.norm sync without micro-batches)."""
+    two groups of model.norm_group tiles (slower; under model.norm sync without micro-batches; on CPUs one thread a
+    process; a run goes on only on the kind of machine that it began on)."""
     epochs: int | None = None
     """Length of the run in passes over the data. Give this or run.steps."""
     steps: int | None = None

@@ -71,11 +71,13 @@ def run(arguments: Sequence[str]) -> int:
     ended = _Ended()
     thread = threading.Thread(target=ended.run, args=(launch_command, settings), name="ca2cl-launch", daemon=True)
     thread.start()
+    started = time.monotonic()
     while thread.is_alive():
         thread.join(0.2)
         signals.pass_on()
-        if signals.unheard():
-            return EXIT_INTERRUPTED if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED
+        if signals.unheard(started):
+            # at once: Python's own end aborts where a thread is inside of C, here waiting for other machines
+            os._exit(EXIT_INTERRUPTED if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED)
     return _exit_code(ended.error, f"{settings.main_process_ip}:{settings.main_process_port}")
 
 
@@ -127,9 +129,11 @@ class _Signals:
         self._first = self._first or time.monotonic()
         self.received.append(_PASSED_ON[signal.Signals(number)])
 
-    def unheard(self) -> bool:
-        """Whether there was nobody to tell for some seconds: this machine still waits for the others."""
-        return bool(self.received) and not self._told and time.monotonic() - self._first > _ALONE_S
+    def unheard(self, started: float) -> bool:
+        """Whether there was nobody to tell for some seconds, since the launcher ``started`` its work: this machine
+        still waits for the others."""
+        alone = time.monotonic() - max(self._first, started)
+        return bool(self.received) and not self._told and alone > _ALONE_S
 
     def pass_on(self) -> None:
         """Every signal once to every child: to one that is still starting when it listens, or it would just die."""
@@ -149,7 +153,7 @@ class _Signals:
 def _catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("SigCgt"):
                 return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False

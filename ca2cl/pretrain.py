@@ -37,6 +37,7 @@ from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.feed import feed
 from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.numerics import check_numerics, fix_numerics
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.preempt import StopFlag
 from ca2cl.views import build_views
@@ -55,8 +56,11 @@ def run(config: PretrainConfig) -> int:
     with stop.joining():
         accelerator = build_accelerator()
     world = accelerator.num_processes
+    numerics = fix_numerics(accelerator.device) if config.run.accumulation == "bitwise" else None
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     ranks = Ranks()
+    for rank, there in enumerate(ranks.share(numerics)):
+        check_numerics(numerics or {}, there or {}, f"on rank {rank}")
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = LaneOrder(
         index, config.data.lanes, config.run.batch_size, config.run.seed, world=world,
@@ -80,12 +84,12 @@ def run(config: PretrainConfig) -> int:
         checkpoint = _checkpoint_to_resume(config, checkpointer, ranks)
         progress = Progress()
         if checkpoint is not None:
-            progress = _resume(checkpoint, engine, index.manifest.digest, ranks)
+            progress = _resume(checkpoint, engine, index.manifest.digest, numerics, ranks)
         _check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
     status: Status = "FAILED"
     try:
-        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker)
+        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker, numerics)
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
     except KeyboardInterrupt:
@@ -111,6 +115,7 @@ class _Parts:
     checkpointer: Checkpointer
     stop: StopFlag
     tracker: NullTracker
+    numerics: dict[str, str] | None
 
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
@@ -134,6 +139,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
         "resume": config.run.resume,
+        "numerics": parts.numerics,
     }
     observer = RunObserver(tracker, config, index, reader, order, steps, state)
     job = Job(
@@ -243,10 +249,16 @@ def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ra
     return found
 
 
-def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str, ranks: Ranks) -> Progress:
+def _resume(
+    checkpoint: Path, engine: AccelerateEngine, manifest_digest: str, numerics: dict[str, str] | None, ranks: Ranks
+) -> Progress:
     def read() -> Progress:
-        if read_state(checkpoint).get("manifest_digest") != manifest_digest:
+        state = read_state(checkpoint)
+        if state.get("manifest_digest") != manifest_digest:
             raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
+        held = state.get("numerics")
+        if numerics and isinstance(held, dict):
+            check_numerics(numerics, held, f"in {checkpoint}")
         return Progress.of(checkpoint)
 
     progress = ranks.together(read)

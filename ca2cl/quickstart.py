@@ -58,7 +58,7 @@ def run(config: QuickstartConfig) -> int:
         code = _start(command, folder)
         if code:
             return code
-    run_id = parse_json((folder / "run" / "run.json").read_text())["run_id"]
+    run_id = parse_json((folder / "run" / "run.json").read_text(encoding="utf-8"))["run_id"]
     code = _start(
         ["ca2cl", "probe", "--encoder", run_id, "--train", "shards/train", "--test", "shards/test",
          "--labels", "0.1", "1.0", "--imagenet", "false", "--output", "probe.json"], folder,

@@ -30,7 +30,7 @@ from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
 from ca2cl.evaluation.finetune_step import Preprocessing
-from ca2cl.evaluation.metrics import paired_difference
+from ca2cl.evaluation.statistics import paired_difference
 from ca2cl.tracking.encoder_files import save_encoder
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.training.accelerator import build_accelerator

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.evaluation.metrics import bootstrap_interval, classification_metrics, mean_sd
+from ca2cl.evaluation.metrics import classification_metrics, mean_sd
 
 
 def one_hot(predictions: list[int], classes: int) -> np.ndarray:
@@ -145,20 +145,3 @@ def test_what_cannot_be_scored_is_refused(labels: np.ndarray, probabilities: np.
 def test_mean_and_sample_sd() -> None:
     assert mean_sd([0.1, 0.2, 0.3]) == (pytest.approx(0.2), pytest.approx(0.1))
     assert math.isnan(mean_sd([0.5])[1])
-
-
-def test_bootstrap_interval_equals_resampling_the_tiles_one_by_one() -> None:
-    generator = np.random.default_rng(1)
-    correct = generator.random((3, 120)) < np.linspace(0.3, 1.0, 120)
-    value = correct.mean(0)
-    means = [value[generator.integers(0, 120, 120)].mean() for _ in range(10_000)]
-    found = bootstrap_interval(correct)
-    assert found == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.006)
-    assert found[0] < value.mean() < found[1]
-    assert found == bootstrap_interval(correct)
-
-
-def test_bootstrap_interval_shrinks_with_the_test_set_and_closes_on_certainty() -> None:
-    small, large = (bootstrap_interval(np.tile([True, True, False, True], n)[None]) for n in (10, 1000))
-    assert large[1] - large[0] < (small[1] - small[0]) / 5
-    assert bootstrap_interval(np.ones((5, 30), bool)) == (1.0, 1.0)

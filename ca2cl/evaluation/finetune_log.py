@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ca2cl.config import flatten
-from ca2cl.evaluation.metrics import Difference
 from ca2cl.evaluation.probe_report import metric_name, metric_names, tracked_metrics
 from ca2cl.evaluation.scoring import Row
+from ca2cl.evaluation.statistics import Difference
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.finetune import FinetuneConfig
@@ -22,9 +22,12 @@ Compared = Mapping[tuple[str, float], Difference]
 
 def log_once(
     config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row], compared: Compared, files: Sequence[Path],
-    digests: Sequence[str], drawn_by: str,
+    digests: Sequence[str], drawn_by: str, tags: Mapping[str, str],
 ) -> tuple[str, bool]:  # fmt: skip
     """Log the run unless these results were logged there before; its id, and whether they were.
+
+    Args:
+        tags: more tags.
 
     Raises:
         InputError: the store cannot be reached.
@@ -39,6 +42,7 @@ def log_once(
         metrics=_metrics(rows, compared),
         artifacts=files,
         tags={
+            **tags,
             "ca2cl.kind": "finetune",
             "ca2cl.protocol": config.note_protocol or config.protocol,
             "ca2cl.train_manifest_digest": digests[0],

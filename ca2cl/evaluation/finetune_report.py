@@ -15,17 +15,19 @@ from safetensors.numpy import load_file
 
 from ca2cl import __version__
 from ca2cl.config import flatten
+from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_cell import PREDICTIONS, RESULT, Cell
 from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_log import log_once, register
 from ca2cl.evaluation.finetune_step import LabelledSet
-from ca2cl.evaluation.metrics import Difference, bootstrap_interval, classification_metrics, paired_difference
+from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.original import protocol_of
-from ca2cl.evaluation.probe_compare import describe_difference
+from ca2cl.evaluation.probe_compare import describe_difference, under_heading
 from ca2cl.evaluation.probe_data import describe_missing, missing_classes
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
 from ca2cl.evaluation.scoring import Row
+from ca2cl.evaluation.statistics import Difference, Units, accuracy_interval, holm, paired_difference
 from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -54,29 +56,41 @@ def report(
     for cell in cells:
         groups.setdefault((cell.start, cell.budget), []).append(out / "cells" / cell.folder)
     right = {key: np.stack([_right(folder) for folder in folders]) for key, folders in groups.items()}
+    units = _units(next(iter(groups.values()))[0], test)
     name = CLASSIFIERS[config.trains]
-    rows = [_row(name, *key, folders, right[key]) for key, folders in groups.items()]
+    rows = [_row(name, *key, folders, right[key], units) for key, folders in groups.items()]
     first = cells[0].start
     compared = {
-        (start, budget): paired_difference(right[first, budget], right[start, budget])
+        (start, budget): paired_difference(right[first, budget], right[start, budget], units)
         for start, budget in groups
         if start != first
     }
+    compared = dict(zip(compared, holm(list(compared.values())), strict=True))
     missing = missing_classes(test.index.labels(), test.index.classes)
     sys.stdout.write(table(rows) + _differences(first, compared))
     sys.stdout.write(f"\n{describe_missing(missing)}\n" if missing else "")
     files = [out / "finetune-results.json", out / "confusion.png"]
     content = _content(config, found, rows, compared, groups, digests)
-    write_json(files[0], {**content, "classes": test.index.classes, "drawn_by": drawn_by, "missing_classes": missing})
+    write_json(
+        files[0],
+        {
+            **content,
+            "classes": test.index.classes,
+            "drawn_by": drawn_by,
+            "missing_classes": missing,
+            "resampled": units.as_dict(),
+        },
+    )
     shown = [row for row in rows if row.features == first][-1]
     title = f"{name} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
     draw_confusion(files[1], shown.confusion, test.index.classes, title)
     statement = protocol_of(config).statement
-    sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n")
+    sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n{units.statement}\n")
     sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
     sys.stdout.write(f"{statement}\n" if statement else "")
     sys.stdout.flush()
-    run_id, before = log_once(config, found, rows, compared, files, digests, drawn_by)
+    tags = {"ca2cl.resampled_by": units.name}
+    run_id, before = log_once(config, found, rows, compared, files, digests, drawn_by, tags)
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
     _tell_classifier(config, run_id, keep_best([folder for folders in groups.values() for folder in folders]))
 
@@ -108,7 +122,15 @@ def _result(path: Path, needed: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"{path}: damaged ({error!r}); delete its folder and start again") from None
 
 
-def _row(classifier: str, start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_]) -> Row:
+def _units(folder: Path, test: LabelledSet) -> Units:
+    """What the test tiles are resampled by; a tile that did not decode is in no cell."""
+    groups, samples_M = test.index.groups(), _predictions(folder)["samples"]
+    return Units.of(known_slides([groups[sample] for sample in samples_M.tolist()], "test"), len(samples_M))
+
+
+def _row(
+    classifier: str, start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_], units: Units
+) -> Row:  # fmt: skip
     held = [_predictions(folder) for folder in folders]
     results = [_result(folder / RESULT, _OF_ROWS) for folder in folders]
     return Row(
@@ -118,13 +140,13 @@ def _row(classifier: str, start: str, budget: float, folders: Sequence[Path], ri
         labelled=results[0]["labelled"],
         per_seed=[classification_metrics(h["labels"], h["probabilities"]) for h in held],
         settings=[{"best_epoch": result["best_epoch"], "steps": result["steps"]} for result in results],
-        interval=bootstrap_interval(right_SN),
+        interval=accuracy_interval(right_SN, units),
     )
 
 
 def _differences(first: str, compared: dict[tuple[str, float], Difference]) -> str:
     lines = [describe_difference(first, start, "", budget, d) for (start, budget), d in compared.items()]
-    return "\n" + "\n".join(lines) + "\n" if lines else ""
+    return under_heading(lines)
 
 
 def _content(

@@ -1,4 +1,4 @@
-"""How good a classifier is: every number that any table of ca2cl shows comes from here.
+"""How good a classifier is: every score that any table of ca2cl shows comes from here (``statistics`` says how sure).
 
 Legend: N test tiles, K classes, S seeds.
 """
@@ -109,64 +109,3 @@ def _auroc(positive_N: npt.NDArray[np.bool_], score_N: FloatArray) -> float:
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1) over seeds; the latter is ``nan`` for a single seed."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-
-
-def bootstrap_interval(
-    correct_SN: npt.NDArray[np.bool_], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval, over test tiles, of the accuracy averaged over seeds.
-
-    A tile's value is the share of seeds that got it right; tiles are drawn with replacement. So the interval says how
-    much the mean would move with another test set of this size; how much it moves with other labels is the sd's to say.
-    Values take at most S + 1 levels, so drawing the *counts* of each level (a multinomial) is the same bootstrap
-    without N x resamples random numbers.
-
-    Args:
-        correct_SN: whether seed s classified tile n correctly, shape (S, N).
-    """
-    values, counts = np.unique(correct_SN.mean(axis=0), return_counts=True)
-    tiles = int(counts.sum())
-    drawn = np.random.default_rng(seed).multinomial(tiles, counts / tiles, size=resamples)
-    low, high = np.quantile(drawn @ values / tiles, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much more often A is right than B on the same test tiles."""
-
-    mean: float
-    """Accuracy of A less that of B, averaged over seeds."""
-    interval: tuple[float, float]
-    """95 % percentile bootstrap over test tiles; the same tiles are drawn for both."""
-    only_a: int
-    """Tiles, over all seeds, that A alone got right."""
-    only_b: int
-    """Tiles, over all seeds, that B alone got right."""
-    p: float
-    """McNemar's exact two-sided test on the first seed alone: seeds share test tiles and are no further trials."""
-
-
-def paired_difference(
-    a_SN: npt.NDArray[np.bool_], b_SN: npt.NDArray[np.bool_], *, resamples: int = 10_000, seed: int = 0
-) -> Difference:
-    """Compare two classifiers tile by tile.
-
-    Args:
-        a_SN, b_SN: whether seed s of either classified tile n correctly, shape (S, N); the same tiles in one order.
-
-    Raises:
-        ValueError: shapes that differ, or no tiles.
-    """
-    from scipy.stats import binomtest
-
-    if a_SN.shape != b_SN.shape or a_SN.size == 0:
-        raise ValueError(f"A is {a_SN.shape} and B is {b_SN.shape}: compare the same seeds on the same tiles")
-    gain_N = a_SN.mean(axis=0) - b_SN.mean(axis=0)
-    values, counts = np.unique(gain_N, return_counts=True)  # as in bootstrap_interval: draw the counts of each level
-    drawn = np.random.default_rng(seed).multinomial(len(gain_N), counts / len(gain_N), size=resamples)
-    low, high = np.quantile(drawn @ values / len(gain_N), [0.025, 0.975])
-    only_a, only_b = a_SN & ~b_SN, b_SN & ~a_SN
-    first = int(only_a[0].sum()), int(only_b[0].sum())
-    p = float(binomtest(first[0], sum(first)).pvalue) if sum(first) else 1.0
-    return Difference(float(gain_N.mean()), (float(low), float(high)), int(only_a.sum()), int(only_b.sum()), p)

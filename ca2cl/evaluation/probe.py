@@ -31,6 +31,7 @@ from ca2cl.evaluation.probe_record import ProbeRecord
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
 from ca2cl.evaluation.scoring import KNN, LINEAR, SGD, Scoring, draw_subsets, score
 from ca2cl.evaluation.sgd import RECIPE
+from ca2cl.evaluation.statistics import Units
 
 __all__ = ["POSITIONAL", "ProbeConfig", "run"]
 
@@ -120,6 +121,7 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
         classifiers=[row for name, row in _ROWS.items() if name in config.classifiers],
         groups=slides,
         protocol=protocol,
+        units={name: Units.of(slides_of(test), len(test.tiles)) for name, test in tests.items()},
         recipe=replace(RECIPE, epochs=config.sgd_epochs, optim=replace(RECIPE.optim, lr=config.sgd_lr)),
     )
     rows = score(train.tiles, {name: test.tiles for name, test in tests.items()}, subsets, how)
@@ -133,5 +135,6 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
         subsets=subsets,
         leaks=leaks,
         rows=rows,
+        units=how.units,
         compared=compare_with_first(rows),
     )

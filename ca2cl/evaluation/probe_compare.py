@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ca2cl.data.splits import describe_budget
-from ca2cl.evaluation.metrics import Difference, paired_difference
 from ca2cl.evaluation.scoring import Row
+from ca2cl.evaluation.statistics import Difference, holm, paired_difference
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,23 @@ class Comparison:
 
 
 def compare_with_first(rows: Sequence[Row]) -> list[Comparison]:
-    """Every row of other features beside the first features' row of the same classifier, budget and test set."""
+    """Every row of other features beside the first features' row of the same classifier, budget and test set; p is
+    corrected for all of them."""
     first = rows[0].features
     ours = {(row.classifier, row.budget, row.test): row for row in rows if row.features == first}
-    return [
+    compared = [
         Comparison(
             row.features,
             row.classifier,
             row.budget,
             row.test,
-            paired_difference(ours[row.classifier, row.budget, row.test].right_SN, row.right_SN),
+            paired_difference(ours[row.classifier, row.budget, row.test].right_SN, row.right_SN, row.units),
         )
         for row in rows
         if row.features != first
     ]
+    corrected = holm([comparison.difference for comparison in compared])
+    return [replace(c, difference=difference) for c, difference in zip(compared, corrected, strict=True)]
 
 
 def describe_difference(first: str, against: str, where: str, budget: float, difference: Difference) -> str:
@@ -49,7 +52,7 @@ def describe_difference(first: str, against: str, where: str, budget: float, dif
     low, high = difference.interval
     return (
         f"{first} less {against}, {where}{describe_budget(budget)} labels: {difference.mean:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}]; McNemar, seed 0: p = {difference.p:.2g}"
+        f"[{low:+.3f}, {high:+.3f}]; p = {difference.p_holm:.2g}"
     )
 
 
@@ -61,4 +64,12 @@ def differences(first: str, compared: Sequence[Comparison], *, name_tests: bool)
         )
         for c in compared
     ]
-    return "\n" + "\n".join(lines) + "\n" if lines else ""
+    return under_heading(lines)
+
+
+def under_heading(lines: Sequence[str]) -> str:
+    """Lines of ``describe_difference`` under one that says what p is; nothing where there are none."""
+    if not lines:
+        return ""
+    heading = f"differences with 95 %; p by sign flips, corrected by Holm for the {len(lines)} of them"
+    return "\n" + "\n".join([heading, *lines]) + "\n"

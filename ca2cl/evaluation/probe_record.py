@@ -29,6 +29,7 @@ from ca2cl.evaluation.probe_report import (
 )
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row, Subsets
+from ca2cl.evaluation.statistics import Units
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
@@ -51,6 +52,8 @@ class ProbeRecord:
     subsets: Subsets
     leaks: dict[str, dict[str, Any]]
     rows: list[Row]
+    units: Mapping[str, Units]
+    """What the tiles of each test set were resampled by."""
     compared: list[Comparison]
 
     @property
@@ -73,7 +76,11 @@ class ProbeRecord:
         statement = f"\n{self.statement}\n" if self.statement else ""
         told = differences(ENCODER, self.compared, name_tests=len(self.tests) > 1)
         remarks = "".join(f"\n{line}\n" for line in self.remarks)
-        how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n"
+        several = len(self.tests) > 1
+        resampled = "".join(
+            f"{f'{name}: ' if several else ''}{units.statement}\n" for name, units in self.units.items()
+        )
+        how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
         return f"{table(self.rows)}{statement}{remarks}{told}{how}"
 
     def content(self) -> dict[str, Any]:
@@ -95,7 +102,7 @@ class ProbeRecord:
             "data": {"train": self.train.describe(), "test": first["data"]},
             "config": {**flatten(self.config), "strength": self.strength},
             "drawn_by": self.drawn_by,
-            **{key: first[key] for key in ("leak", "results", "differences")},
+            **{key: first[key] for key in ("leak", "resampled", "results", "differences")},
             "tests": per_test,
             "labelled_tiles": self._labelled(),
         }
@@ -104,6 +111,7 @@ class ProbeRecord:
         return {
             "data": {**self.tests[test].describe(), "missing_classes": self._missing(test)},
             "leak": self.leaks[test],
+            "resampled": self.units[test].as_dict(),
             "results": [row_as_dict(row) for row in self.rows if row.test == test],
             "differences": [c.as_dict() for c in self.compared if c.test == test],
         }
@@ -166,6 +174,7 @@ class ProbeRecord:
             "ca2cl.kind": "probe",
             "ca2cl.train_manifest_digest": self.train.index.manifest.digest,
             "ca2cl.test_manifest_digest": digests[first],
+            "ca2cl.resampled_by": self.units[first].name,
         }
         if others:
             tags["ca2cl.other_test_manifest_digests"] = json.dumps({name: digests[name] for name in others})

@@ -17,6 +17,7 @@ from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation.metrics import ClassificationMetrics
 from ca2cl.evaluation.scoring import Row
+from ca2cl.evaluation.statistics import Interval
 from ca2cl.redact import redact_all
 from ca2cl.tracking.tables import aligned
 
@@ -30,7 +31,7 @@ _COLUMNS = {
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % bootstrap interval.
+    """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % interval.
 
     There is a column for the test set where there are several.
     """
@@ -51,9 +52,14 @@ def heads(several: bool = False) -> list[str]:
 def cells(row: Row, several: bool = False) -> list[str]:
     """What stands in a row of the table, under ``heads``."""
     numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
-    interval = f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
+    interval = describe_interval(row.interval)
     what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
     return [*what, *([row.test] if several else []), *numbers, interval]
+
+
+def describe_interval(interval: Interval) -> str:
+    """Of an accuracy; one slide alone gives none."""
+    return "one slide" if math.isnan(interval[0]) else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _plus_minus(mean: float, sd: float) -> str:

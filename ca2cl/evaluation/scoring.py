@@ -14,9 +14,10 @@ from tqdm import tqdm
 from ca2cl.data.splits import describe_budget, labelled_subset, replaced_subset
 from ca2cl.evaluation.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
 from ca2cl.evaluation.features import Features
-from ca2cl.evaluation.metrics import ClassificationMetrics, bootstrap_interval, classification_metrics, mean_sd
+from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics, mean_sd
 from ca2cl.evaluation.protocol import HONEST, Protocol
 from ca2cl.evaluation.sgd import RECIPE, SgdRecipe, sgd_classifier
+from ca2cl.evaluation.statistics import Interval, Units, accuracy_interval
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,14 @@ class Row:
     per_seed: list[ClassificationMetrics]
     settings: list[dict[str, float]]
     """What each seed's classifier ended with: C, the epoch, or k."""
-    interval: tuple[float, float]
-    """95 % bootstrap interval, over test tiles, of the accuracy averaged over seeds."""
+    interval: Interval
+    """95 % interval of the accuracy averaged over seeds (``statistics.accuracy_interval``)."""
     test: str = ""
     """Name of the test set."""
     right_SN: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False, compare=False)
     """Whether seed s classified test tile n correctly, for paired comparisons."""
+    units: Units | None = field(default=None, repr=False, compare=False)
+    """What the test tiles are resampled by; None takes single tiles."""
 
     def mean_sd(self, score: str) -> tuple[float, float]:
         """Mean and sample sd over seeds of a score of ``ClassificationMetrics``."""
@@ -68,6 +71,8 @@ class Scoring:
     """Slide or patient of every training tile: whole ones are held out then, where any are."""
     protocol: Protocol = HONEST
     recipe: SgdRecipe = RECIPE
+    units: Mapping[str, Units] = field(default_factory=dict)
+    """What the tiles of each test set are resampled by; single tiles where it has none."""
 
 
 def draw_subsets(
@@ -103,7 +108,10 @@ def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how:
             for classifier in how.classifiers:
                 for budget, draws in subsets.items():
                     made = _predictions(name, classifier, draws, train, tests, how, bar)
-                    new = [_row(name, classifier, budget, draws, test, tests[test], made[test]) for test in tests]
+                    new = [
+                        _row(name, classifier, budget, draws, test, tests[test], made[test], how.units.get(test))
+                        for test in tests
+                    ]
                     rows += new
                     logger.info(
                         "%s, %s, %s labels: accuracy %s",
@@ -158,7 +166,7 @@ def _classify(
 
 def _row(
     name: str, classifier: str, budget: float, draws: Sequence[Integers], test: str, tiles: Features,
-    predictions: Sequence[Prediction],
+    predictions: Sequence[Prediction], units: Units | None,
 ) -> Row:  # fmt: skip
     right_SN = np.stack([p.probabilities.argmax(axis=1) == tiles.labels_N for p in predictions])
     return Row(
@@ -168,7 +176,8 @@ def _row(
         labelled=len(draws[0]),
         per_seed=[classification_metrics(tiles.labels_N, p.probabilities) for p in predictions],
         settings=[p.setting for p in predictions],
-        interval=bootstrap_interval(right_SN),
+        interval=accuracy_interval(right_SN, units),
         test=test,
         right_SN=right_SN,
+        units=units,
     )

@@ -118,7 +118,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     confusions = [_confusion(row, classes) for row in shown]
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
-    notes = [_data_note(run), *said]
+    notes = [_data_note(run), *_resampled(content, tests), *said]
     return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions)
 
 
@@ -143,6 +143,17 @@ def _remarks(content: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[list
     if statement and statement not in loud:
         loud.append(statement)
     return [note for note in said if note not in loud], loud
+
+
+def _resampled(content: Mapping[str, Any], tests: Mapping[str, Any]) -> list[str]:
+    """What the intervals are over, for each test set; one note where it is the same for all."""
+    said = [(of_test.get("resampled") or content.get("resampled") or {}).get("statement") for of_test in tests.values()]
+    if None in said:
+        return ["95 %: tiles were resampled, by an earlier version, whatever slides they are of."]
+    same = len(set(said)) == 1
+    return [f"{statement}." if same else f"{test}: {statement}." for test, statement in zip(tests, said, strict=True)][
+        : 1 if same else None
+    ]
 
 
 def _leaks(tests: Mapping[str, Any]) -> list[str]:

@@ -20,10 +20,11 @@ from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.classifiers import Prediction, logistic_regression
-from ca2cl.evaluation.metrics import ClassificationMetrics, bootstrap_interval, classification_metrics
+from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
 from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
 from ca2cl.evaluation.scoring import Row, draw_subsets
 from ca2cl.evaluation.sgd import sgd_classifier
+from ca2cl.evaluation.statistics import Units, accuracy_interval
 from ca2cl.reproduce.features import Vectors
 from ca2cl.reproduce.settings import NctConfig
 from ca2cl.reproduce.work import KEPT
@@ -37,6 +38,8 @@ CLASSIFIERS = (SGD, LOGISTIC)
 """By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
 linear probe is a job of ``ca2cl finetune``, by protocol original."""
 ENCODER = "encoder"
+SLIDES = "linear/test-slides.json"
+"""The slide or patient of every test tile that was scored; null where none is known."""
 
 
 class LinearCell(NamedTuple):
@@ -75,6 +78,7 @@ def make_cells(config: NctConfig, cells: Sequence[LinearCell], train: Vectors, t
     """
     with writing(config.out, KEPT):
         (config.out / "linear").mkdir(exist_ok=True)
+    write_atomic(config.out / SLIDES, (json.dumps(test.known_groups) + "\n").encode(), KEPT)
     for cell in tqdm(cells, desc="linear cells", unit="cell", disable=None if shown else True):
         result = _make(cell, config, train, test)
         write_atomic(cell.path(config.out), (json.dumps(result) + "\n").encode(), KEPT)
@@ -113,6 +117,20 @@ def _predict(cell: LinearCell, rows_N: Integers, protocol: Protocol, train: Vect
     return sgd_classifier(*labelled, test.labels_N, seed=cell.seed, protocol=protocol, groups=groups)
 
 
+def read_units(out: Path) -> Units | None:
+    """What the test tiles are resampled by; None in a folder that an earlier version left, which did not say.
+
+    Raises:
+        InputError: the file that says so is damaged.
+    """
+    path = out / SLIDES
+    try:
+        slides = parse_json(path.read_text(encoding="utf-8")) if path.exists() else None
+        return None if slides is None else Units.of([str(slide) for slide in slides], len(slides))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete {path.parent} and start again") from None
+
+
 def read_rows(config: NctConfig) -> list[Row]:
     """The linear cells' rows of the table, over seeds.
 
@@ -125,6 +143,7 @@ def read_rows(config: NctConfig) -> list[Row]:
 
 def _row(classifier: str, budget: float, cells: Iterable[LinearCell], out: Path) -> Row:
     results = [_read(cell.path(out)) for cell in cells]
+    units = read_units(out)
     right_SM = np.array([[mark == "1" for mark in result["right"]] for result in results])
     return Row(
         features=ENCODER,
@@ -136,7 +155,7 @@ def _row(classifier: str, budget: float, cells: Iterable[LinearCell], out: Path)
             for result in results
         ],
         settings=[result["setting"] for result in results],
-        interval=bootstrap_interval(right_SM),
+        interval=accuracy_interval(right_SM, units),
     )
 
 

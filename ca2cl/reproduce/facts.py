@@ -8,9 +8,11 @@ from typing import Any
 
 from ca2cl.data.atomic import write_atomic
 from ca2cl.data.index import ShardIndex
+from ca2cl.data.splits import known_slides
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe_data import find_leak, missing_classes, open_pair, side_of
+from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.settings import NctConfig
 from ca2cl.reproduce.work import KEPT
 from ca2cl.untrusted import parse_json
@@ -54,11 +56,17 @@ def find_facts(config: NctConfig) -> dict[str, Any]:
         "classes": indexes[0].classes,
         "tiles": [int((index.labels() >= 0).sum()) for index in indexes],
         "test_tiles_published": TEST_TILES,
+        "resampled": Units.of(known_slides(_groups(indexes[1])), int((indexes[1].labels() >= 0).sum())).as_dict(),
         "missing_classes": missing_classes(indexes[1].labels(), indexes[1].classes),
         "leak": find_leak(*sides),
     }
     write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode(), KEPT)
     return facts
+
+
+def _groups(index: ShardIndex) -> list[str | None]:
+    """Of the labelled tiles."""
+    return [group for group, label in zip(index.groups(), index.labels().tolist(), strict=True) if label >= 0]
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:

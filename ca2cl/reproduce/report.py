@@ -135,6 +135,7 @@ def _log_once(
             "ca2cl.protocol": protocol_tag(config),
             "ca2cl.train_manifest_digest": facts["digests"][0],
             "ca2cl.test_manifest_digest": facts["digests"][1],
+            "ca2cl.resampled_by": facts.get("resampled", {}).get("unit", "tile"),
         },
         uri=config.tracking.uri,
         root=config.tracking.root,

@@ -12,6 +12,8 @@ from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation import original
 from ca2cl.evaluation.original import ALWAYS, differences, protocol_of
 from ca2cl.evaluation.probe_data import describe_missing
+from ca2cl.evaluation.probe_report import describe_interval
+from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.settings import TEST_SET, NctConfig, jobs, tuning
 from ca2cl.reproduce.theirs import (
     ARCHITECTURE,
@@ -66,15 +68,15 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 
 def table(shown: Sequence[Line]) -> str:
-    """The lines as aligned text: mean ± sd over seeds, theirs, and the accuracy's 95 % bootstrap interval."""
+    """The lines as aligned text: mean ± sd over seeds, theirs, and the accuracy's 95 % interval."""
     cells = []
     for line in shown:
-        low, high = line.ours["accuracy_interval_95"]
+        low, high = (math.nan if bound is None else bound for bound in line.ours["accuracy_interval_95"])
         theirs = line.theirs or Published(math.nan, math.nan)
         cells.append([
             line.title, describe_budget(line.budget), str(line.ours["labelled"]),
             _plus_minus(line.ours, "accuracy"), _with_sd(theirs.accuracy, theirs.accuracy_sd),
-            _short(theirs.last_epoch), f"[{low:.3f}, {high:.3f}]", _plus_minus(line.ours, "macro_f1"),
+            _short(theirs.last_epoch), describe_interval((low, high)), _plus_minus(line.ours, "macro_f1"),
             _with_sd(theirs.macro_f1, theirs.macro_f1_sd),
         ])  # fmt: skip
     return aligned(_HEADS, cells)
@@ -104,6 +106,7 @@ def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[st
         found.append(f"LEAK: {shared}; these scores say little about new tiles")
     if facts.get("missing_classes"):
         found.append(describe_missing(facts["missing_classes"]))
+    found.append(facts.get("resampled", Units.of(None, facts["tiles"][1]).as_dict())["statement"])
     same, other = _comparison(config, facts)
     found.append(f"the same as theirs: {'; '.join(same) or 'nothing'}")
     found.append(f"not the same, or not known of theirs: {'; '.join(other)}")

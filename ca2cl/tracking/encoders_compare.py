@@ -34,6 +34,8 @@ _NEUTRAL = (
     "draw_by",  # drawn_by says what it came to
 )
 
+_CHANCE = "note: these are means; `ca2cl probe --encoder A --against B` says which differences are more than chance\n"
+
 Column = tuple[str, Mapping[Terms, Downstream]]
 
 
@@ -79,6 +81,7 @@ def run(config: CompareConfig) -> int:
         return 0
     for terms in shared:
         sys.stdout.write(f"{terms}\n{_table(terms, columns, config.metric)}{_difference(terms, columns)}\n")
+    sys.stdout.write(_CHANCE if shared else "")
     sys.stdout.write(_not_comparable(columns, alone, bool(shared)))
     return 0
 

@@ -195,7 +195,7 @@ class Replayer:
     def _recall(self) -> int:
         """Byte offset up to which the journal was sent; 0 when it was rewritten since or belongs to another run."""
         try:
-            state = parse_json(self._state.read_text())
+            state = parse_json(self._state.read_text(encoding="utf-8"))
             offset, newest = state["offset"], state["newest"]
             same = is_whole(offset) and state["run_id"] == self.run_id and state["tail"] == self._tail(offset)
             self._newest = newest if is_whole(newest) and state["run_id"] == self.run_id else _UNKNOWN
@@ -228,7 +228,7 @@ def metrics_of(record: Mapping[str, Any]) -> Iterator[Metric]:
 @contextmanager
 def _in_turn(lock: Path) -> Iterator[None]:
     """One process at a time. A record lock, not flock: decoding workers would inherit that one."""
-    with lock.open("w") as file:
+    with lock.open("w", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
