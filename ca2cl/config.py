@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ca2cl.errors import InputError
+from ca2cl.mlflow_rules import check_experiment, check_model_name, check_run_name, check_tracking_uri
 from ca2cl.redact import redact_all
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -66,10 +67,16 @@ class ModelConfig:
     weights: str = "random"
     """Where the backbone starts: random, torchvision:IMAGENET1K_V1, or anything the encoder resolver takes."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
-    """Whose samples a BatchNorm's statistics are taken over. sync: one forward pass's samples on all processes;
-    frozen: the running statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware."""
+    """Whose samples a BatchNorm's statistics are taken over. sync: one forward pass's samples on all processes, which
+    with micro-batches are those of one micro-batch: run.accumulation must then be plain; frozen: the running
+    statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware."""
     norm_group: int = 16
-    """Tiles in a group of lane_group normalisation. A batch, and a micro-batch, must be whole blocks of two groups."""
+    """Tiles in a group of lane_group normalisation."""
+    norm_block: int = 4
+    """Groups that make up a block of lane_group normalisation. A tile's two views have 1 / norm_block of their groups'
+    tiles in common, which helps to tell the pair apart without a look at it; 1: both views have the same groups, as
+    under a BatchNorm of each GPU's own. A batch, and what a process holds of it at a time, must be whole blocks of
+    norm_block * norm_group tiles. Runs begun before this setting existed have 2."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -80,6 +87,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(self.projection_dim >= 2, "model.projection_dim", self.projection_dim, "use at least 2")
         _require(self.norm_group >= 2, "model.norm_group", self.norm_group, "use at least 2 samples a group")
+        _require(self.norm_block >= 1, "model.norm_block", self.norm_block, "use 1 or more groups a block")
         _require(min(self.std) > 0, "model.std", self.std, "use positive numbers")
 
 
@@ -189,10 +197,11 @@ class RunConfig:
     micro_batch_size: int | None = None
     """Tiles that one process holds at a time; none takes its whole share of the batch at once."""
     accumulation: Literal["exact", "plain", "bitwise"] = "exact"
-    """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: negatives only within a
-    micro-batch; bitwise: exact, and the same to the last bit on any number of processes and micro-batches, in units of
-    two groups of model.norm_group tiles (slower; under model.norm sync without micro-batches; on CPUs one thread a
-    process; a run goes on only on the kind of machine that it began on)."""
+    """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: the mean of the micro-batches'
+    own results, negatives only within one; bitwise: exact, and the same to the last bit on any number of processes and
+    micro-batches, in units of a block of model.norm_block * model.norm_group tiles (slower). exact and bitwise refuse
+    micro-batches under model.norm sync, whose statistics would be each micro-batch's own. Under bitwise
+    every process computes on one CPU thread, and a run goes on only on a machine of its kind."""
     epochs: int | None = None
     """Length of the run in passes over the data. Give this or run.steps."""
     steps: int | None = None
@@ -245,6 +254,14 @@ class TrackingConfig:
     register_as: str | None = "ca2cl-encoder"
     """Registered model that the finished encoder (fine-tuning: the best classifier) becomes a version of; none
     registers nothing."""
+
+    def __post_init__(self) -> None:
+        check_experiment("tracking.experiment", self.experiment)
+        check_run_name("tracking.run_name", self.run_name or "")
+        if self.register_as is not None:
+            check_model_name("tracking.register_as", self.register_as)
+        if self.uri:
+            check_tracking_uri("tracking.uri", self.uri)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ def read_flags(
 ) -> Iterator[tuple[str, list[str]]]:
     """Each setting of a YAML file: its dotted name and the words that its flag would have.
 
-    Values are taken as they are written, as on the command line, so quotes change nothing; null is the word none. A
+    Values are taken as they are written, as on the command line, so quotes change nothing. A
     group without settings, or a file without any, says nothing; neither does a null for a setting that has no default,
     which is how ``--print_config`` shows what is still to be given.
 
@@ -38,7 +38,7 @@ def read_flags(
         if node.tag != _NULL:
             yield name, words
         elif optional:
-            yield name, ["none"]
+            yield name, ["null"]
         elif name not in required:
             raise _wrong(path, node, f"{name} has no value: give one, or take the line out")
 

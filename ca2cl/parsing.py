@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,21 @@ def parse(name: str, arguments: list[str]) -> Any:
 def _types(kind: type, prefix: str = "") -> dict[str, str]:
     """The type of every setting by its dotted name; empty for a group."""
     types: dict[str, str] = {}
+    hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        group = field.default_factory
+        group = hints[field.name]
         if isinstance(group, type) and dataclasses.is_dataclass(group):
             types |= {prefix + field.name: "", **_types(group, f"{prefix}{field.name}.")}
         else:
-            types[prefix + field.name] = str(field.type)
+            word = "'none' | " if _NONE in _literals(group) else ""  # it may stand behind a type's own name
+            types[prefix + field.name] = word + str(field.type)
     return types
+
+
+def _literals(hint: Any) -> Iterator[object]:
+    for inner in typing.get_args(hint):
+        yield inner
+        yield from _literals(inner)
 
 
 def _required(kind: type) -> Iterator[str]:
@@ -162,7 +171,9 @@ def _joined(wanted: str, items: list[str]) -> str:
 
 
 def _is_none(wanted: str, word: str) -> bool:
-    return wanted.endswith("| None") and word.lower() in (_NONE, "null")
+    """Whether a word leaves its setting open; where none is one of its values, null alone does."""
+    words = ("null",) if "'none'" in wanted else (_NONE, "null")
+    return wanted.endswith("| None") and word.lower() in words
 
 
 def _null(wanted: str, word: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.tracking.databases import sqlite_uri
 from ca2cl.untrusted import parse_json
 
 POSITIONAL = ("folder",)
@@ -114,7 +115,7 @@ def _summary(folder: Path, seconds: float) -> str:
         f"  {folder / 'views.png'}: tiles beside the views that training saw\n"
         f"  {figures}: the curves, and what the encoder groups together\n"
         f"  {folder / 'probe-confusion.png'}: which classes the probe takes for which\n"
-        f"  {sys.executable} -m mlflow ui --backend-store-uri sqlite:///{store}\n"
+        f"  {sys.executable} -m mlflow ui --backend-store-uri {shlex.quote(sqlite_uri(store))}\n"
     )
 
 

@@ -4,8 +4,10 @@ cannot be read or written down is refused before any work."""
 from __future__ import annotations
 
 import os
+import shutil
 import unicodedata
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,23 @@ def test_a_source_folder_that_is_no_text_has_a_name_that_is(tmp_path: Path) -> N
 def test_a_pair_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     write_pairs(tmp_path, ["a", os.fsdecode(b"b\xfc")])
     with pytest.raises(InputError, match=r"b'b\\xfc\.png' is not UTF-8"):
+        find_pictures("masks", tmp_path, "images", "masks")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "valid/masks"), "valid: has images and no masks; restore that"),
+        (lambda root: write_pairs(root / "VALID", ["a"]), "valid: VALID lies beside it"),
+        (lambda root: write_pairs(root / os.fsdecode(b"\xfc"), ["a"]), r"the name of b'\\xfc' is not UTF-8"),
+    ],
+)
+def test_no_split_is_lost(spoil: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        write_pairs(tmp_path / split, ["a"])
+    assert len(find_pictures("masks", tmp_path, "images", "masks").pictures) == 2
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=message):
         find_pictures("masks", tmp_path, "images", "masks")
 
 

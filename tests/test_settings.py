@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -10,6 +12,7 @@ from ca2cl.cli import main
 from ca2cl.config import PretrainConfig
 from ca2cl.errors import InputError
 from ca2cl.parsing import parse
+from ca2cl.verbs import VERBS
 
 
 def settings(folder: Path, text: str | bytes, *more: str) -> PretrainConfig:
@@ -111,6 +114,10 @@ def test_what_print_config_shows_is_taken_again(tmp_path: Path, capfd: pytest.Ca
     (tmp_path / "probe.yaml").write_text(capfd.readouterr().out, encoding="utf-8")
     given = ["--encoder", "random", "--train", "a", "--test", "b"]
     assert parse("probe", ["--config", str(tmp_path / "probe.yaml"), *given]) == parse("probe", given)
+    given += ["--output_dir", "c"]
+    assert main(["finetune", *given, "--print_config"]) == 0
+    (tmp_path / "tune.yaml").write_text(capfd.readouterr().out, encoding="utf-8")
+    assert parse("finetune", ["--config", str(tmp_path / "tune.yaml")]) == parse("finetune", given)
 
 
 @pytest.mark.parametrize("word", ["none", "None", "NONE", "null", "Null"])
@@ -126,14 +133,27 @@ def test_none_leaves_a_setting_open(word: str, tmp_path: Path) -> None:
         open_ones = made.run.micro_batch_size, made.optim.clip_norm, made.tracking.register_as, made.tracking.uri
         assert open_ones == (None,) * 4 and made.data.cache_gb is None
     assert parse("doctor", ["--views", word]).views is None
+    tuning = ["--encoder", "a", "--train", "b", "--test", "c", "--output_dir", "d"]  # (a group with other defaults)
+    assert parse("finetune", [*tuning, "--tracking.run_name", word]).tracking.run_name is None
 
 
 def test_none_is_a_word_where_a_setting_cannot_be_left_open() -> None:
     assert parse("pretrain", ["--tracking.experiment", "none"]).tracking.experiment == "none"
     flags = ["--encoder", "a", "--train", "b", "--test", "c", "--output_dir", "d", "--augment", "none"]
     assert parse("finetune", flags).augment == "none"
+    assert parse("finetune", [*flags, "--augment", "null"]).augment is None
     with pytest.raises(InputError, match=r"optim\.lr"):
         parse("pretrain", ["--optim.lr", "none"])
+
+
+def test_no_setting_may_be_left_open_and_has_none_for_a_word() -> None:
+    """`--augment none` once was no augmentation, and would have been the default without a line."""
+    for name, verb in VERBS.items():
+        if not verb.raw:
+            kind = getattr(importlib.import_module(verb.settings_module or verb.module), verb.settings)
+            hints = get_type_hints(kind).items()
+            both = [field for field, hint in hints if type(None) in get_args(hint) and "'none'" in str(hint)]
+            assert not both, (name, both)
 
 
 def test_the_home_folder_in_every_setting_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +166,9 @@ def test_the_home_folder_in_every_setting_of_every_form(tmp_path: Path, monkeypa
     assert parse("pretrain", ["--data.cache_dir", "~"]).data.cache_dir == "/h"
     probe = parse("probe", ["--encoder", "~/e", "--train", "~/a", "--test", "~/b", "near=~/c", "--against", "~/f"])
     assert (probe.encoder, probe.train, probe.test, probe.against) == ("/h/e", "/h/a", ("/h/b", "near=/h/c"), ("/h/f",))
+    (tmp_path / "f.yaml").write_text("encoder: a\ntrain: b\ntest: c\noutput_dir: ~/d\ntracking: {root: ~/t}\n")
+    tuning = parse("finetune", ["--config", str(tmp_path / "f.yaml")])
+    assert (tuning.output_dir, tuning.tracking.root, tuning.tracking.register_as) == ("/h/d", "/h/t", None)
     quoted = parse("probe", ["--encoder", "a", "--train", "b", "--test", '["~/b"]'])
     assert quoted.test == ("/h/b",)
 

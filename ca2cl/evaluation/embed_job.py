@@ -32,6 +32,7 @@ from ca2cl.evaluation.embed_data import Decoded, DecodeRange, Prepare, TileData,
 from ca2cl.evaluation.embed_parts import Part, PartFacts, Parts
 from ca2cl.evaluation.ranks import Ranks
 from ca2cl.redact import redact
+from ca2cl.training.precision import check_precision
 from ca2cl.views.preprocess import preprocess
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def open_job(config: EmbedConfig) -> Job:
     from ca2cl.tracking.resolver import resolve_encoder
 
     device = find_device(config.device)
+    check_precision(config.precision, device, "precision")
     options = SourceOptions(
         unlabelled=config.unlabelled,
         split=config.split,
@@ -187,6 +189,7 @@ def embed_parts(job: Job, todo: Sequence[int], finished: Mapping[int, PartFacts]
 def _make(job: Job, part: Part, answers: Generator[tuple[Decoded, Tensor], None, None], progress: _Progress) -> None:
     rows: list[TileRow] = []
     bad: list[BadTile] = []
+    turned = 0
     vectors = [np.empty((0, job.parts.dim), np.float32)]
     while len(rows) + len(bad) < part.last - part.first:
         decoded, tiles_BHWC = next(answers)
@@ -194,8 +197,9 @@ def _make(job: Job, part: Part, answers: Generator[tuple[Decoded, Tensor], None,
             vectors.append(job.encode(tiles_BHWC[: len(decoded.rows)], decoded.resized))
         rows += decoded.rows
         bad += decoded.bad
+        turned += decoded.turned
         progress.update(len(decoded.rows), decoded.bad)
-    job.parts.write(part, rows, np.concatenate(vectors), bad)
+    job.parts.write(part, rows, np.concatenate(vectors), bad, turned)
 
 
 class _Progress:

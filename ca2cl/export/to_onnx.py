@@ -6,7 +6,6 @@ card to read it from. The resize to the card's side is not: it is up to whoever 
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ca2cl.export.target import EXTRA, Features, Target
 from ca2cl.model.encoder import Encoder
 from ca2cl.optional import need
+from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.tracking.journal import encode
 
@@ -58,7 +58,7 @@ def _traced(encoder: Encoder, card: EncoderCard) -> bytes:
     # torch's. Two tiles, because torch takes a one for a constant.
     tiles_BCHW = torch.zeros(2, 3, card.input_size, card.input_size)
     axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with scratch_folder() as scratch, warnings.catch_warnings():
         path = Path(scratch) / "traced.onnx"
         warnings.simplefilter("ignore")  # that dynamo is the default now
         torch.onnx.export(

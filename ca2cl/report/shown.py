@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ca2cl.data.storage import is_remote, open_index
 from ca2cl.errors import InputError
 from ca2cl.report import facts
 from ca2cl.report.pictures import jpeg_uri
+from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.run_material import RunMaterial
 from ca2cl.views.sheet import run_sheet
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _TILES = 6
 _REMEDY = "give `--shards SHARDS` or `--test SHARDS`"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Shown:
     """Whether they are, by their digest, those that the run was trained on; None where that is not known."""
     named: bool
     """Whether the user named them: what is then wrong with them is an error, and not a gap."""
+    test: bool = False
+    """Whether they are shown as tiles that the encoder has not seen."""
 
 
 def training_shards(config: ReportConfig, material: RunMaterial, gaps: dict[str, str]) -> Shown | None:
@@ -69,7 +73,12 @@ def other_shards(config: ReportConfig, material: RunMaterial) -> Shown | None:
     Raises:
         InputError: they cannot be read.
     """
-    return _opened(config.test, config.test, material, config, named=True) if config.test else None
+    if not config.test:
+        return None
+    shown = replace(_opened(config.test, config.test, material, config, named=True), test=True)
+    if shown.trained_on:
+        logger.warning("LEAK: the encoder was trained on %s; the page says little about new tiles", shown.name)
+    return shown
 
 
 def _opened(place: str, name: str, material: RunMaterial, config: ReportConfig, *, named: bool) -> Shown:
@@ -103,7 +112,7 @@ def sheet(config: ReportConfig, material: RunMaterial, shown: Shown, gaps: dict[
             "the run has no readable config.yaml; `ca2cl doctor --views SHARDS OUT.png` draws views of a recipe"
         )
         return ""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         try:
             path = run_sheet(
                 shown.root, f"{scratch}/views.png", config=views, image_size=size, count=_TILES, seed=seed,

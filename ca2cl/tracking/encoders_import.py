@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from ca2cl.config import TrackingConfig
 from ca2cl.data.atomic import writing
 from ca2cl.errors import InputError
 from ca2cl.redact import redact
+from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.encoder_files import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
 from ca2cl.tracking.encoder_versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
 from ca2cl.tracking.encoders_show import fetch_card
@@ -67,7 +67,7 @@ def run(config: ImportConfig) -> int:
     tracking = config.tracking
     found = resolve_encoder(config.source, tracking_uri=tracking.uri, root=tracking.root, arch=config.arch)
     store = open_store(tracking.uri, tracking.root)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         folder = Path(scratch) / ENCODER_PATH
         card = _card(found, config)
         with writing(folder, _REMEDY):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.scratch import scratch_folder
+from ca2cl.tracking.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.tracking.downstream import Downstream, runs_for
 from ca2cl.tracking.encoder_files import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
-from ca2cl.tracking.encoder_versions import ENCODER_NAME, EncoderVersion, find_version, needed_store, source_run
+from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store, source_run
 from ca2cl.tracking.registry import DIGEST_TAG
-from ca2cl.tracking.store import Store, store_errors
+from ca2cl.tracking.store import Store
 from ca2cl.tracking.tables import aligned, iso, when
 
 POSITIONAL = ("what",)
@@ -28,9 +28,11 @@ class ShowConfig:
     """Show one encoder: its card, its lineage, and every downstream run that names it as its source."""
 
     what: str
-    """A version's number, an alias, models:/NAME/VERSION, models:/NAME@ALIAS, or the run that made it."""
-    name: str = ENCODER_NAME
-    """Registered model that a bare number or alias belongs to."""
+    """A version's number, an alias, models:/NAME/VERSION, models:/NAME@ALIAS, or the id of the run that made it (or its
+    first digits)."""
+    name: str | None = None
+    """Registered model that a bare number or alias belongs to; none means ca2cl-encoder, or the only other that has
+    it."""
     json: bool = False
     """One JSON object, for programs."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -91,40 +93,33 @@ def fetch_card(store: Store, entry: EncoderVersion) -> EncoderCard:
     Raises:
         InputError: there is none, or the store cannot be reached.
     """
-    import mlflow
-
-    with tempfile.TemporaryDirectory() as scratch:
-        with store_errors(store.uri):
-            place = _card_place(store, entry)
-            got = mlflow.artifacts.download_artifacts(place, dst_path=scratch, tracking_uri=store.uri)
-        return read_card(got)
+    with scratch_folder() as scratch:
+        return read_card(fetch(store, _card_place(store, entry), scratch))
 
 
 def _card_place(store: Store, entry: EncoderVersion) -> str:
-    import mlflow
-
-    client = store.client
     if not entry.version:
-        listed = {PurePosixPath(file.path).name for file in client.list_artifacts(entry.run_id, ENCODER_PATH)}
-        if CARD_NAME not in listed:
+        place = run_place(store, entry.run_id, ENCODER_PATH)
+        if CARD_NAME not in names_in(store, place):
             raise InputError(f"run {entry.run_id!r}: has no encoder yet; let it finish, or give another run")
-        return f"{client.get_run(entry.run_id).info.artifact_uri.rstrip('/')}/{ENCODER_PATH}/{CARD_NAME}"
+        return f"{place}/{CARD_NAME}"
     # the pyfunc keeps the encoder's folder under that folder's own name
-    inside = f"{client.get_model_version_download_uri(entry.name, entry.version).rstrip('/')}/artifacts"
-    folders = mlflow.artifacts.list_artifacts(artifact_uri=inside, tracking_uri=store.uri)
+    inside = f"{version_place(store, entry.name, entry.version)}/artifacts"
+    folders = names_in(store, inside)
     if not folders:
         raise InputError(f"{entry.uri}: its artifacts are gone; register the encoder again")
-    return f"{inside}/{PurePosixPath(folders[0].path).name}/{CARD_NAME}"
+    return f"{inside}/{folders[0]}/{CARD_NAME}"
 
 
 def _as_dict(run: Downstream) -> dict[str, Any]:
-    kind, train, test, protocol = run.terms
+    kind, train, test, protocol, leak = run.terms
     return {
         "run_id": run.run_id,
         "kind": kind,
         "train_manifest_digest": train,
         "test_manifest_digest": test,
         "protocol": protocol,
+        "leak": leak or None,
         "ended": iso(run.ended),
         "metrics": dict(run.metrics),
     }

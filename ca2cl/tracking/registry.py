@@ -8,7 +8,6 @@ mlflow#19036, #16947; ``register_model`` may drop artifacts: #18581).
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import ca2cl
 from ca2cl.data.atomic import file_sha256
 from ca2cl.errors import InputError
+from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.encoder_files import (
     CARD_NAME,
     ENCODER_PATH,
@@ -60,11 +60,11 @@ def log_and_register(run_id: str, folder: str | Path, register_as: str | None, s
     digest = digest_of(source / WEIGHTS_NAME)
     client = store.client
     if client.get_run(run_id).data.tags.get(DIGEST_TAG) != digest:
-        upload(client, run_id, source, ENCODER_PATH)
-        with tempfile.TemporaryDirectory() as scratch:
+        upload(store, run_id, source, ENCODER_PATH)
+        with scratch_folder() as scratch:
             model = Path(scratch) / MODEL_PATH
             save_pyfunc(model, source, card)
-            upload(client, run_id, model, _model_path(digest))
+            upload(store, run_id, model, _model_path(digest))
         client.set_tag(run_id, DIGEST_TAG, digest)
     return _register(run_id, register_as, digest, card, store) if register_as else None
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ca2cl.data.atomic import replacing
 from ca2cl.errors import InputError
+from ca2cl.scratch import NoScratch
 from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal
 from ca2cl.tracking.store import Store, StoreAway, away_errors, reason
 from ca2cl.tracking.upload import upload
@@ -143,7 +144,6 @@ class Replayer:
 
     def _send_event(self, record: Mapping[str, Any]) -> None:
         kind = record["event"]
-        client = self.store.client
         with _skip_refused(f"{kind} line"):
             if kind in ("params", "tags"):
                 self._send_texts(kind, record[kind])
@@ -152,7 +152,7 @@ class Replayer:
                 if to is not None and not is_file_name(to):
                     raise ValueError(f"{to!r} is no folder of the run's artifacts")
                 if path.exists():
-                    upload(client, self.run_id, path, to)
+                    upload(self.store, self.run_id, path, to)
                 else:
                     _log.warning("%s: gone before it could be copied to MLflow", path)
             elif kind == "status":
@@ -243,7 +243,7 @@ def _passes(error: BaseException) -> bool:
     """Whether it is another day's refusal: of a run that is deleted, and may be restored, or of a file server."""
     cause = error.__context__ if isinstance(error, InputError) else None
     unreadable = isinstance(cause, OSError) and not isinstance(cause, (FileNotFoundError, NotADirectoryError))
-    return isinstance(error, StoreAway) or unreadable or _DELETED in str(error)
+    return isinstance(error, (StoreAway, NoScratch)) or unreadable or _DELETED in str(error)
 
 
 def _alike(one: float, other: float) -> bool:

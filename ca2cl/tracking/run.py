@@ -17,6 +17,7 @@ from ca2cl.config import TrackingConfig, flatten, to_dict
 from ca2cl.data.atomic import alone, replacing
 from ca2cl.data.job_folder import JOB_LOCK, LOCK_S
 from ca2cl.errors import InputError
+from ca2cl.mlflow_rules import LONGEST_RUN_NAME
 from ca2cl.redact import redact_all
 from ca2cl.tracking.environment import environment, requirements
 from ca2cl.tracking.journal import JOURNAL_NAME, Journal
@@ -26,13 +27,14 @@ from ca2cl.tracking.run_record import (
     KEY_TAG,
     RUN_NAME,
     RunRecord,
+    beside,
     read_run,
     replayer_of,
     store_of,
     system_tags,
     write_run,
 )
-from ca2cl.tracking.store import Store, is_server, open_store
+from ca2cl.tracking.store import Store, check_host, is_server, open_store
 from ca2cl.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
@@ -261,11 +263,14 @@ def _params(config: Tracked) -> dict[str, str]:
 def _begin_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
     tracking = config.tracking
     store = open_store(tracking.uri, tracking.root, check=False)
-    if not is_server(store.uri):  # nothing that comes back by itself
+    if is_server(store.uri):
+        check_host(store.uri)
+    else:  # nothing that comes back by itself
         store = open_store(tracking.uri, tracking.root)
     record = RunRecord(
         "", store.public_uri, tracking.experiment, time.time(), _params(config),
-        tracking.run_name or folder.resolve().name, {**system_tags(), KEY_TAG: uuid.uuid4().hex},
+        tracking.run_name or folder.resolve().name[:LONGEST_RUN_NAME], {**system_tags(), KEY_TAG: uuid.uuid4().hex},
+        beside(folder, store),
     )  # fmt: skip
     write_run(folder, record)
     return store, record
@@ -273,7 +278,7 @@ def _begin_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
 
 def _continue_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
     record = read_run(folder)
-    return store_of(record, config.tracking.uri), record
+    return store_of(folder, record, config.tracking.uri, config.tracking.root), record
 
 
 def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[str, Any] | None) -> None:

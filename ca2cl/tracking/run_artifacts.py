@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from ca2cl.scratch import scratch_folder
+from ca2cl.tracking.artifacts import fetch, names_in, run_place
 from ca2cl.tracking.store import Store, store_errors
 from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import parse_json
@@ -21,10 +23,11 @@ def artifact_texts(store: Store, run_id: str, names: Sequence[str]) -> dict[str,
     Raises:
         InputError: the store cannot be reached.
     """
-    with store_errors(store.uri), tempfile.TemporaryDirectory() as scratch:
-        there = {file.path for file in store.client.list_artifacts(run_id)}
-        paths = {name: store.client.download_artifacts(run_id, name, scratch) for name in names if name in there}
-        return {name: Path(path).read_text(encoding="utf-8", errors="replace") for name, path in paths.items()}
+    place = run_place(store, run_id)
+    there = set(names_in(store, place))
+    with scratch_folder() as scratch:
+        paths = {name: fetch(store, f"{place}/{quote(name)}", scratch) for name in names if name in there}
+        return {name: path.read_text(encoding="utf-8", errors="replace") for name, path in paths.items()}
 
 
 def json_artifacts(store: Store, run_id: str) -> list[dict[str, Any]]:
@@ -33,8 +36,7 @@ def json_artifacts(store: Store, run_id: str) -> list[dict[str, Any]]:
     Raises:
         InputError: the store cannot be reached.
     """
-    with store_errors(store.uri):
-        names = sorted(file.path for file in store.client.list_artifacts(run_id) if file.path.endswith(".json"))
+    names = sorted(name for name in names_in(store, run_place(store, run_id)) if name.endswith(".json"))
     found = []
     for name, text in artifact_texts(store, run_id, names).items():
         try:
@@ -54,4 +56,4 @@ def add_artifact(store: Store, run_id: str, path: Path, to: str) -> None:
         InputError: the store cannot be reached or written.
     """
     with store_errors(store.uri):
-        upload(store.client, run_id, path, to)
+        upload(store, run_id, path, to)

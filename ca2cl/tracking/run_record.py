@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ca2cl.data.atomic import replacing
 from ca2cl.errors import InputError
+from ca2cl.tracking.databases import database_of, sqlite_uri
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.replay import Replayer
 from ca2cl.tracking.store import Store, StoreAway, fetch_run, open_store, store_errors
@@ -44,6 +45,8 @@ class RunRecord:
     tags: dict[str, str] = field(default_factory=dict)
     """Tags that the run is made with. One of them, ``KEY_TAG``, is its alone: it is found again by that where its
     making was cut off before the id was known."""
+    beside: str = ""
+    """The embedded store's database relative to this folder: the two may be moved or copied together."""
 
 
 def read_run(run_dir: str | Path) -> RunRecord:
@@ -73,6 +76,7 @@ def _wrong_field(record: RunRecord) -> str | None:
         "experiment": is_text(record.experiment),
         "created": is_number(record.created),
         "name": is_text(record.name),
+        "beside": is_text(record.beside),
         "params or tags": all(isinstance(group, dict) and all(map(is_text, group.values())) for group in groups),
         KEY_TAG: record.run_id or re.fullmatch(r"[0-9a-f]{32}", record.tags.get(KEY_TAG, "")),  # it goes into a query
     }
@@ -85,9 +89,44 @@ def write_run(folder: Path, record: RunRecord) -> None:
         file.write(json.dumps(asdict(record), indent=2).encode())
 
 
-def store_of(record: RunRecord, uri: str | None = None) -> Store:
-    """The store that a run belongs to: the explicit URI, MLFLOW_TRACKING_URI, or the one the run was made in."""
-    return open_store(uri or os.environ.get("MLFLOW_TRACKING_URI") or record.tracking_uri, check=False)
+def store_of(folder: Path, record: RunRecord, uri: str | None = None, root: str = "") -> Store:
+    """The store that a run belongs to: the explicit URI, MLFLOW_TRACKING_URI, or the one the run was made in.
+
+    Args:
+        root: of the embedded store that is meant where that one is gone.
+
+    Raises:
+        InputError: it is gone, and no other is there.
+    """
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or _made_in(folder, record, root)
+    database = database_of(chosen)
+    if database is not None and not database.exists():  # MLflow would make an empty one there
+        raise InputError(
+            f"{folder / RUN_NAME}: the run's tracking store {database} is not there (was it moved?); say where it is "
+            "now, by --tracking.uri, --tracking.root or MLFLOW_TRACKING_URI"
+        )
+    return open_store(chosen, check=False)
+
+
+def _made_in(folder: Path, record: RunRecord, root: str) -> str:
+    told = database_of(record.tracking_uri)
+    if told is None:
+        return record.tracking_uri
+    moved = [(folder / record.beside).resolve()] if record.beside else []
+    if root and not told.exists():
+        moved.append(Path(root).expanduser().resolve() / told.name)
+    for database in moved:
+        if database.exists():
+            if database != told:
+                _log.warning("the run was made in %s; its store is taken to be %s", told, database)
+            return sqlite_uri(database)
+    return record.tracking_uri
+
+
+def beside(folder: Path, store: Store) -> str:
+    """The embedded store's database relative to a run's folder; empty for any other store."""
+    database = database_of(store.uri) if store.root is not None else None
+    return os.path.relpath(database, folder.resolve()) if database is not None else ""
 
 
 def system_tags() -> dict[str, str]:

@@ -10,21 +10,26 @@ import fcntl
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from ca2cl.errors import InputError
+from ca2cl.mlflow_rules import check_tracking_uri
 from ca2cl.redact import redact
+from ca2cl.tracking.databases import database_of, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_ROOT = "ca2cl-runs"
 _DATABASE = "mlflow.db"
-_ARTIFACTS = "artifacts"
+ARTIFACTS = "artifacts"
 # MLflow's own patience (120 s a request, 7 retries with doubling pauses, and as long as a server's Retry-After says)
 # would hide an outage for many minutes; the mirror retries by itself. A user's setting stays.
 _DEFAULTS = {
@@ -35,7 +40,7 @@ _DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
     # a training cluster does not phone home, and often cannot
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ENABLEARTIFACTS_PROGRESS_BAR": "false",
     # stdout is for results: scripts read it
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -54,7 +59,10 @@ _UNAUTHORIZED = frozenset({"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSI
 _FINAL = _UNAUTHORIZED | {
     "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE", "NOT_FOUND", "RESOURCE_DOES_NOT_EXIST",
 }  # fmt: skip
-_FINAL_TEXTS = ("CERTIFICATE_VERIFY_FAILED", "not in a valid JSON format", "Invalid url")
+_FINAL_TEXTS = (
+    "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "BadStatusLine", "not in a valid JSON format", "Invalid url",
+)  # fmt: skip
+_DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
 class StoreAway(InputError):
@@ -91,7 +99,7 @@ class Store:
         """
         from mlflow.exceptions import MlflowException
 
-        location = f"{(self.root / _ARTIFACTS).as_uri()}" if self.root else None
+        location = f"{(self.root / ARTIFACTS).as_uri()}" if self.root else None
         with _locked(self.root), store_errors(self.uri):
             found = self.client.get_experiment_by_name(name)
             if found is None:
@@ -109,12 +117,21 @@ class Store:
 
 
 def resolve_uri(uri: str | None, root: str | Path = DEFAULT_ROOT) -> tuple[str, Path | None]:
-    """The tracking URI to use, and the root folder when it is the embedded store's."""
+    """The tracking URI to use, and the root folder when it is an embedded store's.
+
+    Raises:
+        InputError: it can never answer.
+    """
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if chosen:
-        return chosen, None
-    folder = Path(root).expanduser().resolve()
-    return f"sqlite:///{folder / _DATABASE}", folder
+    if not chosen:
+        folder = Path(root).expanduser().resolve()
+        return sqlite_uri(folder / _DATABASE), folder
+    check_tracking_uri("tracking.uri" if uri else "MLFLOW_TRACKING_URI", chosen)
+    database = database_of(chosen)
+    if database is not None and not database.parent.is_dir():  # MLflow would make it, for a slip of the pen too
+        raise InputError(f"tracking store {redact(chosen)}: no folder {database.parent}; make it, or give another")
+    embedded = database is not None and database.name == _DATABASE and (database.parent / ARTIFACTS).is_dir()
+    return chosen, database.parent.resolve() if database is not None and embedded else None
 
 
 def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check: bool = True) -> Store:
@@ -129,7 +146,7 @@ def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check
 
     if folder is not None:
         try:
-            (folder / _ARTIFACTS).mkdir(parents=True, exist_ok=True)
+            (folder / ARTIFACTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"tracking.root is {str(root)!r}: {error.strerror}; use a folder you can write") from None
     with _locked(folder), store_errors(chosen):
@@ -161,10 +178,18 @@ def store_errors(uri: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except ModuleNotFoundError as error:
+        name = str(error.name)
+        message = f"tracking store {redact(uri)} cannot be used: {name} is not installed"
+        raise InputError(f"{message}; pip install {_DRIVERS.get(name, name)}") from None
     except away_errors() as error:
         why, remedy = reason(error), "start the server, or give another --tracking.uri"
         if getattr(error, "error_code", None) in _UNAUTHORIZED:
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        elif uri.startswith("databricks"):
+            remedy = "set DATABRICKS_HOST and DATABRICKS_TOKEN"
+        elif not _is_outage(error):
+            remedy = "give another --tracking.uri"
         message = f"tracking store {redact(uri)} cannot be used: {why}; {remedy}"
         raise (StoreAway(message, why) if _is_outage(error) else InputError(message)) from None
 
@@ -177,6 +202,22 @@ def _is_outage(error: Exception) -> bool:
 def is_server(uri: str) -> bool:
     """Whether a tracking URI names a server, which may be away for a while."""
     return uri.startswith(("http://", "https://"))
+
+
+def check_host(uri: str) -> None:
+    """Refuse a server whose host's name means nothing, for a first start: later that is an outage of the names' server.
+
+    Raises:
+        InputError: there is no such host.
+    """
+    host = urlsplit(uri).hostname
+    if {"http", "https", "all"} & set(getproxies()):  # then it is looked up there
+        return
+    try:
+        socket.getaddrinfo(host, None)
+    except (socket.gaierror, UnicodeError) as error:
+        if isinstance(error, UnicodeError) or error.errno == socket.EAI_NONAME:
+            raise InputError(f"tracking store {redact(uri)}: no host is called {host!r}; correct it") from None
 
 
 def away_errors() -> tuple[type[Exception], ...]:
@@ -196,6 +237,10 @@ def reason(error: BaseException) -> str:
     if code in _UNAUTHORIZED:  # the server's own words may repeat what it was sent
         return "not permitted (403)" if code == "PERMISSION_DENIED" else "wrong or missing credentials (401)"
     text = redact(" ".join(str(error).split())) or type(error).__name__
+    if "WRONG_VERSION_NUMBER" in text:
+        return "it does not speak https, perhaps http"
+    if "BadStatusLine" in text:
+        return "it does not speak http, perhaps https"
     if "Connection refused" in text:
         return "connection refused"
     if "Name or service not known" in text or "name resolution" in text or "getaddrinfo" in text:

@@ -34,7 +34,7 @@ def sync(run_dir: str | Path, uri: str | None = None) -> int:
     record = read_run(folder)
     if not (folder / JOURNAL_NAME).exists():
         raise InputError(f"{folder / JOURNAL_NAME}: no journal here; give a folder that a run wrote")
-    store = store_of(record, uri)
+    store = store_of(folder, record, uri)
     with store_errors(store.uri):
         return replayer_of(folder, record, store).send()
 
