@@ -200,7 +200,8 @@ class RunConfig:
     """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: the mean of the micro-batches'
     own results, negatives only within one; bitwise: exact, and the same to the last bit on any number of processes and
     micro-batches, in units of a block of model.norm_block * model.norm_group tiles (slower). exact and bitwise refuse
-    micro-batches under model.norm sync, whose statistics would be each micro-batch's own."""
+    micro-batches under model.norm sync, whose statistics would be each micro-batch's own. Under bitwise
+    every process computes on one CPU thread, and a run goes on only on a machine of its kind."""
     epochs: int | None = None
     """Length of the run in passes over the data. Give this or run.steps."""
     steps: int | None = None

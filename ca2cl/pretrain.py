@@ -41,6 +41,7 @@ from ca2cl.training.feed import feed
 from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.loop import Job, Progress, train
 from ca2cl.training.memory import bytes_a_tile, check_memory
+from ca2cl.training.numerics import check_numerics, fix_numerics
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.precision import check_precision
 from ca2cl.training.preempt import StopFlag
@@ -61,8 +62,11 @@ def run(config: PretrainConfig) -> int:
     with stop.joining():
         accelerator = build_accelerator()
     world = accelerator.num_processes
+    numerics = fix_numerics(accelerator.device) if config.run.accumulation == "bitwise" else None
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     ranks = Ranks()
+    for rank, there in enumerate(ranks.share(numerics)):
+        check_numerics(numerics or {}, there or {}, f"on rank {rank}")
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = LaneOrder(
         index, config.data.lanes, config.run.batch_size, config.run.seed, world=world,
@@ -93,13 +97,13 @@ def run(config: PretrainConfig) -> int:
         checkpoint = _checkpoint_to_resume(config, checkpointer, ranks)
         progress = Progress()
         if checkpoint is not None:
-            progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, ranks)
+            progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, numerics, ranks)
         _check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
         _name_origin(tracker, checkpoint)
     status: Status = "FAILED"
     try:
-        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights)
+        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics)
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
     except KeyboardInterrupt:
@@ -129,6 +133,8 @@ class _Parts:
     """Tiles that the first weights were trained on."""
     start_weights: str
     """Digest of the weights that the run began with."""
+    numerics: dict[str, str] | None
+    """What the last bit depends on, under ``run.accumulation bitwise``."""
 
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
@@ -154,6 +160,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "resume": config.run.resume,
         "start_weights": parts.start_weights,
         "norm_block": config.model.norm_block,
+        "numerics": parts.numerics,
     }
     observer = RunObserver(tracker, config, index, reader, order, steps, state)
     job = Job(
@@ -248,6 +255,7 @@ def _resume(
     engine: AccelerateEngine,
     manifest_digest: str,
     groups: LaneGroups | None,
+    numerics: dict[str, str] | None,
     ranks: Ranks,
 ) -> Progress:
     def read() -> Progress:
@@ -255,6 +263,9 @@ def _resume(
         if state.get("manifest_digest") != manifest_digest:
             raise InputError(f"{checkpoint}: was trained on other shards; use those, or begin a new run")
         shares.check_resume(config, groups, state)
+        held = state.get("numerics")
+        if numerics and isinstance(held, dict):
+            check_numerics(numerics, held, f"in {checkpoint}")
         return Progress.of(checkpoint)
 
     progress = ranks.together(read)

@@ -199,7 +199,6 @@ def test_patients_and_images_of_both_splits_are_found(tmp_path: Path, capfd: pyt
 def test_fine_tuning_says_it_and_hands_on_what_the_start_was_trained_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     arguments = [
         "finetune", "--encoder", str(place / "encoder"), "--train", str(place / "train"), "--against", "[]",
         "--test", str(place / "test"), "--output_dir", str(tmp_path / "job"), "--labels", "1.0", "--seeds", "1",

@@ -95,7 +95,7 @@ print(a.gradient_accumulation_steps, a.mixed_precision, a.state.dynamo_plugin.ba
     left = {
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16",
         "ACCELERATE_GRADIENT_CLIPPING": "1.0", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_TORCH_DEVICE": "meta",
-        "ACCELERATE_DOWNCAST_BF16": "1", "ACCELERATE_SOMETHING_NEW": "1", "ACCELERATE_LOG_LEVEL": "ERROR",
+        "ACCELERATE_DOWNCAST_BF16": "1", "ACCELERATE_SOMETHING_NEW": "1", "ACCELERATE_LOG_LEVEL": "INFO",
         "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
     }  # fmt: skip
     done = start([sys.executable, "-c", script], tmp_path, **left)

@@ -13,8 +13,9 @@ the other side of a ReLU, and one such in the projector is 4e-3 of the gradient 
 
 The loss gives a row's gradient independently of who asks (``nt_xent``), and so does the stem (``model.stem``). What it
 costs: layers of few rows, 8 bytes a parameter for the sums, and an all-reduce of twice the bytes. It wants kernels that
-give the same bits when they are called twice, as many threads a process, and for the averaging of ranks a power of two
-of them. Where clipping sets in, engines still differ: each adds up the gradient's norm in its own order.
+give the same bits when they are called twice (``training.numerics`` fixes threads and kernels), and for the averaging
+of ranks a power of two of them. Where clipping sets in, engines still differ: each adds up the gradient's norm in its
+own order.
 """
 
 from __future__ import annotations
