@@ -28,7 +28,7 @@ _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def bytes_a_tile(arch: str, image_size: int, precision: str) -> float:
     """What autograd keeps of one tile in one pass: measured on small ones, for it grows as the number of pixels."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # its values do not matter, and take time to draw
-        network = Network(build_encoder(arch)).train()
+        network = Network(build_encoder(arch, "frozen")).train()  # sync would wait for the other ranks
     network = network.to_empty(device="cpu")
     for tensor in network.state_dict().values():
         tensor.zero_()
