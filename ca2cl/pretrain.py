@@ -62,17 +62,11 @@ def run(config: PretrainConfig) -> int:
     with stop.joining():
         accelerator = build_accelerator()
     world = accelerator.num_processes
-    numerics = fix_numerics(accelerator.device) if config.run.accumulation == "bitwise" else None
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     ranks = Ranks()
-    for rank, there in enumerate(ranks.share(numerics)):
-        check_numerics(numerics or {}, there or {}, f"on rank {rank}")
+    numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
-    order = LaneOrder(
-        index, config.data.lanes, config.run.batch_size, config.run.seed, world=world,
-        least=config.objective.least_tiles,
-    )  # fmt: skip
-    order.check_world(world)
+    order = _order(config, index, world)
     _warn_of_a_small_cache(config, index, world)
     micro_batch = shares.micro_batch(config, world)
     groups = shares.lane_groups(config, world, micro_batch)
@@ -187,6 +181,21 @@ def _check(config: PretrainConfig) -> None:
         raise InputError("run.output_dir is not set: give a folder for the run, --run.output_dir FOLDER")
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
+
+
+def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
+    """What the last bit depends on, the same on every rank; None where nothing is promised of it."""
+    numerics = fix_numerics(accelerator.device) if config.run.accumulation == "bitwise" else None
+    for rank, there in enumerate(ranks.share(numerics)):
+        check_numerics(numerics or {}, there or {}, f"on rank {rank}")
+    return numerics
+
+
+def _order(config: PretrainConfig, index: ShardIndex, world: int) -> LaneOrder:
+    run, least = config.run, config.objective.least_tiles
+    order = LaneOrder(index, config.data.lanes, run.batch_size, run.seed, world=world, least=least)
+    order.check_world(world)
+    return order
 
 
 def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
