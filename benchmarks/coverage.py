@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.evaluation.statistics import Units, accuracy_interval, paired_difference
+from ca2cl.evaluation.statistics import Units, bootstrap_interval, paired_difference
 
 Numbers = npt.NDArray[np.float64]
 SPREADS = (0.0, 0.5, 1.0, 1.5)
@@ -104,9 +104,9 @@ def coverage(world: World, repeats: int, generator: np.random.Generator) -> tupl
         right_SN, units, found = one_classifier(world, generator)
         correlation += found
         intervals = (
-            accuracy_interval(right_SN),
+            bootstrap_interval(right_SN),
             percentile_bootstrap(right_SN[0].astype(float), units, generator),
-            accuracy_interval(right_SN, units),
+            bootstrap_interval(right_SN, units),
         )
         held += [low <= truth <= high for low, high in intervals]
     return (correlation / repeats, *(held / repeats).tolist())
@@ -131,7 +131,7 @@ def over_draws(spread: float, slides: int, repeats: int, generator: np.random.Ge
     for seed in range(repeats):
         a, b, units = two_equals_over_draws(spread, slides, generator)
         found = paired_difference(a, b, units, resamples=RESAMPLES, seed=seed)
-        low, high = accuracy_interval(a, units)
+        low, high = bootstrap_interval(a, units)
         called += [found.p < 0.05, not found.interval[0] <= 0 <= found.interval[1], low <= BASE <= high]
     p, interval, held = (called / repeats).tolist()
     return p, interval, held

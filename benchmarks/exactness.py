@@ -97,7 +97,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--group", type=int, default=8, help="tiles that share lane_group's statistics")
+    parser.add_argument("--group", type=int, default=4, help="tiles that share lane_group's statistics")
+    parser.add_argument("--block", type=int, default=4, help="groups that make up a block")
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
     options = parser.parse_args()
     counts = [1] if options.norm == "sync" else options.micro_batches
@@ -114,7 +115,7 @@ def main() -> None:
         expected = run(Cell("ddp", 1, 1), "expected")
         print(
             f"{options.accumulation}, {options.norm}, {options.optimizer}, lr {options.lr:g}, {options.steps} steps of "
-            f"{options.batch} (groups of {options.group}), fp32\n"
+            f"{options.batch} (groups of {options.group}, blocks of {options.block}), fp32\n"
         )
         print("| engine | processes | micro-batches | losses | weights | the tensor | same tiles |")
         print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)

@@ -11,6 +11,7 @@ is the probe's own setting, its baseline; the last column is the difference from
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -88,7 +90,7 @@ def _similarity(distance: Array) -> Array:
 def sgd_settings() -> Iterator[Setting]:
     """Learning rate and batch size."""
     own = (RECIPE.batch_size, RECIPE.optim.lr)
-    others = [(batch, lr) for batch in (64, 256) for lr in (0.03, 0.1, 0.3, 1.0, 3.0) if (batch, lr) != own]
+    others = [(batch, lr) for batch in (64, 256) for lr in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0) if (batch, lr) != own]
     for batch, lr in (own, *others):
         yield Setting(f"batch {batch}, lr {lr:g}", _sgd(batch, lr))
 
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--encoder", required=True, help="as `ca2cl probe --encoder`")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)  # of raw features with next to no penalty
     data = read(options.shards, options.encoder)
     columns = [f"{name} {budget:.0%}" for name in data.tiles.values for budget in BUDGETS]
     blocks = {"linear": logistic_settings, "linear SGD": sgd_settings, "k-NN": neighbour_settings}

@@ -35,7 +35,7 @@ from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
 from ca2cl.objective.terms import adversarial_term, clean_terms, weighted_sum
 
-GROUP = 16
+GROUP, GROUPS = 16, 4
 
 
 class Synthetic:
@@ -43,7 +43,7 @@ class Synthetic:
 
     def __init__(self, batch: int, size: int, side: int) -> None:
         self.batch, self.size, self.side = batch, size, side
-        self.groups = LaneGroups(lanes=batch, batch_size=batch, group=GROUP)
+        self.groups = LaneGroups(lanes=batch, batch_size=batch, group=GROUP, groups=GROUPS)
 
     def __len__(self) -> int:
         return self.batch // self.size
@@ -64,7 +64,7 @@ def one_step(batch: int, micro_batch: int, side: int, accumulation: Literal["exa
     network = Network(build_encoder(norm="lane_group", group=GROUP, identity_blocks=True)).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     began = time.perf_counter()
-    method = CA2CL(OBJECTIVE, accumulation, 2 * GROUP)
+    method = CA2CL(OBJECTIVE, accumulation, GROUPS * GROUP)
     method.step(LocalEngine(network), Synthetic(batch, micro_batch, side))  # type: ignore[arg-type]
     return time.perf_counter() - began
 

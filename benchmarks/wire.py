@@ -40,7 +40,7 @@ def sent(cell: Cell, out: Path, shards: Path, options: argparse.Namespace) -> in
 
 def table(engines: list[str], processes: int, batch: int) -> None:
     """Print a row an engine and kind of accumulation."""
-    options = argparse.Namespace(norm="lane_group", group=4, optimizer="sgd", lr=1e-3, batch=batch)
+    options = argparse.Namespace(norm="lane_group", group=4, block=4, optimizer="sgd", lr=1e-3, batch=batch)
     model = growth.Model.of("resnet18")
     print(f"{processes} processes, batch {batch}, ResNet-18, {model.parameters:,} parameters; MB a process and step\n")
     print("| engine | accumulation | counted | expected | ratio |\n| --- | --- | --- | --- | --- |")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import signal
 import sys
 import traceback
@@ -21,6 +20,7 @@ from ca2cl.errors import InputError, LocalError, nearest
 from ca2cl.parsing import parse
 from ca2cl.redact import RedactingFormatter, redact
 from ca2cl.streams import check_output, shield_streams
+from ca2cl.training.launched import forget_place, launched_rank
 from ca2cl.training.preempt import EXIT_INTERRUPTED, StopFlag, end_with_launcher
 from ca2cl.verbs import VERBS
 
@@ -53,16 +53,16 @@ def _interrupted(arguments: list[str], *, own_process: bool) -> int:
     if own_process:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     verb = VERBS.get(" ".join(arguments[:2])) or VERBS.get("".join(arguments[:1]))
-    if verb is not None and os.environ.get("RANK", "0") == "0":
+    if verb is not None and launched_rank() == 0:
         sys.stderr.write(f"ca2cl: stopped by Ctrl-C; {verb.kept}\n")
     return EXIT_INTERRUPTED
 
 
 def _refuse(error: InputError) -> int:
     # One line for the job, not one for each of its processes: the first one speaks, unless it may not know.
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" or isinstance(error, LocalError):
-        by = "" if rank == "0" else f" (rank {rank})"
+    rank = launched_rank()
+    if rank == 0 or isinstance(error, LocalError):
+        by = f" (rank {rank})" if rank else ""
         sys.stderr.write(f"ca2cl: error{by}: {redact(' '.join(str(error).split()))}\n")
     return 2
 
@@ -85,6 +85,11 @@ def _dispatch(arguments: list[str]) -> int:
         known = group or list(dict.fromkeys(verb.partition(" ")[0] for verb in VERBS))
         raise InputError(f"no verb {name!r}: {nearest(name, known)}")
     verb = VERBS[name]
+    if verb.raw:
+        forget_place()
+    elif not verb.shared and (rank := launched_rank()):
+        sys.stderr.write(f"ca2cl: rank {rank} leaves {name} to rank 0, which does all of it\n")
+        return 0
     if verb.stops:  # before the imports, which take seconds
         StopFlag().install()
     end_with_launcher()

@@ -67,10 +67,16 @@ class ModelConfig:
     weights: str = "random"
     """Where the backbone starts: random, torchvision:IMAGENET1K_V1, or anything the encoder resolver takes."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
-    """Whose samples a BatchNorm's statistics are taken over. sync: one forward pass's samples on all processes;
-    frozen: the running statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware."""
+    """Whose samples a BatchNorm's statistics are taken over. sync: one forward pass's samples on all processes, which
+    with micro-batches are those of one micro-batch: run.accumulation must then be plain; frozen: the running
+    statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware."""
     norm_group: int = 16
-    """Tiles in a group of lane_group normalisation. A batch, and a micro-batch, must be whole blocks of two groups."""
+    """Tiles in a group of lane_group normalisation."""
+    norm_block: int = 4
+    """Groups that make up a block of lane_group normalisation. A tile's two views have 1 / norm_block of their groups'
+    tiles in common, which helps to tell the pair apart without a look at it; 1: both views have the same groups, as
+    under a BatchNorm of each GPU's own. A batch, and what a process holds of it at a time, must be whole blocks of
+    norm_block * norm_group tiles. Runs begun before this setting existed have 2."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -81,6 +87,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(self.projection_dim >= 2, "model.projection_dim", self.projection_dim, "use at least 2")
         _require(self.norm_group >= 2, "model.norm_group", self.norm_group, "use at least 2 samples a group")
+        _require(self.norm_block >= 1, "model.norm_block", self.norm_block, "use 1 or more groups a block")
         _require(min(self.std) > 0, "model.std", self.std, "use positive numbers")
 
 
@@ -190,9 +197,10 @@ class RunConfig:
     micro_batch_size: int | None = None
     """Tiles that one process holds at a time; none takes its whole share of the batch at once."""
     accumulation: Literal["exact", "plain", "bitwise"] = "exact"
-    """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: negatives only within a
-    micro-batch; bitwise: exact, and the same to the last bit on any number of processes and micro-batches, in units of
-    two groups of model.norm_group tiles (slower; under model.norm sync without micro-batches)."""
+    """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: the mean of the micro-batches'
+    own results, negatives only within one; bitwise: exact, and the same to the last bit on any number of processes and
+    micro-batches, in units of a block of model.norm_block * model.norm_group tiles (slower). exact and bitwise refuse
+    micro-batches under model.norm sync, whose statistics would be each micro-batch's own."""
     epochs: int | None = None
     """Length of the run in passes over the data. Give this or run.steps."""
     steps: int | None = None

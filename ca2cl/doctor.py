@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from ca2cl.config import TrackingConfig, ViewsConfig
+from ca2cl.config import ModelConfig, RunConfig, TrackingConfig, ViewsConfig
 from ca2cl.errors import InputError
 
 POSITIONAL = ()
@@ -29,6 +29,16 @@ class DoctorConfig:
     """Its data.lanes."""
     processes: int = 1
     """How many processes it will have; under a launcher, as many as were started."""
+    micro_batch_size: int | None = None
+    """Its run.micro_batch_size."""
+    accumulation: Literal["exact", "plain", "bitwise"] = RunConfig.accumulation
+    """Its run.accumulation."""
+    norm: Literal["sync", "frozen", "lane_group"] = ModelConfig.norm
+    """Its model.norm."""
+    norm_group: int = ModelConfig.norm_group
+    """Its model.norm_group."""
+    norm_block: int = ModelConfig.norm_block
+    """Its model.norm_block."""
     workers: int = 2
     """Its data.workers."""
     recipe: Literal["ca2cl", "crop"] = "ca2cl"
@@ -84,9 +94,10 @@ def _examine(config: DoctorConfig) -> int:
     findings = [*machine(config.tracking_uri, config.tracking_root), *ranks]
     if config.shards:
         processes = len(ranks) - 1 if ranks else config.processes
+        model = ModelConfig(norm=config.norm, norm_group=config.norm_group, norm_block=config.norm_block)
         plan = JobPlan(
             config.shards, config.batch_size, config.lanes, processes, config.workers, config.image_size,
-            config.recipe, config.cache_dir,
+            config.recipe, config.cache_dir, config.micro_batch_size, config.accumulation, model,
         )  # fmt: skip
         findings += job(plan)
     sys.stdout.write(told(findings))

@@ -31,6 +31,7 @@ from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
+from ca2cl.training import shares
 from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
@@ -64,11 +65,12 @@ def run(config: PretrainConfig) -> int:
     )  # fmt: skip
     order.check_world(world)
     _warn_of_a_small_cache(config, index, world)
-    micro_batch = _micro_batch(config, world)
-    groups = _groups(config, world, micro_batch)
+    micro_batch = shares.micro_batch(config, world)
+    groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
-    network = Network(ranks.together(lambda: _initial_encoder(config)), config.model.projection_dim)
+    encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
+    network = Network(encoder, config.model.projection_dim)
     engine = _engine(config, accelerator, network, micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
@@ -80,12 +82,12 @@ def run(config: PretrainConfig) -> int:
         checkpoint = _checkpoint_to_resume(config, checkpointer, ranks)
         progress = Progress()
         if checkpoint is not None:
-            progress = _resume(checkpoint, engine, index.manifest.digest, ranks)
+            progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, ranks)
         _check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
     status: Status = "FAILED"
     try:
-        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker)
+        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker, earlier_manifests)
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
     except KeyboardInterrupt:
@@ -111,6 +113,8 @@ class _Parts:
     checkpointer: Checkpointer
     stop: StopFlag
     tracker: NullTracker
+    earlier_manifests: tuple[str, ...]
+    """Tiles that the first weights were trained on."""
 
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
@@ -134,6 +138,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
         "resume": config.run.resume,
+        "norm_block": config.model.norm_block,
     }
     observer = RunObserver(tracker, config, index, reader, order, steps, state)
     job = Job(
@@ -146,7 +151,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     try:
         done = train(job, progress)
         if done:
-            _hand_on(config, engine, tracker, observer, progress, index.manifest)
+            _hand_on(config, parts, observer, progress)
     finally:
         observer.close()
     return done
@@ -174,29 +179,6 @@ def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int
         )  # fmt: skip
 
 
-def _micro_batch(config: PretrainConfig, world: int) -> int:
-    """Rows that one process holds at a time."""
-    share = config.run.batch_size // world
-    size = config.run.micro_batch_size or share
-    if share % size:
-        raise InputError(
-            f"run.micro_batch_size is {size}: a process has {share} tiles of a batch, which it must divide; "
-            f"{_divisor_near(share, size)}"
-        )
-    if config.run.accumulation == "bitwise" and config.model.norm == "sync" and size < share:
-        raise InputError(
-            f"run.micro_batch_size is {size}: under model.norm sync the result depends on it, and run.accumulation is "
-            "bitwise; leave it out, or use --model.norm lane_group"
-        )
-    return size
-
-
-def _divisor_near(share: int, size: int) -> str:
-    divisors = [number for number in range(2, share + 1) if share % number == 0]
-    below = [number for number in divisors if number <= size] or divisors[:1]
-    return f"use --run.micro_batch_size {below[-1]}, or leave it out" if below else "leave it out"
-
-
 def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:
     optimizer = build_optimizer(config.optim, network)
     if under_deepspeed():
@@ -206,16 +188,8 @@ def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_ba
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
 
 
-def _groups(config: PretrainConfig, world: int, micro_batch: int) -> LaneGroups | None:
-    if config.model.norm != "lane_group" and config.run.accumulation != "bitwise":
-        return None
-    groups = LaneGroups(config.data.lanes, config.run.batch_size, config.model.norm_group)
-    groups.check(world, micro_batch)
-    return groups
-
-
-def _initial_encoder(config: PretrainConfig) -> Encoder:
-    """The same on every rank: from the run's seed, or from given weights."""
+def _initial_encoder(config: PretrainConfig) -> tuple[Encoder, tuple[str, ...]]:
+    """The same on every rank: from the run's seed, or from given weights; and which tiles these were trained on."""
     model = config.model
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(model.arch, model.norm, group=model.norm_group, identity_blocks=True)
@@ -226,7 +200,8 @@ def _initial_encoder(config: PretrainConfig) -> Encoder:
         if given.card.arch != model.arch:
             raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
         encoder.load_state_dict(given.encoder.state_dict())
-    return encoder
+        return encoder, given.card.manifests
+    return encoder, ()
 
 
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
@@ -243,10 +218,19 @@ def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ra
     return found
 
 
-def _resume(checkpoint: Path, engine: AccelerateEngine, manifest_digest: str, ranks: Ranks) -> Progress:
+def _resume(
+    config: PretrainConfig,
+    checkpoint: Path,
+    engine: AccelerateEngine,
+    manifest_digest: str,
+    groups: LaneGroups | None,
+    ranks: Ranks,
+) -> Progress:
     def read() -> Progress:
-        if read_state(checkpoint).get("manifest_digest") != manifest_digest:
+        state = read_state(checkpoint)
+        if state.get("manifest_digest") != manifest_digest:
             raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
+        shares.check_resume(config, groups, state)
         return Progress.of(checkpoint)
 
     progress = ranks.together(read)
@@ -285,15 +269,9 @@ def _open_tracker(
     return tracker
 
 
-def _hand_on(
-    config: PretrainConfig,
-    engine: AccelerateEngine,
-    tracker: NullTracker,
-    observer: RunObserver,
-    progress: Progress,
-    manifest: Any,
-) -> None:
+def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:
     """Write the finished encoder into the run's folder and register it."""
+    engine, tracker, manifest = parts.engine, parts.tracker, parts.index.manifest
     if not engine.accelerator.is_main_process:
         return
     observer.figures(engine)
@@ -304,6 +282,7 @@ def _hand_on(
         mean=config.model.mean,
         std=config.model.std,
         manifest_digest=manifest.digest,
+        earlier_manifests=parts.earlier_manifests,
         classes=tuple(manifest.classes),
         config_digest=settings.digest(config),
         commit=git_commit(),

@@ -16,6 +16,8 @@ class Verb(NamedTuple):
     """Whether it ends by SIGTERM with a checkpoint, and 85; while it trains by Ctrl-C, too, with 130."""
     raw: bool = False
     """Whether ``run`` takes the words of the command line as they are."""
+    shared: bool = False
+    """Whether the processes of a launch share its work: any other verb is rank 0's alone."""
     kept: str = "run it again"
     """What Ctrl-C leaves, and how to go on."""
 
@@ -35,6 +37,7 @@ VERBS = {
         "PretrainConfig",
         "ca2cl.config",
         stops=True,
+        shared=True,
         kept="checkpoints are kept, and the same command goes on",
     ),
     "launch": Verb(
@@ -46,12 +49,14 @@ VERBS = {
         "ca2cl.evaluation.finetune",
         "FinetuneConfig",
         stops=True,
+        shared=True,
         kept=_CELLS_KEPT,
     ),
     "embed": Verb(
         "tiles -> a file of an encoder's vectors",
         "ca2cl.evaluation.embed",
         "EmbedConfig",
+        shared=True,
         kept="finished parts are kept, and the same command goes on",
     ),
     "export": Verb(
@@ -63,6 +68,7 @@ VERBS = {
         "DetectConfig",
         "ca2cl.detection.detect_config",
         stops=True,
+        shared=True,
         kept=_CELLS_KEPT,
     ),
     "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare", "PrepareConfig"),
@@ -86,6 +92,7 @@ VERBS = {
         "ca2cl.reproduce.nct",
         "NctConfig",
         "ca2cl.reproduce.settings",
+        shared=True,
         kept="finished steps and cells are kept, and the same command goes on",
     ),
     "sync": Verb(
@@ -94,7 +101,7 @@ VERBS = {
         "SyncConfig",
         kept="what MLflow has by now it keeps, and the same command sends the rest",
     ),
-    "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig"),
+    "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig", shared=True),
     "quickstart": Verb(
         "the whole pipeline on made-up tissue, in minutes",
         "ca2cl.quickstart",

@@ -42,7 +42,7 @@ JOB = (
 # Equal on any number of processes to the last bit: in `exact` rounding grows (README), whatever chaos does.
 ELASTIC = (
     "--run.steps", str(ELASTIC_STEPS), "--run.batch_size", "32", "--run.accumulation", "bitwise",
-    "--model.norm", "lane_group", "--model.norm_group", "4",
+    "--model.norm", "lane_group", "--model.norm_group", "2",
 )  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

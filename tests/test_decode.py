@@ -14,6 +14,8 @@ from PIL import Image
 
 from ca2cl.data import decode as module
 from ca2cl.data.decode import BadSample, decode, decode_into
+from ca2cl.data.orientation import orientation_of
+from ca2cl.data.pack import image_size
 from tests.shards import encode
 
 
@@ -118,10 +120,37 @@ def test_a_tiff_tag_without_a_value_is_left_to_pillow(tag: int) -> None:
         assert "\n" not in str(error)
 
 
-def test_rotated_tiff_is_left_to_pillow() -> None:
-    data = tiff(smooth(6, 8), t274=("H", [3]))
-    assert module._plain_tiff(data, None) is None
-    assert np.array_equal(decode(data), pillow(data))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "plain", "packbits", "WEBP"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_pixels_are_as_stored_whatever_says_that_they_are_to_be_turned(kind: str, orientation: int) -> None:
+    pixels, exif = smooth(24, 16), Image.Exif()
+    exif[274] = orientation
+    options = {"packbits": {"compression": "packbits"}, "WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(
+        kind, {}
+    )
+    name = {"plain": "TIFF", "packbits": "TIFF"}.get(kind, kind)
+    if kind == "plain":
+        upright, turned = tiff(pixels), tiff(pixels, _274=("H", [orientation]))
+    else:
+        upright, turned = encode(pixels, name, **options), encode(pixels, name, exif=exif, **options)
+    assert (orientation_of(upright), orientation_of(turned)) == (1, orientation)
+    assert np.array_equal(decode(turned, expect=(24, 16)), decode(upright))
+    out = np.empty((24, 16, 3), np.uint8)
+    decode_into(turned, out)
+    assert np.array_equal(out, decode(upright))
+    assert image_size(turned, "x") == (24, 16)
+
+
+def test_an_orientation_in_words_and_one_that_is_none() -> None:
+    """XMP as Lightroom and phones write it; a tag that means nothing; damaged tags."""
+    words = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orientation="8"/></x:xmpmeta>'
+    assert orientation_of(encode(smooth(8, 8), "JPEG", xmp=words)) == 8
+    exif = Image.Exif()
+    exif[274] = 99
+    assert orientation_of(encode(smooth(8, 8), "PNG", exif=exif)) == 1
+    whole = encode(smooth(8, 8), "JPEG", exif=exif)
+    for cut in (b"", b"II*\0", whole[:40], whole.replace(b"Exif\0\0MM", b"Exif\0\0XX")):
+        assert orientation_of(cut) == 1
 
 
 @settings(deadline=None, max_examples=150)

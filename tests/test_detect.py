@@ -266,7 +266,7 @@ def test_predicting_gives_masks_overlays_and_the_scores_of_the_training(
         assert overlay.shape == before.shape and (overlay != before).any() == bool(mask_HW.any())
     run_id = json.loads((cell / "result.json").read_text())["run_id"]
     more = ("--tracking.root", str(done / "store"), "--overlays", "false")
-    assert predict(run_id, data / "testA", tmp_path / "again", *more) == 0
+    assert predict(run_id[:8], data / "testA", tmp_path / "again", *more) == 0
     again = read_coco(tmp_path / "again" / "predictions.json")
     assert [row["score"] for row in again["annotations"]] == [row["score"] for row in found["annotations"]]
     assert not (tmp_path / "again" / "overlays").exists()

@@ -25,7 +25,9 @@ from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from tests.jobs import free_port
 
-BATCH, GROUP = 16, 2
+BATCH = 16
+GROUPS = LaneGroups(lanes=BATCH, batch_size=BATCH, group=2, groups=2)
+GROUP = GROUPS.group
 
 
 class DoubleNetwork(Network):
@@ -57,10 +59,9 @@ def micro_batches(rank: int, world: int, count: int) -> list[ViewBatch]:
     generator = torch.Generator().manual_seed(1)
     x1, x2 = (torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64) for _ in range(2))
     mine = torch.arange(rank, BATCH, world)
-    groups = LaneGroups(lanes=BATCH, batch_size=BATCH, group=GROUP)
-    mine = mine[groups.first_order(mine)]
+    mine = mine[GROUPS.first_order(mine)]
     return [
-        ViewBatch(x1[rows], x2[rows], rows, groups.second_order(len(rows))) for rows in mine.split(len(mine) // count)
+        ViewBatch(x1[rows], x2[rows], rows, GROUPS.second_order(len(rows))) for rows in mine.split(len(mine) // count)
     ]
 
 
@@ -69,7 +70,7 @@ def one_step(
 ) -> dict[str, Tensor]:
     kind = next(network.parameters()).dtype
     views = [v._replace(x1=v.x1.to(kind), x2=v.x2.to(kind)) for v in micro_batches(rank, world, count)]
-    terms = CA2CL(objective, accumulation, 2 * GROUP).step(AveragingEngine(network), views)
+    terms = CA2CL(objective, accumulation, GROUPS.block).step(AveragingEngine(network), views)
     grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     buffers = {name: b for name, b in network.named_buffers() if "running" in name}
     return {**{f"term {k}": v for k, v in terms.items()}, **grads, **buffers}
@@ -304,7 +305,7 @@ def the_same_step_thrice(rank: int, port: int, out: str) -> None:
     views = views._replace(x1=views.x1.float(), x2=views.x2.float())
     found = []
     for _ in range(3):
-        CA2CL(CLEAN, "exact", 2 * GROUP).step(engine, [views])
+        CA2CL(CLEAN, "exact", GROUPS.block).step(engine, [views])
         found.append({name: p.grad.clone() for name, p in engine.bare.named_parameters() if p.grad is not None})
         engine.optimizer.zero_grad(set_to_none=True)
     if rank == 0:

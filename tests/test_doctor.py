@@ -62,6 +62,26 @@ def test_processes_that_do_not_divide_the_lanes_are_wrong(
     assert code == 1 and "3 processes cannot share them evenly" in out, out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--micro_batch_size", "16"), "under model.norm sync BatchNorm sees one micro-batch at a time"),
+        (("--norm", "lane_group"), "blocks of 4 groups, 64 tiles"),
+        (
+            ("--accumulation", "bitwise", "--norm", "frozen", "--norm_group", "4", "--micro_batch_size", "8"),
+            "use --model",
+        ),
+    ],
+)
+def test_a_batch_that_is_not_shared_out_as_promised_is_wrong(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], text: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, out = examine(capfd, "--shards", str(shards), "--batch_size", "32", "--lanes", "8", *arguments)
+    assert code == 1 and text in out, out
+
+
 def test_a_small_shared_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_SHARED", 1 << 60)
     assert machine.shared_memory().state == "wrong"

@@ -321,3 +321,45 @@ def test_what_the_test_tiles_chose_ranks_no_encoder(
     measured(2, 0.6, "honest")
     assert told(capfd, "promote", "2", "--if-better", BETTER, *name).startswith("kept")
     assert str(store.client.get_registered_model("protocols").aliases["champion"]) == "1"
+
+
+def test_a_run_with_a_leak_promotes_nothing(shelf: Shelf, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Slides shared by train and test, and a test on the very shards that an encoder was trained on."""
+    store, name = shelf.store, ["--name", "leaks", "--tracking.root", str(shelf.store.root)]
+    sources = []
+    for number, digest in (("1", TRAIN), ("2", OTHER_TEST)):
+        source = str(store.client.create_run(store.experiment_id("shelf")).info.run_id)
+        card = dataclasses.replace(CARD, source_run_id=source, manifest_digest=digest)
+        folder = save_encoder(tmp_path / number, build_encoder().state_dict(), card)
+        assert log_and_register(source, folder, "leaks", store) == number
+        sources.append(source)
+
+    def measured(number: int, accuracy: float, test: str, leak: str = "") -> None:
+        tags = {"ca2cl.kind": "probe", "ca2cl.train_manifest_digest": TRAIN, "ca2cl.test_manifest_digest": test}
+        log_evaluation(
+            source_run_id=sources[number - 1],
+            name="probe",
+            params={"encoder_uri": f"models:/leaks/{number}"},
+            metrics=scores(accuracy, 0.5),
+            artifacts=[],
+            tags={**tags, "ca2cl.leak": leak} if leak else tags,
+            root=str(store.root),
+            experiment="shelf",
+        )
+
+    told(capfd, "promote", "1", *name)
+    measured(1, 0.7, TEST, "shared slides")
+    measured(2, 0.9, TEST, "shared slides")
+    line = told(capfd, "promote", "2", "--if-better", BETTER, *name, code=2)
+    assert "both were measured with a leak (shared slides) alone" in line and "that neither has seen" in line
+    assert "test 22222222, LEAK (shared slides)\n" in told(capfd, "compare", "1", "2", *name)
+    measured(1, 0.7, OTHER_TEST)
+    measured(2, 0.9, OTHER_TEST)  # its own training shards, though an earlier version did not say so
+    line = told(capfd, "promote", "2", "--if-better", BETTER, *name, code=2)
+    assert "measured with a leak" in line
+    assert "LEAK (encoder trained on the test shards): only leaks 2 has it" in told(capfd, "compare", "1", "2", *name)
+    records = {one["version"]: one for one in json.loads(told(capfd, "list", "--json", *name))}
+    assert records[2]["best"]["accuracy"] is None and records[1]["best"]["accuracy"]["value"] == 0.7
+    measured(2, 0.6, TEST)
+    measured(1, 0.65, TEST)
+    assert told(capfd, "promote", "2", "--if-better", BETTER, *name).startswith("kept")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.jobs import CONFIGS, LAUNCH, ROOT, free_port, make_shards, pretrain, training_lines
 
-NORM = ("--model.norm", "lane_group", "--model.norm_group", "8", "--run.batch_size", "64")
+NORM = ("--model.norm", "lane_group", "--model.norm_group", "4", "--run.batch_size", "64")
 KIND = ("--run.accumulation", "bitwise", "--optim.schedule", "constant", *NORM)
 JOB = ("--recipe", "smoke", "--tracking.register_as", "null", "--run.steps", "3", *KIND)
 SGD, ADAM = {"momentum_buffer"}, {"exp_avg", "exp_avg_sq", "step"}

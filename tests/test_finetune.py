@@ -1,7 +1,6 @@
 """Fine-tuning: what is held out, the order of tiles, one process against two, a kill in the middle, bad input."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -30,7 +29,6 @@ from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
 from ca2cl.evaluation.finetune_step import Preprocessing
-from ca2cl.evaluation.statistics import paired_difference
 from ca2cl.tracking.encoder_files import save_encoder
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.training.accelerator import build_accelerator
@@ -158,24 +156,6 @@ def test_ranks_share_a_batch_and_a_tile_that_does_not_decode_is_ignored(
             ]
     assert len(counts) == 1 and len(bad) == 1
     assert sorted(seen) == sorted((tile.tobytes(), n % 3) for n, tile in enumerate(pixels) if n != 4)
-
-
-def test_a_paired_difference_against_a_loop() -> None:
-    generator = np.random.default_rng(0)
-    a, b = generator.random((3, 200)) < 0.8, generator.random((3, 200)) < 0.6
-    found = paired_difference(a, b)
-    assert found.mean == pytest.approx(a.mean() - b.mean())
-    means = []
-    for _ in range(2000):
-        rows = generator.integers(0, 200, 200)
-        means.append(a[:, rows].mean() - b[:, rows].mean())
-    assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
-    assert found.only_a - found.only_b == a.sum() - b.sum()
-    fewer, all_of_them = sorted([int((a[0] & ~b[0]).sum()), int((b[0] & ~a[0]).sum())])[0], int((a[0] ^ b[0]).sum())
-    tail = sum(math.comb(all_of_them, k) for k in range(fewer + 1)) / 2**all_of_them
-    assert found.p == pytest.approx(2 * tail)
-    same = paired_difference(a, a)
-    assert same.mean == 0 and same.interval == (0, 0) and same.p == 1
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """Groups of normalisation: the same on any number of processes and micro-batches, and different for the two views."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ca2cl.config import ModelConfig, PretrainConfig
 from ca2cl.data.groups import LaneGroups
 from ca2cl.errors import InputError
+from ca2cl.training.shares import check_resume, lane_groups
 
 
 def groups_of(rule: LaneGroups, world: int, micro_batch_size: int) -> tuple[set[frozenset[int]], set[frozenset[int]]]:
@@ -27,9 +31,9 @@ def groups_of(rule: LaneGroups, world: int, micro_batch_size: int) -> tuple[set[
 def rules(draw: st.DrawFn) -> LaneGroups:
     lanes = 2 ** draw(st.integers(0, 6))
     each = 2 ** draw(st.integers(0, 4))
-    group = 2 ** draw(st.integers(1, 4))
-    assume(lanes * each % (2 * group) == 0)
-    return LaneGroups(lanes, lanes * each, group)
+    group, groups = 2 ** draw(st.integers(1, 4)), 2 ** draw(st.integers(0, 3))
+    assume(groups <= group and lanes * each % (groups * group) == 0)
+    return LaneGroups(lanes, lanes * each, group, groups)
 
 
 @given(rule=rules(), world=st.sampled_from([1, 2, 4, 8]), parts=st.sampled_from([1, 2, 4]))
@@ -48,26 +52,84 @@ def test_groups_do_not_depend_on_processes_or_micro_batches(rule: LaneGroups, wo
 
 
 @given(rule=rules())
-def test_a_pairs_two_groups_are_different_ones_of_the_same_block(rule: LaneGroups) -> None:
+def test_a_pairs_two_groups_have_one_kth_of_their_tiles_in_common(rule: LaneGroups) -> None:
     first, second = groups_of(rule, 1, rule.batch_size)
-    assert not first & second
     for group in second:
-        halves = [len(group & other) for other in first if group & other]
-        assert halves == [rule.group // 2] * 2
+        common = [len(group & other) for other in first if group & other]
+        assert common == [rule.group // rule.groups] * rule.groups
+
+
+def test_by_default_it_is_a_quarter() -> None:
+    assert ModelConfig().norm_block == 4
+
+
+def test_groups_that_the_block_does_not_divide_are_mixed_as_evenly_as_can_be() -> None:
+    first, second = groups_of(LaneGroups(7, 70, 10, 7), 1, 70)
+    assert {len(group & other) for group in second for other in first} == {1, 2}
 
 
 @pytest.mark.parametrize(
-    ("lanes", "batch_size", "group", "message"),
-    [(8, 24, 8, "blocks of two groups, 16 tiles"), (8, 96, 4, "takes 12 from each of data.lanes = 8")],
+    ("lanes", "batch_size", "group", "groups", "message"),
+    [
+        (
+            8,
+            24,
+            8,
+            4,
+            "blocks of 4 groups, 32 tiles; .*: use --model.norm_group 6, or use --model.norm_block 3$",
+        ),
+        (8, 96, 4, 2, "takes 12 from each of data.lanes = 8, .*: use --model.norm_group 3$"),
+        (7, 7, 4, 4, "use a larger batch"),
+    ],
 )
-def test_a_batch_of_other_than_whole_blocks_is_refused(lanes: int, batch_size: int, group: int, message: str) -> None:
+def test_a_batch_of_other_than_whole_blocks_is_refused(
+    lanes: int, batch_size: int, group: int, groups: int, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        LaneGroups(lanes, batch_size, group)
+        LaneGroups(lanes, batch_size, group, groups)
+
+
+@given(
+    lanes=st.integers(1, 64), each=st.integers(1, 16), group=st.integers(2, 32), groups=st.integers(1, 8),
+    world=st.integers(1, 8), parts=st.integers(1, 4), alternative=st.integers(0, 1),
+)  # fmt: skip
+def test_whoever_follows_the_remedy_has_whole_blocks(
+    lanes: int, each: int, group: int, groups: int, world: int, parts: int, alternative: int
+) -> None:
+    batch_size = lanes * each
+    assume(lanes % world == 0 and batch_size % (world * parts) == 0)
+
+    def refused(**settings: int) -> str:
+        try:
+            rule = LaneGroups(lanes, batch_size, **{"group": group, "groups": groups, **settings})
+            rule.check(world, batch_size // world // parts)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    settings, names = {}, {"norm_group": "group", "norm_block": "groups"}
+    for _ in range(2):  # what the batch must be, and then what a process takes of it
+        found = re.findall(r"--model\.(\w+) (\d+)", refused(**settings))
+        if found:
+            name, value = found[min(alternative, len(found) - 1)]
+            settings[names[name]] = int(value)
+    assert "--model" not in refused(**settings)
 
 
 @pytest.mark.parametrize(
-    ("world", "size", "message"), [(4, 16, "has 2 blocks of two groups, which 4 processes"), (1, 8, "a multiple of 16")]
+    ("world", "size", "message"),
+    [(4, 16, "each of 4 processes takes 16 .*: use --model.norm_group 4, or use --model.norm_block 2"), (1, 8, "2$")],
 )
 def test_a_share_of_other_than_whole_blocks_is_refused(world: int, size: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        LaneGroups(32, 32, 8).check(world, size)
+        LaneGroups(64, 64, 8, 4).check(world, size)
+
+
+def test_a_run_of_other_blocks_goes_on_with_them_alone() -> None:
+    new = PretrainConfig(model=ModelConfig(norm="lane_group"))
+    old = PretrainConfig(model=ModelConfig(norm="lane_group", norm_block=2))
+    with pytest.raises(InputError, match="has blocks of 2 groups; go on with --model.norm_block 2"):
+        check_resume(new, lane_groups(new, 1, 256), {})
+    check_resume(old, lane_groups(old, 1, 256), {})
+    check_resume(new, lane_groups(new, 1, 256), {"norm_block": 4})
+    check_resume(PretrainConfig(), None, {})

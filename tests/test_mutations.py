@@ -99,7 +99,7 @@ MUTATIONS = [
     ),
     Mutation(
         "both views are grouped alike", "data/groups.py",
-        ".view(-1, self.group, 2).transpose(1, 2).reshape(rows)", "",
+        ".view(-1, self.group, self.groups).transpose(1, 2).reshape(rows)", "",
         "test_groups.py", "",
     ),
     Mutation(

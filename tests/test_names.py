@@ -1,134 +1,171 @@
-"""Names and addresses that MLflow refuses, or that can never answer, are refused before the job."""
+"""Folders as file servers, archives and other systems leave them: what is no tile is passed over by every verb, what
+cannot be read or written down is refused before any work."""
 
 from __future__ import annotations
 
-import http.server
-import socket
-import sys
-import threading
+import os
+import shutil
+import unicodedata
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ca2cl.config import TrackingConfig
+from ca2cl.cli import main
+from ca2cl.data.names import as_text, is_clutter
+from ca2cl.data.sources import open_source
+from ca2cl.data.tile_source import SourceOptions
+from ca2cl.detection.engine import split_names
+from ca2cl.detection.layouts import find_pictures, images_in
 from ca2cl.errors import InputError
-from ca2cl.parsing import parse
-from ca2cl.tracking.store import StoreAway, check_host, open_store, resolve_uri
+from ca2cl.evaluation.embed_data import SourceTiles, open_tiles
+from ca2cl.reproduce.unpack import unpack
+from tests.glands import write_pairs
+from tests.test_sources import everything, put
+
+CLUTTER = (
+    "@eaDir", "@EADIR", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", "__MACOSX", ".ipynb_checkpoints",
+    ".snapshot", ".zfs", ".Trash-1000", ".AppleDouble", "$RECYCLE.BIN", "System Volume Information", "~snapshot",
+    "lost+found",
+)  # fmt: skip
+FILES = ("._a.png", ".a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "Icon\r")
+
+
+def litter(folder: Path) -> None:
+    """Put into a folder all that no person puts there, as images."""
+    put(folder, *(f"{name}/a.png/SYNOPHOTO_THUMB_M.png" for name in CLUTTER), *FILES)
+
+
+def test_the_list_holds_names_and_not_their_likes() -> None:
+    assert all(map(is_clutter, (*CLUTTER, *FILES)))
+    assert not any(map(is_clutter, ("TUM", "a.png", "eaDir", "@tile.png", "#1.png", "~a.png", "recycle", "thumbs")))
+
+
+def test_a_source_of_tiles_passes_clutter_over(tmp_path: Path) -> None:
+    put(tmp_path, "A/t/a.png", "B/b.png")
+    for folder in ("", "A", "A/t", "B"):
+        litter(tmp_path / folder)
+    source = open_source(str(tmp_path))
+    assert [(tile.name, tile.label) for tile in everything(source)] == [("A/t/a.png", 0), ("B/b.png", 1)]
+
+
+def test_a_lone_folder_beside_clutter_is_stepped_into(tmp_path: Path) -> None:
+    put(tmp_path, "set/A/a.png", "set/B/b.png")
+    litter(tmp_path)
+    assert open_source(str(tmp_path)).classes == ["A", "B"]
+
+
+def test_embedding_takes_no_apple_double_for_shards(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "._shard.tar")
+    assert isinstance(open_tiles(str(tmp_path), None, SourceOptions()), SourceTiles)
+
+
+def test_detection_passes_clutter_over(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set", ["a"])
+    for folder in ("", "images", "masks"):
+        litter(tmp_path / "set" / folder)
+    (picture,) = find_pictures("masks", tmp_path / "set", "images", "masks").pictures
+    assert picture.name == "a"
+    assert [path.name for path in images_in(tmp_path / "set" / "images")] == ["a.png"]
+    for name in ("train.json", "._train.json", "valid.json", ".valid.json"):
+        (tmp_path / name).write_text("{}")
+    assert split_names(tmp_path) == ["train", "valid"]
+
+
+def test_an_archive_is_unpacked_without_clutter(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("A/a.tif", "__MACOSX/A/._a.tif", "A/._a.tif", "A/@eaDir/a.tif/T.jpg", ".DS_Store", "A/Thumbs.db"):
+            archive.writestr(f"set/{name}", name)
+    unpack(tmp_path / "set.zip", tmp_path / "set")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.is_file()] == [
+        "set.zip", "set/A/a.tif",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("link", ["set/B/b.png", "set/B", "set/A/deep/notes", "set/c.png"])
+@pytest.mark.parametrize("target", ["away/x", "loop"])
+def test_a_link_to_nowhere_is_refused(tmp_path: Path, link: str, target: str) -> None:
+    """A tile, a class, a folder below one: a disk that is away must not cost what lies on it."""
+    put(tmp_path, "set/A/deep/a.png")
+    path = tmp_path / link
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(path if target == "loop" else tmp_path / target)
+    with pytest.raises(InputError, match=rf"{path}: a link to .*mount the disk"):
+        open_source(str(tmp_path / "set"))
+
+
+def test_links_to_nowhere_are_counted_and_clutter_may_be_one(tmp_path: Path) -> None:
+    put(tmp_path, "A/a.png")
+    (tmp_path / ".lock").symlink_to("host:1234")
+    assert len(open_source(str(tmp_path))) == 1
+    for number in range(3):
+        (tmp_path / f"A/{number}.png").symlink_to("nowhere")
+    with pytest.raises(InputError, match="as 3 links"):
+        open_source(str(tmp_path))
+
+
+def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:
+    """What the mount point of a disk looks like while it is away."""
+    put(tmp_path, "A/a.png", "notes/read.me")
+    assert open_source(str(tmp_path)).classes == ["A"]
+    (tmp_path / "B").mkdir()
+    with pytest.raises(InputError, match="B: an empty class folder"):
+        open_source(str(tmp_path))
+    assert open_source(str(tmp_path), SourceOptions(unlabelled=True)).classes == []
+
+
+@pytest.mark.parametrize("link", ["images/b.png", "masks/b.png", "valid"])
+def test_a_pair_or_a_split_that_is_a_link_to_nowhere_is_refused(tmp_path: Path, link: str) -> None:
+    write_pairs(tmp_path / "train", ["a"])
+    path = tmp_path / ("train" if "/" in link else "") / link
+    path.symlink_to("nowhere")
+    with pytest.raises(InputError, match=rf"{path}: a link to nowhere"):
+        find_pictures("masks", tmp_path, "images", "masks")
+
+
+def test_a_class_folder_that_is_no_text_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "in/A/a.png", os.fsdecode(b"in/Dr\xfcsen/b.png"))
+    assert main(["shard", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    told = capfd.readouterr().err
+    assert r"b'Dr\xfcsen' is not UTF-8; rename it" in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_folder_that_is_no_text_has_a_name_that_is(tmp_path: Path) -> None:
+    put(tmp_path, os.fsdecode(b"in\xfc/A/a.png"))
+    assert open_source(os.fsdecode(bytes(tmp_path) + b"/in\xfc")).name == "in\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_pair_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path, ["a", os.fsdecode(b"b\xfc")])
+    with pytest.raises(InputError, match=r"b'b\\xfc\.png' is not UTF-8"):
+        find_pictures("masks", tmp_path, "images", "masks")
 
 
 @pytest.mark.parametrize(
-    "name", ["a/b", "a:b", "", " ", "a ", "\ta", "a\nb", "a@b", "a'b", 'a"b', "a`b", "..", "x" * 257, "a\x00"]
-)
-def test_a_models_name(name: str) -> None:
-    with pytest.raises(InputError, match=r"tracking\.register_as is"):
-        TrackingConfig(register_as=name)
-
-
-def test_names_that_mlflow_takes() -> None:
-    for name in ("ca2cl-encoder", "my encoder", "main.default.enc_1", "组织", "x" * 256):
-        assert TrackingConfig(register_as=name, experiment=f"/Users/{name}", run_name=name[:250])
-    for name in ("", "  ", "x" * 501, "a\tb"):
-        with pytest.raises(InputError, match=r"tracking\.experiment is"):
-            TrackingConfig(experiment=name)
-    with pytest.raises(InputError, match=r"tracking\.run_name is"):
-        TrackingConfig(run_name="x" * 251)
-
-
-@pytest.mark.parametrize(
-    ("uri", "remedy"),
+    ("spoil", "message"),
     [
-        ("http://", "names no host"),
-        ("https:///x", "names no host"),
-        ("http://:5000", "names no host"),
-        ("http:/127.0.0.1:9", "names no host"),
-        ("http://h:99999", "give http://HOST:PORT"),
-        ("http://h:abc", "give http://HOST:PORT"),
-        ("http://[::1", "give http://HOST:PORT"),
-        ("http://a b/", "spaces"),
-        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("localhost:5000", "http://localhost:5000"),
-        ("htp://h", "did you mean http?"),
-        ("htts://h", "did you mean http"),
-        ("s3://b/x", "no protocol 's3'"),
-        ("models:/x", "no protocol 'models'"),
-        ("file://", "names no folder"),
-        ("file:", "names no folder"),
-        ("file://x/y", "names no folder"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///", "names no file"),
-        ("sqlite:///:memory:", "names no file"),
-        ("sqlite:/x.db", "names no file"),
+        (lambda root: shutil.rmtree(root / "valid/masks"), "valid: has images and no masks; restore that"),
+        (lambda root: write_pairs(root / "VALID", ["a"]), "valid: VALID lies beside it"),
+        (lambda root: write_pairs(root / os.fsdecode(b"\xfc"), ["a"]), r"the name of b'\\xfc' is not UTF-8"),
     ],
 )
-def test_an_address_that_can_never_answer(uri: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError) as caught:
-        parse("probe", ["--encoder", "random", "--train", "a", "--test", "b", "--tracking.uri", uri])
-    assert str(caught.value).startswith("tracking.uri is ") and remedy in str(caught.value)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(InputError, match="^MLFLOW_TRACKING_URI is "):
-        resolve_uri(None)
+def test_no_split_is_lost(spoil: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        write_pairs(tmp_path / split, ["a"])
+    assert len(find_pictures("masks", tmp_path, "images", "masks").pictures) == 2
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=message):
+        find_pictures("masks", tmp_path, "images", "masks")
 
 
-@pytest.mark.parametrize(
-    "uri",
-    ["http://h", "https://u:p@h:8443/x?a=b", "http://[::1]:5000", "file:///a", "file:/a", "sqlite:///a.db",
-     "mlruns", "sqlite:////a/b.db", "databricks", "databricks://profile", "databricks-uc", "./x",
-     "postgresql+psycopg2://u:p@h/d"],
-)  # fmt: skip
-def test_an_address_that_may(uri: str) -> None:
-    assert TrackingConfig(uri=uri).uri == uri
-
-
-def test_a_database_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder"):
-        open_store(f"sqlite:///{tmp_path}/typo/m.db")
-    assert not (tmp_path / "typo").exists()
-
-
-def test_a_driver_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyodbc", None)
-    with pytest.raises(InputError, match="pyodbc is not installed; pip install pyodbc"):
-        open_store("mssql+pyodbc://u:p@127.0.0.1:1/d")
-
-
-class Plain(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_another_protocol_than_the_servers_is_final_and_an_outage_is_not() -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Plain)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.raises(InputError, match="does not speak https, perhaps http") as caught:
-        open_store(f"https://127.0.0.1:{server.server_port}")
-    assert not isinstance(caught.value, StoreAway)
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(StoreAway, match="connection refused; start the server"):
-        open_store(f"http://127.0.0.1:{server.server_port}")
-
-
-def test_a_server_that_speaks_no_http_is_final() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def greet() -> None:
-            while True:
-                try:
-                    with listening.accept()[0] as met:
-                        met.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
-                except OSError:
-                    return
-
-        threading.Thread(target=greet, daemon=True).start()
-        with pytest.raises(InputError, match="does not speak http,") as caught:
-            open_store(f"http://127.0.0.1:{listening.getsockname()[1]}")
-        assert not isinstance(caught.value, StoreAway)
-        listening.shutdown(socket.SHUT_RDWR)
-
-
-def test_a_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    check_host("http://localhost:5000")
-    with pytest.raises(InputError, match="no host is called"):
-        check_host(f"http://{'x' * 70}.example:5000")  # no name of the internet has a part of more than 63 letters
+def test_umlauts_are_one_name_however_a_system_writes_them(tmp_path: Path) -> None:
+    whole = "Dr\N{LATIN SMALL LETTER U WITH DIAERESIS}sen"
+    apart = unicodedata.normalize("NFD", whole)
+    assert as_text(apart) == as_text(whole) == whole
+    put(tmp_path, f"{apart}/a.png")
+    assert open_source(str(tmp_path)).classes == [whole]
+    put(tmp_path, f"{whole}/a.png")
+    with pytest.raises(InputError, match="there twice"):
+        open_source(str(tmp_path))

@@ -103,8 +103,9 @@ def test_a_job_that_is_started_again_waits_for_the_checkpoint_of_the_one_before(
         (("--data.shards", "nowhere"), "nowhere/manifest.json: no manifest here"),
         (("--run.batch_size", "128"), "run.batch_size is 128"),
         (("--run.micro_batch_size", "12"), "32 tiles of a batch, which it must divide; use --run.micro_batch_size 8"),
-        (("--run.micro_batch_size", "16", "--run.accumulation", "bitwise", "--model.norm", "sync"), "depends on it"),
-        (("--model.norm", "lane_group", "--model.norm_group", "12"), "needs blocks of two groups, 24 tiles"),
+        (("--run.micro_batch_size", "16", "--run.accumulation", "bitwise", "--model.norm", "sync"), "would not give"),
+        (("--run.micro_batch_size", "16"), "or --run.accumulation plain"),
+        (("--model.norm", "lane_group", "--model.norm_group", "12"), "blocks of 4 groups, 48 tiles"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

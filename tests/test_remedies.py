@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.config import DataConfig, ObjectiveConfig, PretrainConfig, RunConfig
+from ca2cl.config import DataConfig, ModelConfig, ObjectiveConfig, PretrainConfig, RunConfig
 from ca2cl.data.lanes import LaneOrder
 from ca2cl.errors import InputError
-from ca2cl.pretrain import _micro_batch
+from ca2cl.training.shares import micro_batch
 
 
 class Job(NamedTuple):
@@ -26,19 +26,27 @@ class Job(NamedTuple):
     batch_size: int
     clusters: int
     micro_batch_size: int | None
+    norm: str = "sync"
+    accumulation: str = "exact"
 
     def start(self) -> None:
         """What a job's start checks, in its order."""
         config = PretrainConfig(
             data=DataConfig(lanes=self.lanes),
+            model=ModelConfig(norm=cast(Any, self.norm)),
             objective=ObjectiveConfig(clusters=self.clusters),
-            run=RunConfig(batch_size=self.batch_size, micro_batch_size=self.micro_batch_size, steps=1),
+            run=RunConfig(
+                batch_size=self.batch_size,
+                micro_batch_size=self.micro_batch_size,
+                accumulation=cast(Any, self.accumulation),
+                steps=1,
+            ),
         )
         index = SimpleNamespace(starts=np.array([0, self.total], np.int64))
         least = config.objective.least_tiles
         order = LaneOrder(index, self.lanes, self.batch_size, 0, world=self.world, least=least)
         order.check_world(self.world)
-        _micro_batch(config, self.world)
+        micro_batch(config, self.world)
 
     def following(self, remedy: str) -> Job | None:
         """The job that follows one alternative of a remedy; None where it asks for more tiles."""
@@ -47,9 +55,9 @@ class Job(NamedTuple):
         if processes := re.search(r"start (\d+)", remedy):
             return self._replace(world=int(processes[1]))
         job = self._replace(micro_batch_size=None) if "leave it out" in remedy else self
-        flags = re.findall(r"--\w+\.(\w+) (\d+)", remedy)
+        flags = re.findall(r"--\w+\.(\w+) (\w+)", remedy)
         assert flags or job is not self, remedy
-        return job._replace(**{name: int(value) for name, value in flags})
+        return job._replace(**{name: int(value) if value.isdecimal() else value for name, value in flags})
 
 
 JOBS = st.builds(

@@ -53,16 +53,22 @@ def registered(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         "models:/ca2cl-encoder@latest",
         "models:/ca2cl-encoder/latest",
         "models:/ca2cl-encoder@champion",
+        "{short}",  # as the tables show it
+        "runs:/{short}",
+        "1",
+        "champion",
+        "latest",
     ],
 )
 def test_a_stored_encoder_is_found_by_every_name(
     store: Store, registered: tuple[str, dict[str, torch.Tensor]], form: str
 ) -> None:
     run_id, state = registered
-    found = resolve_encoder(form.format(run=run_id), tracking_uri=store.uri)
+    named = form.format(run=run_id, short=run_id[:8])
+    found = resolve_encoder(named, tracking_uri=store.uri)
     assert same(found.encoder, state) and not found.encoder.training
     assert found.card == CARD and found.source_run_id == run_id
-    assert found.uri == (f"runs:/{run_id}" if run_id in form.format(run=run_id) else "models:/ca2cl-encoder/1")
+    assert found.uri == (f"runs:/{run_id}" if run_id[:8] in named else "models:/ca2cl-encoder/1")
 
 
 def test_a_stored_encoder_is_found_by_the_root_of_the_embedded_store(
@@ -87,6 +93,9 @@ def test_a_stored_encoder_is_found_by_the_root_of_the_embedded_store(
         ("torchvision:NONE", "IMAGENET1K_V1"),
         ("random:x", "random:SEED"),
         ("/nowhere/at/all", "not there"),
+        ("nowhere", "no file or folder of that name; ca2cl-encoder has no alias 'nowhere'"),
+        ("9", "ca2cl-encoder has no version 9: there are 1"),
+        ("fffffff0", "no file or folder of that name"),
     ],
 )
 def test_an_unknown_source_is_one_clear_line(
@@ -95,6 +104,51 @@ def test_an_unknown_source_is_one_clear_line(
     with pytest.raises(InputError, match=message) as caught:
         resolve_encoder(source, tracking_uri=store.uri)
     assert "\n" not in str(caught.value)
+
+
+def test_digits_of_several_runs_are_refused_and_more_of_them_tell(store: Store, tmp_path: Path) -> None:
+    from ca2cl.tracking.naming import full_run_id
+
+    experiment, ids = store.experiment_id("tests"), ["aaaaaa" + digit * 26 for digit in "bc"]
+    import sqlite3
+
+    with sqlite3.connect(str(store.root / "mlflow.db")) as database:  # type: ignore[operator]  # MLflow draws its ids
+        for run_id in ids:
+            made = str(store.client.create_run(experiment).info.run_id)
+            database.execute("PRAGMA foreign_keys = off")
+            database.execute("UPDATE runs SET run_uuid = ? WHERE run_uuid = ?", (run_id, made))
+            database.execute("UPDATE tags SET run_uuid = ? WHERE run_uuid = ?", (run_id, made))
+    with pytest.raises(InputError, match=f"'aaaaaa': fits several runs .{ids[0]}, {ids[1]}"):
+        resolve_encoder("aaaaaa", tracking_uri=store.uri)
+    assert full_run_id(store, "aaaaaac") == ids[1] and full_run_id(store, "runs:/aaaaaab") == ids[0]
+
+
+def test_an_alias_of_the_only_other_model_is_found_and_one_of_several_is_refused(
+    store: Store, registered: tuple[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    from ca2cl.tracking.encoder_versions import find_version
+
+    for seed, name in ((11, "one-more"), (12, "another")):
+        folder = save_encoder(tmp_path / name, weights(seed), CARD)
+        version = log_and_register(
+            str(store.client.create_run(store.experiment_id("tests")).info.run_id), folder, name, store
+        )
+        store.client.set_registered_model_alias(name, "best" if name == "another" else "good", version)
+    assert find_version(store, "good").uri == "models:/one-more/1"
+    assert find_version(store, "champion").name == "ca2cl-encoder"  # as every model has one
+    store.client.set_registered_model_alias("one-more", "best", "1")
+    with pytest.raises(InputError, match="'best': fits several .models:/another/1, models:/one-more/1"):
+        find_version(store, "best")
+
+
+def test_a_local_folder_wins_over_a_version_of_that_name(
+    store: Store, registered: tuple[str, dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("1", "champion", registered[0][:8]):
+        state = weights(21)
+        save_encoder(tmp_path / name, state, CARD)
+        assert same(resolve_encoder(name, tracking_uri=store.uri).encoder, state)
 
 
 def test_a_run_without_an_encoder_is_one_clear_line(store: Store) -> None:

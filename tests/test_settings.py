@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -10,6 +12,7 @@ from ca2cl.cli import main
 from ca2cl.config import PretrainConfig
 from ca2cl.errors import InputError
 from ca2cl.parsing import parse
+from ca2cl.verbs import VERBS
 
 
 def settings(folder: Path, text: str | bytes, *more: str) -> PretrainConfig:
@@ -141,6 +144,16 @@ def test_none_is_a_word_where_a_setting_cannot_be_left_open() -> None:
     assert parse("finetune", [*flags, "--augment", "null"]).augment is None
     with pytest.raises(InputError, match=r"optim\.lr"):
         parse("pretrain", ["--optim.lr", "none"])
+
+
+def test_no_setting_may_be_left_open_and_has_none_for_a_word() -> None:
+    """`--augment none` once was no augmentation, and would have been the default without a line."""
+    for name, verb in VERBS.items():
+        if not verb.raw:
+            kind = getattr(importlib.import_module(verb.settings_module or verb.module), verb.settings)
+            hints = get_type_hints(kind).items()
+            both = [field for field, hint in hints if type(None) in get_args(hint) and "'none'" in str(hint)]
+            assert not both, (name, both)
 
 
 def test_the_home_folder_in_every_setting_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

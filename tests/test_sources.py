@@ -231,6 +231,83 @@ def test_dataset_with_integer_or_string_labels(
     assert source.classes == classes and source.labels.tolist() == labels
 
 
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "polars", "arrow", "python"])
+@pytest.mark.parametrize("columns", [None, ["image"], ["label"]])
+def test_a_saved_format_changes_nothing(
+    tmp_path: Path, images: list[dict[str, Any]], form: str, columns: list[str] | None
+) -> None:
+    """Labels as tensors are no key of a table of classes; a format of some columns hides the others."""
+    import datasets
+
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["ADI", "TUM"]), slide=datasets.Value("int64")
+    )
+    plain = datasets.Dataset.from_dict({"image": images[:3], "label": [1, 0, 1], "slide": [7, 7, 8]}, features=features)
+    try:
+        plain.with_format(form, columns=columns).save_to_disk(tmp_path / "data")
+    except ValueError:
+        pytest.skip(f"{form} is not installed")
+    source = open_source(str(tmp_path / "data"), SourceOptions(group_column="slide"))
+    assert source.classes == ["ADI", "TUM"] and source.labels.tolist() == [1, 0, 1]
+    assert [tile.group for tile in everything(source)] == ["7", "7", "8"]
+    assert [source.reader.read(tile) for tile in everything(source)] == [image["bytes"] for image in images[:3]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        ([1.0, None, 0.0], ["0", "1"], [1, -1, 0]),
+        ([2.0, float("nan"), 2.0], ["2"], [0, -1, 0]),
+        (["b", None, "a"], ["a", "b"], [1, -1, 0]),
+        ([True, False, True], ["False", "True"], [1, 0, 1]),
+        ([None, None, None], [], [-1, -1, -1]),
+    ],
+)
+def test_labels_may_be_missing(
+    tmp_path: Path, images: list[dict[str, Any]], labels: list[Any], classes: list[str], numbers: list[int]
+) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"img": images[:3], "label": labels}).save_to_disk(tmp_path / "data")
+    source = open_source(str(tmp_path / "data"), SourceOptions(image_column="img"))
+    assert (source.classes, source.labels.tolist()) == (classes, numbers)
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0, 0.0], [[0], [1], [0, 1]], [{"a": 1}] * 3])
+def test_labels_of_other_kinds_are_refused(tmp_path: Path, images: list[dict[str, Any]], labels: list[Any]) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"img": images[:3], "label": labels}).save_to_disk(tmp_path / "data")
+    with pytest.raises(InputError, match="label column 'label' holds .*integers or strings"):
+        open_source(str(tmp_path / "data"), SourceOptions(image_column="img"))
+
+
+def test_a_label_beyond_the_classes_is_refused(tmp_path: Path, images: list[dict[str, Any]]) -> None:
+    import datasets
+
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    plain = datasets.Dataset.from_dict({"image": images[:3], "label": [0, 1, 5]}, features=features)
+    names = datasets.ClassLabel(names=["ADI", "TUM"])
+    table = plain.data.table
+    named = datasets.Dataset(
+        datasets.table.InMemoryTable(table.replace_schema_metadata()),
+        datasets.DatasetInfo(features=datasets.Features(image=datasets.Image(), label=names)),
+    )
+    named.save_to_disk(tmp_path / "data")
+    with pytest.raises(InputError, match="holds 5 in row 2, which is none of its 2 classes"):
+        open_source(str(tmp_path / "data"))
+
+
+def test_another_split_than_the_saved_one_is_refused(tmp_path: Path, images: list[dict[str, Any]]) -> None:
+    import datasets
+
+    plain = datasets.Dataset.from_dict({"img": images[:3]}, split=datasets.NamedSplit("train"))
+    plain.save_to_disk(tmp_path / "data")
+    assert len(open_source(str(tmp_path / "data"), SourceOptions(image_column="img", split="train"))) == 3
+    with pytest.raises(InputError, match="split is 'test', but this is the split 'train' alone"):
+        open_source(str(tmp_path / "data"), SourceOptions(image_column="img", split="test"))
+
+
 def test_dataset_splits_and_columns_must_exist(tmp_path: Path, images: list[dict[str, Any]]) -> None:
     import datasets
 

@@ -11,7 +11,6 @@ import torch
 
 from ca2cl.cli import parse
 from ca2cl.config import OptimConfig, flatten
-from ca2cl.data.groups import LaneGroups
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune import FinetuneConfig, _network, _recipe, _starts
 from ca2cl.evaluation.finetune_cell import Cell
@@ -31,6 +30,7 @@ from ca2cl.reproduce.settings import settled as settled_nct
 from ca2cl.reproduce.table import notes
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
+from ca2cl.training.shares import lane_groups
 from ca2cl.views.paper import STRONG
 
 BUDGETS = (0.01, 0.1, 0.5, 1.0)
@@ -103,6 +103,17 @@ def test_their_augmentation_is_the_strong_view_with_more_distortion() -> None:
     assert made.__name__ == "strong" and views.recipe._strong == replace(STRONG, distortion=0.7)
     tiles = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     assert made(tiles, torch.arange(4), 0).shape == (4, 3, start.card.input_size, start.card.input_size)
+
+
+def test_no_augmentation_can_be_asked_for() -> None:
+    """``none`` is the word for a setting that is left open, too."""
+    words = ["--encoder", "random:3", "--train", "a", "--test", "b", "--output_dir", "c"]
+    for protocol, usual in (("honest", "crop"), ("original", "strong")):
+        for given, expected in (([], usual), (["--augment", "none"], "none"), (["--augment", "auto"], usual)):
+            found = parse("finetune", [*words, "--protocol", protocol, *given])
+            assert settled(found).augment == expected
+    found = parse("reproduce nct", ["--encoder", "random", "--data", "d", "--augment", "none"])
+    assert settled(tuning(found)).augment == "none"
 
 
 @BOTH
@@ -181,11 +192,13 @@ def test_an_epoch_ends_with_a_smaller_batch_as_theirs(count: int, whole: int, al
     assert np.array_equal(order.batch(all_of_them), seen[:128])
 
 
-def test_groups_of_896_tiles_fit_their_batch_on_one_process_alone() -> None:
-    """README and the recipe name them as near to the authors' BatchNorm, which saw one GPU's half of the batch."""
-    config = parse("pretrain", ["--recipe", "nct_resnet18", "--model.norm", "lane_group", "--model.norm_group", "896"])
-    groups = LaneGroups(config.data.lanes, config.run.batch_size, config.model.norm_group)
+def test_groups_of_896_tiles_are_both_views_and_fit_one_process_and_two() -> None:
+    """README and the recipe name them as the authors' BatchNorm, which saw both views of a GPU's half of the batch."""
+    settings = ["--model.norm", "lane_group", "--model.norm_group", "896", "--model.norm_block", "1"]
+    config = parse("pretrain", ["--recipe", "nct_resnet18", *settings])
+    groups = lane_groups(config, 1, config.run.batch_size)
+    assert groups is not None and torch.equal(groups.second_order(1792), torch.arange(1792))
     assert config.run.batch_size // 2 == config.model.norm_group
-    groups.check(1, config.run.batch_size)
-    with pytest.raises(InputError, match="cannot share"):
-        groups.check(2, config.run.batch_size // 2)
+    groups.check(2, config.run.batch_size // 2)
+    with pytest.raises(InputError, match="blocks of 1 groups, 896 tiles"):
+        groups.check(4, config.run.batch_size // 4)

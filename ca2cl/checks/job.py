@@ -6,13 +6,23 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ca2cl.checks.finding import Finding
 from ca2cl.checks.machine import seconds_of
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, ViewsConfig
+from ca2cl.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    RunConfig,
+    ViewsConfig,
+)
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader, open_index
@@ -22,6 +32,7 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
+from ca2cl.training.shares import lane_groups, micro_batch
 from ca2cl.views import build_views
 
 _PATIENCE_S = 3.0
@@ -30,7 +41,7 @@ _STEP_TILES = 32
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What is asked of the data."""
+    """What is asked of the data, and how a batch is shared out."""
 
     shards: str
     batch_size: int
@@ -40,6 +51,9 @@ class JobPlan:
     image_size: int
     recipe: str
     cache_dir: str | None
+    micro_batch_size: int | None
+    accumulation: Literal["exact", "plain", "bitwise"]
+    model: ModelConfig
 
 
 def job(plan: JobPlan) -> list[Finding]:
@@ -48,9 +62,23 @@ def job(plan: JobPlan) -> list[Finding]:
         index = open_index(plan.shards, plan.cache_dir)
         order = LaneOrder(index, plan.lanes, plan.batch_size, seed=0, world=plan.processes)
         order.check_world(plan.processes)
+        _check_shares(plan)
     except InputError as error:
         return [Finding("order", "wrong", str(error), "change what the line names")]
     return [arithmetic(index, order, plan), *rates(index, order, plan)]
+
+
+def _check_shares(plan: JobPlan) -> None:
+    """What pre-training would refuse of micro-batches and groups of normalisation."""
+    config = PretrainConfig(
+        data=DataConfig(lanes=plan.lanes),
+        model=plan.model,
+        objective=ObjectiveConfig(cluster_weight=0),
+        run=RunConfig(
+            batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, accumulation=plan.accumulation
+        ),
+    )
+    lane_groups(config, plan.processes, micro_batch(config, plan.processes))
 
 
 def arithmetic(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> Finding:

@@ -4,7 +4,8 @@ JPEG goes through libjpeg-turbo (simplejpeg) with the accurate DCT and smooth ch
 Pillow's; the fast variants differ by a few grey levels and would make a tile depend on who decoded it. What
 libjpeg-turbo warns of (damaged or missing data, which it would paint over in grey) is a bad sample. Uncompressed
 RGB TIFF, the format of NCT-CRC-HE, is a header in front of pixels and is copied straight out of it. The rest is
-Pillow's. Legend: H, W height and width in pixels.
+Pillow's. In every format pixels are as they are stored, however they are to be shown (``orientation``).
+Legend: H, W height and width in pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+
+from ca2cl.data.orientation import as_stored, stored_size
 
 MAX_PIXELS = 64 * 2**20
 """Largest H * W that is decoded: a tile is far smaller, a decompression bomb is not."""
@@ -147,13 +150,12 @@ def _plain_tiff(data: bytes, expect: tuple[int, int] | None) -> Pixels | None:
 
 
 def _is_plain_rgb(tags: dict[int, tuple[int, ...]]) -> bool:
-    """Whether tags say: no compression, photometric RGB, three 8-bit unsigned chunky samples, upright, in strips."""
+    """Whether tags say: no compression, photometric RGB, three 8-bit unsigned chunky samples, in strips."""
     return (
         tags.get(258) == (8, 8, 8)
         and tags.get(259, (1,)) == (1,)
         and tags.get(262) == (2,)
         and tags.get(266, (1,)) == (1,)
-        and tags.get(274, (1,)) == (1,)
         and tags.get(277) == (3,)
         and tags.get(284, (1,)) == (1,)
         and set(tags.get(339, (1,))) == {1}
@@ -161,7 +163,7 @@ def _is_plain_rgb(tags: dict[int, tuple[int, ...]]) -> bool:
     )
 
 
-_TAGS = frozenset({256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 322, 339})
+_TAGS = frozenset({256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 322, 339})
 
 
 def _tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
@@ -191,10 +193,10 @@ def _tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
 def _pillow(data: bytes, expect: tuple[int, int] | None) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size((image.height, image.width), expect)
+            _check_size(stored_size(image), expect)
             if image.mode in _WIDE_MODES:
                 raise BadSample(f"{image.mode} pixels of more than 8 bits; convert the tile to 8-bit RGB")
-            return np.array(image.convert("RGB"), np.uint8)
+            return np.array(as_stored(image).convert("RGB"), np.uint8)
     except BadSample:
         raise
     except UnidentifiedImageError:  # its own text names an object's address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,14 +144,30 @@ def _load(source: str, split: str | None) -> tuple[Any, str]:
             loaded = datasets.load_from_disk(source)
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{source}: cannot be loaded as a dataset ({reason}); check name, split and network") from None
+        hub, disk = "check name, split and network", "save it again, whole and with_format(None)"
+        remedy = hub if source.startswith("hf:") else disk
+        raise InputError(f"{source}: cannot be loaded as a dataset ({reason}); {remedy}") from None
     if not isinstance(loaded, dict):
-        return loaded, split or str(loaded.split or "train")
+        own = str(loaded.split or "")
+        if split is not None and own not in ("", split) and not source.startswith("hf:"):
+            raise InputError(
+                f"{source}: split is {split!r}, but this is the split {own!r} alone; give the other's folder"
+            )
+        return _plain(loaded), split or own or "train"
     if split is None and len(loaded) == 1:
         split = next(iter(loaded))
     if split is None or split not in loaded:
         raise InputError(f"{source}: split is {split!r}; choose one of {', '.join(loaded)} with --split")
-    return loaded[split], split
+    return _plain(loaded[split]), split
+
+
+def _plain(dataset: Any) -> Any:
+    """The dataset without its format, which ``save_to_disk`` keeps: it makes labels tensors, arrays or frames, and
+    leaves columns out."""
+    form = dataset.format
+    if form["type"] is None and set(form["columns"]) == set(dataset.column_names):
+        return dataset  # whose fingerprint, and so the plan of shards begun earlier, stays as it was
+    return dataset.with_format(None)
 
 
 def _require_column(source: str, dataset: Any, field: str, name: str) -> None:
@@ -184,24 +201,37 @@ def _label_column(source: str, dataset: Any, name: str | None) -> str | None:
 
 def _labels(source: str, dataset: Any, column: str) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Classes and the label of every row, -1 where it is missing."""
-    values = dataset[column][:]
+    values = [_label(value) for value in dataset[column][:]]
     feature = dataset.features[column]
     if isinstance(feature, datasets.ClassLabel):
         number = {label: label for label in range(len(feature.names))}
         classes = list(feature.names)
     else:
         kinds = {type(value) for value in values if value is not None}
-        if len(kinds) > 1 or not kinds <= {int, str}:
+        if len(kinds) > 1 or not kinds <= {int, str, bool}:
             raise InputError(f"{source}: label column {column!r} holds {feature}; it must hold integers or strings")
         distinct = sorted({value for value in values if value is not None})
         number = {value: label for label, value in enumerate(distinct)}
         classes = [str(value) for value in distinct]
+    unknown = next((row for row, value in enumerate(values) if value not in number and value not in (None, -1)), None)
+    if unknown is not None:
+        raise InputError(
+            f"{source}: label column {column!r} holds {values[unknown]!r} in row {unknown}, which is none of its "
+            f"{len(classes)} classes; correct it"
+        )
     return classes, np.fromiter((number.get(value, -1) for value in values), np.int32, len(values))
 
 
 def _is_missing(group: Any) -> bool:
     """Whether a column's value names no slide: null, an empty text, or not a number, which equals no number."""
     return group is None or group == "" or group != group
+
+
+def _label(value: Any) -> Any:
+    """A label as it is meant: pandas makes floats of whole numbers where one is missing, and NaN of that."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None if math.isnan(value) else value
+    return value
 
 
 def _encoded(dataset: Any, column: str) -> Any:

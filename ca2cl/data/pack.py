@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from ca2cl.data.atomic import replacing, write_atomic, writing
 from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
 from ca2cl.data.index import ShardInfo, ShardSamples
+from ca2cl.data.orientation import as_stored, orientation_of, stored_size
 from ca2cl.data.tile_source import Tile, TileReader
 from ca2cl.errors import InputError
 from ca2cl.untrusted import parse_json
@@ -56,11 +57,13 @@ class Packing:
 
 @dataclass(frozen=True)
 class Packed:
-    """A finished shard: its tar, the samples in it, and one line about every tile left out."""
+    """A finished shard: its tar, the samples in it, one line about every tile left out."""
 
     info: ShardInfo
     samples: ShardSamples
     skipped: list[str]
+    turned: int = 0
+    """Tiles that say of themselves that they are to be shown turned (``orientation``)."""
 
 
 @contextmanager
@@ -90,7 +93,7 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
         InputError: not an image, or more than ``MAX_PIXELS`` pixels.
     """
     with _opened(data, where) as image:
-        return image.height, image.width
+        return stored_size(image)
 
 
 def prepare(data: bytes, tile: Tile, where: str, packing: Packing) -> tuple[bytes, str]:
@@ -100,7 +103,7 @@ def prepare(data: bytes, tile: Tile, where: str, packing: Packing) -> tuple[byte
         InputError: the tile does not decode or has another size than the reference.
     """
     with _opened(data, where) as image:
-        size = (image.height, image.width)
+        size = stored_size(image)
         if packing.tile_size is not None and size != packing.tile_size:
             height, width = packing.tile_size
             raise InputError(
@@ -124,7 +127,7 @@ def _decode(data: bytes, where: str) -> None:
 
 
 def _encode(image: Image.Image, packing: Packing) -> bytes:
-    image = image.convert("RGB")
+    image = as_stored(image).convert("RGB")
     if packing.resize is not None:
         image = image.resize((packing.resize, packing.resize), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -174,11 +177,13 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
     """
     kept: list[Tile] = []
     offsets, sizes, exts, skipped = [], [], [], []
+    turned = 0
     with writing(path, REMEDY), replacing(path) as file:
         tar = _TarWriter(file)
         for tile in tiles:
             try:
-                data, ext = prepare(reader.read(tile), tile, reader.where(tile), packing)
+                came = reader.read(tile)
+                data, ext = prepare(came, tile, reader.where(tile), packing)
             except InputError as error:
                 if packing.bad == "stop":
                     raise
@@ -188,6 +193,7 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
             tar.add(f"{tile.key}.cls", str(tile.label).encode())
             tar.add(f"{tile.key}.json", _about(tile, packing))
             kept.append(tile)
+            turned += orientation_of(came) != 1
             sizes.append(len(data))
             exts.append(ext)
         tar.close()
@@ -200,7 +206,7 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
         label=np.array([tile.label for tile in kept], np.int32),
         group=[tile.group for tile in kept],
     )
-    return Packed(info, samples, skipped)
+    return Packed(info, samples, skipped, turned)
 
 
 def _about(tile: Tile, packing: Packing) -> bytes:
@@ -217,7 +223,7 @@ def write_sidecar(path: Path, packed: Packed) -> None:
     samples = packed.samples
     rows = {name: np.asarray(getattr(samples, name)).tolist() for name in ("offset", "size", "label")}
     rows |= {name: list(getattr(samples, name)) for name in ("key", "ext", "group")}
-    content = {"info": asdict(packed.info), "samples": rows, "skipped": packed.skipped}
+    content = {"info": asdict(packed.info), "samples": rows, "skipped": packed.skipped, "turned": packed.turned}
     write_atomic(path, json.dumps(content).encode(), REMEDY)
 
 
@@ -227,4 +233,6 @@ def read_sidecar(path: Path) -> Packed:
     rows = content["samples"]
     for name, kind in (("offset", np.int64), ("size", np.int64), ("label", np.int32)):
         rows[name] = np.array(rows[name], kind)
-    return Packed(ShardInfo(**content["info"]), ShardSamples(**rows), list(content["skipped"]))
+    return Packed(
+        ShardInfo(**content["info"]), ShardSamples(**rows), list(content["skipped"]), content.get("turned", 0)
+    )

@@ -295,15 +295,19 @@ def _finish(out: Path, plan: Plan, source: Source, infos: Sequence[ShardInfo]) -
     """Write index and manifest, in this order: the manifest says that all is there."""
     counts = np.zeros(len(source.classes), np.int64)
     skipped: list[str] = []
+    turned = 0
     for info in infos:
         packed = read_sidecar(sidecar_path(out, info.name))
         labels = packed.samples.label
         counts += np.bincount(labels[labels >= 0], minlength=len(counts))
         skipped += packed.skipped
+        turned += packed.turned
     if len(skipped) == len(source):
         raise InputError(f"{out}: every tile was skipped, the first because of {skipped[0]}")
     with writing(out / SKIPPED_NAME, REMEDY):
         (out / SKIPPED_NAME).unlink(missing_ok=True)
+    if turned:
+        logger.warning("%d tiles say that they are to be shown turned (EXIF orientation); they stay as stored", turned)
     if skipped:
         logger.warning("%d tiles skipped, listed in %s", len(skipped), out / SKIPPED_NAME)
         write_atomic(out / SKIPPED_NAME, "\n".join([*skipped, ""]).encode(), REMEDY)
@@ -340,6 +344,8 @@ def _manifest(plan: Plan, source: Source, infos: Sequence[ShardInfo], counts: Se
 def _summarise(manifest: Manifest, seconds: float | None) -> None:
     height, width = manifest.tile_size
     classes = " ".join(f"{name}={count}" for name, count in manifest.counts.items()) or "none (unlabelled)"
+    if manifest.counts and (bare := manifest.samples - sum(manifest.counts.values())):
+        classes += f", {bare} unlabelled"
     lines = [
         f"tiles    {manifest.samples} of {width} x {height} px",
         f"classes  {classes}",

@@ -8,33 +8,22 @@ COCO's own evaluation take. Legend: H, W height and width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ca2cl.detection.coco_checks import fault_of, fault_of_segmentation
+from ca2cl.detection.coco_checks import Notes, check_coco
 from ca2cl.detection.instances import Ids, Instance, Region
+from ca2cl.detection.segmentations import Json, decode_polygons, fault_of_segmentation, mask_tools
 from ca2cl.errors import InputError
-from ca2cl.optional import need
-from ca2cl.untrusted import parse_json
+from ca2cl.untrusted import is_whole, parse_json
 
-Json = dict[str, Any]
-REMEDY = 'pip install "ca2cl[detection]"'
+logger = logging.getLogger(__name__)
 CATEGORIES = ({"id": 1, "name": "gland", "supercategory": "gland"},)
-_TOLD = 300  # characters of a fault that are shown
 _AGAIN = "write the folder again with `ca2cl detect prepare`"
-
-
-def mask_tools() -> ModuleType:
-    """pycocotools' masks.
-
-    Raises:
-        MissingPackage: it is not installed.
-    """
-    return need("pycocotools.mask", REMEDY)
 
 
 def encode_mask(mask_HW: Region) -> Json:
@@ -54,11 +43,9 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Region:
     if fault:
         raise InputError(f"segmentation: {fault}; {_AGAIN}")
     if isinstance(segmentation, list):
-        code = tools.merge(tools.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = tools.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
+        return decode_polygons(segmentation, height, width)
+    plain = isinstance(segmentation["counts"], list)
+    code = tools.frPyObjects(segmentation, height, width) if plain else segmentation
     mask_HW: Region = tools.decode(code).astype(bool)
     return mask_HW
 
@@ -85,59 +72,62 @@ def annotation(number: int, image_id: int, instance: Instance, size: tuple[int, 
     }
 
 
-def read_coco(path: Path) -> Json:
-    """A COCO file, checked as far as all its readers need it.
+def read_coco(path: Path, *, says: bool = False) -> Json:
+    """A COCO file's content, checked and completed as ``coco_checks.check_coco`` says.
+
+    Args:
+        says: log what was not taken as it stands in the file.
 
     Raises:
         InputError: missing, not JSON, or not COCO's instances.
     """
     try:
-        data = parse_json(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8-sig"))  # editors of Windows put a mark in front
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a COCO file, or {_AGAIN}") from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); {_AGAIN}") from None
-    needed = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("id", "image_id", "category_id", "segmentation", "area", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for part, names in needed.items():
-        rows = data.get(part) if isinstance(data, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{path}: has no list of {part}, so it is no COCO file of instances; {_AGAIN}")
-        lacking = next((name for row in rows for name in names if name not in row), None)
-        if lacking:
-            raise InputError(f"{path}: one of the {part} lacks {lacking}; {_AGAIN}")
-        fault = next((told for told in (fault_of(part, row) for row in rows) if told), "")
-        if fault:
-            raise InputError(f"{path}: one of the {part}: {fault[:_TOLD]}; {_AGAIN}")
-    _check_annotations(path, data)
-    return dict(data)
+    notes = Notes()
+    checked = check_coco(data, path, notes)
+    for line in notes.lines(path) if says else ():
+        logger.warning("%s", line)
+    return checked
 
 
-def _check_annotations(path: Path, data: Json) -> None:
-    known = {image["id"]: image for image in data["images"]}
-    for row in data["annotations"]:
-        image = known.get(row["image_id"])
-        if image is None:
-            raise InputError(f"{path}: annotation {row['id']} is of image {row['image_id']}, not listed; {_AGAIN}")
-        fault = fault_of_segmentation(row["segmentation"], image["height"], image["width"])
-        if fault:
-            raise InputError(f"{path}: segmentation of annotation {row['id']}: {fault[:_TOLD]}; {_AGAIN}")
+def align_categories(data: Json, classes: Sequence[str], where: object) -> Json:
+    """``data`` with its categories in the order of ``classes``: files list them in any order, under any ids, and some
+    list only those that occur in them. One that is not listed gets an id that is free.
+
+    Raises:
+        InputError: annotations of another class.
+    """
+    known = {category["name"]: category for category in data["categories"]}
+    used = {row["category_id"] for row in data["annotations"]}
+    other = next((name for name in known if name not in classes and known[name]["id"] in used), None)
+    if other is not None:
+        raise InputError(
+            f"{where}: has annotations of the class {other!r}, but the detector's classes are {', '.join(classes)}; "
+            "give splits of one data set"
+        )
+    free = 1 + max((one["id"] for one in known.values() if isinstance(one["id"], int)), default=0)
+    new = {name: {"id": free + place, "name": name} for place, name in enumerate(classes)}
+    return {**data, "categories": [known.get(name, new[name]) for name in classes]}
 
 
 def instance_ids(image: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]]) -> Ids:
-    """The mask (H, W) of one image's annotations, its own ones picked out of ``annotations``.
+    """The mask (H, W) of one image's annotations, its own ones picked out of ``annotations``, crowds left out.
 
-    Numbers are those of the mask that they come from, or 1, 2, ... in a file from elsewhere. Where annotations overlap
-    the later one is seen.
+    Numbers are those of the mask that they come from (``instance_id``), or 1, 2, ... in a file from elsewhere, whose
+    ``instance_id`` may mean anything. Where annotations overlap the later one is seen.
 
     Raises:
-        InputError: a segmentation is damaged.
+        InputError: a segmentation is damaged, or there is none.
     """
     ids_HW = np.zeros((image["height"], image["width"]), np.int64)
-    own = (row for row in annotations if row["image_id"] == image["id"])
-    for place, row in enumerate(own, start=1):
-        ids_HW[decode_mask(row["segmentation"], *ids_HW.shape)] = row.get("instance_id", place)
+    own = [row for row in annotations if row["image_id"] == image["id"] and not row.get("iscrowd")]
+    numbers = [row.get("instance_id") for row in own]
+    if not all(is_whole(number, 1, 2**31) for number in numbers) or len(set(numbers)) < len(own):
+        numbers = list(range(1, len(own) + 1))
+    for number, row in zip(numbers, own, strict=True):
+        ids_HW[decode_mask(row.get("segmentation"), *ids_HW.shape)] = number
     return ids_HW

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ca2cl.detection.coco import REMEDY, Json
+from ca2cl.detection.segmentations import REMEDY, Json
 from ca2cl.errors import InputError
 from ca2cl.optional import need
 
@@ -36,7 +36,12 @@ def coco_scores(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
     if not truth["annotations"]:
         raise InputError("the COCO file has no annotation, so there is nothing to score; give another split")
     _check(truth, results)
+    truth, results = _numbered(truth, results)
     masks = all("segmentation" in row for row in results)
+    if masks and not all(row.get("segmentation") for row in truth["annotations"]):
+        if results:
+            raise InputError("the COCO file has annotations without segmentation; score boxes alone")
+        masks = False
     scores: dict[str, float] = {}
     for kind, (iou_type, keep) in _KINDS.items():
         if kind == "mask" and not masks:
@@ -48,15 +53,41 @@ def coco_scores(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
     return scores
 
 
+def _numbered(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> tuple[Json, list[Json]]:
+    """Both as copies with ids 1, 2, ..., of images and categories in the order of their own.
+
+    COCOeval takes the id 0 of an annotation for "not matched" and one that is there twice for one object, keeps ids as
+    floats, and finds nothing where some ids are text.
+    """
+    images, categories = (
+        {one: place for place, one in enumerate(sorted((row["id"] for row in truth[part]), key=_by_kind), start=1)}
+        for part in ("images", "categories")
+    )
+
+    def of(row: Mapping[str, Any]) -> Json:
+        return {**row, "image_id": images[row["image_id"]], "category_id": categories[row["category_id"]]}
+
+    rows = [{"iscrowd": 0, **of(row), "id": place} for place, row in enumerate(truth["annotations"], start=1)]
+    numbered = {
+        "info": {},
+        "images": [{**row, "id": images[row["id"]]} for row in truth["images"]],
+        "categories": [{**row, "id": categories[row["id"]]} for row in truth["categories"]],
+        "annotations": rows,
+    }
+    return numbered, [of(row) for row in results]
+
+
+def _by_kind(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, str), value
+
+
 def _stats(truth: Mapping[str, Any], rows: list[Json], iou_type: str) -> Sequence[float]:
     """COCOeval's twelve numbers; -1 where no annotation stands behind one."""
     COCO = need("pycocotools.coco", REMEDY).COCO
     COCOeval = need("pycocotools.cocoeval", REMEDY).COCOeval
     with contextlib.redirect_stdout(io.StringIO()):  # every step of it prints
         annotated, predicted = COCO(), COCO()
-        # The evaluation marks rows as it goes: they are copies, so that a caller's stay as they were.
-        rows_of_truth = [{"iscrowd": 0, **row} for row in truth["annotations"]]
-        annotated.dataset = {**truth, "annotations": rows_of_truth}
+        annotated.dataset = {**truth, "annotations": [dict(row) for row in truth["annotations"]]}  # it marks rows
         annotated.createIndex()
         if rows:
             predicted = annotated.loadRes(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from ca2cl.config import flatten
 from ca2cl.data.atomic import writing
 from ca2cl.data.job_folder import JobFolder, hold_job
-from ca2cl.detection.coco import mask_tools, read_coco
-from ca2cl.detection.detect_cell import RESULT, Cell, CellSettings, Tests, run_cell
+from ca2cl.detection.coco import read_coco
+from ca2cl.detection.detect_cell import CELLS, FIRST, RESULT, Cell, CellSettings, Tests, run_cell
 from ca2cl.detection.detect_config import DetectConfig
 from ca2cl.detection.detect_report import report
-from ca2cl.detection.engine import CocoSplit, Engine, Job, split_names
+from ca2cl.detection.engine import CocoSplit, Engine, Job, has_masks, split_names
 from ca2cl.detection.engines import find_engine
+from ca2cl.detection.segmentations import mask_tools
+from ca2cl.detection.shared import find_shared
+from ca2cl.detection.split_checks import check_splits
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
 from ca2cl.training.accelerator import build_accelerator
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
-START = "encoder"
 RECORD = "detect.json"
 _FREE = ("tracking.", "output_dir", "workers")
 """Settings that may change from one start of a job to the next."""
@@ -57,17 +59,18 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
     with stop.joining():
         accelerator = build_accelerator()
     out = Path(config.output_dir).expanduser()
-    problem, root = _from_first(_begin(config, out) if accelerator.is_main_process else None)
+    cells = [Cell(*cell) for cell in itertools.product(starts, range(config.seeds))]
+    problem, root = _from_first(_begin(config, out, cells) if accelerator.is_main_process else None)
     problem = problem or _from_first(hold_job(out, held) if accelerator.is_main_process else "")
     if problem:
         raise InputError(problem)
     train = CocoSplit.of(root, "train")
     splits = _test_splits(root)
     classes = [category["name"] for category in read_coco(train.annotations)["categories"]]
+    leaks = find_shared(root, splits) if accelerator.is_main_process else {}  # told before hours of training
     tests = Tests(splits, config.min_score, accelerator)
-    cells = [Cell(*cell) for cell in itertools.product(starts, range(config.seeds))]
     for cell in cells:
-        folder = out / "cells" / cell.folder
+        folder = out / CELLS / cell.folder
         if _from_first((folder / RESULT).exists()):
             continue
         found = starts[cell.start]
@@ -81,7 +84,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         if not run_cell(cell, engine, job, tests, settings, folder, stop):
             return stop.exit_code
     if accelerator.is_main_process:
-        report(config, starts[START], out, cells, root)
+        report(config, starts[FIRST.start], out, cells, root, leaks)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
@@ -101,7 +104,7 @@ def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
     others = {name: resolve_encoder(name, arch=first.card.arch, **where) for name in config.against}
-    return {START: first, **others}
+    return {FIRST.start: first, **others}
 
 
 def _from_first(value: Any) -> Any:
@@ -111,17 +114,17 @@ def _from_first(value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
-def _begin(config: DetectConfig, out: Path) -> tuple[str, Path]:
-    """Claim the folder and find the data, prepared; what is wrong, or nothing, and where the data are. Rank 0's: its
-    error must reach the others."""
+def _begin(config: DetectConfig, out: Path, cells: Sequence[Cell]) -> tuple[str, Path]:
+    """Claim the folder and find the data, prepared and checked; what is wrong, or nothing, and where the data are.
+    Rank 0's: its error must reach the others."""
     kept = {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
     try:
-        return "", _claimed(config, out, kept)
+        return "", _claimed(config, out, kept, cells)
     except InputError as error:
         return str(error), out
 
 
-def _claimed(config: DetectConfig, out: Path, kept: Mapping[str, Any]) -> Path:
+def _claimed(config: DetectConfig, out: Path, kept: Mapping[str, Any], cells: Sequence[Cell]) -> Path:
     folder = JobFolder(out, RECORD)
     again = folder.check(kept)
     with writing(out, "give a folder you can write"):
@@ -129,8 +132,9 @@ def _claimed(config: DetectConfig, out: Path, kept: Mapping[str, Any]) -> Path:
     folder.claim(kept)
     try:
         root = _prepared(config, out)
-        CocoSplit.of(root, "train")
-        _test_splits(root)
+        train, tests = CocoSplit.of(root, "train"), _test_splits(root)
+        if not all((out / "cells" / cell.folder / RESULT).exists() for cell in cells):
+            check_splits(train, tests, masks=has_masks(config.head))
     except InputError:
         if not again:  # a refused start leaves no folder behind
             (out / RECORD).unlink()

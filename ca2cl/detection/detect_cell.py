@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ca2cl.tracking.run import NullTracker
 
 logger = logging.getLogger(__name__)
-RESULT, DETECTOR, PREDICTIONS = "result.json", "detector", "predictions"
+CELLS, RESULT, DETECTOR, PREDICTIONS = "cells", "result.json", "detector", "predictions"
 
 
 class Cell(NamedTuple):
@@ -40,6 +40,10 @@ class Cell(NamedTuple):
     def folder(self) -> str:
         """Name of the cell's folder."""
         return f"{folder_name(self.start)}-seed{self.seed}"
+
+
+FIRST = Cell("encoder", 0)
+"""The encoder's own first training."""
 
 
 @dataclass(frozen=True)

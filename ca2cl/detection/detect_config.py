@@ -42,7 +42,8 @@ class DetectConfig:
     """
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     dataset: DataSet
     """Whose schedule and sizes are taken: glas (5,000 iterations at 400 to 522 pixels), crag (15,000 at 768 to 1,024)
     or coco, any COCO files of instances (90,000 at 640 to 800, so give iterations)."""

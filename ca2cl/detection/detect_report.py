@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,11 +14,12 @@ import numpy as np
 
 from ca2cl import __version__
 from ca2cl.config import flatten
-from ca2cl.detection.detect_cell import RESULT, Cell
+from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST, RESULT, Cell
 from ca2cl.detection.engine import split_names
 from ca2cl.errors import InputError
+from ca2cl.evaluation.leakage import Leak, lines, tag
 from ca2cl.evaluation.probe_report import metric_names, write_json
-from ca2cl.tracking.evaluation_run import log_evaluation_once
+from ca2cl.tracking.evaluation_run import LEAK_TAG, log_evaluation_once
 from ca2cl.tracking.tables import aligned
 from ca2cl.untrusted import parse_json
 
@@ -36,17 +38,28 @@ Scores = dict[str, dict[str, dict[str, list[float]]]]
 """Split → encoder → score → one value a seed."""
 
 
-def report(config: DetectConfig, found: ResolvedEncoder, out: Path, cells: Sequence[Cell], root: Path) -> None:
+def report(
+    config: DetectConfig,
+    found: ResolvedEncoder,
+    out: Path,
+    cells: Sequence[Cell],
+    root: Path,
+    leaks: Mapping[str, Leak],
+) -> None:
     """Print and write what all trainings together say, and log it.
+
+    Args:
+        leaks: what each split shares with train.
 
     Raises:
         InputError: a result is damaged, or trainings were made by different engines; the store cannot be reached.
     """
-    results = {cell: _read(out / "cells" / cell.folder / RESULT) for cell in cells}
+    results = {cell: _read(out / CELLS / cell.folder / RESULT) for cell in cells}
     made = _made_by(results, out)
     scores = _gathered(results)
     first = cells[0].start
     text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(first, scores)
+    text += "".join(f"{line}\n" for split, leak in leaks.items() for line in lines(leak, split))
     digests = {name: hashlib.sha256((root / f"{name}.json").read_bytes()).hexdigest() for name in split_names(root)}
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -54,6 +67,7 @@ def report(config: DetectConfig, found: ResolvedEncoder, out: Path, cells: Seque
         "ca2cl": __version__,
         "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
         "data": digests,
+        "leaks": leaks,
         "made_by": made,
         "config": flatten(config),
         "trainings": list(results.values()),
@@ -62,9 +76,11 @@ def report(config: DetectConfig, found: ResolvedEncoder, out: Path, cells: Seque
     seeds = f"mean ± sd over {config.seeds} seeds" if config.seeds > 1 else "one seed, which says little: use seeds 5"
     sys.stdout.write(f"{text}\nengine {made['engine']} {made['engine_version']}, {made['head']}, ")
     sys.stdout.write(f"{made['iterations']} steps of {made['batch_size']} images; {seeds}\n")
-    sys.stdout.write(f"detectors, predictions and pictures in {out / 'cells'}; written to {out / RESULTS}\n")
+    sys.stdout.write(f"detectors, predictions and pictures in {out / CELLS}; written to {out / RESULTS}\n")
+    detector = shlex.quote(str(out / CELLS / FIRST.folder / DETECTOR))
+    sys.stdout.write(f"to use the first: ca2cl detect predict {detector} IMAGES OUT\n")
     sys.stdout.flush()
-    run_id, before = _log(config, found, out, _metrics(first, scores), made, digests)
+    run_id, before = _log(config, found, out, _metrics(first, scores), made, digests, leaks)
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
 
 
@@ -143,8 +159,10 @@ def _metrics(first: str, scores: Scores) -> dict[str, float]:
 
 def _log(
     config: DetectConfig, found: ResolvedEncoder, out: Path, metrics: Mapping[str, float], made: Mapping[str, Any],
-    digests: Mapping[str, str],
+    digests: Mapping[str, str], leaks: Mapping[str, Leak],
 ) -> tuple[str, bool]:  # fmt: skip
+    # a job's numbers are compared as one: what is wrong with a split is wrong with them
+    kinds = [f"{kind} ({split})" for split, leak in leaks.items() for kind in tag(leak, found.uri).values()]
     tests = [digest for name, digest in digests.items() if name != "train"]
     return log_evaluation_once(
         out / LOGGED,
@@ -158,6 +176,7 @@ def _log(
             "ca2cl.kind": f"detect-{made['engine']}",
             "ca2cl.engine": f"{made['engine']} {made['engine_version']}",
             "ca2cl.protocol": "honest",
+            **({LEAK_TAG: "; ".join(kinds)} if kinds else {}),
             "ca2cl.train_manifest_digest": digests["train"],
             "ca2cl.test_manifest_digest": hashlib.sha256("".join(tests).encode()).hexdigest(),
         },

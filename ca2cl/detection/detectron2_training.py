@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from ca2cl.data.atomic import write_atomic
-from ca2cl.detection.engine import Detector, Job, Trained, Watch
+from ca2cl.detection.engine import Detector, Job, Trained, Watch, has_masks
 from ca2cl.detection.saved import KEPT
 from ca2cl.detection.training_data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
 from ca2cl.errors import InputError
@@ -48,7 +48,7 @@ class MappedImages(Dataset[Example | str]):
     """
 
     def __init__(self, cfg: CfgNode, job: Job) -> None:
-        self._annotated = Annotated(job.train, job.classes)
+        self._annotated = Annotated(job.train, job.classes, masks=has_masks(job.head))
         schedule = job.schedule
         self.order = ImageOrder(len(self._annotated.images), schedule.batch_size, schedule.seed)
         self._mapper, self._seed = DatasetMapper(cfg, is_train=True), schedule.seed
@@ -71,14 +71,14 @@ class MappedImages(Dataset[Example | str]):
         """In detectron2's format of a data set."""
         rows = self._annotated.rows(dict(image))
         return {
-            "file_name": str(self._annotated.folder / image["file_name"]),
+            "file_name": str(self._annotated.split.path(image)),
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
             "annotations": [
                 {
                     "bbox": row["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": row["label"],
-                    "segmentation": row["segmentation"], "iscrowd": 0,
+                    "segmentation": row.get("segmentation", []), "iscrowd": 0,
                 }
                 for row in rows
             ],

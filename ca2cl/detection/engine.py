@@ -59,6 +59,11 @@ Head = Literal["mask_rcnn_fpn", "mask_rcnn_c4", "retinanet_fpn"]
 C4); RetinaNet, which has no masks."""
 
 
+def has_masks(head: Head) -> bool:
+    """Whether a detector with this head finds masks, and needs them to learn from."""
+    return head != "retinanet_fpn"
+
+
 @dataclass(frozen=True)
 class CocoSplit:
     """One split as ``ca2cl detect prepare`` writes it, or any other COCO file of instances."""
@@ -79,6 +84,12 @@ class CocoSplit:
             there = ", ".join(split_names(root)) or "none"
             raise InputError(f"{root}: no split {split}, there are: {there}; make it with `ca2cl detect prepare`")
         return found
+
+    def path(self, image: Mapping[str, Any]) -> Path:
+        """Where an image of the split lies; a ``file_name`` from Windows has backslashes."""
+        name = str(image["file_name"])
+        path = self.images / name
+        return path if "\\" not in name or path.exists() else self.images / name.replace("\\", "/")
 
 
 def split_names(root: Path) -> list[str]:
@@ -146,7 +157,7 @@ class Job:
     """The body's weights, and in its card the architecture and the mean and std of its input."""
     train: CocoSplit
     classes: Sequence[str]
-    """Names by category, in order of the COCO ids; ``Detections.labels_N`` counts from 0 in this order."""
+    """Names of the categories, in the order that ``train`` lists them; ``Detections.labels_N`` counts from 0 in it."""
     schedule: Schedule
     folder: Path
     """Where checkpoints lie; another start with the same one goes on."""

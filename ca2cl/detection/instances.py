@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
 from ca2cl.data.decode import MAX_PIXELS, PILLOW_ERRORS
+from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.errors import InputError
 
 Ids = npt.NDArray[np.int64]
@@ -32,7 +33,8 @@ _FORMATS = ("PNG", "BMP", "TIFF")
 # a palette's indices are the numbers, whatever colours they are shown in
 _INTEGER_MODES = frozenset({"L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _ENTER = "give one channel of whole numbers, one number an instance and 0 between them"
-_TOUCHING = np.ones((3, 3), int)
+TOUCHING = np.ones((3, 3), int)
+"""Neighbours of a pixel, corners included."""
 
 
 class Instance(NamedTuple):
@@ -78,43 +80,40 @@ class Dropped:
     pixels: int = 0
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Ids:
-    """The instance numbers of an image, from an 8-, 16- or 32-bit PNG, BMP or TIFF.
+def read_mask(path: Path, size: tuple[int, int], *, black_and_white: bool = False) -> Ids:
+    """The numbers of a mask, from an 8-, 16- or 32-bit PNG, BMP or TIFF; whether they are those of instances,
+    ``mask_checks`` asks.
 
     Args:
         size: H and W of the image.
+        black_and_white: take masks of one bit, too.
 
     Raises:
-        InputError: unreadable, of another size, in colour, not whole numbers, negative, or black and white.
+        InputError: unreadable, of another size, in colour, not whole numbers, black and white, or to be shown turned.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS) as image:
-            _check_header(path, image, size)
+        content = path.read_bytes()
+        refuse_turned(path, orientation_of(content))
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_header(path, image, size, black_and_white)
             ids_HW: Ids = np.asarray(image).astype(np.int64)
     except InputError:
         raise
     except PILLOW_ERRORS as error:
         reason = "not a whole PNG, BMP or TIFF" if "cannot identify" in str(error) else " ".join(str(error).split())
         raise InputError(f"{path}: the mask does not decode ({reason}); restore it") from None
-    if ids_HW.min() < 0:
-        raise InputError(f"{path}: the mask holds {ids_HW.min()}; {_ENTER}")
-    if ids_HW.max() == 255 and not ((ids_HW > 0) & (ids_HW < 255)).any():
-        raise InputError(
-            f"{path}: the mask holds 0 and 255 only, which says where glands are and not which; "
-            "number its connected parts (scipy.ndimage.label) and write them as one channel"
-        )
     return ids_HW
 
 
-def _check_header(path: Path, image: Image.Image, size: tuple[int, int]) -> None:
+def _check_header(path: Path, image: Image.Image, size: tuple[int, int], black_and_white: bool) -> None:
     here = (image.height, image.width)
     if here[0] * here[1] > MAX_PIXELS:
         raise InputError(f"{path}: {here[0]} x {here[1]} pixels are above the limit of {MAX_PIXELS}; cut it up")
-    if image.mode == "1":
+    if image.mode == "1" and not black_and_white:
         raise InputError(f"{path}: the mask is black and white (1 bit), so touching glands are one; {_ENTER}")
     if image.mode == "F":
         raise InputError(f"{path}: the mask holds fractions (32-bit float), not whole numbers; {_ENTER}")
-    if image.mode not in _INTEGER_MODES:
+    if image.mode not in _INTEGER_MODES | {"1"}:
         raise InputError(f"{path}: the mask is {image.mode}, in colour or with transparency; {_ENTER}")
     if here != size:
         raise InputError(
@@ -148,7 +147,7 @@ def find_instances(ids_HW: Ids, rule: FragmentRule, dropped: Dropped) -> list[In
 
 
 def _without_fragments(own: Region, rule: FragmentRule, dropped: Dropped) -> Region:
-    parts, count = ndimage.label(own, _TOUCHING)
+    parts, count = ndimage.label(own, TOUCHING)
     if count < 2:
         return own
     sizes = np.bincount(parts.ravel())[1:]

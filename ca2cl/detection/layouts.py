@@ -80,6 +80,8 @@ def find_pictures(dataset: str, source: Path, images: str, masks: str) -> Archiv
             f"{root}: no folder {images} beside a folder {masks}, here or in folders below; "
             "name them with --images and --masks"
         )
+    if ONE_SPLIT not in pairs:
+        _refuse_halves(root, images, masks)
     return Archive(root, [one for split in sorted(pairs, key=_natural) for one in _paired(split, *pairs[split])])
 
 
@@ -140,6 +142,15 @@ def _pairs(root: Path, images: str, masks: str) -> dict[str, tuple[Path, Path]]:
     return found
 
 
+def _refuse_halves(root: Path, images: str, masks: str) -> None:
+    for folder in _children(root).values():
+        inner = _children(folder)
+        has = [name for name in (images, masks) if name.lower() in inner]
+        if len(has) == 1:
+            other = masks if has == [images] else images
+            raise InputError(f"{folder}: has {has[0]} and no {other}; restore that, or move the folder away")
+
+
 def _stepped(root: Path, fits: Callable[[Path], bool]) -> Path:
     """``root``, or the folder that holds the layout, where each on the way to it is the only one in its own."""
     folder = root
@@ -166,16 +177,25 @@ def _entries(folder: Path) -> list[Path]:
 
 def _children(folder: Path) -> dict[str, Path]:
     """Folders by their names in lower case: copies of the archives differ in it."""
-    return {path.name.lower(): path for path in _entries(folder) if path.is_dir()}
+    named: dict[str, Path] = {}
+    for path in _with_text([path for path in _entries(folder) if path.is_dir()]):
+        twin = named.setdefault(path.name.lower(), path)
+        if twin is not path:
+            raise InputError(f"{path}: {twin.name} lies beside it; join the two, or rename one")
+    return named
 
 
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder, not of those in it, in order of their names."""
-    found = [path for path in _entries(folder) if path.suffix[1:].lower() in EXTENSIONS and path.is_file()]
-    unreadable = next((path for path in found if as_text(path.name) is None), None)
-    if unreadable is not None:  # a COCO file names its images in UTF-8
-        raise InputError(f"{folder}: the name of {os.fsencode(unreadable.name)!r} is not UTF-8; rename it")
-    return found
+    return _with_text([path for path in _entries(folder) if path.suffix[1:].lower() in EXTENSIONS and path.is_file()])
+
+
+def _with_text(paths: list[Path]) -> list[Path]:
+    """The paths, if a COCO file can name them."""
+    other = next((path for path in paths if as_text(path.name) is None), None)
+    if other is not None:
+        raise InputError(f"{other.parent}: the name of {os.fsencode(other.name)!r} is not UTF-8; rename it")
+    return paths
 
 
 def _by_name(paths: Sequence[Path]) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,9 +18,11 @@ from ca2cl.config import TrackingConfig
 from ca2cl.data.atomic import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.folders import EXTENSIONS
-from ca2cl.detection.coco import Json, instance_ids, mask_tools, read_coco
+from ca2cl.data.orientation import orientation_of, refuse_turned
+from ca2cl.detection.coco import align_categories, instance_ids, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
-from ca2cl.detection.detect_cell import DETECTOR
+from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST
+from ca2cl.detection.detect_report import RESULTS
 from ca2cl.detection.engine import Detector, Pixels
 from ca2cl.detection.engines import load_detector
 from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
@@ -27,13 +30,17 @@ from ca2cl.detection.instances import Ids
 from ca2cl.detection.layouts import images_in
 from ca2cl.detection.predictions import Detections, coco_results, label_mask
 from ca2cl.detection.samples import draw_overlay
+from ca2cl.detection.saved import CARD
 from ca2cl.detection.scoring import CHALLENGE
+from ca2cl.detection.segmentations import Json, mask_tools
 from ca2cl.errors import InputError
 from ca2cl.evaluation.device import find_device
 from ca2cl.scratch import scratch_folder
-from ca2cl.tracking.resolver import RUN_ID
+from ca2cl.tracking.naming import WORD, full_run_id, is_stored
 from ca2cl.tracking.tables import aligned
+from ca2cl.untrusted import parse_json
 
+logger = logging.getLogger(__name__)
 POSITIONAL = ("detector", "images", "out")
 PREDICTIONS = "predictions.json"
 _REMEDY = "free space or give another folder and run again, nothing was kept"
@@ -48,8 +55,8 @@ class PredictConfig:
     """
 
     detector: str
-    """Run id of one training (`ca2cl detect` says none, MLflow lists them under their job's name), or its folder
-    cells/NAME/detector."""
+    """Run id (or its first digits) of one training or of a job, or the folder of one: cells/NAME/detector, or a job's.
+    A job means the first training of its encoder."""
     images: str
     """Folder of images; those in folders below it are left alone."""
     out: str
@@ -82,11 +89,17 @@ def run(config: PredictConfig) -> int:
     truth = _truth(config.truth, paths) if config.truth else None
     out = Path(config.out).expanduser()
     detector = _load(config)
+    if truth is not None:
+        truth = align_categories(truth, detector.classes, config.truth)
     data = _empty(detector, config, truth)
     challenge: list[ImageScores] = []
+    turned = 0
     with writing(out, _REMEDY), fresh_folder(out) as folder:
         for path in tqdm(paths, unit="image", desc="predict", disable=None):
-            pixels_HWC = _read(path)
+            pixels_HWC, orientation = _read(path)
+            if truth is not None:
+                refuse_turned(path, orientation)
+            turned += orientation != 1
             (found,) = detector.predict([pixels_HWC])
             image = _add(data, path, pixels_HWC, found, truth)
             predicted_HW = _write(folder, path, pixels_HWC, found, config)
@@ -95,6 +108,8 @@ def run(config: PredictConfig) -> int:
         if truth is not None:
             data["info"]["scores"] = _scores(truth, data, challenge)
         write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode(), _REMEDY)
+    if turned:
+        logger.warning("%d images say that they are to be shown turned (EXIF orientation); taken as stored", turned)
     kept = sum(row["score"] >= config.min_score for row in data["annotations"])
     sys.stdout.write(f"{len(paths)} images, {kept} instances of score {config.min_score} or more, in {out}\n")
     if truth is not None:
@@ -117,7 +132,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _truth(path: str, images: Sequence[Path]) -> Json:
-    truth = read_coco(Path(path).expanduser())
+    truth = read_coco(Path(path).expanduser(), says=True)
     listed = {image["file_name"] for image in truth["images"]}
     here = {image.name for image in images}
     if listed != here:
@@ -128,48 +143,68 @@ def _truth(path: str, images: Sequence[Path]) -> Json:
 
 
 def _load(config: PredictConfig) -> Detector:
-    device = str(find_device(config.device))
-    named = config.detector.removeprefix("runs:/")
-    if not RUN_ID.fullmatch(named):
-        return load_detector(Path(config.detector).expanduser(), device)
+    device, named = str(find_device(config.device)), config.detector
+    path = Path(named).expanduser()
+    if path.exists() or not (is_stored(named) or WORD.fullmatch(named)):
+        return load_detector(_of_job(path), device)
     with scratch_folder() as scratch:
         return load_detector(_downloaded(named, scratch, config.tracking), device)
 
 
-def _downloaded(run_id: str, scratch: Path, tracking: TrackingConfig) -> Path:
+def _of_job(path: Path) -> Path:
+    """A detector's folder; the first training's where ``path`` is a job's or a training's."""
+    for folder in (path, path / DETECTOR, path / CELLS / FIRST.folder / DETECTOR):
+        if (folder / CARD).exists():
+            return folder
+    return path
+
+
+def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
     from ca2cl.tracking.artifacts import fetch, names_in, run_place
-    from ca2cl.tracking.store import fetch_run, open_store
+    from ca2cl.tracking.encoder_versions import needed_store
+    from ca2cl.tracking.store import fetch_run
 
-    store = open_store(tracking.uri, tracking.root)
+    store = needed_store(tracking)
+    run_id = full_run_id(store, named)
+    if run_id is None:
+        raise InputError(
+            f"detector {named!r}: no folder, and no run in {store.public_uri} begins like that; give the id or folder "
+            "that `ca2cl detect` printed"
+        )
     fetch_run(store, run_id)
-    place = run_place(store, run_id, DETECTOR)
-    if not names_in(store, place):
-        raise InputError(f"run {run_id!r}: has no detector; give the run of one training, not that of the job")
-    return fetch(store, place, scratch)
+    place = run_place(store, run_id)
+    listed = names_in(store, place)
+    if RESULTS in listed:
+        place = run_place(store, _first_training(fetch(store, f"{place}/{RESULTS}", scratch)))
+    elif DETECTOR not in listed:
+        raise InputError(f"run {run_id!r}: has no detector; give a run of `ca2cl detect` that has finished")
+    return fetch(store, f"{place}/{DETECTOR}", scratch)
 
 
-def _read(path: Path) -> Pixels:
+def _first_training(results: Path) -> str:
+    """The run of a job's first training of its encoder."""
     try:
-        return decode(path.read_bytes())
+        trainings = parse_json(results.read_text(encoding="utf-8"))["trainings"]
+        found = next(one["run_id"] for one in trainings if (one["start"], one["seed"]) == FIRST)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise InputError(f"{RESULTS}: damaged ({error!r}); give the folder of one training's detector") from None
+    return str(found)
+
+
+def _read(path: Path) -> tuple[Pixels, int]:
+    """The pixels of an image, and its orientation."""
+    try:
+        content = path.read_bytes()
+        return decode(content), orientation_of(content)
     except (OSError, BadSample) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}; take it out of the folder") from None
 
 
 def _empty(detector: Detector, config: PredictConfig, truth: Json | None) -> Json:
-    """The COCO file before its images; categories are the truth's where there is one, so that ids agree.
-
-    Raises:
-        InputError: the truth has other classes than the detector.
-    """
+    """The COCO file before its images; categories are the truth's where there is one, so that ids agree."""
     categories = [{"id": number, "name": name} for number, name in enumerate(detector.classes, start=1)]
     if truth is not None:
-        by_name = {category["name"]: category for category in truth["categories"]}
-        if sorted(by_name) != sorted(detector.classes):
-            raise InputError(
-                f"truth is {config.truth!r}: has the classes {', '.join(sorted(by_name))}, the detector finds "
-                f"{', '.join(detector.classes)}; give another file"
-            )
-        categories = [by_name[name] for name in detector.classes]
+        categories = truth["categories"]
     info = {"description": "by ca2cl detect predict", "version": __version__, "detector": config.detector}
     return {"info": info, "licenses": [], "categories": categories, "images": [], "annotations": []}
 

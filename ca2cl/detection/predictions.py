@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.detection.coco import Json, decode_mask
+from ca2cl.detection.coco import decode_mask
 from ca2cl.detection.instances import Ids
+from ca2cl.detection.segmentations import Json
 
 
 @dataclass(frozen=True)

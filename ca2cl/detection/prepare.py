@@ -14,16 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
 from ca2cl import __version__
 from ca2cl.data.atomic import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.detection.coco import CATEGORIES, Json, annotation, mask_tools
-from ca2cl.detection.instances import Dropped, FragmentRule, find_instances, read_mask
+from ca2cl.data.orientation import orientation_of, refuse_turned
+from ca2cl.detection.coco import CATEGORIES, annotation
+from ca2cl.detection.instances import Dropped, FragmentRule, Instance, find_instances, read_mask
 from ca2cl.detection.layouts import DATASETS, Archive, Picture, find_pictures
+from ca2cl.detection.mask_checks import Survey, check_numbers, split_parts
 from ca2cl.detection.patients import facts_of, read_patients
+from ca2cl.detection.segmentations import Json, mask_tools
 from ca2cl.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)
@@ -57,6 +61,9 @@ class PrepareConfig:
     """Pixels: smaller instances are dropped, and of larger ones smaller parts that lie apart."""
     max_loss: float = FragmentRule.max_loss
     """Most of an instance's pixels that may be dropped with such parts, as a share."""
+    apart: Literal["stop", "keep", "split"] = "stop"
+    """What is done where numbers mostly stand for parts that lie apart, as in masks of classes. stop; keep: a number is
+    one instance all the same; split: every connected part of a number is an instance, in all masks."""
     preview: str | None = None
     """PNG to draw of a dozen images with what was made of their masks: look at it before training."""
 
@@ -102,8 +109,8 @@ def prepare(archive: Archive, source: Path, folder: Path, config: PrepareConfig)
     table, patients = read_patients(archive, source)
     if table is None and config.dataset == "glas":
         logger.warning("%s: no Grade.csv here, so patients and grades stay unknown", archive.root)
-    rule = FragmentRule(config.min_area, config.max_loss)
     splits: dict[str, Json] = {}
+    survey = Survey(config.min_area)
     with tqdm(archive.pictures, unit="image", desc="prepare", disable=None) as bar:
         for split, pictures in _by_split(archive.pictures):
             (folder / split).mkdir()
@@ -111,13 +118,20 @@ def prepare(archive: Archive, source: Path, folder: Path, config: PrepareConfig)
             for picture in pictures:
                 image: Json = {"id": len(data["images"]) + 1, **_copied(picture, folder / split)}
                 image.update(facts_of(picture, table, patients))
-                _add(data, image, picture, rule, dropped)
+                instances = _instances(picture, (image["height"], image["width"]), config, dropped)
+                survey.add(picture.mask, instances, (image["height"], image["width"]))
+                _add(data, image, instances)
                 bar.update()
             if not data["annotations"]:
                 raise InputError(f"{archive.root}: no instance in all of {split}; give masks that number the glands")
             data["info"] = _info(config, split, dropped)
             write_atomic(folder / f"{split}.json", json.dumps(data, ensure_ascii=False).encode(), _REMEDY)
             splits[split] = data
+    if config.apart == "stop":
+        survey.refuse_classes(archive.root)
+    if survey.apart and config.apart != "split":
+        few = f"{len(survey.apart)} of {survey.instances}"
+        logger.warning("%s: %s instances lie in several places, the first is %s", archive.root, few, survey.apart[0])
     return splits
 
 
@@ -135,6 +149,7 @@ def _copied(picture: Picture, folder: Path) -> Json:
     try:
         content = picture.image.read_bytes()
         height, width, _ = decode(content).shape
+        refuse_turned(picture.image, orientation_of(content))
     except BadSample as error:
         raise InputError(f"{picture.image}: {error}; restore it") from None
     except OSError as error:
@@ -143,11 +158,21 @@ def _copied(picture: Picture, folder: Path) -> Json:
     return {"file_name": picture.image.name, "height": height, "width": width}
 
 
-def _add(data: Json, image: Json, picture: Picture, rule: FragmentRule, dropped: Dropped) -> None:
+def _instances(picture: Picture, size: tuple[int, int], config: PrepareConfig, dropped: Dropped) -> list[Instance]:
+    split = config.apart == "split"
+    ids_HW = read_mask(picture.mask, size, black_and_white=split)
+    if split:
+        ids_HW = split_parts(ids_HW)
+    else:
+        check_numbers(picture.mask, ids_HW)
+    return find_instances(ids_HW, FragmentRule(config.min_area, config.max_loss), dropped)
+
+
+def _add(data: Json, image: Json, instances: Sequence[Instance]) -> None:
     """Add an image and its instances to a split."""
-    size = (image["height"], image["width"])
     data["images"].append(image)
-    for instance in find_instances(read_mask(picture.mask, size), rule, dropped):
+    for instance in instances:
+        size = (image["height"], image["width"])
         data["annotations"].append(annotation(len(data["annotations"]) + 1, image["id"], instance, size))
 
 
@@ -160,6 +185,7 @@ def _info(config: PrepareConfig, split: str, dropped: Dropped) -> Json:
         "dataset": config.dataset,
         "split": split,
         "fragment_rule": rule,
+        "apart": config.apart,
         "dropped": asdict(dropped),
     }
 

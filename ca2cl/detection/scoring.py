@@ -12,11 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.detection.coco import Json, instance_ids, read_coco
+from ca2cl.detection.coco import align_categories, instance_ids, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
 from ca2cl.detection.engine import CocoSplit, Detector, Pixels
 from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
 from ca2cl.detection.predictions import coco_results, label_mask
+from ca2cl.detection.segmentations import Json
 from ca2cl.errors import LocalError
 
 CHALLENGE = ("f1", "dice", "hausdorff")
@@ -40,12 +41,12 @@ def score_split(
     calls it.
 
     Raises:
-        InputError: nothing is annotated, or the file is damaged.
+        InputError: nothing is annotated, the file is damaged, or has other classes than the detector.
         LocalError: an image cannot be read.
     """
     from accelerate.utils import gather_object
 
-    truth = read_coco(split.annotations)
+    truth = align_categories(read_coco(split.annotations), detector.classes, split.annotations)
     categories = [category["id"] for category in truth["categories"]]
     places = range(accelerator.process_index, len(truth["images"]), accelerator.num_processes)
     mine = [truth["images"][place] for place in places]
@@ -82,7 +83,7 @@ def read_images(split: CocoSplit, images: Iterable[Json]) -> Iterator[Pixels]:
         LocalError: one cannot be read, or has another size than its file says.
     """
     for image in images:
-        path = split.images / image["file_name"]
+        path = split.path(image)
         try:
             yield decode(path.read_bytes(), expect=(image["height"], image["width"]))
         except (OSError, BadSample) as error:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.detection.coco import encode_mask
-from ca2cl.detection.engine import Detector, Engine, Job, Pixels, Schedule, Trained, Watch
+from ca2cl.detection.engine import Detector, Engine, Job, Pixels, Schedule, Trained, Watch, has_masks
 from ca2cl.detection.predictions import Detections
 from ca2cl.detection.saved import DetectorCard, fill, read_card, read_weights, write_detector
 from ca2cl.detection.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
@@ -99,9 +99,7 @@ class TorchvisionDetector(Detector):
         if self.job is None:
             raise InputError("this detector was loaded to predict with: build one to train")
         job, schedule = self.job, self.job.schedule
-        images = TrainingImages(
-            job.train, job.classes, schedule.batch_size, schedule.seed, masks=job.head != "retinanet_fpn"
-        )
+        images = TrainingImages(job.train, job.classes, schedule.batch_size, schedule.seed, masks=has_masks(job.head))
         accelerator = build_accelerator()
         engine = AccelerateEngine(accelerator, self.network, _optimizer(self.network, schedule), schedule.precision)
         self.device = engine.device

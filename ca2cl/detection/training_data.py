@@ -18,13 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.detection.coco import Json, decode_mask, read_coco
+from ca2cl.detection.coco import align_categories, decode_mask, read_coco
 from ca2cl.detection.engine import CocoSplit, Pixels
+from ca2cl.detection.segmentations import Json
 from ca2cl.errors import InputError, LocalError
 from ca2cl.lifetime import begin_worker, processes_can_share, starting_workers
 
 T = TypeVar("T")
 REMEDY = "make the folder again with `ca2cl detect prepare`"
+GIVE_MASK = "give it one, or use --head retinanet_fpn, which needs none"
 _FLIP = 1  # of a Philox key: flips draw from another stream than the order
 
 
@@ -92,19 +94,23 @@ class Annotated:
     Args:
         split: with at least one instance.
         classes: names by category; an instance's label is its category's place here, from 0.
+        masks: whether every instance must have one.
 
     Raises:
-        InputError: no instance, or classes that are not the file's.
+        InputError: no instance, one without a mask, or one of another class.
     """
 
-    def __init__(self, split: CocoSplit, classes: Sequence[str]) -> None:
-        data = read_coco(split.annotations)
-        self.folder = split.images
-        self._labels = labels_of(data, classes, split)
+    def __init__(self, split: CocoSplit, classes: Sequence[str], *, masks: bool) -> None:
+        data = align_categories(read_coco(split.annotations), classes, split.annotations)
+        self.split = split
+        self._labels = {category["id"]: label for label, category in enumerate(data["categories"])}
         self._rows = _instances(data)
         self.images: list[Json] = [image for image in data["images"] if image["id"] in self._rows]
         if not self.images:
             raise InputError(f"{split.annotations}: no instance to train on; give another split")
+        bare = next((row for rows in self._rows.values() for row in rows if masks and "segmentation" not in row), None)
+        if bare is not None:
+            raise InputError(f"{split.annotations}: annotation {bare.get('id')!r} has no segmentation; {GIVE_MASK}")
 
     def rows(self, image: Json) -> list[Json]:
         """The annotations of an image, each with its ``label``."""
@@ -116,7 +122,7 @@ class Annotated:
         Raises:
             LocalError: it cannot be read, or has another size than the annotations say.
         """
-        path = self.folder / image["file_name"]
+        path = self.split.path(image)
         try:
             return decode(path.read_bytes(), expect=(image["height"], image["width"]))
         except (OSError, BadSample) as error:
@@ -136,7 +142,7 @@ class TrainingImages(Dataset[Example | str]):
     """
 
     def __init__(self, split: CocoSplit, classes: Sequence[str], batch_size: int, seed: int, *, masks: bool) -> None:
-        self._annotated, self._masks = Annotated(split, classes), masks
+        self._annotated, self._masks = Annotated(split, classes, masks=masks), masks
         self.order = ImageOrder(len(self._annotated.images), batch_size, seed)
 
     def __len__(self) -> int:
@@ -164,26 +170,11 @@ class TrainingImages(Dataset[Example | str]):
         return target
 
 
-def labels_of(data: Json, classes: Sequence[str], split: CocoSplit) -> dict[int, int]:
-    """Category id → label from 0.
-
-    Raises:
-        InputError: the file's categories are others.
-    """
-    names = {category["id"]: category["name"] for category in data["categories"]}
-    if sorted(names.values()) != sorted(classes):
-        raise InputError(
-            f"{split.annotations}: has the classes {', '.join(sorted(names.values()))}, not {', '.join(classes)}; "
-            "give splits of one data set"
-        )
-    return {number: list(classes).index(name) for number, name in names.items()}
-
-
 def _instances(data: Json) -> dict[int, list[Json]]:
-    """Annotations by image, without crowds and boxes without area, which no detector is trained on."""
+    """Annotations by image, without crowds, which no detector is trained on."""
     rows: dict[int, list[Json]] = defaultdict(list)
     for row in data["annotations"]:
-        if not row.get("iscrowd") and min(row["bbox"][2:]) > 0:
+        if not row["iscrowd"]:
             rows[row["image_id"]].append(row)
     return dict(rows)
 

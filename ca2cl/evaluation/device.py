@@ -6,6 +6,7 @@ import torch
 
 from ca2cl.errors import InputError
 from ca2cl.training.launched import find_place, keeps_to_cpu
+from ca2cl.training.variables import settle_variables
 
 
 def find_device(name: str) -> torch.device:
@@ -15,8 +16,9 @@ def find_device(name: str) -> torch.device:
     where none did, and the CPU where there is none or the launcher was told to use it.
 
     Raises:
-        InputError: it is not there.
+        InputError: it is not there, or the environment would make other numbers of it (``settle_variables``).
     """
+    settle_variables()
     if name == "auto":
         if keeps_to_cpu() or not torch.cuda.is_available():
             return torch.device("cpu")

@@ -10,6 +10,7 @@ so needs no store to be understood and none to be written.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from ca2cl.evaluation.ranks import Ranks
 
 POSITIONAL = ("source", "out")
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
@@ -37,7 +40,8 @@ class EmbedConfig:
     """
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     source: str
     """Tiles: shards (folder or URL), folder of images, nested or not, folder by datasets.save_to_disk, or hf:NAME."""
     out: str
@@ -178,6 +182,9 @@ def _join(job: Job, tally: Tally) -> None:
     job.check_bad(len(bad), bad)
     if not rows:
         raise InputError(f"{job.config.source}: none of {len(job.data)} tiles could be decoded; look at them")
+    turned = sum(fact.turned for fact in whole)
+    if turned:
+        logger.warning("%d tiles say that they are to be shown turned (EXIF orientation); taken as stored", turned)
     dim = job.parts.dim
     write_vectors(job.out, lambda: (job.parts.read(part) for part in job.parts), rows, dim, job.about(bad))
     job.parts.remove()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.index import INDEX_NAME
 from ca2cl.data.names import is_clutter, shown
+from ca2cl.data.orientation import orientation_of
 from ca2cl.data.pack import image_size
 from ca2cl.data.sources import open_source
 from ca2cl.data.storage import ShardReader, is_remote, open_index
@@ -57,6 +58,8 @@ class TileData(Protocol):
     classes: list[str]
     tile_size: tuple[int, int]
     """H and W of most tiles."""
+    turned: int
+    """Tiles filled so far, in this process, that say that they are to be shown turned (``data.orientation``)."""
 
     def __len__(self) -> int: ...
 
@@ -92,6 +95,8 @@ def open_tiles(source: str, cache_dir: str | None, options: SourceOptions) -> Ti
 class ShardTiles:
     """Tiles of shards, in index order; one of another size than the manifest's is a bad one, as everywhere."""
 
+    turned = 0  # told when they were sharded
+
     def __init__(self, root: str, cache_dir: str | None) -> None:
         self._index = open_index(root, cache_dir)
         self._source = SampleSource(self._index, ShardReader(root, cache_dir, index=self._index))
@@ -122,6 +127,7 @@ class SourceTiles:
         self.manifest_digest: str | None = None
         self.classes = [shown(name) for name in source.classes]
         self.tile_size = _usual_size(source)
+        self.turned = 0
 
     def __len__(self) -> int:
         return len(self._source)
@@ -130,9 +136,11 @@ class SourceTiles:
         """See ``TileData``."""
         (tile,) = self._source.tiles([number])
         try:
-            pixels = decode(self._read(tile))
+            content = self._read(tile)
+            pixels = decode(content)
         except BadSample as error:
             raise UndecodableError(BadTile(tile.key, str(error))) from None
+        self.turned += orientation_of(content) != 1
         row = TileRow(tile.key, self.classes[tile.label] if tile.label >= 0 else None, shown(tile.name))
         if pixels.shape != out_HWC.shape:
             return row, pixels
@@ -168,6 +176,8 @@ class Decoded:
     bad: list[BadTile]
     resized: dict[int, npt.NDArray[np.float32]]
     """Of tiles of another size than usual: place among the good ones → the encoder's input (3, S, S)."""
+    turned: int = 0
+    """Good tiles that say that they are to be shown turned."""
 
 
 class DecodeRange:
@@ -183,6 +193,7 @@ class DecodeRange:
     def __call__(self, request: tuple[int, int], tiles_RHWC: Pixels) -> Decoded:
         """Fill the first rows of ``tiles_RHWC`` with the good tiles, in order."""
         decoded = Decoded([], [], {})
+        before = self._data.turned
         for number in range(*request):
             place = len(decoded.rows)
             try:
@@ -193,4 +204,4 @@ class DecodeRange:
             decoded.rows.append(row)
             if other_HWC is not None:  # as an array: a tensor would go through the small /dev/shm of a container
                 decoded.resized[place] = self._prepare(torch.from_numpy(other_HWC)[None])[0].contiguous().numpy()
-        return decoded
+        return replace(decoded, turned=self._data.turned - before)

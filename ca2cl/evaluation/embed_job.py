@@ -187,6 +187,7 @@ def embed_parts(job: Job, todo: Sequence[int], finished: Mapping[int, PartFacts]
 def _make(job: Job, part: Part, answers: Generator[tuple[Decoded, Tensor], None, None], progress: _Progress) -> None:
     rows: list[TileRow] = []
     bad: list[BadTile] = []
+    turned = 0
     vectors = [np.empty((0, job.parts.dim), np.float32)]
     while len(rows) + len(bad) < part.last - part.first:
         decoded, tiles_BHWC = next(answers)
@@ -194,8 +195,9 @@ def _make(job: Job, part: Part, answers: Generator[tuple[Decoded, Tensor], None,
             vectors.append(job.encode(tiles_BHWC[: len(decoded.rows)], decoded.resized))
         rows += decoded.rows
         bad += decoded.bad
+        turned += decoded.turned
         progress.update(len(decoded.rows), decoded.bad)
-    job.parts.write(part, rows, np.concatenate(vectors), bad)
+    job.parts.write(part, rows, np.concatenate(vectors), bad, turned)
 
 
 class _Progress:

@@ -52,6 +52,8 @@ class PartFacts(NamedTuple):
     rows: int
     """Vectors in it: its tiles less the bad ones."""
     bad: list[BadTile]
+    turned: int
+    """Tiles that say that they are to be shown turned."""
 
 
 def schema(dim: int) -> pa.Schema:
@@ -110,11 +112,13 @@ class Parts:
         return self.folder / f"part-{number:06d}.parquet"
 
     def write(
-        self, part: Part, rows: Sequence[TileRow], vectors_ND: npt.NDArray[np.float32], bad: list[BadTile]
-    ) -> None:
+        self, part: Part, rows: Sequence[TileRow], vectors_ND: npt.NDArray[np.float32], bad: list[BadTile],
+        turned: int = 0,
+    ) -> None:  # fmt: skip
         """Write a finished part; after any crash it is whole or absent."""
         columns = schema(self.dim)
         facts = {"job": self.digest, "first": part.first, "last": part.last, "bad": [(b.key, b.reason) for b in bad]}
+        facts["turned"] = turned
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), type=columns.field("vector").type)
         texts = [pa.array([getattr(row, name) for row in rows], pa.string()) for name in TileRow._fields]
         table = pa.table([*texts, vectors], columns.with_metadata({_PART_KEY: json.dumps(facts).encode()}))
@@ -132,10 +136,11 @@ class Parts:
             told = parse_json(footer.metadata[_PART_KEY])
             found = told["job"], told["first"], told["last"]
             bad = [BadTile(key, reason) for key, reason in told["bad"]]
+            turned = int(told.get("turned", 0))
         except _DAMAGE as error:
             logger.warning("%s: damaged (%s), made again", path, " ".join(str(error).split())[:200])
             return None
-        return PartFacts(footer.num_rows, bad) if found == (self.digest, part.first, part.last) else None
+        return PartFacts(footer.num_rows, bad, turned) if found == (self.digest, part.first, part.last) else None
 
     def read(self, part: Part) -> pa.Table:
         """A finished part's rows.

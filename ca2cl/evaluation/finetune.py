@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,8 +27,9 @@ from ca2cl.evaluation.finetune_cell import RESULT, Cell, Data, Recipe, run_cell
 from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_report import RECORD, report
 from ca2cl.evaluation.finetune_step import Augmentation, LabelledSet, Preprocessing, build_augmentation
+from ca2cl.evaluation.leakage import find_leak, side_of
 from ca2cl.evaluation.original import OPTIM, Trains, draw_original, protocol_of, settled, their_epochs
-from ca2cl.evaluation.probe_data import find_leak, open_pair, side_of
+from ca2cl.evaluation.probe_data import open_pair
 from ca2cl.evaluation.protocol import Protocol, ProtocolName, describe_draw
 from ca2cl.evaluation.scoring import Subsets, draw_subsets
 from ca2cl.model.classifier import Classifier
@@ -55,7 +56,8 @@ class FinetuneConfig:
     """Fine-tuning of an encoder on labelled tiles."""
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     train: str
     """Shards with the labelled tiles."""
     test: str
@@ -103,9 +105,9 @@ class FinetuneConfig:
     5, as theirs."""
     norm: Literal["sync", "frozen"] = "sync"
     """BatchNorm. sync: statistics of the batch, over all processes; frozen: the encoder's own, unchanged."""
-    augment: Augmentation | None = None
+    augment: Augmentation = "auto"
     """How labelled tiles are augmented. crop: random resized crops; ca2cl: the paper's weak view; strong: its strong
-    view; none: not at all. Left out: crop, or strong as theirs."""
+    view; none: not at all; auto: crop, or strong as theirs."""
     image_size: int | None = None
     """Side in pixels that an encoder sees; none takes its own, and the first encoder's for weights that come without
     one (random, torchvision's)."""
@@ -180,7 +182,7 @@ def _run(config: FinetuneConfig, held: ExitStack) -> Any:
         LabelledSet(index, ShardReader(root, config.cache_dir), np.flatnonzero(index.labels() >= 0), title)
         for root, index, title in zip((config.train, config.test), indexes, ("train", "test"), strict=True)
     )
-    problem = _from_first(_claim(out, config, digests, train, test) if accelerator.is_main_process else "")
+    problem = _from_first(_claim(out, config, digests, train, test, starts) if accelerator.is_main_process else "")
     problem = problem or _from_first(hold_job(out, held) if accelerator.is_main_process else "")
     if problem:
         raise InputError(problem)
@@ -226,7 +228,8 @@ def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
 
 
 def _claim(
-    out: Path, config: FinetuneConfig, digests: Sequence[str], train: LabelledSet, test: LabelledSet
+    out: Path, config: FinetuneConfig, digests: Sequence[str], train: LabelledSet, test: LabelledSet,
+    starts: Mapping[str, ResolvedEncoder],
 ) -> str:  # fmt: skip
     """Write what the folder's job is and what train and test share, or compare with what it was; what is wrong, or
     nothing."""
@@ -249,7 +252,7 @@ def _claim(
             return f"output_dir {str(out)!r} is not empty and holds no fine-tuning job: use another folder"
         out.mkdir(parents=True, exist_ok=True)
         sides = (side_of(tiles.index, tiles.reader, tiles.title, workers=config.workers) for tiles in (train, test))
-        content["leak"] = find_leak(*sides)
+        content["leak"] = find_leak(*sides, encoders={name: found.card for name, found in starts.items()})
         write_atomic(path, (json.dumps({"digest": digest, **content}, indent=1) + "\n").encode(), REMEDY)
     except (OSError, ValueError, KeyError) as error:
         return f"output_dir {str(out)!r} cannot be used ({error}); give a folder you can write"
@@ -274,7 +277,6 @@ def _network(config: FinetuneConfig, start: ResolvedEncoder, cell: Cell, classes
 
 def _recipe(config: FinetuneConfig, start: ResolvedEncoder, seed: int, budget: float = 1.0) -> Recipe:
     config = settled(config)
-    assert config.augment is not None
     prepare = Preprocessing(config.image_size or start.card.input_size, start.card.mean, start.card.std)
     names = {f.name for f in dataclasses.fields(Recipe)} & {f.name for f in dataclasses.fields(config)}
     given = {name: getattr(config, name) for name in names if name not in ("augment", "protocol")}
@@ -289,4 +291,5 @@ def _card(config: FinetuneConfig, start: ResolvedEncoder, index: ShardIndex) -> 
         arch=start.card.arch, feature_dim=start.card.feature_dim, mean=start.card.mean, std=start.card.std,
         input_size=config.image_size or start.card.input_size, manifest_digest=index.manifest.digest, classes=classes,
         predicts=classes, origin=f"{start.uri}, fine-tuned", origin_run_id=start.source_run_id,
+        earlier_manifests=start.card.manifests,
     )  # fmt: skip

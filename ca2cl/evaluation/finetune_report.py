@@ -21,13 +21,15 @@ from ca2cl.evaluation.finetune_cell import PREDICTIONS, RESULT, Cell
 from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_log import log_once, register
 from ca2cl.evaluation.finetune_step import LabelledSet
+from ca2cl.evaluation.leakage import lines as leak_lines
+from ca2cl.evaluation.leakage import tag as leak_tag
 from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.original import protocol_of
 from ca2cl.evaluation.probe_compare import describe_difference, under_heading
 from ca2cl.evaluation.probe_data import describe_missing, missing_classes
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
 from ca2cl.evaluation.scoring import Row
-from ca2cl.evaluation.statistics import Difference, Units, accuracy_interval, holm, paired_difference
+from ca2cl.evaluation.statistics import Difference, Units, bootstrap_interval, holm, paired_difference
 from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -67,8 +69,9 @@ def report(
     }
     compared = dict(zip(compared, holm(list(compared.values())), strict=True))
     missing = missing_classes(test.index.labels(), test.index.classes)
+    leak = _result(Path(config.output_dir) / RECORD, ("leak",))["leak"]
     sys.stdout.write(table(rows) + _differences(first, compared))
-    sys.stdout.write(f"\n{describe_missing(missing)}\n" if missing else "")
+    sys.stdout.write("".join(f"\n{line}\n" for line in (*leak_lines(leak), describe_missing(missing)) if line))
     files = [out / "finetune-results.json", out / "confusion.png"]
     content = _content(config, found, rows, compared, groups, digests)
     write_json(
@@ -89,7 +92,7 @@ def report(
     sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
     sys.stdout.write(f"{statement}\n" if statement else "")
     sys.stdout.flush()
-    tags = {"ca2cl.resampled_by": units.name}
+    tags = {"ca2cl.resampled_by": units.name, **leak_tag(leak, first)}
     run_id, before = log_once(config, found, rows, compared, files, digests, drawn_by, tags)
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
     _tell_classifier(config, run_id, keep_best([folder for folders in groups.values() for folder in folders]))
@@ -140,7 +143,7 @@ def _row(
         labelled=results[0]["labelled"],
         per_seed=[classification_metrics(h["labels"], h["probabilities"]) for h in held],
         settings=[{"best_epoch": result["best_epoch"], "steps": result["steps"]} for result in results],
-        interval=accuracy_interval(right_SN, units),
+        interval=bootstrap_interval(right_SN, units),
     )
 
 

@@ -67,12 +67,13 @@ class Preprocessing:
         return preprocess(tiles_BHWC, self.size, self.mean, self.std)
 
 
-Augmentation = Literal["crop", "ca2cl", "strong", "none"]
+Augmentation = Literal["auto", "crop", "ca2cl", "strong", "none"]
 
 
 def build_augmentation(name: Augmentation, prepare: Preprocessing, seed: int) -> Any:
     """How labelled tiles are augmented: uint8 tiles (B, H, W, 3), a word a tile (B,) and the epoch → the encoder's
     input. ``strong`` is the paper's strong view with distortion as likely as in the authors' evaluation."""
+    assert name != "auto", "not settled"
     if name == "none":
         return lambda tiles, words, epoch: prepare(tiles)
     how: dict[str, Any] = {"mean": prepare.mean, "std": prepare.std, "seed": seed}

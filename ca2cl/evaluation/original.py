@@ -65,7 +65,7 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
     """The settings with a value wherever none stood for one; but for the epochs of the original protocol, which depend
     on the labels. There what is left of the optimizer at its default is theirs, too."""
     wanted = {} if config.protocol == "honest" else {**THEIRS[config.trains], "epochs": None}
-    values = {name: wanted.get(name, value) for name, value in OURS.items() if getattr(config, name) is None}
+    values = {name: wanted.get(name, value) for name, value in OURS.items() if getattr(config, name) in (None, "auto")}
     optim = {
         field.name: wanted[f"optim.{field.name}"]
         for field in dataclasses.fields(OptimConfig)
@@ -100,5 +100,7 @@ def differences(config: FinetuneConfig) -> list[str]:
         theirs = {budget: their_epochs(config.trains, budget) for budget in config.labels}
         other = [f"{epochs} at {describe_budget(budget)}" for budget, epochs in theirs.items()
                  if epochs != config.epochs]  # fmt: skip
-        found += [f"epochs {config.epochs}, theirs {', '.join(other)}"] if other else []
+        every = set(theirs.values())
+        told = ", ".join(other) if len(every) > 1 else str(*every)
+        found += [f"epochs {config.epochs}, theirs {told}"] if other else []
     return found

@@ -15,18 +15,18 @@ import torch
 from ca2cl.data.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.evaluation.device import find_device
+from ca2cl.evaluation.leakage import find_leak
 from ca2cl.evaluation.probe_compare import compare_with_first
 from ca2cl.evaluation.probe_config import ProbeConfig
 from ca2cl.evaluation.probe_data import (
     ProbeSet,
     check_every_class,
-    find_leak,
     name_sets,
     open_sets,
     read_set,
     slides_of,
 )
-from ca2cl.evaluation.probe_encoders import Contenders, find_contenders
+from ca2cl.evaluation.probe_encoders import ENCODER, Contenders, find_contenders
 from ca2cl.evaluation.probe_record import ProbeRecord
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
 from ca2cl.evaluation.scoring import KNN, LINEAR, SGD, Scoring, draw_subsets, score
@@ -105,8 +105,10 @@ def _read(
 
 def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: dict[str, ProbeSet]) -> ProbeRecord:
     check_every_class(train.root, train.tiles.labels_N, train.index.classes)
+    cards = {ENCODER: contenders.encoder.card, **{name: found.card for name, found in contenders.rivals.items()}}
     leaks = {
-        name: find_leak(train.side(), test.side(), name=name if len(tests) > 1 else "") for name, test in tests.items()
+        name: find_leak(train.side(), test.side(), name=name if len(tests) > 1 else "", encoders=cards)
+        for name, test in tests.items()
     }
     protocol = PROTOCOLS[config.protocol]
     slides = slides_of(train)

@@ -16,7 +16,8 @@ class ProbeConfig:
     """A probe of frozen features."""
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     train: str
     """Shards with the labelled tiles."""
     test: tuple[str, ...] | str
@@ -43,12 +44,13 @@ class ProbeConfig:
     strength: float | Literal["auto"] | None = None
     """C of the logistic regression, scikit-learn's inverse L2 strength, on centred features of unit length; or auto:
     chosen on held-out labelled tiles, whole slides or patients where they are known. None takes auto where
-    they have, and 1.0 where not: tiles of slides that are trained on choose far too large a C for other slides."""
+    they are known, and scikit-learn's default, 1.0, where not: held-out tiles of slides that are trained on reward a
+    classifier for telling slides apart, and choose a large C."""
     sgd_epochs: int = 50
     """Passes of the SGD over its tiles, in whole turns of 5; more where few are labelled, for 200 steps. A fifth of the
     labelled tiles, whole slides where they are known, is held out and decides which epoch's weights are taken, where
     that is 15 tiles or more."""
-    sgd_lr: float = 0.3
+    sgd_lr: float = 3.0
     """Peak learning rate of the SGD, on centred features of unit length."""
     protocol: ProtocolName = "honest"
     """original: labelled tiles are drawn with replacement, none are held out, and the test tiles choose the epoch of
@@ -94,7 +96,7 @@ class ProbeConfig:
         if isinstance(self.strength, float | int) and not 0 < self.strength < float("inf"):
             raise InputError(f"strength is {self.strength!r}: use a positive number or auto")
         if not 0 < self.sgd_lr < float("inf"):
-            raise InputError(f"sgd_lr is {self.sgd_lr!r}: use a positive number, such as 0.3")
+            raise InputError(f"sgd_lr is {self.sgd_lr!r}: use a positive number, such as 3")
         if self.image_size is not None and self.image_size < 32:
             raise InputError(f"image_size is {self.image_size!r}: use at least 32 pixels")
         self._check_names()

@@ -1,4 +1,4 @@
-"""The two data sets of a probe: opened, checked against each other, turned into features, searched for a leak."""
+"""The two data sets of a probe: opened, checked against each other, turned into features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import known_slides
@@ -18,12 +17,11 @@ from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
-from ca2cl.evaluation.features import Extractor, Features, extract, pixel_digests
+from ca2cl.evaluation.features import Extractor, Features, extract
+from ca2cl.evaluation.leakage import Side
 from ca2cl.redact import redact
 
 logger = logging.getLogger(__name__)
-
-_NAMED_LEAKS = 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class ProbeSet:
 
     def side(self) -> Side:
         """What a search for leaks needs of it."""
-        return Side(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N)
+        return Side.of(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N)
 
     def describe(self) -> dict[str, Any]:
         """What the JSON says of it."""
@@ -175,64 +173,3 @@ def read_set(
             bad[0].reason,
         )
     return ProbeSet(root, index, tiles, bad)
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a comparison: sample numbers (N,) in index order, and a digest of the pixels of each."""
-
-    index: ShardIndex
-    samples: Sequence[int]
-    pixels: Sequence[bytes]
-
-
-def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int) -> Side:
-    """All labelled tiles of some shards that decode, read once for their pixels' digests."""
-    samples = np.flatnonzero(index.labels() >= 0)
-    found: list[int] = []
-    pixels: list[bytes] = []
-    with tqdm(total=len(samples), desc=f"leaks: {title}", unit="tile", disable=None, leave=False) as bar:
-        for tiles_BHWC, _, here in iterate_tiles(index, reader, samples, workers=workers, on_bad=lambda tile: None):
-            pixels += pixel_digests(tiles_BHWC)
-            found += here.tolist()
-            bar.update(len(here))
-    return Side(index, found, pixels)
-
-
-def find_leak(train: Side, test: Side, *, name: str = "") -> dict[str, Any]:
-    """What train and test share: the whole data set, keys, or tiles that are equal pixel by pixel. Warns if anything.
-
-    Equal keys alone may be two tiles with one name; equal pixels are one tile, whatever its name.
-
-    Args:
-        name: of the test set, where there are several.
-    """
-    of = f" of {name}" if name else ""
-    same = train.index.manifest.digest == test.index.manifest.digest
-    train_keys = {key for shard in train.index for key in shard.key}
-    keys = sorted(key for shard in test.index for key in shard.key if key in train_keys)
-    pixels = set(train.pixels)
-    equal = [int(s) for s, p in zip(test.samples, test.pixels, strict=True) if p in pixels]
-    if same or equal:
-        note = " (train and test are the same shards)" if same else ""
-        logger.warning(
-            "LEAK: %d of %d test tiles%s are training tiles too%s; these scores say little about new tiles",
-            len(equal),
-            len(test.samples),
-            of,
-            note,
-        )
-    elif keys:
-        logger.warning(
-            "possible LEAK: %d keys%s are in train and in test (%s is one), though no tile is equal pixel by pixel",
-            len(keys),
-            of,
-            keys[0],
-        )
-    return {
-        "same_manifest": same,
-        "shared_keys": len(keys),
-        "shared_keys_first": keys[:_NAMED_LEAKS],
-        "equal_test_tiles": len(equal),
-        "equal_test_tiles_first": equal[:_NAMED_LEAKS],
-    }

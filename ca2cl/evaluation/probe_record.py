@@ -14,6 +14,7 @@ import numpy as np
 from ca2cl import __version__
 from ca2cl.config import flatten
 from ca2cl.evaluation.classifiers import Strength
+from ca2cl.evaluation.leakage import lines, tag
 from ca2cl.evaluation.probe_compare import Comparison, differences
 from ca2cl.evaluation.probe_config import ProbeConfig
 from ca2cl.evaluation.probe_data import ProbeSet, describe_missing, missing_classes
@@ -65,8 +66,11 @@ class ProbeRecord:
     def remarks(self) -> list[str]:
         """What must be known of the test sets to read the numbers, one line each."""
         several = len(self.tests) > 1
-        lines = [describe_missing(self._missing(name), name if several else "") for name in self.tests]
-        return [line for line in lines if line]
+        found = []
+        for name in self.tests:
+            shown = name if several else ""
+            found += [*lines(self.leaks[name], shown), describe_missing(self._missing(name), shown)]
+        return [line for line in found if line]
 
     def _missing(self, test: str) -> list[str]:
         return missing_classes(self.tests[test].tiles.labels_N, self.train.index.classes)
@@ -175,6 +179,7 @@ class ProbeRecord:
             "ca2cl.train_manifest_digest": self.train.index.manifest.digest,
             "ca2cl.test_manifest_digest": digests[first],
             "ca2cl.resampled_by": self.units[first].name,
+            **tag(self.leaks[first], ENCODER),
         }
         if others:
             tags["ca2cl.other_test_manifest_digests"] = json.dumps({name: digests[name] for name in others})

@@ -17,7 +17,7 @@ from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics, mean_sd
 from ca2cl.evaluation.protocol import HONEST, Protocol
 from ca2cl.evaluation.sgd import RECIPE, SgdRecipe, sgd_classifier
-from ca2cl.evaluation.statistics import Interval, Units, accuracy_interval
+from ca2cl.evaluation.statistics import Interval, Units, bootstrap_interval
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Row:
     settings: list[dict[str, float]]
     """What each seed's classifier ended with: C, the epoch, or k."""
     interval: Interval
-    """95 % interval of the accuracy averaged over seeds (``statistics.accuracy_interval``)."""
+    """95 % interval of the accuracy averaged over seeds (``statistics.bootstrap_interval``)."""
     test: str = ""
     """Name of the test set."""
     right_SN: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False, compare=False)
@@ -176,7 +176,7 @@ def _row(
         labelled=len(draws[0]),
         per_seed=[classification_metrics(tiles.labels_N, p.probabilities) for p in predictions],
         settings=[p.setting for p in predictions],
-        interval=accuracy_interval(right_SN, units),
+        interval=bootstrap_interval(right_SN, units),
         test=test,
         right_SN=right_SN,
         units=units,

@@ -37,7 +37,8 @@ class ExportConfig:
     """
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     to: str
     """torchvision: state dict without fc (.pth). timm: for create_model(checkpoint_path=...) (.safetensors or .pth).
     detectron2: a backbone for DetectionCheckpointer (.pth, and a .yaml of the settings that belong to it). onnx: RGB in

@@ -12,7 +12,8 @@ takes L1's gradient through the strong view along, as the direct step does:
 
 Seven forward passes of a view for the direct step's three, and as many backward ones (three and a half); without the
 adversary four for two. Views are pure functions of the tile, so a tile that is looked at again looks the same, and
-running statistics are recorded in one pass of each view only.
+running statistics are recorded in one pass of each view only. BatchNorm must not look beyond a group of rows that a
+micro-batch holds whole: under norm sync this is another network's gradient, and ``training.shares`` refuses it.
 
 Shapes: B local rows of the whole batch, b of a micro-batch, D embedding.
 """

@@ -36,7 +36,9 @@ class CA2CL:
         config: the loss.
         accumulation: what several micro-batches mean. exact: the whole batch's loss, its gradient brought back to one
             micro-batch after another (``cached``); plain: the mean of the micro-batches' own losses; bitwise: exact, in
-            units of work that do not depend on the hardware (``bitwise``).
+            units of work that do not depend on the hardware (``bitwise``). exact and bitwise hold where a micro-batch
+            passes through the network as it would within the whole batch: not under norm sync, whose statistics are
+            then the micro-batch's (``training.shares`` refuses it).
         unit: rows of such a unit, for bitwise.
     """
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.data.splits import describe_budget
+from ca2cl.evaluation.leakage import lines
 from ca2cl.evaluation.probe_encoders import ENCODER
 from ca2cl.evaluation.probe_report import cells, heads, row_from_dict
 from ca2cl.evaluation.scoring import Row
@@ -118,7 +119,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     confusions = [_confusion(row, classes) for row in shown]
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
-    notes = [_data_note(run), *_resampled(content, tests), *said]
+    notes = [_data_note(run), *_resampled(content, tests, said), *said]
     return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions)
 
 
@@ -145,29 +146,25 @@ def _remarks(content: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[list
     return [note for note in said if note not in loud], loud
 
 
-def _resampled(content: Mapping[str, Any], tests: Mapping[str, Any]) -> list[str]:
-    """What the intervals are over, for each test set; one note where it is the same for all."""
-    said = [(of_test.get("resampled") or content.get("resampled") or {}).get("statement") for of_test in tests.values()]
-    if None in said:
+def _resampled(content: Mapping[str, Any], tests: Mapping[str, Any], said: Sequence[str]) -> list[str]:
+    """What the intervals are over, once for test sets of which the same is true."""
+    statements = {test: (of_test.get("resampled") or content.get("resampled")) for test, of_test in tests.items()}
+    if not all(statements.values()):
         return ["95 %: tiles were resampled, by an earlier version, whatever slides they are of."]
-    same = len(set(said)) == 1
-    return [f"{statement}." if same else f"{test}: {statement}." for test, statement in zip(tests, said, strict=True)][
-        : 1 if same else None
-    ]
+    told = {test: str(held["statement"]) for test, held in statements.items() if held}
+    if len(set(told.values())) == 1:
+        told = {"": next(iter(told.values()))}
+    return [f"{test}: {text}." if test else f"{text}." for test, text in told.items() if text not in said]
 
 
 def _leaks(tests: Mapping[str, Any]) -> list[str]:
-    """One line for every test set that shares tiles with the training set."""
-    found = []
-    for test, of_test in tests.items():
-        leak = of_test.get("leak") or {}
-        if leak.get("same_manifest") or leak.get("equal_test_tiles"):
-            of = f" of {test}" if len(tests) > 1 else ""
-            equal = leak.get("equal_test_tiles", "all")
-            found.append(
-                f"{_LEAK} {equal} test tiles{of} are training tiles too; these scores say little about new tiles."
-            )
-    return found
+    """A line for everything that a test set shares with the training set or with the encoder's own data."""
+    several = len(tests) > 1
+    return [
+        f"{line}."
+        for test, of_test in tests.items()
+        for line in lines(of_test.get("leak") or {}, test if several else "")
+    ]
 
 
 def _confusion(row: Row, classes: list[str]) -> Confusion:

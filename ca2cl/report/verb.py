@@ -27,7 +27,7 @@ class ReportConfig:
     """
 
     run: str
-    """Run id, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, or a run's folder."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, or a run's folder."""
     out: str
     """HTML file to write; one that is there is replaced."""
     shards: str | None = None

@@ -24,7 +24,7 @@ from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metri
 from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
 from ca2cl.evaluation.scoring import Row, draw_subsets
 from ca2cl.evaluation.sgd import sgd_classifier
-from ca2cl.evaluation.statistics import Units, accuracy_interval
+from ca2cl.evaluation.statistics import Units, bootstrap_interval
 from ca2cl.reproduce.features import Vectors
 from ca2cl.reproduce.settings import NctConfig
 from ca2cl.reproduce.work import KEPT
@@ -155,7 +155,7 @@ def _row(classifier: str, budget: float, cells: Iterable[LinearCell], out: Path)
             for result in results
         ],
         settings=[result["setting"] for result in results],
-        interval=accuracy_interval(right_SM, units),
+        interval=bootstrap_interval(right_SM, units),
     )
 
 

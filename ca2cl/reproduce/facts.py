@@ -11,7 +11,8 @@ from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import known_slides
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe_data import find_leak, missing_classes, open_pair, side_of
+from ca2cl.evaluation.leakage import find_leak, side_of
+from ca2cl.evaluation.probe_data import missing_classes, open_pair
 from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.settings import NctConfig
 from ca2cl.reproduce.work import KEPT

@@ -12,6 +12,7 @@ from ca2cl import __version__
 from ca2cl.config import flatten
 from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.errors import InputError
+from ca2cl.evaluation.leakage import tag, trained_on
 from ca2cl.evaluation.probe_report import (
     metric_name,
     metric_names,
@@ -46,7 +47,8 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
         InputError: a cell's file is damaged, a file cannot be written, or the store cannot be reached.
     """
     config = replace(config, tasks=_finished(config))
-    facts = {**facts, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
+    leak = {**facts["leak"], "trained_on_test": trained_on({ENCODER: found.card}, facts["digests"][1])}
+    facts = {**facts, "leak": leak, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
     shown = lines(_rows(config))
     said = notes(config, facts, made_up(Path(config.data)))
     text = table(shown) + "\n" + "\n".join(said) + "\n"
@@ -93,6 +95,7 @@ def _content(
         "data": dict(facts),
         "classes": facts["classes"],
         "leak": facts["leak"],
+        "resampled": facts.get("resampled"),
         "config": flatten(config),
         "results": [line.as_dict() for line in shown],
         "foundation_models": FOUNDATION,
@@ -135,6 +138,7 @@ def _log_once(
             "ca2cl.protocol": protocol_tag(config),
             "ca2cl.train_manifest_digest": facts["digests"][0],
             "ca2cl.test_manifest_digest": facts["digests"][1],
+            **tag(facts["leak"], ENCODER),
             "ca2cl.resampled_by": facts.get("resampled", {}).get("unit", "tile"),
         },
         uri=config.tracking.uri,

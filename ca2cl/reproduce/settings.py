@@ -36,7 +36,8 @@ class NctConfig:
     """
 
     encoder: str
-    """Run id, runs:/ID, models:/NAME@ALIAS, run folder, .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     data: str
     """Folder with the published folders NCT-CRC-HE-100K and CRC-VAL-HE-7K, or for --download to put them."""
     output_dir: str = "reproduce-nct"
@@ -70,9 +71,9 @@ class NctConfig:
     """Most tiles that one process holds at a time in fine-tuning; none takes its whole share of the batch at once."""
     norm: Literal["sync", "frozen"] = "sync"
     """BatchNorm in fine-tuning. sync: statistics of the batch, over all processes; frozen: the encoder's own."""
-    augment: Augmentation | None = None
+    augment: Augmentation = "auto"
     """How labelled tiles are augmented in fine-tuning. crop: random resized crops; ca2cl: the paper's weak view;
-    strong: its strong view; none: not at all. Left out: crop, or strong as theirs."""
+    strong: its strong view; none: not at all; auto: crop, or strong as theirs."""
     against: tuple[str, ...] = ()
     """Other encoders that are fine-tuned in the same way, for the gain over them: random, for one."""
     precision: Literal["no", "fp16", "bf16"] = "no"

@@ -10,6 +10,7 @@ from typing import Any
 
 from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation import original
+from ca2cl.evaluation.leakage import lines as leak_lines
 from ca2cl.evaluation.original import ALWAYS, differences, protocol_of
 from ca2cl.evaluation.probe_data import describe_missing
 from ca2cl.evaluation.probe_report import describe_interval
@@ -100,10 +101,7 @@ def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[st
     found = []
     if made_up:
         found.append("MADE-UP TISSUE: these tiles were drawn; theirs are shown for their places alone")
-    leak = facts["leak"]
-    if leak["same_manifest"] or leak["equal_test_tiles"]:
-        shared = f"{leak['equal_test_tiles']} of {facts['tiles'][1]} test tiles are training tiles too"
-        found.append(f"LEAK: {shared}; these scores say little about new tiles")
+    found += leak_lines({"test_tiles": facts["tiles"][1], **facts["leak"]})
     if facts.get("missing_classes"):
         found.append(describe_missing(facts["missing_classes"]))
     found.append(facts.get("resampled", Units.of(None, facts["tiles"][1]).as_dict())["statement"])

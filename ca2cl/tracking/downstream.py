@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ca2cl.tracking.encoder_versions import EncoderVersion
-from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
+from ca2cl.tracking.evaluation_run import LEAK_TAG, SOURCE_RUN_TAG, TRAINED_ON_TEST
 from ca2cl.tracking.store import Store, store_errors
 from ca2cl.tracking.tables import short
 
@@ -27,10 +27,18 @@ class Terms(NamedTuple):
     protocol: str = HONEST
     """What the evaluation was allowed to look at. Numbers of another protocol than the honest one are nobody's claim
     about new tiles: they rank no encoder."""
+    leak: str = ""
+    """What the test set shares with what was trained on, such as slides; empty where nothing is known to be shared."""
+
+    @property
+    def rank(self) -> bool:
+        """Whether numbers measured on these terms may rank encoders."""
+        return self.protocol == HONEST and not self.leak
 
     def __str__(self) -> str:
         protocol = "" if self.protocol == HONEST else f", protocol {self.protocol}"
-        return f"{self.kind}, train {short(self.train)}, test {short(self.test)}{protocol}"
+        leak = f", LEAK ({self.leak})" if self.leak else ""
+        return f"{self.kind}, train {short(self.train)}, test {short(self.test)}{protocol}{leak}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ def _downstream(run: Any) -> Downstream:
         tags.get("ca2cl.train_manifest_digest"),
         tags.get("ca2cl.test_manifest_digest"),
         protocol or HONEST,
+        tags.get(LEAK_TAG, ""),
     )
     # A run that tells the encoder from floors has the encoder's metrics under a prefix of their own.
     own = {name: value for name, value in run.data.metrics.items() if name.startswith(_OWN)}
@@ -119,12 +128,19 @@ def _downstream(run: Any) -> Downstream:
 def runs_of(entry: EncoderVersion, grouped: Mapping[str, Sequence[Downstream]]) -> list[Downstream]:
     """The downstream runs of one encoder, newest first.
 
-    A run that was trained further has several versions: what was measured with another one of them is left out.
+    A run that was trained further has several versions: what was measured with another one of them is left out. A test
+    on the very shards that the encoder was trained on is a leak, whether its run says so or not.
     """
     runs = [run for source in entry.source_run_ids for run in grouped.get(source, ())]
     siblings = f"models:/{entry.name}/"
     runs = [run for run in runs if not run.encoder_uri.startswith(siblings) or run.encoder_uri == entry.uri]
+    trained = entry.tag("ca2cl.manifest_digest")
+    runs = [_with_leak(run) if trained and run.terms.test == trained else run for run in runs]
     return sorted(runs, key=lambda run: run.ended or 0, reverse=True)
+
+
+def _with_leak(run: Downstream) -> Downstream:
+    return run if run.terms.leak else replace(run, terms=run.terms._replace(leak=TRAINED_ON_TEST))
 
 
 def runs_for(store: Store, entry: EncoderVersion) -> list[Downstream]:
@@ -165,9 +181,9 @@ def falls(metric: str) -> bool:
 
 
 def best(runs: Iterable[Downstream], wanted: str) -> tuple[float, str, Downstream] | None:
-    """The best value of the metrics named ``wanted`` in any of the honest runs, with its full name and its run."""
-    honest = [run for run in runs if run.terms.protocol == HONEST]
-    found = [(value, name, run) for run in honest for name, value in run.scores().items() if is_named(name, wanted)]
+    """The best value of the metrics named ``wanted`` in any run that ranks, with its full name and its run."""
+    ranking = [run for run in runs if run.terms.rank]
+    found = [(value, name, run) for run in ranking for name, value in run.scores().items() if is_named(name, wanted)]
     if not found:
         return None
     choose = min if falls(wanted) else max

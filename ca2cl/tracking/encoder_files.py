@@ -42,6 +42,8 @@ class EncoderCard:
     std: tuple[float, ...]
     manifest_digest: str | None = None
     """Identity of the tiles it was trained on."""
+    earlier_manifests: tuple[str, ...] = ()
+    """Identities of the tiles that the weights it started from were trained on."""
     classes: tuple[str, ...] = ()
     predicts: tuple[str, ...] = ()
     """Classes of the head ``fc`` in the order of its rows, where the weights have one: then it is a classifier too."""
@@ -59,6 +61,11 @@ class EncoderCard:
     origin_run_id: str | None = None
     """Run that trained it, as far as what it was imported from told."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def manifests(self) -> tuple[str, ...]:
+        """Identities of all tiles that had a part in these weights, as far as known."""
+        return (*self.earlier_manifests, *([self.manifest_digest] if self.manifest_digest else []))
 
 
 def read_card(path: str | Path) -> EncoderCard:
@@ -107,7 +114,7 @@ def _check(card: EncoderCard) -> None:
 
 
 def _check_facts(card: EncoderCard) -> None:
-    for name in ("classes", "predicts"):
+    for name in ("classes", "predicts", "earlier_manifests"):
         value = getattr(card, name)
         if not isinstance(value, tuple) or not all(map(is_text, value)):
             raise ValueError(f"{name} is {value!r:.100}, not a list of names")

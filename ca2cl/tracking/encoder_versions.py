@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
+from ca2cl.tracking.naming import MODEL, full_run_id, is_stored
 from ca2cl.tracking.registry import DIGEST_TAG
-from ca2cl.tracking.resolver import MODEL, RUN_ID
 from ca2cl.tracking.store import Store, fetch_run, open_store, resolve_uri, store_errors
 from ca2cl.tracking.tables import short
 
@@ -18,7 +17,6 @@ ENCODER_NAME = "ca2cl-encoder"
 ORIGIN_RUN_TAG = "ca2cl.origin_run_id"
 LATEST = "latest"
 _PAGE = 200
-_PREFIX = re.compile(r"[0-9a-f]{6,31}")  # a run id as the tables shorten it
 
 
 @dataclass(frozen=True)
@@ -118,16 +116,17 @@ def _entry(version: Any, aliases: dict[str, str]) -> EncoderVersion:
     )
 
 
-def find_version(store: Store, what: str, name: str = ENCODER_NAME) -> EncoderVersion:
+def find_version(store: Store, what: str, name: str | None = None) -> EncoderVersion:
     """The encoder that ``what`` names.
 
     Args:
         what: a version's number or an alias of ``name``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, a run id
-            (or as many of its digits as the tables show) or ``runs:/ID``. A run means its newest version under
-            ``name``, or the bare run if it was never registered.
+            (or as many of its digits as the tables show) or ``runs:/ID``. A run means its newest version, or the bare
+            run if it was never registered.
+        name: registered model; None means ``ENCODER_NAME``, or the only other one where that has no such version.
 
     Raises:
-        InputError: there is none such; names the nearest spelling.
+        InputError: there is none such, and the line names the nearest spelling; or there are several.
     """
     match = MODEL.fullmatch(what)
     if match:
@@ -135,30 +134,43 @@ def find_version(store: Store, what: str, name: str = ENCODER_NAME) -> EncoderVe
     elif what.startswith("models:/"):
         raise InputError(f"encoder {what!r}: not a model; use models:/NAME/VERSION or models:/NAME@ALIAS")
     versions = registered(store, name)
-    run_id = what.removeprefix("runs:/").partition("/")[0]
-    if what.startswith("runs:/") or RUN_ID.fullmatch(what):
+    entry = None if is_stored(what) else _labelled(versions, what, name)
+    if entry is not None:
+        return entry
+    run_id = None if match else full_run_id(store, what)
+    if run_id is not None:
         made = [entry for entry in versions if entry.run_id == run_id]
         return made[0] if made else _bare_run(store, run_id)
+    raise _unknown(store, versions, what, name)
+
+
+def _labelled(versions: Sequence[EncoderVersion], what: str, name: str | None) -> EncoderVersion | None:
+    """The version with this number or alias."""
+    found = [entry for entry in versions if what == entry.version or what in entry.aliases]
+    if what == LATEST and not found:  # MLflow's own alias: the highest number
+        names = {entry.name for entry in versions}
+        found = [max((e for e in versions if e.name == one), key=lambda e: int(e.version)) for one in names]
+    if name is None:
+        found = [entry for entry in found if entry.name == ENCODER_NAME] or found
+    if len(found) > 1:
+        uris = ", ".join(sorted(entry.uri for entry in found))
+        raise InputError(f"encoder {what!r}: fits several ({uris}); give one of these")
+    return found[0] if found else None
+
+
+def _unknown(store: Store, versions: Sequence[EncoderVersion], what: str, name: str | None) -> InputError:
     if not versions:
-        raise InputError(f"registered model {name!r}: not in {store.public_uri}; {nearest(name, _names(store))}")
-    return _pick(versions, what, name)
-
-
-def _pick(versions: list[EncoderVersion], what: str, name: str) -> EncoderVersion:
-    for entry in versions:
-        if what == entry.version or what in entry.aliases:
-            return entry
-    if what == LATEST:  # MLflow's own alias: the highest number
-        return max(versions, key=lambda entry: int(entry.version))
-    if _PREFIX.fullmatch(what):
-        made = [entry for entry in versions if entry.run_id.startswith(what)]
-        if len({entry.run_id for entry in made}) == 1:
-            return made[0]
+        known = f"registered model {name!r}: not" if name else "no encoder is registered"
+        return InputError(f"{known} in {store.public_uri}; {nearest(name or what, _names(store))}")
+    owner = name or (ENCODER_NAME if any(entry.name == ENCODER_NAME for entry in versions) else versions[0].name)
+    versions = [entry for entry in versions if entry.name == owner]
     if what.isdecimal():
         numbers = sorted((entry.version for entry in versions), key=int)
-        raise InputError(f"{name} has no version {what}: there are {', '.join(numbers)}")
+        return InputError(f"{owner} has no version {what}: there are {', '.join(numbers)}")
     aliases = sorted({alias for entry in versions for alias in entry.aliases} | {LATEST})
-    raise InputError(f"{name} has no alias {what!r}: {nearest(what, aliases)}; or give a version's number or a run id")
+    return InputError(
+        f"{owner} has no alias {what!r}: {nearest(what, aliases)}; or give a version's number or a run id"
+    )
 
 
 def _bare_run(store: Store, run_id: str) -> EncoderVersion:

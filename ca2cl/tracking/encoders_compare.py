@@ -11,7 +11,7 @@ from typing import Any
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
 from ca2cl.tracking.downstream import Downstream, Terms, is_named, newest_by_terms, runs_for, spellings
-from ca2cl.tracking.encoder_versions import ENCODER_NAME, EncoderVersion, find_version, needed_store
+from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store
 from ca2cl.tracking.tables import aligned
 
 POSITIONAL = ("encoders",)
@@ -49,8 +49,9 @@ class CompareConfig:
 
     encoders: tuple[str, ...]
     """Two or more, each a version's number, an alias, models:/NAME/VERSION, models:/NAME@ALIAS, or a run id."""
-    name: str = ENCODER_NAME
-    """Registered model that bare numbers and aliases belong to."""
+    name: str | None = None
+    """Registered model that bare numbers and aliases belong to; none means ca2cl-encoder, or the only other that has
+    it."""
     metric: str | None = None
     """Only metrics of this name, or that end in it, such as macro_f1 or linear/100pct/accuracy; none takes all."""
     json: bool = False
@@ -157,6 +158,7 @@ def _as_dict(terms: Terms, columns: Sequence[Column], wanted: str | None) -> dic
         "train_manifest_digest": terms.train,
         "test_manifest_digest": terms.test,
         "protocol": terms.protocol,
+        "leak": terms.leak or None,
         "runs": {label: run.run_id for label, run in runs.items()},
         "metrics": {
             name: {label: run.metrics[name] for label, run in runs.items() if name in run.metrics}

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
-from ca2cl.tracking.downstream import HONEST, Downstream, Terms, falls, is_named, newest_by_terms, runs_for, spellings
-from ca2cl.tracking.encoder_versions import ENCODER_NAME, LATEST, EncoderVersion, find_version, needed_store, registered
+from ca2cl.tracking.downstream import Downstream, Terms, falls, is_named, newest_by_terms, runs_for, spellings
+from ca2cl.tracking.encoder_versions import LATEST, EncoderVersion, find_version, needed_store, registered
 from ca2cl.tracking.registry import CHAMPION
 from ca2cl.tracking.store import Store, store_errors
 
@@ -25,8 +25,9 @@ class PromoteConfig:
     """Move an alias to an encoder: without --if_better always, with it only to one that is better.
 
     Better means: in every kind of downstream run that both have on the same training and test shards (the newest run of
-    each, by the honest protocol), the metric is strictly better. Where there is no such run, that is an error and
-    nothing moves. The line on stdout begins with "promoted" or "kept", and --exit_code tells it by the exit code too.
+    each, by the honest protocol and without a leak), the metric is strictly better. Where there is no such run, that is
+    an error and nothing moves. The line on stdout begins with "promoted" or "kept", and --exit_code tells it by the
+    exit code too.
     """
 
     what: str
@@ -40,8 +41,9 @@ class PromoteConfig:
     """Alias whose holder must be beaten; none takes the one that is moved."""
     exit_code: bool = False
     """End with exit code 3 instead of 0 when the alias was kept where it is because it was not beaten."""
-    name: str = ENCODER_NAME
-    """Registered model that a bare number or alias belongs to."""
+    name: str | None = None
+    """Registered model that a bare number or alias belongs to; none means ca2cl-encoder, or the only other that has
+    it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Which store to look in."""
 
@@ -96,11 +98,14 @@ def _verdict(store: Store, entry: EncoderVersion, rival: EncoderVersion, wanted:
     """
     ours, theirs = (newest_by_terms(runs_for(store, one)) for one in (entry, rival))
     both = [terms for terms in ours if terms in theirs]
-    shared = [terms for terms in both if terms.protocol == HONEST]
+    shared = [terms for terms in both if terms.rank]
     if both and not shared:
+        leak = both[0].leak
+        how = f"with a leak ({leak})" if leak else f"by protocol {both[0].protocol}"
+        remedy = "on slides that neither has seen" if leak else "on tissue and without --protocol"
         raise InputError(
-            f"{entry.label} and {rival.label}: both were measured by protocol {both[0].protocol} alone, and no "
-            "encoder is promoted by that; measure both on tissue and without --protocol, or promote without --if_better"
+            f"{entry.label} and {rival.label}: both were measured {how} alone, and no encoder is promoted by that; "
+            f"measure both {remedy}, or promote without --if_better"
         )
     if not shared:
         raise InputError(

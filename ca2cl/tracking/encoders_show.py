@@ -15,7 +15,7 @@ from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.tracking.downstream import Downstream, runs_for
 from ca2cl.tracking.encoder_files import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
-from ca2cl.tracking.encoder_versions import ENCODER_NAME, EncoderVersion, find_version, needed_store, source_run
+from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store, source_run
 from ca2cl.tracking.registry import DIGEST_TAG
 from ca2cl.tracking.store import Store
 from ca2cl.tracking.tables import aligned, iso, when
@@ -28,9 +28,11 @@ class ShowConfig:
     """Show one encoder: its card, its lineage, and every downstream run that names it as its source."""
 
     what: str
-    """A version's number, an alias, models:/NAME/VERSION, models:/NAME@ALIAS, or the run that made it."""
-    name: str = ENCODER_NAME
-    """Registered model that a bare number or alias belongs to."""
+    """A version's number, an alias, models:/NAME/VERSION, models:/NAME@ALIAS, or the id of the run that made it (or its
+    first digits)."""
+    name: str | None = None
+    """Registered model that a bare number or alias belongs to; none means ca2cl-encoder, or the only other that has
+    it."""
     json: bool = False
     """One JSON object, for programs."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -110,13 +112,14 @@ def _card_place(store: Store, entry: EncoderVersion) -> str:
 
 
 def _as_dict(run: Downstream) -> dict[str, Any]:
-    kind, train, test, protocol = run.terms
+    kind, train, test, protocol, leak = run.terms
     return {
         "run_id": run.run_id,
         "kind": kind,
         "train_manifest_digest": train,
         "test_manifest_digest": test,
         "protocol": protocol,
+        "leak": leak or None,
         "ended": iso(run.ended),
         "metrics": dict(run.metrics),
     }

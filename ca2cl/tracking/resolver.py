@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
 from ca2cl.scratch import scratch_folder
@@ -25,14 +25,17 @@ from ca2cl.tracking.encoder_files import (
     make_encoder,
     read_weights,
 )
+from ca2cl.tracking.encoder_versions import LATEST, existing_store, find_version
+from ca2cl.tracking.naming import MODEL, WORD, full_run_id, is_stored
+from ca2cl.tracking.registry import CHAMPION
 from ca2cl.tracking.store import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
 
+logger = logging.getLogger(__name__)
 _DEFAULT_ARCH = "resnet18"
 _DEFAULT_SIZE = 224
-RUN_ID = re.compile(r"[0-9a-f]{32}")
-MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[^/@]+)|@(?P<alias>[^/@]+))")
 _FORMS = (
-    "a run id, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS, a run folder, a .safetensors file, "
+    "a run id or its first digits, a version's number, an alias such as champion, models:/NAME/VERSION, "
+    "models:/NAME@ALIAS, a run folder, a .safetensors file, "
     "torchvision:IMAGENET1K_V1, random, or the authors' .pth or .tar"
 )
 
@@ -68,10 +71,12 @@ def resolve_encoder(
     """Find and load an encoder.
 
     Args:
-        source: a run id, ``runs:/ID``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, a run folder or a folder that
+        source: a run id or its first digits, ``runs:/ID``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, a
+            version's number or an alias (as ``find_version`` takes them); a run folder or a folder that
             ``save_encoder`` wrote, a safetensors file (its card beside it, or ``arch``), ``torchvision:WEIGHTS``,
             ``random`` or ``random:SEED``, or the method's authors' checkpoint (``{'net': {'module.resnet.…'}}``).
-        tracking_uri: MLflow store for the first four; none takes MLFLOW_TRACKING_URI or the embedded store.
+            Where a file or folder has the name that a version or a run goes by, it is the file or folder.
+        tracking_uri: MLflow store of runs and models; none takes MLFLOW_TRACKING_URI or the embedded store.
         root: folder of the embedded store.
         arch: the architecture that is wanted; none takes the card's, or resnet18 where there is no card.
 
@@ -85,8 +90,10 @@ def resolve_encoder(
         found = _random(source, arch or _DEFAULT_ARCH)
     elif source.startswith("torchvision:"):
         found = _torchvision(source, arch or _DEFAULT_ARCH)
-    elif RUN_ID.fullmatch(source) or source.startswith(("runs:/", "models:/")):
+    elif is_stored(source):
         found = _from_store(source, open_store(tracking_uri, root or DEFAULT_ROOT))
+    elif (named := stored_name(source, tracking_uri, root)) is not None:
+        found = _from_store(named, open_store(tracking_uri, root or DEFAULT_ROOT))
     else:
         found = _from_path(Path(source).expanduser(), arch)
     if arch is not None and found.card.arch != arch:
@@ -140,12 +147,36 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
 def _from_store(source: str, store: Store) -> ResolvedEncoder:
     if source.startswith("models:/"):
         return _from_version(source, store)
-    run_id = source.removeprefix("runs:/").partition("/")[0]
+    run_id = full_run_id(store, source)
+    assert run_id is not None, source
     fetch_run(store, run_id)
     location = run_place(store, run_id, ENCODER_PATH)
     if not {WEIGHTS_NAME, CARD_NAME} <= set(names_in(store, location)):
         raise InputError(f"run {run_id!r}: has no encoder yet; let it finish, or send it with `ca2cl sync RUN_DIR`")
     return _download(location, store, run_id, f"runs:/{run_id}")
+
+
+def stored_name(word: str, tracking_uri: str | None, root: str | Path | None) -> str | None:
+    """``runs:/ID`` or ``models:/NAME/VERSION`` for a version's number, an alias or the first digits of a run id; None
+    for what is there as a file or folder, or looks like the path of one.
+
+    Raises:
+        InputError: the store has none such, or cannot be reached.
+    """
+    if not WORD.fullmatch(word):
+        return None
+    if Path(word).expanduser().exists():
+        if word.isdecimal() or word in (CHAMPION, LATEST):
+            logger.info("encoder %s: the file or folder; the registry's is models:/NAME/VERSION or @ALIAS", word)
+        return None
+    store = existing_store(TrackingConfig(uri=tracking_uri, root=str(root or DEFAULT_ROOT)))
+    if store is None:
+        return None
+    try:
+        entry = find_version(store, word)
+    except InputError as error:
+        raise InputError(f"encoder {word!r}: no file or folder of that name; {error}") from None
+    return f"runs:/{entry.run_id}" if entry.run_id.startswith(word) else entry.uri
 
 
 def _from_version(source: str, store: Store) -> ResolvedEncoder:

@@ -17,10 +17,10 @@ from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.tracking.downstream import Downstream, runs_for
 from ca2cl.tracking.encoder_files import ENCODER_PATH, WEIGHTS_NAME
-from ca2cl.tracking.encoder_versions import ENCODER_NAME, EncoderVersion, find_version, needed_store
+from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store
 from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.tracking.journal import JOURNAL_NAME, is_training, read_journal
-from ca2cl.tracking.resolver import RUN_ID
+from ca2cl.tracking.naming import WORD, is_stored
 from ca2cl.tracking.run_artifacts import artifact_texts
 from ca2cl.tracking.run_record import RUN_NAME, read_run, store_of
 from ca2cl.tracking.store import Store, fetch_run, store_errors
@@ -99,22 +99,23 @@ def read_material(source: str, tracking: TrackingConfig) -> RunMaterial:
     """Find a run and read what there is of it.
 
     Args:
-        source: a run id, ``runs:/ID``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS`` or a run's folder.
+        source: a run's folder, or what ``find_version`` takes.
 
     Raises:
         InputError: no such run, a run that evaluated an encoder and made none, or a store that cannot be reached (of a
             folder only where it was named by ``tracking.uri``).
     """
-    if RUN_ID.fullmatch(source) or source.startswith(("runs:/", "models:/")):
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _from_folder(folder, tracking)
+    if is_stored(source) or WORD.fullmatch(source):
         store = needed_store(tracking)
         return _from_store(store, find_version(store, source))
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise InputError(
-            f"run {source!r}: names no run; give a run id, runs:/ID, models:/NAME/VERSION, models:/NAME@ALIAS or a "
-            "run's folder (`ca2cl encoders import` makes a run of an encoder that has none)"
-        )
-    return _from_folder(folder, tracking)
+    raise InputError(
+        f"run {source!r}: names no run; give a run id or its first digits, a version's number, an alias, "
+        "models:/NAME/VERSION, models:/NAME@ALIAS or a run's folder (`ca2cl encoders import` makes a run of an encoder "
+        "that has none)"
+    )
 
 
 def _from_folder(folder: Path, tracking: TrackingConfig) -> RunMaterial:
@@ -142,8 +143,6 @@ def _from_store(store: Store, entry: EncoderVersion, folder: Path | None = None)
         raise InputError(f"{entry.uri}: was registered without a run; give a run id")
     run = fetch_run(store, entry.run_id)
     tags, params = dict(run.data.tags), dict(run.data.params)
-    if not entry.version and params.get("tracking.register_as", ENCODER_NAME) != ENCODER_NAME:
-        entry = find_version(store, f"runs:/{entry.run_id}", params["tracking.register_as"])
     if SOURCE_RUN_TAG in tags:
         raise InputError(
             f"run {entry.run_id!r}: is a {tags.get('ca2cl.kind', 'downstream run')} of an encoder; give the run that "

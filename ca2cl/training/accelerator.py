@@ -16,9 +16,16 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ca2cl.errors import InputError, LocalError
-from ca2cl.training.launched import RENDEZVOUS, Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus
-
-_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+from ca2cl.training.launched import (
+    RENDEZVOUS,
+    Place,
+    find_place,
+    forget_place,
+    keeps_to_cpu,
+    under_deepspeed,
+    unseen_gpus,
+)
+from ca2cl.training.variables import settle_variables
 
 
 def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerator:
@@ -39,6 +46,7 @@ def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerato
     # between them (pytorch#175024); ours need no broadcast, every rank computes the same ones.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # by every process
     place = _settle_place()
+    settle_variables()
     on_gpu = torch.cuda.is_available() and not keeps_to_cpu()
     try:
         store = _meet(place, on_gpu, patience)
@@ -57,6 +65,8 @@ def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerato
         raise unmet(place, error, patience) from None
     del store
     check_joined(place, accelerator.num_processes)
+    if accelerator.device.type not in ("cpu", "cuda"):
+        raise InputError(f"accelerate chose the device {accelerator.device}: ca2cl computes on CUDA GPUs or CPUs")
     if accelerator.device.type == "cpu" and accelerator.num_processes > 2:
         # There are none, but DDP then leaves its buckets as they are. Otherwise it sorts them anew after a job's first
         # backward pass, and on three processes or more a sum's order, and so its rounding, depends on where in a bucket
@@ -67,8 +77,7 @@ def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerato
 
 
 def _settle_place() -> Place:
-    """This process's place. accelerate reads the variables by rules of its own, so where they mean nothing they go: a
-    RANK or LOCAL_RANK without a launcher, and MPI's, which would make several processes of one."""
+    """This process's place, with an environment in which accelerate finds the same."""
     place = find_place()
     if under_deepspeed():
         if not all(os.environ.get(name) for name in RENDEZVOUS):
@@ -83,8 +92,7 @@ def _settle_place() -> Place:
             )
         os.environ["ACCELERATE_USE_CPU"] = "false"
     elif place.world == 1:
-        for name in (*RENDEZVOUS, "WORLD_SIZE", "LOCAL_WORLD_SIZE", *_MPI_SIZES):
-            os.environ.pop(name, None)
+        forget_place()
     return place
 
 

@@ -50,6 +50,9 @@ class DeepSpeedEngine(AccelerateEngine):
     ) -> None:
         plugin: Any = accelerator.state.deepspeed_plugin
         _check(plugin.zero_stage, optim)
+        for half in ("fp16", "bf16"):
+            if plugin.deepspeed_config.get(half, {}).get("enabled") is True:
+                raise InputError(f"{half} is enabled in DeepSpeed's configuration: leave it out, run.precision decides")
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=micro_batch_size,
             gradient_accumulation_steps=1,

@@ -42,14 +42,12 @@ class MicroBatches(Sequence[ViewBatch]):
             raise IndexError(number)
         start = (number % len(self)) * self._size
         rows = self._order[start : start + self._size]
-        tiles, key_hash, positions = (
-            part[rows].to(self._device, non_blocking=True)
-            for part in (self._batch.tiles, self._batch.key_hash, self._batch.positions)
+        tiles, positions = (
+            part[rows].to(self._device, non_blocking=True) for part in (self._batch.tiles, self._batch.positions)
         )
-        with torch.no_grad():
-            x1, x2 = (
-                x.contiguous(memory_format=torch.channels_last) for x in self._views(tiles, key_hash, self._batch.epoch)
-            )
+        # The keys stay: what a view draws is drawn on the host.
+        made = self._views(tiles, self._batch.key_hash[rows], self._batch.epoch)
+        x1, x2 = (x.contiguous(memory_format=torch.channels_last) for x in made)
         second_order = self._groups.second_order(len(x2)).to(self._device) if self._groups else None
         return ViewBatch(x1, x2, positions, second_order)
 

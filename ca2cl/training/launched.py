@@ -10,6 +10,7 @@ from ca2cl.errors import LocalError
 
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What processes need to meet, beside WORLD_SIZE."""
+_COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 
@@ -48,6 +49,24 @@ def find_place() -> Place:
             ", which set them all, or unset WORLD_SIZE to run as one process"
         )
     return Place(_number("RANK"), world, _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE", world))
+
+
+def launched_rank() -> int:
+    """Number of a process that a launcher started beside others; 0 for any other process, whatever RANK says."""
+    try:
+        return find_place().rank
+    except LocalError:
+        return 0
+
+
+def forget_place() -> None:
+    """Take what a launcher sets out of the environment, for a process that belongs to no launch, and what it starts.
+
+    accelerate and torch read it by rules of their own: a LOCAL_RANK, or the count of an MPI job, and one process waits
+    for others.
+    """
+    for name in (*RENDEZVOUS, *_COUNTS):
+        os.environ.pop(name, None)
 
 
 def _number(name: str, default: int = 0) -> int:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TypeVar
 
 from ca2cl.lifetime import is_running, when_launcher_ends
+from ca2cl.training.launched import launched_rank
 
 logger = logging.getLogger(__name__)
 Flag = TypeVar("Flag", bound="StopFlag")
@@ -210,7 +211,7 @@ class StopFlag:
 
 
 def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # one line for the job
+    if launched_rank() == 0:  # one line for the job
         logger.warning(line)
 
 

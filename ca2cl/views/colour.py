@@ -1,6 +1,7 @@
 """Colour of a view: point-wise operations, as many as possible folded into one matrix a sample.
 
-Images are float32 (B, 3, H, W) in [0, 1]; a linear operation is a ``Linear``: matrix and offset of every sample.
+Images are float32 (B, 3, H, W) in [0, 1]; a linear operation is a ``Linear``: matrix and offset of every sample. All
+tensors lie on one device: a recipe moves what it has drawn to that of the images.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def contrast(linear: Linear, factor: Tensor, mean_rgb: Tensor) -> Linear:
         factor: float64 (B,).
         mean_rgb: mean of the channels of the image that ``linear`` is given, float64 (B, 3).
     """
-    luma = torch.tensor(LUMA, dtype=torch.float64, device=factor.device)
+    luma = _constant((LUMA,), factor.device)[0]
     now = product(linear.matrix, mean_rgb[:, :, None])[:, :, 0] + linear.offset
     weighted = now * luma
     grey = weighted[:, 0] + weighted[:, 1] + weighted[:, 2]
@@ -85,7 +86,7 @@ def contrast(linear: Linear, factor: Tensor, mean_rgb: Tensor) -> Linear:
 
 def saturation_matrix(factor: Tensor) -> Tensor:
     """Blend with the own grey: factor 0 is grey, 1 changes nothing. (B,) → (B, 3, 3)."""
-    luma = torch.tensor(LUMA, dtype=torch.float64, device=factor.device).expand(3, 3)
+    luma = _constant((LUMA,), factor.device).expand(3, 3)
     return _diagonal(factor[:, None].expand(-1, 3)) + (1.0 - factor)[:, None, None] * luma
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ca2cl.views import colour, geometry
 from ca2cl.views.filters import gaussian_weights, symmetric_blur
 from ca2cl.views.random import Draws
-from ca2cl.views.subset import apply_to
+from ca2cl.views.subset import apply_to, to_device
 
 _RATIO = (3.0 / 4.0, 4.0 / 3.0)
 _JITTER_PROBABILITY = 0.8
@@ -42,8 +42,9 @@ class CropRecipe:
 
     def strong(self, images: Tensor, draws: Draws) -> Tensor:
         """One view, float32 (B, 3, S, S) in [0, 1], of tiles float32 (B, 3, H, W) in [0, 1]."""
-        out = self._jitter(self._crop(images, draws), draws)
-        return self._blur(out, draws)
+        colours = to_device(self._draw_colours(draws), images.device)
+        out = colour.stain_jitter(self._crop(images, draws), colours[:3].T, colours[3:6].T)
+        return self._blur(_jitter(out, *colours[6:]), draws)
 
     weak = strong
 
@@ -64,26 +65,20 @@ class CropRecipe:
             factors = geometry.reduction(torch.minimum(wide * width, high * height), self.size).tolist()
         return geometry.sample_reduced(images, factors, x, y)
 
-    def _jitter(self, images: Tensor, draws: Draws) -> Tensor:
-        images = self._stain(images, draws)
+    def _draw_colours(self, draws: Draws) -> Tensor:
+        """Gains of the three stains, their biases, brightness, contrast, saturation and hue; float64 (10, B)."""
+        stains = ("haematoxylin", "eosin", "residual")
+        on = draws.chance("stain", _JITTER_PROBABILITY).double() * self.strength
+        gains = [1.0 + on * draws.uniform(f"{name}.gain", -_STAIN_GAIN, _STAIN_GAIN) for name in stains]
+        biases = [on * draws.uniform(f"{name}.bias", -_STAIN_BIAS, _STAIN_BIAS) for name in stains]
         jitter = draws.chance("jitter", _JITTER_PROBABILITY).double() * self.strength
         brightness = 1.0 + jitter * draws.uniform("brightness", -_BRIGHTNESS, _BRIGHTNESS)
         contrast = 1.0 + jitter * draws.uniform("contrast", -_CONTRAST, _CONTRAST)
         saturation = 1.0 + jitter * draws.uniform("saturation", -_SATURATION, _SATURATION)
         hue = jitter * draws.uniform("hue", -_HUE_TURNS, _HUE_TURNS)
-        grey = draws.chance("grey", _GREY_PROBABILITY).double()
-        linear = colour.Linear.identity(len(images), images.device).scaled(brightness.clamp(min=0.0))
-        linear = colour.contrast(linear, contrast.clamp(min=0.0), images.mean((2, 3)).double())
-        linear = linear.then(colour.saturation_matrix(saturation.clamp(min=0.0) * (1.0 - grey)))
-        linear = linear.then(colour.hue_matrix(hue * (1.0 - grey)))
-        return linear(images).clamp_(0.0, 1.0)
-
-    def _stain(self, images: Tensor, draws: Draws) -> Tensor:
-        names = ("haematoxylin", "eosin", "residual")
-        on = draws.chance("stain", _JITTER_PROBABILITY).double() * self.strength
-        gain = torch.stack([1.0 + on * draws.uniform(f"{n}.gain", -_STAIN_GAIN, _STAIN_GAIN) for n in names], dim=-1)
-        bias = torch.stack([on * draws.uniform(f"{n}.bias", -_STAIN_BIAS, _STAIN_BIAS) for n in names], dim=-1)
-        return colour.stain_jitter(images, gain, bias)
+        coloured = 1.0 - draws.chance("grey", _GREY_PROBABILITY).double()
+        factors = [factor.clamp(min=0.0) for factor in (brightness, contrast, saturation)]
+        return torch.stack([*gains, *biases, *factors[:2], factors[2] * coloured, hue * coloured])
 
     def _blur(self, images: Tensor, draws: Draws) -> Tensor:
         scale = self.size / _SIGMA_SIDE
@@ -93,3 +88,11 @@ class CropRecipe:
         blurred = draws.chance("blur", _BLUR_PROBABILITY)
         apply_to(images, blurred, lambda some, rows: symmetric_blur(some, kernels[rows]))
         return images
+
+
+def _jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue as one matrix a sample, held in [0, 1]; the others float64 (B,)."""
+    linear = colour.Linear.identity(len(images), images.device).scaled(brightness)
+    linear = colour.contrast(linear, contrast, images.mean((2, 3)).double())
+    linear = linear.then(colour.saturation_matrix(saturation)).then(colour.hue_matrix(hue))
+    return linear(images).clamp_(0.0, 1.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ca2cl.views.median import median_filter
 from ca2cl.views.random import Draws
-from ca2cl.views.subset import per_sample, rows_of
+from ca2cl.views.subset import per_sample, rows_of, to_device
 
 
 def gaussian_weights(sigma: Tensor, taps: Tensor, *, radius: int) -> Tensor:
@@ -77,7 +77,7 @@ def motion_blur(images: Tensor, line: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     out = torch.empty_like(images)
     for number in sorted(set(line.tolist())):
-        rows = rows_of(line == number).to(images.device)
+        rows = to_device(rows_of(line == number), images.device)
         taps, radius = motion_lines()[number], 1 if number < 4 else 2
         padded = F.pad(images.index_select(0, rows), (radius,) * 4, mode="reflect")
         total = torch.zeros_like(padded[..., :height, :width])
@@ -121,5 +121,5 @@ def add_noise(images: Tensor, deviation: Tensor, words: Tensor) -> Tensor:
     size = images[0].numel()
     table = normal_table(max(1 << 20, 1 << (4 * size - 1).bit_length()), images.device)
     windows = table.unfold(0, size, 1)
-    noise = windows.index_select(0, words.remainder(len(windows)).to(images.device)).view_as(images)
+    noise = windows.index_select(0, to_device(words.remainder(len(windows)), images.device)).view_as(images)
     return images.add_(noise.mul_(per_sample(deviation, images))).clamp_(0.0, 1.0)

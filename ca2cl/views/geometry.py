@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ca2cl.views.subset import per_sample
+from ca2cl.views.subset import per_sample, to_device
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def affine_grid(affine: Affine, size: int, device: torch.device) -> tuple[Tensor
     centre = pixel_centres(size)
 
     def plane(by_x: Tensor, by_y: Tensor, constant: Tensor) -> Tensor:
-        row = (by_x[:, None] * centre + constant[:, None]).float().to(device)
-        column = (by_y[:, None] * centre).float().to(device)
+        row = to_device((by_x[:, None] * centre + constant[:, None]).float(), device)
+        column = to_device((by_y[:, None] * centre).float(), device)
         return column[:, :, None] + row[:, None, :]
 
     return plane(affine.a, affine.b, affine.c), plane(affine.d, affine.e, affine.f)
@@ -153,6 +153,7 @@ def sample_reduced(images: Tensor, factors: list[int], x: Tensor, y: Tensor) -> 
         return sample(reduce_by(images, levels[0]), x, y)
     out = images.new_empty(len(images), images.shape[1], *x.shape[1:])
     for level in levels:
-        rows = torch.tensor([i for i, factor in enumerate(factors) if factor == level], device=images.device)
+        of_level = torch.tensor([i for i, factor in enumerate(factors) if factor == level])
+        rows = to_device(of_level, images.device)
         out[rows] = sample(reduce_by(images[rows], level), x[rows], y[rows])
     return out

@@ -18,7 +18,7 @@ from ca2cl.views import distort, filters, geometry
 from ca2cl.views.clahe import clahe_lightness
 from ca2cl.views.hsv import shift_hsv
 from ca2cl.views.random import Draws
-from ca2cl.views.subset import apply_to, per_sample, rows_of
+from ca2cl.views.subset import apply_to, per_sample, rows_of, to_device
 
 _BLURS = ("motion", "median", "gaussian", "noise")
 _DISTORTIONS = ("optical", "grid", "elastic")
@@ -109,12 +109,12 @@ def read(images: Tensor, draws: Draws, likely: Probabilities, turned: Tensor, si
     affine = shift_scale_rotate(draws, turned).then(geometry.dihedral(*(flip & ~distorted for flip in flips)))
     x, y = geometry.affine_grid(affine, size, images.device)
     # Flips keep the square, so the border may be found from flipped coordinates as well as from those before.
-    here = rows_of(turned).to(images.device)
+    here = to_device(rows_of(turned), images.device)
     border = geometry.coverage(x[here], y[here], size)[:, None]
     for number, name in enumerate(_DISTORTIONS):
         rows = rows_of(distorted & (draws.choice("distortion.which", len(_DISTORTIONS)) == number))
         if len(rows) > 0:
-            here = rows.to(images.device)
+            here = to_device(rows, images.device)
             moved = geometry.move(*_distort(name, x[here], y[here], draws, rows), dihedral.rows(rows))
             x[here], y[here] = moved
     factor = max(1, min(images.shape[-2:]) // size)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ca2cl.views.subset import to_device
+
 
 def normalise_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images - mean) / std by channel, in place.
@@ -17,8 +19,8 @@ def normalise_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
         mean: of the channels, in [0, 1].
         std: of the channels.
     """
-    scale = torch.tensor([1.0 / s for s in std], device=images.device).view(1, 3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, 3, 1, 1)
+    factors = torch.tensor([[1.0 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]])
+    scale, shift = to_device(factors, images.device).view(2, 1, 3, 1, 1)
     return images.mul_(scale).add_(shift)
 
 

@@ -17,9 +17,16 @@ def rows_of(mask: Tensor) -> Tensor:
     return torch.nonzero(mask).flatten()
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the host on ``device``; to a GPU from pinned memory, without the host waiting for it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """One number a sample, (B,) → float32 (B, 1, …, 1) on the device of ``like`` with as many dimensions."""
-    return values.float().to(like.device, non_blocking=True).view(-1, *[1] * (like.ndim - 1))
+    return to_device(values.float(), like.device).view(-1, *[1] * (like.ndim - 1))
 
 
 def apply_to(images: Tensor, mask: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -38,5 +45,5 @@ def apply_to(images: Tensor, mask: Tensor, operation: Callable[[Tensor, Tensor],
         if result is not images:
             images.copy_(result)
         return
-    here = rows.to(images.device, non_blocking=True)
+    here = to_device(rows, images.device)
     images.index_copy_(0, here, operation(images.index_select(0, here), rows))

@@ -1,0 +1,126 @@
+"""Which way up an image is stored, and the one rule for it: pixels are taken as they are stored, in every format.
+
+A camera or a viewer may note in a file that it is to be shown turned (EXIF or TIFF tag 274, XMP ``tiff:Orientation``).
+That is not followed here: a tile has no way up, bytes are kept as they came, masks and COCO files count the pixels that
+are stored, and libjpeg-turbo and the plain TIFF reader know nothing of it. Where tiles are taken as they are, such
+files are counted and told; where annotations belong to them they are refused, because those may be of either way up,
+and detectron2's own loader turns the image.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from pathlib import Path
+
+from PIL import Image
+
+from ca2cl.errors import InputError
+
+TAG = 274
+_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""Undoes what Pillow does to a TIFF of that orientation."""
+_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
+_UPRIGHT = "save it upright and without the tag (PIL.ImageOps.exif_transpose, mogrify -auto-orient)"
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width as stored: Pillow gives a TIFF the size that it has once turned."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and image.format == "TIFF":
+        height, width = tags.get(257), tags.get(256)
+        if isinstance(height, int) and isinstance(width, int):
+            return height, width
+    return image.height, image.width
+
+
+def as_stored(image: Image.Image) -> Image.Image:
+    """An image that was just opened, its pixels loaded as they are stored: Pillow turns a TIFF as it loads it.
+
+    Raises:
+        OSError and others of ``decode.PILLOW_ERRORS``: it does not decode.
+    """
+    tags = getattr(image, "tag_v2", None)
+    turned = tags.get(TAG) if tags is not None and image.format == "TIFF" else None
+    image.load()
+    return image.transpose(_BACK[turned]) if turned in _BACK else image
+
+
+def orientation_of(data: bytes) -> int:
+    """How an encoded image says that it is to be shown: 1 as stored, also where it says nothing; 2 to 8 turned."""
+    try:
+        if not _may_say(data):
+            return 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of damaged tags
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF", "WEBP")) as image:
+                found = image.getexif().get(TAG, 1)
+    except (*_ERRORS, struct.error, Image.DecompressionBombError):
+        return 1  # it does not decode, which is told where it is decoded
+    return found if isinstance(found, int) and found in _BACK else 1
+
+
+def refuse_turned(path: Path, orientation: int) -> None:
+    """Refuse an annotated image that is noted to be shown turned.
+
+    Raises:
+        InputError: it is.
+    """
+    if orientation != 1:
+        raise InputError(
+            f"{path}: says that it is to be shown turned (EXIF orientation {orientation}), and its annotations may be "
+            f"of either way up; {_UPRIGHT} as they are"
+        )
+
+
+def _may_say(data: bytes) -> bool:
+    """Whether an image has a place where an orientation may stand: most have none, and opening them takes as long as
+    decoding some.
+
+    Raises:
+        struct.error, IndexError: it is cut off.
+    """
+    if data[:2] == b"\xff\xd8":
+        at = 2
+        while data[at] == 0xFF and data[at + 1] != 0xDA:  # segments up to the start of the scan; APP1 has EXIF and XMP
+            if data[at + 1] == 0xE1:
+                return True
+            at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
+        return False
+    if data[:4] == b"\x89PNG":
+        return _has_chunk(data, 8, ">I4s", (b"eXIf", b"iTXt", b"tEXt", b"zTXt"), 12)
+    if data[:4] == b"RIFF":
+        return _has_chunk(data, 12, "<4sI", (b"EXIF", b"XMP "), 8)
+    return data[:4] in (b"II*\0", b"MM\0*") and _has_tag(data)
+
+
+def _has_chunk(data: bytes, at: int, head: str, names: tuple[bytes, ...], around: int) -> bool:
+    """``around``: bytes of a chunk beside its content, which begins at an even place in RIFF."""
+    while at + 8 <= len(data):
+        fields = struct.unpack_from(head, data, at)
+        name, length = (fields[1], fields[0]) if isinstance(fields[0], int) else fields
+        if name in names:
+            return True
+        at += around + length + (length % 2 if around == 8 else 0)
+    return False
+
+
+def _has_tag(data: bytes) -> bool:
+    """Whether a TIFF's first directory has an orientation other than 1, or XMP."""
+    order = "<" if data[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (entries,) = struct.unpack_from(order + "H", data, start)
+    for at in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, _, _, value = struct.unpack_from(order + "HHIH", data, at)
+        if tag == 700 or (tag == TAG and value != 1):
+            return True
+    return False

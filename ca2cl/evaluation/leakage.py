@@ -1,0 +1,149 @@
+"""What a test set shares with what a model has seen: tiles, slides or patients, and its encoder's training data.
+
+One search for every verb that scores. What it finds is named in the log, stands under the table (``lines``), in the
+JSON, and in MLflow's tag ``ca2cl.leak`` (``tag``); runs with that tag promote no encoder (``tracking.downstream``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ca2cl.data.index import ShardIndex
+from ca2cl.data.storage import ShardReader
+from ca2cl.data.tiles import iterate_tiles
+from ca2cl.evaluation.features import pixel_digests
+from ca2cl.tracking.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
+
+if TYPE_CHECKING:
+    from ca2cl.tracking.encoder_files import EncoderCard
+
+logger = logging.getLogger(__name__)
+Leak = dict[str, Any]
+_NAMED = 20
+_WARNING = "these scores say little about new"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: its tiles, with the slide or patient and a digest of the pixels of each."""
+
+    digest: str
+    """Of the manifest."""
+    keys: Iterable[str]
+    """Of all tiles, also those without a label."""
+    samples: Sequence[int]
+    groups: Sequence[str | None]
+    pixels: Sequence[bytes]
+
+    @classmethod
+    def of(cls, index: ShardIndex, samples: Sequence[int], pixels: Sequence[bytes]) -> Side:
+        """Some samples of an index, in any order."""
+        groups = index.groups()
+        keys = (key for shard in index for key in shard.key)
+        return cls(index.manifest.digest, keys, samples, [groups[sample] for sample in samples], pixels)
+
+
+def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int) -> Side:
+    """All labelled tiles of some shards that decode, read once for their pixels' digests."""
+    samples = np.flatnonzero(index.labels() >= 0)
+    found: list[int] = []
+    pixels: list[bytes] = []
+    with tqdm(total=len(samples), desc=f"leaks: {title}", unit="tile", disable=None, leave=False) as bar:
+        for tiles_BHWC, _, here in iterate_tiles(index, reader, samples, workers=workers, on_bad=lambda tile: None):
+            pixels += pixel_digests(tiles_BHWC)
+            found += here.tolist()
+            bar.update(len(here))
+    return Side.of(index, found, pixels)
+
+
+def find_leak(
+    train: Side, test: Side, *, name: str = "", encoders: Mapping[str, EncoderCard] | None = None, what: str = "tiles"
+) -> Leak:
+    """What a test set shares with the training set and with the encoders' own training data. Warns if anything.
+
+    Equal keys alone may be two tiles with one name; equal pixels are one tile, whatever its name. Slides are compared
+    by name, where both sides know them.
+
+    Args:
+        name: of the test set, where there are several.
+        encoders: cards of what is compared, by the name in the table.
+        what: tiles or images.
+    """
+    train_keys = set(train.keys)
+    keys = sorted(key for key in test.keys if key in train_keys)
+    pixels = set(train.pixels)
+    equal = [int(s) for s, p in zip(test.samples, test.pixels, strict=True) if p in pixels]
+    shared = {group for group in train.groups if group is not None} & set(test.groups)
+    slides = sorted(group for group in shared if group is not None)
+    leak = {
+        "same_manifest": train.digest == test.digest,
+        "what": what,
+        "test_tiles": len(test.samples),
+        "shared_keys": len(keys),
+        "shared_keys_first": keys[:_NAMED],
+        "equal_test_tiles": len(equal),
+        "equal_test_tiles_first": equal[:_NAMED],
+        "shared_slides": len(slides),
+        "shared_slides_first": slides[:_NAMED],
+        "test_tiles_of_shared_slides": sum(group in shared for group in test.groups),
+        "trained_on_test": trained_on(encoders or {}, test.digest),
+    }
+    found = lines(leak, name)
+    for line in found:
+        logger.warning("%s", line)
+    if keys and not found:
+        of = f" of {name}" if name else ""
+        logger.warning(
+            "possible LEAK: %d keys%s are in train and in test (%s is one), though no tile is equal pixel by pixel",
+            len(keys),
+            of,
+            keys[0],
+        )
+    return leak
+
+
+def trained_on(encoders: Mapping[str, EncoderCard], digest: str) -> list[str]:
+    """Those of the encoders that were trained on the shards with this digest, whether with labels or without."""
+    return [title for title, card in encoders.items() if digest in card.manifests]
+
+
+def lines(leak: Mapping[str, Any], name: str = "") -> list[str]:
+    """What must stand wherever the scores do, one line each; an earlier version's findings have fewer fields."""
+    of = f" of {name}" if name else ""
+    total = f" of {leak['test_tiles']}" if "test_tiles" in leak else ""
+    what = leak.get("what", "tiles")
+    found = []
+    if leak.get("same_manifest") or leak.get("equal_test_tiles"):
+        same = " (train and test are the same shards)" if leak.get("same_manifest") else ""
+        found.append(f"{leak.get('equal_test_tiles', 'all')}{total} test {what}{of} are training {what} too{same}")
+    elif leak.get("shared_slides"):
+        first = ", ".join(leak["shared_slides_first"][:3])
+        found.append(
+            f"train and test{of} share {leak['shared_slides']} slides or patients ({first}{_dots(leak)}), those of "
+            f"{leak['test_tiles_of_shared_slides']}{total} test {what}"
+        )
+    if leak.get("trained_on_test"):
+        found.append(f"the test shards{of} are training data of {', '.join(leak['trained_on_test'])}, by their digest")
+    return [f"LEAK: {line}; {_WARNING} {what}" for line in found]
+
+
+def _dots(leak: Mapping[str, Any]) -> str:
+    return ", ..." if leak["shared_slides"] > 3 else ""
+
+
+def tag(leak: Mapping[str, Any], encoder: str) -> dict[str, str]:
+    """MLflow's tag for a run whose scores of ``encoder`` say little about new tiles; nothing for others."""
+    kinds = []
+    if leak.get("same_manifest") or leak.get("equal_test_tiles"):
+        kinds.append("shared tiles")
+    elif leak.get("shared_slides"):
+        kinds.append("shared slides")
+    if encoder in leak.get("trained_on_test", ()):
+        kinds.append(TRAINED_ON_TEST)
+    return {LEAK_TAG: ", ".join(kinds)} if kinds else {}
