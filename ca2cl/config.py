@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ca2cl.errors import InputError
-from ca2cl.names import check_experiment, check_model_name, check_run_name, check_tracking_uri
+from ca2cl.mlflow_rules import check_experiment, check_model_name, check_run_name, check_tracking_uri
 from ca2cl.redact import redact_all
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -220,8 +220,9 @@ class RunConfig:
     figures_every: int = 5
     """Epochs between figures of the curves and of the clusters; 0 draws them only at the end."""
     resume: str = "auto"
-    """auto: go on from the newest checkpoint in run.output_dir if there is one; never: refuse a used folder; or the
-    path of a checkpoint to begin from: the same command again goes on from what it has itself written since."""
+    """auto: go on from the newest checkpoint in run.output_dir if there is one, with the settings of its run; never:
+    refuse a used folder; or the path of a checkpoint to begin from, in a new run.output_dir also with other settings:
+    the same command again goes on from what it has itself written since."""
     max_skipped: int = 20
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # a terminal's escape sequences, which programs put into their errors
 _LONGEST = 1800
 _NAMED = 12  # of the known words, when none is near
 
@@ -20,7 +22,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
+        line = " ".join(_COLOURS.sub("", message).split())
         line = "".join(character if character.isprintable() else "?" for character in line)
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"

@@ -22,6 +22,7 @@ from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadBudget, LaneStream
 from ca2cl.errors import InputError
+from ca2cl.evaluation.embed_job import weights_digest
 from ca2cl.evaluation.ranks import Ranks
 from ca2cl.model.encoder import Encoder, build_encoder
 from ca2cl.model.heads import Network
@@ -30,6 +31,7 @@ from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.tracking.resume import is_finished
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training import shares
 from ca2cl.training.accelerator import build_accelerator
@@ -38,7 +40,9 @@ from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.feed import feed
 from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.memory import bytes_a_tile, check_memory
 from ca2cl.training.optim import build_optimizer
+from ca2cl.training.precision import check_precision
 from ca2cl.training.preempt import StopFlag
 from ca2cl.views import build_views
 
@@ -46,7 +50,8 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: PretrainConfig) -> int:
-    """Train, register the encoder, and return the exit code: 0, or 85 after a signal and a checkpoint.
+    """Train, register the encoder, and return the exit code: 0, or 85 after a signal and a checkpoint, 130 after
+    Ctrl-C and one.
 
     Raises:
         InputError: the configuration, the data or the folder cannot be used.
@@ -69,7 +74,9 @@ def run(config: PretrainConfig) -> int:
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
+    ranks.together(lambda: _check_needs(config, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
+    weights = weights_digest(encoder, config.model.mean, config.model.std)
     network = Network(encoder, config.model.projection_dim)
     engine = _engine(config, accelerator, network, micro_batch)
     checkpointer = Checkpointer(
@@ -79,15 +86,20 @@ def run(config: PretrainConfig) -> int:
         held = ranks.together(
             lambda: start.enter_context(hold_run(config.run.output_dir)) if accelerator.is_main_process else None
         )
+        if ranks.from_first(lambda: is_finished(config, steps, order.steps_per_epoch, index.manifest.digest, weights)):
+            stop.over()
+            accelerator.end_training()
+            return 0
         checkpoint = _checkpoint_to_resume(config, checkpointer, ranks)
         progress = Progress()
         if checkpoint is not None:
             progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, ranks)
         _check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
+        _name_origin(tracker, checkpoint)
     status: Status = "FAILED"
     try:
-        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker, earlier_manifests)
+        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights)
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
     except KeyboardInterrupt:
@@ -115,6 +127,8 @@ class _Parts:
     tracker: NullTracker
     earlier_manifests: tuple[str, ...]
     """Tiles that the first weights were trained on."""
+    start_weights: str
+    """Digest of the weights that the run began with."""
 
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
@@ -138,6 +152,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
         "resume": config.run.resume,
+        "start_weights": parts.start_weights,
         "norm_block": config.model.norm_block,
     }
     observer = RunObserver(tracker, config, index, reader, order, steps, state)
@@ -177,6 +192,15 @@ def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int
             "data.cache_gb is %g: the %d lanes of this machine stand in shards of %.3g GB together, which will be "
             "fetched again and again; use at least --data.cache_gb %.3g", data.cache_gb, lanes, stood_in, 2 * stood_in,
         )  # fmt: skip
+
+
+def _check_needs(config: PretrainConfig, accelerator: Any, micro_batch: int) -> None:
+    """Whether this machine can do a step at all."""
+    run = config.run
+    check_precision(run.precision, accelerator.device, "run.precision")
+    if accelerator.is_local_main_process or accelerator.device.type == "cuda":
+        a_tile = bytes_a_tile(config.model.arch, config.data.image_size, run.precision)
+        check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
 
 
 def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:
@@ -229,7 +253,7 @@ def _resume(
     def read() -> Progress:
         state = read_state(checkpoint)
         if state.get("manifest_digest") != manifest_digest:
-            raise InputError(f"{checkpoint}: was trained on other shards; use those, or another run.output_dir")
+            raise InputError(f"{checkpoint}: was trained on other shards; use those, or begin a new run")
         shares.check_resume(config, groups, state)
         return Progress.of(checkpoint)
 
@@ -267,6 +291,13 @@ def _open_tracker(
     if not accelerator.is_main_process:
         tracker.run_id = told[0]
     return tracker
+
+
+def _name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
+    """Say which run's checkpoint a run began with, where it is another's."""
+    state = read_state(checkpoint) if checkpoint is not None else {}
+    if state.get("run_id") and tracker.run_id and state["run_id"] != tracker.run_id:
+        tracker.set_tag("ca2cl.begun_from", f"{state['run_id']} step {state['step']}")
 
 
 def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:

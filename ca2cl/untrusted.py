@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,3 +59,31 @@ def is_file_name(value: object) -> bool:
 def lies_in(folder: Path, path: Path) -> bool:
     """Whether ``path`` is ``folder`` or lies in it once all links are followed."""
     return path.resolve().is_relative_to(folder.resolve())
+
+
+def load_tensors(path: str | Path) -> Any:
+    """What ``torch.save`` wrote into a file: tensors, and containers of them and of plain values.
+
+    Raises:
+        ValueError: anything else is in it, or it is damaged; says which.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():  # torch's ask for an issue where a pickle is of another protocol
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # torch's reader of plain tensors takes any bytes for instructions until one fails, in whatever way.
+    except Exception as error:  # noqa: BLE001
+        raise ValueError(why_not_tensors(error)) from None
+
+
+def why_not_tensors(error: Exception) -> str:
+    """Why torch's reader of plain tensors, or a download, failed: in a line, and without torch's advice to set
+    ``weights_only=False``, which runs whatever is in the file."""
+    text = " ".join(str(error).split())
+    if wanted := re.search(r"GLOBAL (\w[\w.]*)", text):
+        return f"a pickled {wanted[1]} is in it, and nothing is unpickled"
+    if "weights_only" in text.lower():
+        return "something else is in it, and nothing is unpickled"
+    return text[:200] or type(error).__name__

@@ -18,10 +18,12 @@ from PIL import Image
 from ca2cl.detection.coco import align_categories, encode_mask, instance_ids, read_coco
 from ca2cl.detection.coco_checks import Notes, check_coco
 from ca2cl.detection.coco_metrics import coco_scores
+from ca2cl.detection.predict import _truth
 from ca2cl.detection.training_data import Annotated
 from ca2cl.errors import InputError
 from tests.coco_files import CLASSES, PLACES, Json, coco, perfect_scores, write_split
 
+WHOLE, APART = "\N{LATIN SMALL LETTER U WITH DIAERESIS}.png", "u\N{COMBINING DIAERESIS}.png"
 Change = Callable[[Json], None]
 
 
@@ -175,7 +177,7 @@ def test_a_class_that_a_split_does_not_list_is_no_fault(tmp_path: Path) -> None:
 
 def test_a_class_that_the_detector_does_not_know_is_refused() -> None:
     data = check_coco(coco(), "x.json", Notes())
-    with pytest.raises(InputError, match=r"x\.json: has annotations of the class 'nerve', .*classes are gland, vessel"):
+    with pytest.raises(InputError, match=r"x\.json: has the classes gland, nerve, not gland, vessel; give"):
         align_categories(data, ["gland", "vessel"], "x.json")
 
 
@@ -261,6 +263,15 @@ def test_what_is_not_taken_as_it_stands_is_told_once_a_kind(tmp_path: Path, capl
     ]
 
 
+def test_what_a_detector_found_is_read_as_it_stands() -> None:
+    """``predictions.json`` is a COCO file, too: empty masks, and boxes that are not the masks'."""
+    data = coco()
+    RIGHT["objects without a pixel"](data)
+    put("annotations", score=0.5, bbox=lambda n: [n, 0, 30.5, 20])(data)
+    rows = check_coco(data, "x.json", Notes())["annotations"]
+    assert [row["bbox"] for row in rows] == [row["bbox"] for row in data["annotations"]]
+
+
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(coco()), encoding="utf-8-sig")
     assert len(read_coco(tmp_path / "a.json")["annotations"]) == 9
@@ -278,6 +289,31 @@ def test_objects_without_segmentation_are_boxes(tmp_path: Path) -> None:
     assert coco_scores(truth, rows)["box/AP"] == pytest.approx(1)
     with pytest.raises(InputError, match="annotations without segmentation"):
         coco_scores(truth, [{**row, "segmentation": encode_mask(np.ones((64, 64), bool))} for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("listed", "on_disk"),
+    [("sub/a.png", "sub/a.png"), ("sub\\a.png", "sub/a.png"), ("a\\b.png", "a\\b.png"), (WHOLE, APART), (APART, WHOLE)],
+)
+def test_an_image_is_found_under_its_name_as_other_systems_write_it(listed: str, on_disk: str, tmp_path: Path) -> None:
+    split = write_split(tmp_path, "valid", coco())
+    assert split.path({"file_name": listed}) == split.images / listed and not (split.images / listed).exists()
+    (split.images / on_disk).parent.mkdir(exist_ok=True)
+    (split.images / on_disk).touch()
+    assert split.path({"file_name": listed}) == split.images / on_disk
+
+
+def test_truth_is_matched_by_the_names_of_its_images(tmp_path: Path) -> None:
+    data = coco()
+    put("images", file_name=lambda n: f"C\\data/valid\\{n + 1}.png")(data)
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    images = [tmp_path / f"{number}.png" for number in (1, 2, 3)]
+    assert [image["file_name"] for image in _truth(str(path), images)["images"]] == ["1.png", "2.png", "3.png"]
+    put("images", file_name=lambda n: f"{n}/1.png")(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="two of its images differ in their folders only"):
+        _truth(str(path), images)
 
 
 def test_an_instance_id_that_numbers_the_mask_is_kept() -> None:

@@ -113,7 +113,7 @@ def test_a_finished_job_started_again_only_tells(glas: Path, done: Path, capfd: 
     assert "AP box" in told and "encoder less random, testA, AP box:" in told and "already" in told
     assert "one seed, which says little" in told
     assert detect(glas, done, "--lr", "0.02") == 2
-    assert "holds another job (lr differ)" in capfd.readouterr().err
+    assert "holds another job (lr 0.01 -> 0.02)" in capfd.readouterr().err
 
 
 def test_a_second_job_keeps_out_of_the_folder(glas: Path, done: Path) -> None:
@@ -270,6 +270,11 @@ def test_predicting_gives_masks_overlays_and_the_scores_of_the_training(
     again = read_coco(tmp_path / "again" / "predictions.json")
     assert [row["score"] for row in again["annotations"]] == [row["score"] for row in found["annotations"]]
     assert not (tmp_path / "again" / "overlays").exists()
+    job = json.loads((done / "job" / "logged.json").read_text())["run_id"]  # the id that the job prints
+    for number, named in enumerate((job, str(done / "job"))):
+        assert predict(named, data / "testA", tmp_path / f"job{number}", *more) == 0
+        same = read_coco(tmp_path / f"job{number}" / "predictions.json")
+        assert same["annotations"] == again["annotations"]
 
 
 def test_what_cannot_be_predicted_is_one_line(done: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +287,6 @@ def test_what_cannot_be_predicted_is_one_line(done: Path, tmp_path: Path, capfd:
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "a.png").write_bytes(b"no image")
-    job = json.loads((done / "job" / "logged.json").read_text())["run_id"]
     store = ("--tracking.root", str(done / "store"))
     cases: list[tuple[str, Path, tuple[str, ...], str]] = [
         (detector, tmp_path / "nowhere", (), "no folder there"),
@@ -290,7 +294,7 @@ def test_what_cannot_be_predicted_is_one_line(done: Path, tmp_path: Path, capfd:
         (detector, twice, (), "another image has the name a too"),
         (detector, bad, (), "a.png: "),
         (str(tmp_path), data / "testA", (), "no detector, or damaged"),
-        (job, data / "testA", store, "has no detector; give the run of one training"),
+        ("fffffff0", data / "testA", store, "no run in"),
         (detector, data / "testA", ("--truth", str(data / "train.json")), "give the COCO file of these very images"),
         (detector, data / "testA", ("--min_score", "1.5"), "min_score is 1.5"),
     ]

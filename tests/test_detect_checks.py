@@ -68,7 +68,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a class that is not trained": (_json("train", _without_nerves), "valid.json: has instances of the class 'nerve'"),
     "a class of another set": (
         _json("valid", lambda data: data["categories"][1].update(name="vessel")),
-        "valid.json: has annotations of the class 'vessel'",
+        "valid.json: has the classes gland, vessel, not gland, nerve; give splits of one",
     ),
     "an unknown category": (
         _json("valid", lambda data: data["annotations"][3].update(category_id=9)),

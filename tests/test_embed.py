@@ -185,8 +185,11 @@ def test_out_is_replaced_only_where_overwrite_says_so(tissue: Path, tmp_path: Pa
         run(config(tissue, out))
     assert files(tmp_path) == ["v.keys.jsonl"]
     assert run(config(tissue, out, overwrite=True)) == 0
-    with pytest.raises(InputError, match="exists"):
-        run(config(tissue, out))
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(tmp_path.iterdir())]
+    assert run(config(tissue, out)) == 0  # the same job: complete
+    with pytest.raises(InputError, match=r"exists of another job .image_size \d+ -> 48.; .*--overwrite true"):
+        run(config(tissue, out, image_size=48))
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(tmp_path.iterdir())] == before
     assert run(config(tissue, out, overwrite=True)) == 0
 
 

@@ -100,7 +100,7 @@ def test_a_checkpoint_goes_from_one_engine_to_another(
 ) -> None:
     """A step on each of two engines, of as many processes or of others, ends with the weights and the optimizer's state
     of two steps on one."""
-    common = (*JOB, "--optim.name", optimizer, "--data.shards", str(shards))
+    common = (*JOB, "--optim.name", optimizer, "--optim.schedule", "constant", "--data.shards", str(shards))
     runs = [("whole", 2, ("cpu", 2)), ("parts", 1, engines[0]), ("parts", 2, engines[1])]
     for run, step, (config, processes) in runs:
         done = pretrain(

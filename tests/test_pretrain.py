@@ -79,6 +79,8 @@ def test_a_job_that_is_started_again_waits_for_the_checkpoint_of_the_one_before(
         str(shards),
         "--run.output_dir",
         "run",
+        "--optim.schedule",
+        "constant",  # so that more steps are the same run
     )
     run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     assert pretrain(tmp_path, *job, "--run.steps", "2").returncode == 0

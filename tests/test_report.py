@@ -218,6 +218,13 @@ def test_downstream_results_stand_with_their_floors_and_confusion(page: Page, jo
     assert titles[:81] == [f"{count} of {row.sum()}" for row in counts for count in row]
 
 
+def test_test_tiles_that_the_encoder_was_trained_on_are_called_a_leak(job: Job, tmp_path: Path) -> None:
+    made = report(job, tmp_path / "a.html", "--test", str(job.train), "--tiles", "6")
+    assert "LEAK: the encoder was trained on these very shards" in made.text
+    own = report(job, tmp_path / "b.html", "--shards", str(job.train), "--tiles", "6")
+    assert "LEAK" not in own.text and "The encoder was trained on tiles of these shards" in own.text
+
+
 def test_every_test_sets_leak_and_a_runs_own_notes_are_told_once(job: Job, tmp_path: Path) -> None:
     content = json.loads((job.folder.parent / "probe.json").read_text())
     held = {name: content[name] for name in ("results", "leak")}
@@ -238,10 +245,12 @@ def test_every_test_sets_leak_and_a_runs_own_notes_are_told_once(job: Job, tmp_p
     material = read_material(tracker.run_id, TrackingConfig(root=job.root))
     found = {result.title.split(",")[0]: result for result in results(material)}
     warning = "LEAK: 3 test tiles of second are training tiles too; these scores say little about new tiles."
-    assert found["probe"].warnings == [warning] and len(found["probe"].notes) == 1
+    resampled = f"{content['resampled']['statement']}."
+    assert "tiles were resampled; no slides known" in resampled
+    assert found["probe"].warnings == [warning] and found["probe"].notes[1:] == [resampled]
     assert [one.title.split(", ")[4] for one in found["probe"].confusions] == 3 * ["on first"] + 3 * ["on second"]
     told = found["reproduce-nct-original"]
-    assert told.warnings == [notes[0], notes[1], notes[3]] and told.notes[1:] == [notes[2]]
+    assert told.warnings == [notes[0], notes[1], notes[3]] and told.notes[1:] == [resampled, notes[2]]
     made = report(job, tmp_path / "a.html", run=tracker.run_id)
     assert all(made.text.count(text) == 1 for text in (warning, *notes))
     assert len(made.all("p", "warning")) == 1 + 3 + 1  # and the tiles that did not decode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from safetensors.torch import save_file
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import WEIGHTS_NAME, EncoderCard, save_encoder
+from ca2cl.tracking.encoder_versions import find_version
+from ca2cl.tracking.naming import full_run_id
 from ca2cl.tracking.registry import log_and_register
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.store import Store, open_store
+from tests.pickles import Bait
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
@@ -107,15 +111,11 @@ def test_an_unknown_source_is_one_clear_line(
 
 
 def test_digits_of_several_runs_are_refused_and_more_of_them_tell(store: Store, tmp_path: Path) -> None:
-    from ca2cl.tracking.naming import full_run_id
-
     experiment, ids = store.experiment_id("tests"), ["aaaaaa" + digit * 26 for digit in "bc"]
-    import sqlite3
-
-    with sqlite3.connect(str(store.root / "mlflow.db")) as database:  # type: ignore[operator]  # MLflow draws its ids
-        for run_id in ids:
-            made = str(store.client.create_run(experiment).info.run_id)
-            database.execute("PRAGMA foreign_keys = off")
+    made_ids = [str(store.client.create_run(experiment).info.run_id) for _ in ids]
+    assert store.root is not None
+    with sqlite3.connect(str(store.root / "mlflow.db")) as database:  # MLflow draws its ids by itself
+        for run_id, made in zip(ids, made_ids, strict=True):
             database.execute("UPDATE runs SET run_uuid = ? WHERE run_uuid = ?", (run_id, made))
             database.execute("UPDATE tags SET run_uuid = ? WHERE run_uuid = ?", (run_id, made))
     with pytest.raises(InputError, match=f"'aaaaaa': fits several runs .{ids[0]}, {ids[1]}"):
@@ -126,8 +126,6 @@ def test_digits_of_several_runs_are_refused_and_more_of_them_tell(store: Store, 
 def test_an_alias_of_the_only_other_model_is_found_and_one_of_several_is_refused(
     store: Store, registered: tuple[str, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    from ca2cl.tracking.encoder_versions import find_version
-
     for seed, name in ((11, "one-more"), (12, "another")):
         folder = save_encoder(tmp_path / name, weights(seed), CARD)
         version = log_and_register(
@@ -218,6 +216,23 @@ def test_a_foreign_file_is_never_executed(
     with pytest.raises(InputError, match="not a file of plain tensors") as caught:
         resolve_encoder(str(path))
     assert not (tmp_path / "evil").exists() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch_zip", "torch_old", "numpy", "joblib", "a model"])
+@pytest.mark.filterwarnings("error")
+def test_the_refusal_of_a_pickle_does_not_say_how_to_run_it(tmp_path: Path, form: str) -> None:
+    bait, path = Bait(tmp_path), tmp_path / "model.pth"
+    if form == "a model":
+        torch.save({"net": torch.nn.ReLU()}, path)
+    else:
+        path.write_bytes(bait.forms[form])
+    with pytest.raises(InputError) as caught:
+        resolve_encoder(str(path))
+    message = str(caught.value)
+    assert "torch.save(model.state_dict(), FILE)" in message and not bait.sprung
+    assert ("torch.nn.modules.activation.ReLU" in message) == (form == "a model")
+    for leaked in ("weights_only", "safe_globals", "trust", "[1m", "issue"):
+        assert leaked not in message, message
 
 
 def test_random_is_a_function_of_its_seed_and_leaves_the_callers_numbers_alone() -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ca2cl.checks.finding import Finding
-from ca2cl.checks.machine import seconds_of
 from ca2cl.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -32,6 +31,7 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
+from ca2cl.training.precision import seconds_of
 from ca2cl.training.shares import lane_groups, micro_batch
 from ca2cl.views import build_views
 

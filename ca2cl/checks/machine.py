@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from collections.abc import Callable
 from importlib import metadata
 
 import psutil
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ca2cl.checks.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.training.launched import keeps_to_cpu, unseen_gpus
+from ca2cl.training.precision import EMULATED, HALF, slowdown
 
 _OLDEST_TORCH = (2, 6)
 _SHARED = 1 << 30
 _GIGABYTE = 1e9
-_SLOW = 1.2
-"""A half precision that takes more than this many times as long as fp32 is emulated."""
 
 
 def machine(tracking_uri: str | None, tracking_root: str) -> list[Finding]:
@@ -61,42 +55,17 @@ def devices() -> Finding:
 def precisions() -> list[Finding]:
     """Whether run.precision bf16 and fp16 gain anything: a convolution of the encoder, timed forward and backward."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    full = _convolution_seconds(device, torch.float32)
     findings = []
-    for name, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+    for name, kind in HALF.items():
         try:
-            ratio = _convolution_seconds(device, kind) / full
+            ratio = slowdown(device, kind)
         except RuntimeError as error:
             findings.append(Finding(name, "note", f"not here: {str(error).splitlines()[0]}", "use another precision"))
             continue
         text = f"a 3 x 3 convolution takes {ratio:.2f} of fp32's time on {device.type}"
-        remedy = "emulated here: train with --run.precision no" if ratio > _SLOW else ""
+        remedy = "emulated here: train with --run.precision no" if ratio > EMULATED else ""
         findings.append(Finding(name, "note" if remedy else "ok", text, remedy))
     return findings
-
-
-def _convolution_seconds(device: torch.device, kind: torch.dtype) -> float:
-    x = torch.randn(16, 64, 16, 16, device=device, dtype=kind).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(64, 64, 3, 3, device=device, dtype=kind, requires_grad=True)
-
-    def once() -> None:
-        result: Tensor = F.conv2d(x, weight, padding=1)
-        result.float().sum().backward()  # type: ignore[no-untyped-call]
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return seconds_of(once)
-
-
-def seconds_of(once: Callable[[], object], repeats: int = 3) -> float:
-    """Median of the times of a call, after one that warms up."""
-    once()
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        once()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
 
 
 def shared_memory() -> Finding:

@@ -42,7 +42,13 @@ def writing(path: Path, remedy: str) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes, remedy: str) -> None:
-    """Write ``data`` to ``path`` so that after any crash the file is whole or absent; ``remedy`` as in ``writing``."""
+    """Write ``data`` to ``path`` so that after any crash the file is whole or absent; ``remedy`` as in ``writing``.
+
+    A file that holds just that already is left alone: a finished job that is started again changes nothing.
+    """
+    with writing(path, remedy):
+        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
     with writing(path, remedy), replacing(path) as file:
         file.write(data)
 
@@ -116,7 +122,7 @@ def alone(folder: Path, lock_name: str, remedy: str, patience: float = 0.0) -> I
     while True:
         with writing(folder, remedy):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / lock_name).open("w")
+            lock = (folder / lock_name).open("a")  # "w" would give a finished job's folder another time
         with lock:
             _wait_for(lock, folder, deadline)
             if _is_at(lock, folder / lock_name):  # or who held it has taken the file away, and another makes a new one

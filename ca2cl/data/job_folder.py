@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from ca2cl.errors import InputError
 from ca2cl.untrusted import parse_json
 
 _REMEDY = "give a folder you can write"
+_SHOWN = 4
 JOB_LOCK, LOCK_S = ".lock", 120.0
 """A job that is started again may find the one before still ending, or a file server that still holds its lock."""
 
@@ -28,6 +29,23 @@ def hold_job(folder: Path, held: ExitStack) -> str:
     return ""
 
 
+def changed(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``name old -> new`` of every setting that a job has now and had otherwise. One that it did not have at first is
+    of a newer version and has its default."""
+    return [f"{name} {first[name]} -> {now[name]}" for name in now if name in first and first[name] != now[name]]
+
+
+def listed(changes: Sequence[str]) -> str:
+    """The first of many, and how many more there are."""
+    more = f", and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return ", ".join(changes[:_SHOWN]) + more
+
+
+def other_job(folder: Path, changes: Sequence[str]) -> str:
+    """The line that refuses a folder in which another job has begun."""
+    return f"output_dir {str(folder)!r} holds another job ({listed(changes)}): use those settings, or another folder"
+
+
 @dataclass(frozen=True)
 class JobFolder:
     """A folder, and the name of the file in it that says whose it is."""
@@ -36,14 +54,14 @@ class JobFolder:
     record: str
 
     def differing(self, settings: Mapping[str, Any]) -> list[str] | None:
-        """In which settings the job that the folder belongs to differs from this one; None where it is nobody's.
+        """``changed`` of the job that the folder belongs to and this one; None where it is nobody's.
 
         Raises:
             InputError: the record is damaged, or the folder holds something else.
         """
         held = self._held()
         if held is not None:
-            return [name for name in settings if held.get(name) != settings[name]]
+            return changed(held, settings)
         out = self.path
         if out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
             raise InputError(f"output_dir {str(out)!r} is not empty and holds no such job: use another folder")
@@ -55,12 +73,10 @@ class JobFolder:
         Raises:
             InputError: it is another's, or holds something else.
         """
-        changed = self.differing(settings)
-        if changed:
-            raise InputError(
-                f"output_dir {str(self.path)!r} holds another job ({', '.join(changed)} differ): use another folder"
-            )
-        return changed is not None
+        changes = self.differing(settings)
+        if changes:
+            raise InputError(other_job(self.path, changes))
+        return changes is not None
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Make the folder this job's.

@@ -37,6 +37,7 @@ from ca2cl.data.index import (
     digest_of,
     write_index,
 )
+from ca2cl.data.job_folder import changed, listed
 from ca2cl.data.pack import REMEDY, Packing, image_size, read_sidecar
 from ca2cl.data.shard_pool import PLAN_FOLDER, Job, sidecar_path, write_shards
 from ca2cl.data.sources import open_source
@@ -111,6 +112,8 @@ class Plan:
     order: npt.NDArray[np.int64]
     samples_per_shard: int
     packing: Packing
+    about: dict[str, Any]
+    """The settings and the source, by which a folder of other ones is refused."""
 
     @property
     def shards(self) -> int:
@@ -183,7 +186,10 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
         bad=config.bad,
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    return Plan(digest=digest, order=order, samples_per_shard=config.samples_per_shard, packing=packing)
+    about = {**options, "source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
+    return Plan(
+        digest=digest, order=order, samples_per_shard=config.samples_per_shard, packing=packing, about=about
+    )  # fmt: skip
 
 
 def _usual_size(source: Source, rows: npt.NDArray[np.int64]) -> tuple[tuple[int, int], str]:
@@ -207,7 +213,7 @@ def _claimed(out: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it; the lock goes with this process, however it ends."""
     with writing(out, REMEDY):
         (out / PLAN_FOLDER).mkdir(parents=True, exist_ok=True)
-        lock = (out / PLAN_FOLDER / "lock").open("w")
+        lock = (out / PLAN_FOLDER / "lock").open("a")  # "w" would change its time
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,16 +236,19 @@ def _adopt(out: Path, plan: Plan) -> None:
     """Take the folder for this plan, or refuse it because it holds another's shards."""
     path = out / PLAN_FOLDER / "plan.json"
     try:
-        known = parse_json(path.read_bytes())["digest"]
+        held = parse_json(path.read_bytes())
+        differing = held["digest"] != plan.digest
+        changes = changed(held.get("about", {}), plan.about)
     except FileNotFoundError:
         if (out / MANIFEST_NAME).exists() or any(out.glob("*.tar")):
             raise InputError(f"{out}: holds shards that this run did not write; give an empty folder") from None
-        write_atomic(path, json.dumps({"digest": plan.digest}).encode(), REMEDY)
+        write_atomic(path, json.dumps({"digest": plan.digest, "about": plan.about}).encode(), REMEDY)
         return
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: damaged; give an empty folder") from None
-    if known != plan.digest:
-        raise InputError(f"{out}: holds shards of another source or of other options; give an empty folder")
+    if differing:
+        which = f" ({listed(changes)})" if changes else ""
+        raise InputError(f"{out}: holds shards of another source or of other options{which}; give an empty folder")
 
 
 def finished(out: Path, plan: Plan) -> Manifest | None:

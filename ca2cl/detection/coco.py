@@ -103,11 +103,11 @@ def align_categories(data: Json, classes: Sequence[str], where: object) -> Json:
     """
     known = {category["name"]: category for category in data["categories"]}
     used = {row["category_id"] for row in data["annotations"]}
-    other = next((name for name in known if name not in classes and known[name]["id"] in used), None)
-    if other is not None:
+    annotated = [name for name in known if known[name]["id"] in used]
+    if not set(annotated) <= set(classes):
         raise InputError(
-            f"{where}: has annotations of the class {other!r}, but the detector's classes are {', '.join(classes)}; "
-            "give splits of one data set"
+            f"{where}: has the classes {', '.join(annotated)}, not {', '.join(classes)}; give splits of one data set, "
+            "and a detector of their classes"
         )
     free = 1 + max((one["id"] for one in known.values() if isinstance(one["id"], int)), default=0)
     new = {name: {"id": free + place, "name": name} for place, name in enumerate(classes)}

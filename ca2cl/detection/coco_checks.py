@@ -6,7 +6,8 @@ One reader for training, scoring, predicting and pictures (``coco.read_coco``), 
   for nothing is looked up by them;
 - images have different files, categories different names, annotations a listed image and a listed category;
 - where there is a segmentation, box and area are its own, and a ``bbox`` that differs is told; where there is none, the
-  object is its box; an object without a pixel and an exact copy of another are left out, and told;
+  object is its box; an object without a pixel and an exact copy of another are left out, and told; rows with a
+  ``score``, what a detector found, stay as they are;
 - ``info``, ``licenses``, ``iscrowd`` and ``area`` may be missing, whole numbers may be written as 3.0.
 """
 
@@ -199,6 +200,8 @@ class _Annotations:
         made |= self._shape(made.pop("segmentation", None), given, image)
         x, y, width, height = made["bbox"]
         self.reach = max(self.reach, x + width, y + height)
+        if given is not None and "score" in row:
+            return {**made, "bbox": given}
         if not made["area"] > 0 or min(width, height) <= 0:
             self.notes.add("have no pixel and are left out", named)
             return None

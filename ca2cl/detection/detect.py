@@ -26,6 +26,7 @@ from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
 from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.launched import find_place, under_deepspeed
+from ca2cl.training.precision import check_precision
 from ca2cl.training.preempt import StopFlag
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
     starts = _starts(config)
     with stop.joining():
         accelerator = build_accelerator()
+    check_precision(config.precision, accelerator.device, "precision")
     out = Path(config.output_dir).expanduser()
     cells = [Cell(*cell) for cell in itertools.product(starts, range(config.seeds))]
     problem, root = _from_first(_begin(config, out, cells) if accelerator.is_main_process else None)

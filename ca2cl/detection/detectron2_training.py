@@ -33,6 +33,7 @@ from ca2cl.detection.engine import Detector, Job, Trained, Watch, has_masks
 from ca2cl.detection.saved import KEPT
 from ca2cl.detection.training_data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
 from ca2cl.errors import InputError
+from ca2cl.untrusted import load_tensors
 
 _PRECISE_STEPS = 200
 """Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
@@ -102,10 +103,9 @@ class _Checkpointer(DetectionCheckpointer):  # type: ignore[misc, unused-ignore]
 
     def _torch_load(self, f: str) -> Any:
         try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - any bytes are instructions to torch's reader, until one fails
-            told = " ".join(str(error).split())[:200]
-            raise InputError(f"{f}: damaged ({told}); delete {self.save_dir} and start again") from None
+            return load_tensors(f)
+        except ValueError as error:
+            raise InputError(f"{f}: damaged ({error}); delete {self.save_dir} and start again") from None
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         folder = Path(self.save_dir)

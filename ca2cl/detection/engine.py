@@ -35,6 +35,7 @@ Legend: N detections of one image, H, W its height and width in pixels.
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,10 +87,11 @@ class CocoSplit:
         return found
 
     def path(self, image: Mapping[str, Any]) -> Path:
-        """Where an image of the split lies; a ``file_name`` from Windows has backslashes."""
+        """Where an image of the split lies. A ``file_name`` from Windows has backslashes, and umlauts may be written in
+        another form than on this disk."""
         name = str(image["file_name"])
-        path = self.images / name
-        return path if "\\" not in name or path.exists() else self.images / name.replace("\\", "/")
+        names = [name, name.replace("\\", "/"), unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]
+        return next((path for path in (self.images / one for one in names) if path.exists()), self.images / name)
 
 
 def split_names(root: Path) -> list[str]:

@@ -133,7 +133,11 @@ def _images(folder: Path) -> list[Path]:
 
 def _truth(path: str, images: Sequence[Path]) -> Json:
     truth = read_coco(Path(path).expanduser(), says=True)
+    for image in truth["images"]:  # they may lie in another folder than where they were annotated
+        image["file_name"] = image["file_name"].replace("\\", "/").rpartition("/")[2]
     listed = {image["file_name"] for image in truth["images"]}
+    if len(listed) < len(truth["images"]):
+        raise InputError(f"truth is {path!r}: two of its images differ in their folders only; split the file by folder")
     here = {image.name for image in images}
     if listed != here:
         name = min(listed ^ here)
@@ -172,13 +176,12 @@ def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
             "that `ca2cl detect` printed"
         )
     fetch_run(store, run_id)
-    place = run_place(store, run_id)
-    listed = names_in(store, place)
+    listed = names_in(store, run_place(store, run_id))
     if RESULTS in listed:
-        place = run_place(store, _first_training(fetch(store, f"{place}/{RESULTS}", scratch)))
+        run_id = _first_training(fetch(store, run_place(store, run_id, RESULTS), scratch))
     elif DETECTOR not in listed:
         raise InputError(f"run {run_id!r}: has no detector; give a run of `ca2cl detect` that has finished")
-    return fetch(store, f"{place}/{DETECTOR}", scratch)
+    return fetch(store, run_place(store, run_id, DETECTOR), scratch)
 
 
 def _first_training(results: Path) -> str:

@@ -171,10 +171,10 @@ class TrainingImages(Dataset[Example | str]):
 
 
 def _instances(data: Json) -> dict[int, list[Json]]:
-    """Annotations by image, without crowds, which no detector is trained on."""
+    """Annotations by image, without crowds and boxes without area, which no detector is trained on."""
     rows: dict[int, list[Json]] = defaultdict(list)
     for row in data["annotations"]:
-        if not row["iscrowd"]:
+        if not row["iscrowd"] and min(row["bbox"][2:]) > 0:
             rows[row["image_id"]].append(row)
     return dict(rows)
 

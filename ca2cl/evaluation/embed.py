@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from ca2cl.config import TrackingConfig
+from ca2cl.data.job_folder import changed, listed
 from ca2cl.errors import InputError, LocalError
 from ca2cl.evaluation.embed_files import SUFFIXES, outputs, read_about, write_vectors
 from ca2cl.evaluation.embed_job import Job, Tally, embed_parts, open_job
@@ -145,10 +146,13 @@ def _begin(job: Job, held: ExitStack) -> dict[int, PartFacts] | None:
     existing = [path for path in outputs(out) if path.exists()]
     if existing and not job.config.overwrite:
         about = read_about(out)
-        # Killed while it put its parts away: with the parts gone too, this would be a second job into the same file.
-        if not (about and about.get("job") == parts.digest and parts.folder.is_dir()):
-            raise InputError(f"{existing[0]}: exists; give another name for out, or replace it with --overwrite true")
-        parts.remove()
+        if not about or about.get("job") != parts.digest or len(existing) < len(outputs(out)):
+            changes = changed(about["identity"], parts.identity) if about and "identity" in about else []
+            of = f" of another job ({listed(changes)})" if changes else ""
+            raise InputError(
+                f"{existing[0]}: exists{of}; give another name for out, or replace it with --overwrite true"
+            )
+        parts.remove()  # where it was killed while it put them away
         return None
     held.enter_context(claimed(parts.folder))
     for path in outputs(out):

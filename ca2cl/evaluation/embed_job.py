@@ -32,6 +32,7 @@ from ca2cl.evaluation.embed_data import Decoded, DecodeRange, Prepare, TileData,
 from ca2cl.evaluation.embed_parts import Part, PartFacts, Parts
 from ca2cl.evaluation.ranks import Ranks
 from ca2cl.redact import redact
+from ca2cl.training.precision import check_precision
 from ca2cl.views.preprocess import preprocess
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def open_job(config: EmbedConfig) -> Job:
     from ca2cl.tracking.resolver import resolve_encoder
 
     device = find_device(config.device)
+    check_precision(config.precision, device, "precision")
     options = SourceOptions(
         unlabelled=config.unlabelled,
         split=config.split,

@@ -19,10 +19,11 @@ from ca2cl import config as settings
 from ca2cl.config import OptimConfig, TrackingConfig
 from ca2cl.data.atomic import write_atomic
 from ca2cl.data.index import ShardIndex
-from ca2cl.data.job_folder import hold_job
+from ca2cl.data.job_folder import changed, hold_job, other_job
 from ca2cl.data.splits import check_budget, known_slides
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
+from ca2cl.evaluation.embed_job import weights_digest
 from ca2cl.evaluation.finetune_cell import RESULT, Cell, Data, Recipe, run_cell
 from ca2cl.evaluation.finetune_keep import keep_best
 from ca2cl.evaluation.finetune_report import RECORD, report
@@ -37,6 +38,7 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.launched import under_deepspeed
+from ca2cl.training.precision import check_precision
 from ca2cl.training.preempt import StopFlag
 from ca2cl.untrusted import parse_json
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder
 
 START = "encoder"
+_FREE = frozenset({"train", "test", "cache_dir"})
+"""Settings of the record that say where data lie, not which."""
 REMEDY = "free some space, or give another output_dir"
 
 
@@ -176,6 +180,7 @@ def _run(config: FinetuneConfig, held: ExitStack) -> Any:
     starts = _starts(config)
     with stop.joining():
         accelerator = build_accelerator()
+    check_precision(config.precision, accelerator.device, "precision")
     out = Path(config.output_dir)
     digests = [index.manifest.digest for index in indexes]
     train, test = (
@@ -238,16 +243,15 @@ def _claim(
         for k, v in settings.flatten(config).items()
         if not k.startswith(("tracking.", "output_dir", "workers", "note_protocol"))
     }
-    content: dict[str, Any] = {"settings": kept, "data": list(digests)}
+    weights = {name: weights_digest(found.encoder, found.card.mean, found.card.std) for name, found in starts.items()}
+    content: dict[str, Any] = {"settings": kept, "data": list(digests), "weights": list(weights.values())}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path = out / RECORD
     try:
         if path.exists():
             held = parse_json(path.read_text(encoding="utf-8"))
-            if held["digest"] == digest:
-                return ""
-            changed = [k for k in kept if held["settings"].get(k) != kept[k]] or ["the data"]
-            return f"output_dir {str(out)!r} holds another job ({', '.join(changed)} differ): use another folder"
+            changes = _changes(held, content)
+            return other_job(out, changes) if changes else ""
         if out.exists() and any(out.iterdir()):
             return f"output_dir {str(out)!r} is not empty and holds no fine-tuning job: use another folder"
         out.mkdir(parents=True, exist_ok=True)
@@ -257,6 +261,18 @@ def _claim(
     except (OSError, ValueError, KeyError) as error:
         return f"output_dir {str(out)!r} cannot be used ({error}); give a folder you can write"
     return ""
+
+
+def _changes(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what a job differs from the one that its folder holds. Data and weights are known by their digests, wherever
+    they lie; the first jobs did not write the weights' down."""
+    same_weights = held.get("weights") == now["weights"]
+    free = {*_FREE, "encoder"} if same_weights else _FREE
+    changes = changed(held["settings"], {name: value for name, value in now["settings"].items() if name not in free})
+    named = any(change.startswith(("encoder ", "against ")) for change in changes)
+    if "weights" in held and not same_weights and not named:
+        changes.append("encoder or against means other weights now")
+    return changes + (["the tiles in train or test"] if held["data"] != now["data"] else [])
 
 
 def _from_first(value: Any) -> Any:

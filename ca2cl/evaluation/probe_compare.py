@@ -71,5 +71,6 @@ def under_heading(lines: Sequence[str]) -> str:
     """Lines of ``describe_difference`` under one that says what p is; nothing where there are none."""
     if not lines:
         return ""
-    heading = f"differences with 95 %; p by sign flips, corrected by Holm for the {len(lines)} of them"
+    holm = f", corrected by Holm for all {len(lines)} of them" if len(lines) > 1 else ""
+    heading = f"differences with 95 %, and p by sign flips{holm}"
     return "\n" + "\n".join([heading, *lines]) + "\n"

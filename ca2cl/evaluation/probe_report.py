@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from ca2cl.evaluation.statistics import Interval
 from ca2cl.redact import redact_all
 from ca2cl.tracking.tables import aligned
 
+_REMEDY = "free some space, or give a file in a folder you can write"
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
 _COLUMNS = {
     "accuracy": "top-1 accuracy",
@@ -149,10 +151,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         InputError: the folder cannot be written.
     """
     text = json.dumps(_finite(redact_all(content)), indent=1, allow_nan=False)
-    remedy = "free some space, or give a file in a folder you can write"
-    with writing(path, remedy):
+    with writing(path, _REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (text + "\n").encode(), remedy)
+    write_atomic(path, (text + "\n").encode(), _REMEDY)
 
 
 def _finite(value: Any) -> Any:
@@ -182,4 +183,6 @@ def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequen
             colour = "white" if value > 0.5 else "black"
             axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour)
     figure.colorbar(image, label="share of the label's tiles")
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
+    write_atomic(path, drawn.getvalue(), _REMEDY)

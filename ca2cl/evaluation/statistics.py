@@ -58,7 +58,10 @@ class Units:
     def statement(self) -> str:
         """What must stand beside every interval and p."""
         if self.known:
-            return f"95 % and p: whole slides or patients were resampled ({self.count} of them), and label draws"
+            return (
+                f"95 % and p: whole slides or patients were resampled ({self.count} of them), and draws of labels "
+                "where there are several"
+            )
         return (
             "95 % and p: tiles were resampled; no slides known. Tiles of one slide are alike, so the intervals are too "
             "narrow unless every tile is of another slide"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _TILES = 6
 _REMEDY = "give `--shards SHARDS` or `--test SHARDS`"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Shown:
     """Whether they are, by their digest, those that the run was trained on; None where that is not known."""
     named: bool
     """Whether the user named them: what is then wrong with them is an error, and not a gap."""
+    test: bool = False
+    """Whether they are shown as tiles that the encoder has not seen."""
 
 
 def training_shards(config: ReportConfig, material: RunMaterial, gaps: dict[str, str]) -> Shown | None:
@@ -69,7 +73,12 @@ def other_shards(config: ReportConfig, material: RunMaterial) -> Shown | None:
     Raises:
         InputError: they cannot be read.
     """
-    return _opened(config.test, config.test, material, config, named=True) if config.test else None
+    if not config.test:
+        return None
+    shown = replace(_opened(config.test, config.test, material, config, named=True), test=True)
+    if shown.trained_on:
+        logger.warning("LEAK: the encoder was trained on %s; the page says little about new tiles", shown.name)
+    return shown
 
 
 def _opened(place: str, name: str, material: RunMaterial, config: ReportConfig, *, named: bool) -> Shown:

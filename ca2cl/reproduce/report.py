@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ca2cl import __version__
 from ca2cl.config import flatten
-from ca2cl.data.atomic import write_atomic, writing
+from ca2cl.data.atomic import write_atomic
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import tag, trained_on
 from ca2cl.evaluation.probe_report import (
@@ -55,8 +55,8 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     sys.stdout.write(text)
     files = [config.out / name for name in (RESULTS, _CHART, _TEXT)]
     write_json(files[0], _content(config, found, facts, shown, said))
-    with writing(files[1], KEPT):
-        draw_chart(files[1], shown, f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}")
+    title = f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}"
+    write_atomic(files[1], draw_chart(shown, title), KEPT)
     write_atomic(files[2], text.encode(), KEPT)
     sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
     sys.stdout.flush()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ca2cl.data.splits import describe_budget
@@ -142,7 +142,7 @@ def _comparison(config: NctConfig, facts: Mapping[str, Any]) -> tuple[list[str],
     return same, other
 
 
-def draw_chart(path: Path, shown: Sequence[Line], title: str) -> None:
+def draw_chart(shown: Sequence[Line], title: str) -> bytes:
     """A PNG: accuracy and macro F1 against the label budget, ours with sd over seeds and theirs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -162,7 +162,9 @@ def draw_chart(path: Path, shown: Sequence[Line], title: str) -> None:
         axes.grid(alpha=0.3)
         if shares:
             axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
+    return drawn.getvalue()
 
 
 def _draw_curve(axes: Any, curve: Sequence[Line], score: str, kind: str, colour: str) -> None:

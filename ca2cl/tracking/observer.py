@@ -25,10 +25,12 @@ from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker
 from ca2cl.training.engine import AccelerateEngine
+from ca2cl.training.memory import peak_bytes
 from ca2cl.views.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 _FIGURE_TILES = 256
+_LONG_STEP_S = 30.0
 _REMOTE_SHARDS = 8  # whole ones are fetched, while the other ranks wait
 
 
@@ -60,6 +62,7 @@ class RunObserver:
         terminal = self.active and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=not terminal, dynamic_ncols=True)
         self._line_every = max(1, total_steps // 50)
+        self._total_steps, self._steps_seen = total_steps, 0
 
     def log_step(self, record: dict[str, Any]) -> None:
         """A training line for the journal, and what a person watching wants of it."""
@@ -68,6 +71,7 @@ class RunObserver:
         self.state["run_id"] = self.tracker.run_id
         if not self.active:
             return
+        self._tell_pace(record["step"], self.config.run.batch_size / record["tiles_per_s"])
         self._bar.update(record["step"] - self._bar.n)
         self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tiles_per_s']:.0f} tiles/s")
         if self._bar.disable and (record["step"] % self._line_every == 0 or record["step"] == 1):
@@ -75,6 +79,20 @@ class RunObserver:
                 "step %d of %s, epoch %d: loss %.4f, lr %.2e, %.0f tiles/s",
                 record["step"], self._bar.total, record["epoch"], record["loss"], record["lr"], record["tiles_per_s"],
             )  # fmt: skip
+
+    def _tell_pace(self, step: int, seconds: float) -> None:
+        """How long an epoch will take, by the second step of this start: the first one warms up, and is taken if it
+        lasts."""
+        self._steps_seen += 1
+        if self._steps_seen > 2 or self._total_steps - step < 1 or (self._steps_seen == 1 and seconds < _LONG_STEP_S):
+            return
+        self._steps_seen = 2
+        per_epoch = self.order.steps_per_epoch
+        logger.info(
+            "a step takes about %s, an epoch of %d steps %s, what is left %s; the process held %.1f GB at most",
+            _duration(seconds), per_epoch, _duration(per_epoch * seconds),
+            _duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
+        )  # fmt: skip
 
     def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
         """A journal line for each tile that had to be replaced."""
@@ -125,6 +143,17 @@ class RunObserver:
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    """In the two largest units: 2.4 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    for long, short, unit, part in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
+        if seconds < 100 * unit or long == "d":
+            whole, rest = divmod(round(seconds / part), unit // part)
+            return f"{whole} {long} {rest} {short}" if rest else f"{whole} {long}"
+    raise AssertionError(seconds)
 
 
 def _spread(starts: npt.NDArray[np.int64], most: int | None) -> npt.NDArray[np.int64]:

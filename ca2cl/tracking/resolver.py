@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from ca2cl.tracking.encoder_versions import LATEST, existing_store, find_version
 from ca2cl.tracking.naming import MODEL, WORD, full_run_id, is_stored
 from ca2cl.tracking.registry import CHAMPION
 from ca2cl.tracking.store import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
+from ca2cl.untrusted import load_tensors, why_not_tensors
 
 logger = logging.getLogger(__name__)
 _DEFAULT_ARCH = "resnet18"
@@ -135,10 +135,9 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
     try:
         state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # noqa: BLE001 - as in _foreign_state, and all that a download may meet
-        told = " ".join(str(error).split())[:200]
         raise InputError(
-            f"encoder {source!r}: cannot be downloaded or read ({told}); put {Path(known[name].url).name} into "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
+            f"encoder {source!r}: cannot be downloaded or read ({why_not_tensors(error)}); put "
+            f"{Path(known[name].url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
         ) from None
     encoder = make_encoder(state, arch, source)
     return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
@@ -242,12 +241,11 @@ def _foreign_state(path: Path) -> dict[str, Tensor]:
     The authors' checkpoint is ``{'net': {'module.resnet.conv1.weight': …, 'module.…head…': …}}``.
     """
     try:
-        raw: Any = torch.load(path, map_location="cpu", weights_only=True)
-    # torch's reader of plain tensors takes any bytes for instructions until one fails, in whatever way.
-    except Exception as error:  # noqa: BLE001
-        first = str(error).strip().splitlines()[:1]
+        raw = load_tensors(path)
+    except ValueError as error:
         raise InputError(
-            f"encoder {str(path)!r}: not a file of plain tensors ({' '.join(first)}); give {_FORMS}"
+            f"encoder {str(path)!r}: not a file of plain tensors ({error}); where it was made, write the weights alone "
+            f"by torch.save(model.state_dict(), FILE) or as safetensors, or give {_FORMS}"
         ) from None
     for name in ("net", "state_dict", "model"):
         if isinstance(raw, Mapping) and isinstance(raw.get(name), Mapping):

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from ca2cl.errors import InputError
-from ca2cl.names import check_tracking_uri
+from ca2cl.mlflow_rules import check_tracking_uri
 from ca2cl.redact import redact
 from ca2cl.tracking.databases import database_of, sqlite_uri
 

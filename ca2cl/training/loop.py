@@ -155,7 +155,7 @@ def _train(job: Job, progress: Progress, way_out: StepExit) -> bool:
         if skipped_in_a_row >= job.run.max_skipped:
             raise InputError(
                 f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss or gradient: "
-                "lower optim.lr, or use run.precision bf16 or no"
+                "lower optim.lr, or use run.precision bf16 or no, in another output_dir"
             )
         enough = progress.step % job.steps_per_epoch == 0 and job.observer.after_epoch(data.epoch, job.engine)
 

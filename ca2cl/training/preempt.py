@@ -163,7 +163,7 @@ class StopFlag:
             return
         if "TORCHELASTIC_RUN_ID" in os.environ:
             os._exit(EXIT_INTERRUPTED)
-        if not self._over and self._trains:
+        if not self._over and self._trains and launched_rank() == 0:
             logger.warning("its launcher has ended, process %d has not yet; kill it to stop at once", os.getpid())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
