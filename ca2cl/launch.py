@@ -143,11 +143,19 @@ class _Signals:
             told = self._told.get(child.pid, 0)
             for number in self.received[told:]:
                 with suppress(psutil.Error):
-                    if not _catches(child.pid, number) and time.time() - child.create_time() < _PATIENCE_S:
+                    if not _catches(child.pid, number) and _age(child.pid) < _PATIENCE_S:
                         break
                     child.send_signal(number)
                     told += 1
             self._told[child.pid] = told
+
+
+def _age(pid: int) -> float:
+    """Seconds since a process was started, whatever the machine's clock was set to since."""
+    with suppress(OSError):
+        started = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    return _PATIENCE_S
 
 
 def _catches(pid: int, number: int) -> bool:

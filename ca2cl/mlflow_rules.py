@@ -89,7 +89,7 @@ def _fault(uri: str) -> str:
         return "" if whole else "names no file to keep anything in; give sqlite:////FOLDER/mlflow.db"
     if scheme in _SCHEMES or any(plugin.name == scheme for plugin in entry_points(group="mlflow.tracking_store")):
         return ""
-    return f"MLflow has no protocol {scheme!r}: {nearest(scheme, _SCHEMES)}"
+    return f"MLflow has no protocol {scheme!r}: {nearest(scheme, _SCHEMES)}; correct --tracking.uri"
 
 
 def _http_fault(uri: str) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import resource
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from ca2cl.errors import InputError
 from ca2cl.redact import redact
 from ca2cl.tracking.journal import Journal, encode, read_journal, training_lines
+from ca2cl.tracking.system import SystemSampler
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -150,3 +152,22 @@ def test_secrets_in_uris_are_never_written(tmp_path: Path) -> None:
     assert "hunter2" not in journal.path.read_text()
     assert redact(uri) == "https://host:5000/a?token=***&x=1"
     assert redact("sqlite:////data/runs/mlflow.db") == "sqlite:////data/runs/mlflow.db"
+
+
+@pytest.mark.parametrize("behind", [86_400, -86_400])
+def test_system_lines_go_on_growing_whatever_the_clock_says(
+    behind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, real = tmp_path / "journal.jsonl", time.time
+    created = real()
+    for start in range(3):
+        journal = Journal(path)
+        sampler = SystemSampler(journal, tmp_path, created, interval=0.01).start()
+        time.sleep(0.1)
+        sampler.stop()
+        journal.close()
+        shift = behind * (start + 1)
+        monkeypatch.setattr(time, "time", lambda shift=shift: real() - shift)
+    ticks = [record["tick"] for record, _ in read_journal(path)]
+    assert len(ticks) > 5 and ticks == sorted(ticks) and ticks[0] == 0 and ticks[-1] >= 2
+    assert "damaged" not in caplog.text

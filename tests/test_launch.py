@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ca2cl.cli import main
+from ca2cl.launch import _age
 from tests.jobs import ROOT, free_port
 
 ENDS = """
@@ -191,3 +192,15 @@ def _until_it_listens(pid: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("it never took over SIGTERM")
+
+
+def test_a_processes_age_does_not_follow_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        time.sleep(0.3)
+        monkeypatch.setattr(time, "time", lambda: 0.0)  # a clock that was set back
+        assert 0.2 <= _age(child.pid) < 60
+    finally:
+        child.kill()
+        child.wait()
+    assert _age(child.pid) >= 20  # gone: nothing to wait for

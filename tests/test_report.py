@@ -357,7 +357,8 @@ def test_few_tiles_without_labels_have_a_page(count: int, job: Job, tmp_path: Pa
 def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(job.folder, tmp_path / "run")
     record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**record, "tracking_uri": f"sqlite:///{tmp_path}/gone.db"}))
+    record |= {"tracking_uri": f"sqlite:///{tmp_path}/gone.db", "beside": ""}
+    (folder / "run.json").write_text(json.dumps(record))
     out = tmp_path / "a.html"
     assert main(["report", str(folder), str(out), "--workers", "0"]) == 2
     assert "written, but not logged" in capfd.readouterr().err

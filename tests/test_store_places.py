@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -139,3 +140,14 @@ def test_a_temporary_folder_that_is_missing_or_full_is_named(monkeypatch: pytest
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(NoScratch, match="set TMPDIR"), scratch_folder():
         raise AssertionError
+
+
+def test_another_projects_store_in_the_same_place_is_not_taken(made: tuple[Path, str], tmp_path: Path) -> None:
+    folder, run_id = made
+    store = open_store(root=folder / "ca2cl-runs", check=False)
+    record = RunRecord(run_id, store.uri, "e", 1.0, {}, beside="../ca2cl-runs/mlflow.db")
+    (tmp_path / "ca2cl-runs").mkdir()
+    with sqlite3.connect(tmp_path / "ca2cl-runs" / "mlflow.db") as other:
+        other.execute("CREATE TABLE runs (run_uuid TEXT)")
+        other.execute("INSERT INTO runs VALUES ('of another project')")
+    assert store_of(tmp_path / "run", record).root == folder / "ca2cl-runs"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from ca2cl.errors import InputError
@@ -58,6 +58,11 @@ def version_place(store: Store, name: str, version: str) -> str:
     """
     with store_errors(store.uri):
         return _now(store, str(store.client.get_model_version_download_uri(name, version)).rstrip("/"))
+
+
+def inside(place: str, name: str) -> str:
+    """URI of what is called ``name`` in a place; file URIs alone are quoted."""
+    return f"{place}/{quote(name) if urlsplit(place).scheme == 'file' else name}"
 
 
 def names_in(store: Store, place: str) -> list[str]:

@@ -114,6 +114,13 @@ def training_lines(path: str | Path) -> Iterator[dict[str, Any]]:
     return (record for record, _ in read_journal(path) if is_training(record))
 
 
+def last_tick(path: Path) -> int:
+    """The last ``tick`` of a journal's system lines; -1 where there is none."""
+    with path.open("rb") as file:  # (most lines are training lines, which are not decoded)
+        records = [_decode(line) for line in file if b'"tick"' in line]
+    return max((record["tick"] for record in records if record is not None and "tick" in record), default=-1)
+
+
 def is_training(record: Mapping[str, Any]) -> bool:
     """Whether a record tells of an optimizer step."""
     return "event" not in record and "step" in record

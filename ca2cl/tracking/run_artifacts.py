@@ -6,10 +6,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from ca2cl.scratch import scratch_folder
-from ca2cl.tracking.artifacts import fetch, names_in, run_place
+from ca2cl.tracking.artifacts import fetch, inside, names_in, run_place
 from ca2cl.tracking.store import Store, store_errors
 from ca2cl.tracking.upload import upload
 from ca2cl.untrusted import parse_json
@@ -26,7 +25,7 @@ def artifact_texts(store: Store, run_id: str, names: Sequence[str]) -> dict[str,
     place = run_place(store, run_id)
     there = set(names_in(store, place))
     with scratch_folder() as scratch:
-        paths = {name: fetch(store, f"{place}/{quote(name)}", scratch) for name in names if name in there}
+        paths = {name: fetch(store, inside(place, name), scratch) for name in names if name in there}
         return {name: path.read_text(encoding="utf-8", errors="replace") for name, path in paths.items()}
 
 

@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -112,15 +114,23 @@ def _made_in(folder: Path, record: RunRecord, root: str) -> str:
     told = database_of(record.tracking_uri)
     if told is None:
         return record.tracking_uri
-    moved = [(folder / record.beside).resolve()] if record.beside else []
-    if root and not told.exists():
-        moved.append(Path(root).expanduser().resolve() / told.name)
-    for database in moved:
-        if database.exists():
-            if database != told:
-                _log.warning("the run was made in %s; its store is taken to be %s", told, database)
-            return sqlite_uri(database)
-    return record.tracking_uri
+    here = [(folder / record.beside).resolve()] if record.beside else []
+    here += [told, *([Path(root).expanduser().resolve() / told.name] if root else [])]
+    database = next((one for one in here if _holds(one, record.run_id)), told)
+    if database == told:
+        return record.tracking_uri
+    _log.warning("the run was made in %s; its store is taken to be %s", told, database)
+    return sqlite_uri(database)
+
+
+def _holds(database: Path, run_id: str) -> bool:
+    """Whether a store has the run: another project's may lie in the same place."""
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
+            found = opened.execute("SELECT 1 FROM runs WHERE run_uuid = ? OR ? = ''", (run_id, run_id)).fetchone()
+    except sqlite3.Error:
+        return False
+    return found is not None
 
 
 def beside(folder: Path, store: Store) -> str:

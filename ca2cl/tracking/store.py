@@ -62,6 +62,13 @@ _FINAL = _UNAUTHORIZED | {
 _FINAL_TEXTS = (
     "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "BadStatusLine", "not in a valid JSON format", "Invalid url",
 )  # fmt: skip
+# SQLite's words, which come with a page of SQL
+_OF_FILES = {
+    "disk is full": "its disk is full",
+    "readonly database": "its file cannot be written",
+    "unable to open database file": "its file cannot be opened",
+    "disk I/O error": "its disk fails",
+}
 _DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
@@ -129,7 +136,8 @@ def resolve_uri(uri: str | None, root: str | Path = DEFAULT_ROOT) -> tuple[str, 
     check_tracking_uri("tracking.uri" if uri else "MLFLOW_TRACKING_URI", chosen)
     database = database_of(chosen)
     if database is not None and not database.parent.is_dir():  # MLflow would make it, for a slip of the pen too
-        raise InputError(f"tracking store {redact(chosen)}: no folder {database.parent}; make it, or give another")
+        where = f"tracking store {redact(chosen)}: no folder {database.parent}"
+        raise InputError(f"{where}; make it, or give another --tracking.uri")
     embedded = database is not None and database.name == _DATABASE and (database.parent / ARTIFACTS).is_dir()
     return chosen, database.parent.resolve() if database is not None and embedded else None
 
@@ -188,6 +196,8 @@ def store_errors(uri: str) -> Iterator[None]:
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         elif uri.startswith("databricks"):
             remedy = "set DATABRICKS_HOST and DATABRICKS_TOKEN"
+        elif why in _OF_FILES.values():
+            remedy = "free space or mend its permissions, or give another --tracking.root"
         elif not _is_outage(error):
             remedy = "give another --tracking.uri"
         message = f"tracking store {redact(uri)} cannot be used: {why}; {remedy}"
@@ -237,6 +247,8 @@ def reason(error: BaseException) -> str:
     if code in _UNAUTHORIZED:  # the server's own words may repeat what it was sent
         return "not permitted (403)" if code == "PERMISSION_DENIED" else "wrong or missing credentials (401)"
     text = redact(" ".join(str(error).split())) or type(error).__name__
+    if known := next((words for told, words in _OF_FILES.items() if told in text), ""):
+        return known
     if "WRONG_VERSION_NUMBER" in text:
         return "it does not speak https, perhaps http"
     if "BadStatusLine" in text:

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from ca2cl.errors import InputError
-from ca2cl.tracking.journal import Journal
+from ca2cl.tracking.journal import Journal, last_tick
 
 _MEGABYTE = 1e6
 _log = logging.getLogger(__name__)
@@ -24,8 +24,9 @@ _log = logging.getLogger(__name__)
 class SystemSampler:
     """A thread that writes one ``system`` line every ``interval`` seconds.
 
-    ``tick`` (MLflow's step) is the number of seconds since ``created``, the run's first start in Unix seconds, so it
-    goes on growing over resumes.
+    ``tick`` (MLflow's step) is the number of seconds since ``created``, the run's first start in Unix seconds. It grows
+    over resumes and whatever happens to the machine's clock: that is asked once, and overruled where the journal is
+    further already.
     """
 
     def __init__(self, journal: Journal, folder: Path, created: float, interval: float = 10.0) -> None:
@@ -46,11 +47,13 @@ class SystemSampler:
 
     def _run(self) -> None:
         last = False
+        began, before = time.monotonic(), max(int(time.time() - self._created), last_tick(self._journal.path) + 1)
         while not last:
             last = self._stop.wait(self._interval)
             try:
                 sample = measure(self._folder)
-                self._journal.append({"event": "system", "tick": int(time.time() - self._created), **sample})
+                tick = before + int(time.monotonic() - began)
+                self._journal.append({"event": "system", "tick": tick, **sample})
             except (OSError, RuntimeError, psutil.Error, InputError) as error:
                 _log.warning("no more system metrics: %s", error)
                 return

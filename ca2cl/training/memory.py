@@ -115,9 +115,9 @@ def _left_in_cgroups(root: Path, own: Path) -> Iterator[int]:
 
 def _left(folder: Path, most: str, used: str, cache: str) -> int | None:
     try:
-        limit, taken = (folder / most).read_text().strip(), int((folder / used).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return None if limit == "max" else max(0, int(limit) - taken + int(stat.get(cache, 0)))
+        limit, taken = ((folder / name).read_text(encoding="utf-8").strip() for name in (most, used))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        return None if limit == "max" else max(0, int(limit) - int(taken) + int(stat.get(cache, 0)))
     except (OSError, ValueError):
         return None
 
