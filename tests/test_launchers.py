@@ -19,7 +19,7 @@ import pytest
 from ca2cl.cli import VERBS, main
 from ca2cl.lifetime import is_launcher
 from ca2cl.tracking.journal import read_journal
-from tests.jobs import LAUNCH, ROOT, free_port, make_shards, training_lines
+from tests.jobs import CONFIGS, LAUNCH, ROOT, free_port, make_shards, training_lines
 
 MARK = "CA2CL_TEST_JOB"
 PYTHON = sys.executable
@@ -33,6 +33,7 @@ def launchers(training: list[str]) -> dict[str, list[str]]:
     """Every way to start ``python`` with the arguments ``training``."""
     port = str(free_port())
     elsewhere = ["--main_process_port", port]
+    zero = ["--config_file", str(CONFIGS / "deepspeed_zero2.yaml")]
     torchrun = [PYTHON, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     shell = f"{shlex.join([PYTHON, *training])}; exit $?"  # a shell that stays
     return {
@@ -43,6 +44,7 @@ def launchers(training: list[str]) -> dict[str, list[str]]:
         "torchrun-2": [*torchrun, *training],
         "ca2cl-launch": [PYTHON, "-m", "ca2cl", "launch", *ONE, *training],
         "ca2cl-launch-2": [PYTHON, "-m", "ca2cl", "launch", *TWO, *elsewhere, *training],
+        "zero2": [PYTHON, "-m", "ca2cl", "launch", *zero, "--num_processes", "2", *ONE[2:], *elsewhere, *training],
     }
 
 
@@ -55,6 +57,8 @@ class Started:
         settings += ["--run.figures_every", "0", "--data.shards", str(shards), "--run.output_dir", str(self.run_dir)]
         settings += ["--tracking.root", str(folder / "runs"), "--tracking.register_as", "null", *more]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: self.mark}
+        if how == "zero2":
+            env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
         env.pop("MLFLOW_TRACKING_URI", None)
         command = launchers(["-m", "ca2cl", "pretrain", *settings])[how]
         with self.log.open("wb") as log:
@@ -149,6 +153,28 @@ def test_the_first_signal_keeps_a_checkpoint(
     check_kept(job)
     if code is not None:  # the other launchers have codes of their own
         assert job.process.returncode == code and "Traceback" not in job.told(), job.told()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["bare", "ca2cl-launch-2", "zero2"])
+def test_a_signal_to_one_rank_ends_a_step_between_its_micro_batches(
+    how: str, started: list[Started], tmp_path: Path, shards: Path
+) -> None:
+    """All ranks leave the step together, and the one before is what is kept."""
+    if how == "zero2":
+        pytest.importorskip("deepspeed")
+    job = Started(
+        how, tmp_path, shards, "--model.norm", "frozen", "--run.batch_size", "88", "--run.micro_batch_size", "2"
+    )
+    started.append(job)
+    job.until_it_trains(1)
+    done = job.steps()
+    ranks = [process for process in job.left() if "pretrain" in process.cmdline() and "launch" not in process.cmdline()]
+    ranks[-1].send_signal(TERM)
+    job.until_none_is_left(120)
+    assert job.process.returncode == 85 and job.steps() == done, job.told()
+    assert (job.run_dir / "checkpoints" / "latest").read_text().strip() == f"step-{done:09d}"
+    assert "Traceback" not in job.told() and job.told().count(STOPPED) == 1, job.told()
 
 
 def test_what_a_launcher_is() -> None:
