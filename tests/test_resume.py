@@ -96,8 +96,6 @@ def test_places_and_ways_of_working_are_no_other_settings(
         (("--recipe", "crc5_small"), " more)"),
         (("--data.shards", "shards-1"), "(the tiles in data.shards, manifest "),
         (("--model.weights", "other.safetensors"), "model.weights random -> other.safetensors"),
-        (("--run.steps", "4"), "(run.steps 2 -> 4); its learning rate follows cosine"),
-        (("--run.steps", "1"), "(run.steps 2 -> 1)"),
         (("--run.micro_batch_size", "16", "--run.accumulation", "plain"), "run.micro_batch_size None -> 16"),
     ],
 )
@@ -107,6 +105,18 @@ def test_every_other_setting_is_refused_by_name(run: Path, more: tuple[str, ...]
         look(*more, *own)
     assert "holds a finished run of 2 steps with other settings (" in str(refused.value)
     assert named in str(refused.value)
+
+
+def test_a_run_may_be_made_longer_with_a_line_where_its_rates_depend_on_that(
+    run: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert not look("--run.steps", "4")
+    assert caplog.messages == [
+        "run: 4 steps instead of 2; optim.schedule cosine_step goes to the new last step, and the 2 steps done had the "
+        "old rates"
+    ]
+    assert main(["pretrain", *JOB, "--run.steps", "1"]) == 2
+    assert "newest checkpoint is of step 2" in capfd.readouterr().err
 
 
 def test_a_run_that_goes_on_keeps_its_recipe_and_data(run: Path, tmp_path: Path) -> None:

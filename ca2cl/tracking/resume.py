@@ -32,9 +32,7 @@ def may_change(name: str, config: PretrainConfig) -> bool:
     """Whether the setting may change when the run goes on."""
     if name == "run.micro_batch_size":  # then BatchNorm's statistics and the negatives are the same in any share
         return config.run.accumulation != "plain" and config.model.norm != "sync"
-    if name in _LENGTH:
-        return config.optim.schedule in _OPEN_ENDED
-    return name in FREE
+    return name in FREE or name in _LENGTH
 
 
 def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manifest_digest: str, start: str) -> bool:
@@ -55,8 +53,6 @@ def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manife
     first, newest = read_run(folder).params, Checkpointer(folder / "checkpoints", 1).newest()
     now = {name: str(value) for name, value in flatten(config).items()}
     differing = {name for name in now if name in first and now[name] != first[name] and not may_change(name, config)}
-    if _total(first, steps_per_epoch) == steps:
-        differing -= set(_LENGTH)
     if newest is not None and "model.weights" in differing and read_state(newest).get("start_weights") == start:
         differing.remove("model.weights")  # the same file by another path
     changes = changed(first, {name: now[name] for name in now if name in differing})
@@ -71,16 +67,19 @@ def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manife
     if done and reached == steps and not back:
         logger.info("%s: finished (%d of %d steps), nothing to do", folder, reached, steps)
         return True
+    begun_with = _total(first, steps_per_epoch)
+    if begun_with not in (None, steps) and config.optim.schedule not in _OPEN_ENDED:
+        logger.warning(
+            "%s: %d steps instead of %d; optim.schedule %s goes to the new last step, and the %d steps done had the "
+            "old rates", folder, steps, begun_with, config.optim.schedule, reached,
+        )  # fmt: skip
     return False
 
 
 def _refusal(config: PretrainConfig, changes: list[str], what: str, newest: Path | None) -> str:
-    why = ""
-    if all(change.startswith(_LENGTH) for change in changes):
-        why = f"; its learning rate follows {config.optim.schedule} to the last step, so a longer run is another run"
     fork = f", where --run.resume {newest} goes on from its weights" if newest is not None else ""
     return (
-        f"run.output_dir is {config.run.output_dir!r}: it holds a {what} with other settings ({listed(changes)}){why}; "
+        f"run.output_dir is {config.run.output_dir!r}: it holds a {what} with other settings ({listed(changes)}); "
         f"use those, or another run.output_dir{fork}"
     )
 
