@@ -28,8 +28,8 @@ class FolderSource:
 
     A lone folder that itself holds only folders is stepped into (archives unzip that way); images directly in the
     folder are unlabelled, and lie beside class folders only with ``mixed``. What systems leave behind
-    (``names.is_clutter``) and other file types are ignored. Links are followed; one that leads nowhere is an error, as
-    is an empty class folder: both are what a disk that is away looks like.
+    (``names.is_clutter``) and other file types are ignored. Links are followed; one that leads nowhere is an error, and
+    an empty class folder a warning: both are what a disk that is away looks like.
     """
 
     def __init__(self, root: Path, options: SourceOptions, *, mixed: bool = False) -> None:
@@ -147,9 +147,11 @@ def _is_image(name: str) -> bool:
 def _class_names(root: Path, folders: Sequence[str]) -> dict[str, str]:
     """Class folder → name of its class.
 
+    A folder beside them with nothing in it is no class, and is told: a cohort may lack a class, and a disk that is away
+    looks the same.
+
     Raises:
-        InputError: a name that is not UTF-8, which no manifest, table or store could hold; two folders of one name; a
-            folder beside them with nothing in it.
+        InputError: a name that is not UTF-8, which no manifest, table or store could hold; two folders of one name.
     """
     named: dict[str, str] = {}
     for folder in folders:
@@ -167,8 +169,9 @@ def _class_names(root: Path, folders: Sequence[str]) -> dict[str, str]:
         named[folder] = name
     for entry in _entries(root) if folders else ():
         if entry.name not in named and entry.is_dir() and not any(_entries(root / entry.name)):
-            raise InputError(
-                f"{root / entry.name}: an empty class folder; mount the disk that its tiles lie on, or remove it"
+            logger.warning(
+                "%s: an empty class folder, which makes no class; mount the disk if its tiles lie on another",
+                root / entry.name,
             )
     return named
 
