@@ -62,12 +62,12 @@ def compare(bare: Path, launched: Path, steps: int) -> None:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: a bare process has one thread anyway")
-def test_a_bare_process_gives_the_bits_of_launched_ones_and_goes_on_with_the_same_kernels_only(folder: Path) -> None:
+def test_a_bare_process_gives_the_bits_of_launched_ones_and_others_do_not_go_on(folder: Path) -> None:
     bare, launched = one_and(folder, 2, 2)
     compare(bare, launched, 2)
     state = bare / "checkpoints" / "step-000000002" / "state.json"
     assert json.loads(state.read_text())["numerics"]["threads"] == "1"
-    again = f"python {JOB} --run.steps 3 --run.output_dir {bare.name}"
+    again = f"python {JOB} --run.steps 3 --run.output_dir other --run.resume {state.parent.relative_to(folder)}"
     done = as_printed(again, folder, ATEN_CPU_CAPABILITY="default")  # other kernels
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("ca2cl: error")]
     assert done.returncode == 2 and "kernels is 'DEFAULT' here" in line and "--run.accumulation exact" in line
