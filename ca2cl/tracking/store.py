@@ -40,7 +40,7 @@ _DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
     # a training cluster does not phone home, and often cannot
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLEARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # stdout is for results: scripts read it
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
