@@ -62,15 +62,8 @@ def _types(kind: type, prefix: str = "") -> dict[str, str]:
         if isinstance(group, type) and dataclasses.is_dataclass(group):
             types |= {prefix + field.name: "", **_types(group, f"{prefix}{field.name}.")}
         else:
-            word = "'none' | " if _NONE in _literals(group) else ""  # it may stand behind a type's own name
-            types[prefix + field.name] = word + str(field.type)
+            types[prefix + field.name] = str(field.type)
     return types
-
-
-def _literals(hint: Any) -> Iterator[object]:
-    for inner in typing.get_args(hint):
-        yield inner
-        yield from _literals(inner)
 
 
 def _required(kind: type) -> Iterator[str]:
@@ -171,9 +164,8 @@ def _joined(wanted: str, items: list[str]) -> str:
 
 
 def _is_none(wanted: str, word: str) -> bool:
-    """Whether a word leaves its setting open; where none is one of its values, null alone does."""
-    words = ("null",) if "'none'" in wanted else (_NONE, "null")
-    return wanted.endswith("| None") and word.lower() in words
+    """Whether a word leaves its setting open."""
+    return wanted.endswith("| None") and word.lower() in (_NONE, "null")
 
 
 def _null(wanted: str, word: str) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ca2cl.training.preempt import StopFlag
+
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests' tiles lie on the CPU; without a GPU this changes nothing
 
 LONG = (
@@ -23,6 +25,13 @@ LONG = (
     "remote_jobs",
 )
 """Files that take minutes, the longest first."""
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is tested in processes that inherit what this one ignores, as it does where a script started it by &."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,4 +56,6 @@ def own_signals() -> Iterator[None]:
     yield
     signal.set_wakeup_fd(-1)
     for number, handler in before.items():
+        if isinstance(getattr(handler, "__self__", None), StopFlag):  # of a job that a fixture ran
+            handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, handler)

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -26,6 +27,8 @@ def test_the_clone_in_the_working_directory_is_not_taken_for_the_package(tmp_pat
     (built,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(built) as archive:
         archive.extractall(site)
+    # what it depends on, behind it on the path
+    (site / "zz_dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     command = [str(tmp_path / "env" / "bin" / "python"), "-m", "ca2cl", "--version"]
     done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith("ca2cl "), done.stderr

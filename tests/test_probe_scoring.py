@@ -163,5 +163,5 @@ def test_every_other_row_is_compared_with_the_first_features() -> None:
     assert found.difference.mean == pytest.approx(gain) and found.difference.p < 0.05
     assert found.difference.interval[0] > 0 and found.as_dict()["against"] == "floor"
     lines = differences("encoder", compared, name_tests=True).splitlines()
-    assert lines[4].startswith(f"encoder less floor, linear, b, 100 % labels: {gain:+.3f} [")
+    assert lines[5].startswith(f"encoder less floor, linear, b, 100 % labels: {gain:+.3f} [")
     assert differences("encoder", [], name_tests=False) == ""

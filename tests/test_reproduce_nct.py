@@ -203,7 +203,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_table(whole: Path, tiles: Path, 
     job, env = tmp_path / "job", {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     cells = [f"encoder-100pct-seed{seed}" for seed in (0, 1)]
     ends: list[tuple[int, int, Callable[[], bool]]] = [
-        (signal.SIGKILL, -signal.SIGKILL, lambda: len(list(job.glob("linear/*.json"))) >= 1),
+        (signal.SIGKILL, -signal.SIGKILL, lambda: len(list(job.glob("linear/*-seed*.json"))) >= 1),
         (signal.SIGTERM, 85, lambda: steps(job, cells[0]) >= 2),
         (signal.SIGKILL, -signal.SIGKILL, lambda: steps(job, cells[1]) >= 2),
     ]
@@ -216,7 +216,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_table(whole: Path, tiles: Path, 
             process.send_signal(number)
             _, error = process.communicate(timeout=240)
         assert process.returncode == code, error
-        left.append((len(list(job.glob("linear/*.json"))), len(list(job.glob("finetune/cells/*/result.json")))))
+        left.append((len(list(job.glob("linear/*-seed*.json"))), len(list(job.glob("finetune/cells/*/result.json")))))
     assert 1 <= left[0][0] < 4 and left[1:] == [(4, 0), (4, 1)], left
     assert run_here(tmp_path, tiles) == 0
     assert results(tmp_path)["results"] == results(whole)["results"]
