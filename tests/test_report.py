@@ -371,12 +371,9 @@ def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("{id}", "{tmp}"), "give a file that ends in .html"),
-        (("{id}", "{tmp}/folder.html"), "cannot be written"),
-        (("{id}", "{tmp}/file/x.html"), "cannot be written"),
-        (("0" * 32, "{tmp}/x.html"), "check the id"),
-        (("nowhere", "{tmp}/x.html"), "no alias 'nowhere'"),
-        (("random", "{tmp}/x.html"), "no alias 'random'"),
+        (("{id}", "{tmp}"), "give a file that ends in .html"), (("{id}", "{tmp}/folder.html"), "cannot be written"),
+        (("{id}", "{tmp}/file/x.html"), "cannot be written"), (("0" * 32, "{tmp}/x.html"), "check the id"),
+        (("nowhere", "{tmp}/x.html"), "no alias 'nowhere'"), (("random", "{tmp}/x.html"), "no alias 'random'"),
         (("{tmp}", "{tmp}/x.html"), "no run here"),
         (("{probe}", "{tmp}/x.html"), "is a probe of an encoder; give the run that made it"),
         (("{id}", "{tmp}/x.html", "--test", "{tmp}"), "no manifest here"),
@@ -385,18 +382,16 @@ def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pyt
         (("{id}", "{tmp}/x.html", "--clusters", "1"), "clusters is 1"),
         (("{id}", "{tmp}/x.html", "--workers", "-1"), "workers is -1"),
         (("{id}", "{tmp}/x.html", "--seed", "-1"), "seed is -1"),
-        (("{id}", "{tmp}/x.html", "--device", "cuda:99"), "device is 'cuda:99'"),
-        (("{id}",), "out"),
+        (("{id}", "{tmp}/x.html", "--device", "cuda:99"), "device is 'cuda:99'"), (("{id}",), "out"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(
     arguments: tuple[str, ...], message: str, job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "file").touch()
     store = open_store(None, job.root)
-    where = f"tags.`ca2cl.source_run_id` = '{job.run_id}'"
-    (probed,) = store.client.search_runs([store.experiment_id("ca2cl")], where)
+    (probed,) = store.client.search_runs([store.experiment_id("ca2cl")], f"tags.`ca2cl.source_run_id` = '{job.run_id}'")
     filled = [word.format(id=job.run_id, tmp=tmp_path, probe=probed.info.run_id) for word in arguments]
     capfd.readouterr()
     assert main(["report", *filled, "--tracking.root", job.root]) == 2
