@@ -30,7 +30,7 @@ from ca2cl.objective.gather import Rows
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.nt_xent import nt_xent
 from ca2cl.objective.passes import LocalEngine, ViewBatch
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from ca2cl.errors import InputError
-from ca2cl.training.preempt import EXIT_INTERRUPTED, EXIT_PREEMPTED, LAUNCHER
+from ca2cl.runtime.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED, LAUNCHER
 
 logger = logging.getLogger(__name__)
 _PASSED_ON = {

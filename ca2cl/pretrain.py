@@ -23,10 +23,14 @@ from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadBudget, LaneStream
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_job import weights_digest
-from ca2cl.evaluation.ranks import Ranks
 from ca2cl.model.encoder import Encoder, build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
+from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.distributed import Ranks
+from ca2cl.runtime.launched import find_place, under_deepspeed
+from ca2cl.runtime.precision import check_precision
+from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
@@ -34,17 +38,13 @@ from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.resume import is_finished
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training import shares
-from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.feed import feed
-from ca2cl.training.launched import find_place, under_deepspeed
 from ca2cl.training.loop import Job, Progress, train
 from ca2cl.training.memory import bytes_a_tile, check_memory
 from ca2cl.training.numerics import check_numerics, fix_numerics
 from ca2cl.training.optim import build_optimizer
-from ca2cl.training.precision import check_precision
-from ca2cl.training.preempt import StopFlag
 from ca2cl.views import build_views
 
 logger = logging.getLogger(__name__)

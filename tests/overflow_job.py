@@ -19,7 +19,7 @@ from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import ViewBatch
 from ca2cl.pretrain import _engine
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
 
 ROWS = 8
 

@@ -29,9 +29,9 @@ from ca2cl.detection.torchvision_engine import learning_rate
 from ca2cl.detection.weights import load_backbone
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import build_encoder
+from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.tracking.resolver import ResolvedEncoder
-from ca2cl.training.preempt import StopFlag
 from tests.glands import write_pairs
 from tests.jobs import LAUNCH, free_port, start
 from tests.pickles import Bait

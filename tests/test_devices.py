@@ -26,7 +26,7 @@ from ca2cl.model.classifier import Classifier
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.feed import MicroBatches
 from ca2cl.training.optim import build_optimizer

@@ -20,7 +20,7 @@ from ca2cl.model.heads import Embeddings, Network
 from ca2cl.model.norm import commit_statistics
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from tests.jobs import free_port

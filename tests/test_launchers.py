@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from ca2cl.cli import VERBS, main
-from ca2cl.lifetime import is_launcher
+from ca2cl.runtime.lifetime import is_launcher
 from ca2cl.tracking.journal import read_journal
 from tests.jobs import CONFIGS, LAUNCH, ROOT, free_port, make_shards, training_lines
 

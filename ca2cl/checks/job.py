@@ -31,7 +31,7 @@ from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
-from ca2cl.training.precision import seconds_of
+from ca2cl.runtime.precision import seconds_of
 from ca2cl.training.shares import lane_groups, micro_batch
 from ca2cl.views import build_views
 

@@ -10,8 +10,8 @@ import torch
 
 from ca2cl.checks.finding import Finding
 from ca2cl.errors import InputError
-from ca2cl.training.launched import keeps_to_cpu, unseen_gpus
-from ca2cl.training.precision import EMULATED, HALF, slowdown
+from ca2cl.runtime.launched import keeps_to_cpu, unseen_gpus
+from ca2cl.runtime.precision import EMULATED, HALF, slowdown
 
 _OLDEST_TORCH = (2, 6)
 _SHARED = 1 << 30

@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import gather_object
 
 from ca2cl.checks.finding import Finding
-from ca2cl.training.accelerator import build_accelerator, unmet
-from ca2cl.training.launched import find_place
+from ca2cl.runtime.accelerator import build_accelerator, unmet
+from ca2cl.runtime.launched import find_place
 
 
 def meet(patience_s: float) -> tuple[int, list[Finding]]:

@@ -15,7 +15,7 @@ from ca2cl.data.index import ShardInfo
 from ca2cl.data.pack import Packing, pack, read_sidecar, write_sidecar
 from ca2cl.data.tile_source import Tile, TileReader
 from ca2cl.errors import InputError
-from ca2cl.lifetime import begin_worker, processes_can_share, starting_workers
+from ca2cl.runtime.lifetime import begin_worker, processes_can_share, starting_workers
 
 PLAN_FOLDER = ".plan"
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ca2cl.errors import InputError
-from ca2cl.lifetime import begin_worker, processes_can_share, starting_workers
+from ca2cl.runtime.lifetime import begin_worker, processes_can_share, starting_workers
 
 Pixels = npt.NDArray[np.uint8]
 Request = TypeVar("Request")

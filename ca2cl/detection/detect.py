@@ -24,10 +24,10 @@ from ca2cl.detection.shared import find_shared
 from ca2cl.detection.split_checks import check_splits
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
-from ca2cl.training.accelerator import build_accelerator
-from ca2cl.training.launched import find_place, under_deepspeed
-from ca2cl.training.precision import check_precision
-from ca2cl.training.preempt import StopFlag
+from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.launched import find_place, under_deepspeed
+from ca2cl.runtime.precision import check_precision
+from ca2cl.runtime.signals import StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder

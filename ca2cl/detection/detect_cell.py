@@ -20,7 +20,7 @@ from ca2cl.detection.samples import draw_samples
 from ca2cl.detection.saved import KEPT
 from ca2cl.detection.scoring import SplitScores, score_split
 from ca2cl.evaluation.finetune_cell import folder_name
-from ca2cl.training.preempt import StopFlag
+from ca2cl.runtime.signals import StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.detection.detect_config import DetectConfig

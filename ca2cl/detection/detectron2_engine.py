@@ -31,8 +31,8 @@ from ca2cl.detection.saved import KEPT, DetectorCard, fill, read_card, read_weig
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
 from ca2cl.optional import need
-from ca2cl.training.accelerator import build_accelerator
-from ca2cl.training.launched import under_deepspeed
+from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from ca2cl.detection.saved import CARD
 from ca2cl.detection.scoring import CHALLENGE
 from ca2cl.detection.segmentations import Json, mask_tools
 from ca2cl.errors import InputError
-from ca2cl.evaluation.device import find_device
+from ca2cl.runtime.device import find_device
 from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.naming import WORD, full_run_id, is_stored
 from ca2cl.tracking.tables import aligned

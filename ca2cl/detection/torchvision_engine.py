@@ -28,11 +28,11 @@ from ca2cl.detection.torchvision_model import HEADS, DetectionNetwork, build_net
 from ca2cl.detection.training_data import ImageBatch, ImageStep, TrainingImages, draw_word, image_steps
 from ca2cl.errors import InputError
 from ca2cl.model.norm import BatchNorm, commit_statistics
+from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.training import loop
-from ca2cl.training.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, restore
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.launched import under_deepspeed
 
 _PRECISE_STEPS = 200
 """Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""

@@ -22,7 +22,7 @@ from ca2cl.detection.coco import align_categories, decode_mask, read_coco
 from ca2cl.detection.engine import CocoSplit, Pixels
 from ca2cl.detection.segmentations import Json
 from ca2cl.errors import InputError, LocalError
-from ca2cl.lifetime import begin_worker, processes_can_share, starting_workers
+from ca2cl.runtime.lifetime import begin_worker, processes_can_share, starting_workers
 
 T = TypeVar("T")
 REMEDY = "make the folder again with `ca2cl detect prepare`"

@@ -24,7 +24,7 @@ from ca2cl.errors import InputError, LocalError
 from ca2cl.evaluation.embed_files import SUFFIXES, outputs, read_about, write_vectors
 from ca2cl.evaluation.embed_job import Job, Tally, embed_parts, open_job
 from ca2cl.evaluation.embed_parts import KEPT, PartFacts, claimed, mine
-from ca2cl.evaluation.ranks import Ranks
+from ca2cl.runtime.distributed import Ranks
 
 POSITIONAL = ("source", "out")
 

@@ -35,11 +35,11 @@ from ca2cl.evaluation.protocol import Protocol, ProtocolName, describe_draw
 from ca2cl.evaluation.scoring import Subsets, draw_subsets
 from ca2cl.model.classifier import Classifier
 from ca2cl.model.encoder import build_encoder
+from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.launched import under_deepspeed
+from ca2cl.runtime.precision import check_precision
+from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.training.accelerator import build_accelerator
-from ca2cl.training.launched import under_deepspeed
-from ca2cl.training.precision import check_precision
-from ca2cl.training.preempt import StopFlag
 from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:

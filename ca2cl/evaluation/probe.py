@@ -14,7 +14,6 @@ import torch
 
 from ca2cl.data.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.evaluation.device import find_device
 from ca2cl.evaluation.leakage import find_leak
 from ca2cl.evaluation.probe_compare import compare_with_first
 from ca2cl.evaluation.probe_config import ProbeConfig
@@ -32,6 +31,7 @@ from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
 from ca2cl.evaluation.scoring import KNN, LINEAR, SGD, Scoring, draw_subsets, score
 from ca2cl.evaluation.sgd import RECIPE
 from ca2cl.evaluation.statistics import Units
+from ca2cl.runtime.device import find_device
 
 __all__ = ["POSITIONAL", "ProbeConfig", "run"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ca2cl.config import TrackingConfig
 from ca2cl.data.atomic import replacing, writing
 from ca2cl.errors import InputError
-from ca2cl.evaluation.device import find_device
+from ca2cl.runtime.device import find_device
 
 POSITIONAL = ("run", "out")
 MOST_TILES = 10_000

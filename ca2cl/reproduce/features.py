@@ -18,8 +18,8 @@ from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed import run as run_embed
-from ca2cl.evaluation.ranks import Ranks
 from ca2cl.reproduce.settings import NctConfig, embedding
+from ca2cl.runtime.distributed import Ranks
 
 
 @dataclass(frozen=True)

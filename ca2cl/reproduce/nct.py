@@ -19,7 +19,6 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation import finetune
 from ca2cl.evaluation.embed_job import weights_digest
 from ca2cl.evaluation.probe_data import check_every_class
-from ca2cl.evaluation.ranks import Ranks
 from ca2cl.reproduce import published
 from ca2cl.reproduce.cells import make_cells, missing
 from ca2cl.reproduce.facts import find_facts, open_sets
@@ -28,9 +27,10 @@ from ca2cl.reproduce.plan import plan
 from ca2cl.reproduce.report import protocol_tag, report
 from ca2cl.reproduce.settings import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.work import REMEDY, Preempted, Preemption, check_claim, claim
-from ca2cl.training.accelerator import build_accelerator
-from ca2cl.training.launched import find_place, under_deepspeed
-from ca2cl.training.preempt import EXIT_PREEMPTED, StopFlag
+from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.distributed import Ranks
+from ca2cl.runtime.launched import find_place, under_deepspeed
+from ca2cl.runtime.signals import EXIT_PREEMPTED, StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder

@@ -10,7 +10,7 @@ from typing import Any
 
 from ca2cl.data.atomic import writing
 from ca2cl.data.job_folder import JobFolder
-from ca2cl.training.preempt import StopFlag
+from ca2cl.runtime.signals import StopFlag
 
 logger = logging.getLogger(__name__)
 RECORD = "reproduce.json"

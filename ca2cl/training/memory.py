@@ -14,7 +14,7 @@ from torch import Tensor
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network
-from ca2cl.training.launched import find_place, launched_rank
+from ca2cl.runtime.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)
 _VIEWS = 2

@@ -16,7 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ca2cl.errors import InputError, LocalError
-from ca2cl.training.launched import (
+from ca2cl.runtime.launched import (
     RENDEZVOUS,
     Place,
     find_place,
@@ -25,7 +25,7 @@ from ca2cl.training.launched import (
     under_deepspeed,
     unseen_gpus,
 )
-from ca2cl.training.variables import settle_variables
+from ca2cl.runtime.variables import settle_variables
 
 
 def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerator:

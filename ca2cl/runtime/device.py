@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ca2cl.errors import InputError
-from ca2cl.training.launched import find_place, keeps_to_cpu
-from ca2cl.training.variables import settle_variables
+from ca2cl.runtime.launched import find_place, keeps_to_cpu
+from ca2cl.runtime.variables import settle_variables
 
 
 def find_device(name: str) -> torch.device:

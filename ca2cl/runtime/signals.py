@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
-from ca2cl.lifetime import is_running, when_launcher_ends
-from ca2cl.training.launched import launched_rank
+from ca2cl.runtime.launched import launched_rank
+from ca2cl.runtime.lifetime import is_running, when_launcher_ends
 
 logger = logging.getLogger(__name__)
 Flag = TypeVar("Flag", bound="StopFlag")

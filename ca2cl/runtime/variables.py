@@ -12,7 +12,7 @@ import os
 import torch
 
 from ca2cl.errors import InputError
-from ca2cl.training.launched import launched_rank
+from ca2cl.runtime.launched import launched_rank
 
 logger = logging.getLogger(__name__)
 

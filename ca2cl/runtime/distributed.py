@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 from ca2cl.errors import InputError, LocalError
-from ca2cl.training.launched import Place, find_place
+from ca2cl.runtime.launched import Place, find_place
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def _join(place: Place) -> tuple[int, int, Any]:
     from accelerate import PartialState
     from torch import distributed
 
-    from ca2cl.training.accelerator import check_joined, unmet
+    from ca2cl.runtime.accelerator import check_joined, unmet
 
     # Processes that train in the same job have met already, on their GPUs: then a group beside theirs.
     met = distributed.is_initialized()
