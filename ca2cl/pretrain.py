@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
+from ca2cl.common.files import writing
 from ca2cl.config import PretrainConfig
-from ca2cl.data.atomic import writing
 from ca2cl.data.fetch import FetchPolicy
 from ca2cl.data.groups import LaneGroups
 from ca2cl.data.index import ShardIndex

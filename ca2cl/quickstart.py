@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ca2cl.common.records import parse_json
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.tracking.databases import sqlite_uri
-from ca2cl.untrusted import parse_json
 
 POSITIONAL = ("folder",)
 _TILE_SIZE = 64

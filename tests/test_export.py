@@ -19,6 +19,7 @@ import yaml
 from torch import Tensor
 
 from ca2cl.cli import main
+from ca2cl.common.optional import MissingPackage, need
 from ca2cl.detection.weights import detectron2_name
 from ca2cl.errors import InputError
 from ca2cl.export.target import plain_state
@@ -27,7 +28,6 @@ from ca2cl.export.trial import sample_tiles
 from ca2cl.export.verb import TARGETS, export
 from ca2cl.model.encoder import Encoder, build_encoder
 from ca2cl.model.norm import commit_statistics, recording
-from ca2cl.optional import MissingPackage, need
 from ca2cl.tracking.encoder_files import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder, save_encoder
 from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
 from ca2cl.views.preprocess import normalise_

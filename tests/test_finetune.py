@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
+from ca2cl.common.files import alone
+from ca2cl.common.job_dir import JOB_LOCK
 from ca2cl.config import OptimConfig
-from ca2cl.data.atomic import alone
 from ca2cl.data.index import ShardIndex
-from ca2cl.data.job_folder import JOB_LOCK
 from ca2cl.data.storage import ShardReader
 from ca2cl.evaluation.finetune import FinetuneConfig, _changes, _recipe, _starts
 from ca2cl.evaluation.finetune_cell import Cell
@@ -306,7 +306,7 @@ def test_a_folder_of_another_job_is_refused(whole: Path, pair: tuple[str, str]) 
 
 def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]) -> None:
     code = (
-        "import sys, ca2cl.data.job_folder as folder\nfolder.LOCK_S = 0.3\n"
+        "import sys, ca2cl.common.job_dir as folder\nfolder.LOCK_S = 0.3\n"
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, "--seeds", "2")

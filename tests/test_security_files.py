@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.common.job_dir import JobFolder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
-from ca2cl.data.job_folder import JobFolder
 from ca2cl.data.sources import open_source
 from ca2cl.detection.coco import read_coco
 from ca2cl.detection.detect_report import _read as read_training

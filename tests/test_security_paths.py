@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ca2cl.common.records import is_file_name, lies_in
 from ca2cl.data.index import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -41,7 +42,6 @@ from ca2cl.tracking.replay import Replayer
 from ca2cl.tracking.run import read_run
 from ca2cl.tracking.store import open_store
 from ca2cl.training.checkpoint import Checkpointer
-from ca2cl.untrusted import is_file_name, lies_in
 from tests.archives import zipped
 from tests.jobs import ROOT
 from tests.shards import encode, random_tiles

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ca2cl.common.scratch import NoScratch, scratch_folder
 from ca2cl.errors import InputError
-from ca2cl.scratch import NoScratch, scratch_folder
 from ca2cl.tracking.artifacts import fetch, names_in, run_place
 from ca2cl.tracking.databases import database_of
 from ca2cl.tracking.run_record import RunRecord, beside, store_of

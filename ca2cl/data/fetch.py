@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ca2cl.data.atomic import sync_folder
+from ca2cl.common.files import sync_folder
 from ca2cl.data.fetch_faults import passing, retry_after, shown
 from ca2cl.errors import InputError
 

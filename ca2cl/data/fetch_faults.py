@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Our optional dependency for a URL's scheme."""

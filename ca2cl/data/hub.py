@@ -13,10 +13,10 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.common.records import is_file_name, lies_in, parse_json
 from ca2cl.data.names import shown
 from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
 from ca2cl.errors import InputError
-from ca2cl.untrusted import is_file_name, lies_in, parse_json
 
 _IMAGE_COLUMNS = ("image", "img", "tile")
 _LABEL_COLUMNS = ("label", "labels", "class")

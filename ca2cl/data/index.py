@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ca2cl.common.records import is_text, is_whole, parse_json
 from ca2cl.data.decode import MAX_PIXELS
 from ca2cl.errors import InputError
-from ca2cl.untrusted import is_text, is_whole, parse_json
 
 INDEX_NAME = "index.arrow"
 MANIFEST_NAME = "manifest.json"

@@ -25,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ca2cl.data.atomic import sync_replace, write_atomic, writing
+from ca2cl.common.files import sync_replace, write_atomic, writing
+from ca2cl.common.job_dir import changed, listed
+from ca2cl.common.records import parse_json
 from ca2cl.data.index import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -37,13 +39,11 @@ from ca2cl.data.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.job_folder import changed, listed
 from ca2cl.data.pack import REMEDY, Packing, image_size, read_sidecar
 from ca2cl.data.shard_pool import PLAN_FOLDER, Job, sidecar_path, write_shards
 from ca2cl.data.sources import open_source
 from ca2cl.data.tile_source import Source, SourceOptions
 from ca2cl.errors import InputError
-from ca2cl.untrusted import parse_json
 
 POSITIONAL = ("source", "out")
 _LOG_SECONDS = 10.0

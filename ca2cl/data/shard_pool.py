@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ca2cl.data.atomic import file_sha256
+from ca2cl.common.files import file_sha256
 from ca2cl.data.index import ShardInfo
 from ca2cl.data.pack import Packing, pack, read_sidecar, write_sidecar
 from ca2cl.data.tile_source import Tile, TileReader

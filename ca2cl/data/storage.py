@@ -13,12 +13,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from ca2cl.common.redact import redact
 from ca2cl.data.cache import GB, SHARDS, ShardCache, locked
 from ca2cl.data.fetch import FetchPolicy, fetch, join
 from ca2cl.data.fetch_faults import shown
 from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, read_manifest
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
 
 
 def is_remote(root: str | Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PILImage
 
-from ca2cl.data.atomic import fresh_folder
+from ca2cl.common.files import fresh_folder
 from ca2cl.data.synthetic_glands import lay_glands, paint_glands
 from ca2cl.data.synthetic_paint import (
     Image,

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ca2cl.common.optional import need
 from ca2cl.detection.segmentations import REMEDY, Json
 from ca2cl.errors import InputError
-from ca2cl.optional import need
 
 # where COCOeval keeps what it would print
 _STATS = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5}

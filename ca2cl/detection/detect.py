@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ca2cl.common.files import writing
+from ca2cl.common.job_dir import JobFolder, hold_job
 from ca2cl.config import flatten
-from ca2cl.data.atomic import writing
-from ca2cl.data.job_folder import JobFolder, hold_job
 from ca2cl.detection.coco import read_coco
 from ca2cl.detection.detect_cell import CELLS, FIRST, RESULT, Cell, CellSettings, Tests, run_cell
 from ca2cl.detection.detect_config import DetectConfig

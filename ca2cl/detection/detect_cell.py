@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
+from ca2cl.common.files import write_atomic, writing
 from ca2cl.config import TrackingConfig
-from ca2cl.data.atomic import write_atomic, writing
 from ca2cl.detection.engine import CocoSplit, Detector, Engine, Job, record_of
 from ca2cl.detection.samples import draw_samples
 from ca2cl.detection.saved import KEPT

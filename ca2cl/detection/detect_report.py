@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl import __version__
+from ca2cl.common.records import parse_json
+from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST, RESULT, Cell
 from ca2cl.detection.engine import split_names
@@ -20,8 +22,6 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import Leak, lines, tag
 from ca2cl.evaluation.probe_report import metric_names, write_json
 from ca2cl.tracking.evaluation_run import LEAK_TAG, log_evaluation_once
-from ca2cl.tracking.tables import aligned
-from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.detection.detect_config import DetectConfig

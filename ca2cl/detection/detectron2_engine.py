@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from ca2cl.data.atomic import write_atomic
+from ca2cl.common.files import write_atomic
+from ca2cl.common.optional import need
+from ca2cl.common.records import parse_json
 from ca2cl.detection.coco import encode_mask
 from ca2cl.detection.engine import Detector, Engine, Head, Job, Pixels, Trained, Watch
 from ca2cl.detection.predictions import Detections
 from ca2cl.detection.saved import KEPT, DetectorCard, fill, read_card, read_weights, write_detector
 from ca2cl.detection.weights import RECIPE
 from ca2cl.errors import InputError
-from ca2cl.optional import need
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.launched import under_deepspeed
-from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -28,12 +28,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from ca2cl.data.atomic import write_atomic
+from ca2cl.common.files import write_atomic
+from ca2cl.common.records import load_tensors
 from ca2cl.detection.engine import Detector, Job, Trained, Watch, has_masks
 from ca2cl.detection.saved import KEPT
 from ca2cl.detection.training_data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
 from ca2cl.errors import InputError
-from ca2cl.untrusted import load_tensors
 
 _PRECISE_STEPS = 200
 """Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""

@@ -14,8 +14,11 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from ca2cl import __version__
+from ca2cl.common.files import fresh_folder, write_atomic, writing
+from ca2cl.common.records import parse_json
+from ca2cl.common.scratch import scratch_folder
+from ca2cl.common.tables import aligned
 from ca2cl.config import TrackingConfig
-from ca2cl.data.atomic import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.folders import EXTENSIONS
 from ca2cl.data.orientation import orientation_of, refuse_turned
@@ -35,10 +38,7 @@ from ca2cl.detection.scoring import CHALLENGE
 from ca2cl.detection.segmentations import Json, mask_tools
 from ca2cl.errors import InputError
 from ca2cl.runtime.device import find_device
-from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.naming import WORD, full_run_id, is_stored
-from ca2cl.tracking.tables import aligned
-from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 POSITIONAL = ("detector", "images", "out")

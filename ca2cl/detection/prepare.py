@@ -19,7 +19,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from ca2cl import __version__
-from ca2cl.data.atomic import fresh_folder, write_atomic, writing
+from ca2cl.common.files import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.detection.coco import CATEGORIES, annotation

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ca2cl.data.atomic import write_atomic
+from ca2cl.common.files import write_atomic
+from ca2cl.common.records import is_number, is_text, is_whole, parse_json
 from ca2cl.detection.engine import Head
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES
 from ca2cl.model.norm import Norm
-from ca2cl.untrusted import is_number, is_text, is_whole, parse_json
 
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SCHEMA_VERSION = 1

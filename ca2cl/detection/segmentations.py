@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.common.optional import need
+from ca2cl.common.records import is_number, is_whole
 from ca2cl.data.decode import MAX_PIXELS
-from ca2cl.optional import need
-from ca2cl.untrusted import is_number, is_whole
 
 Json = dict[str, Any]
 REMEDY = 'pip install "ca2cl[detection]"'

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ca2cl.optional import need
+from ca2cl.common.optional import need
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 """Of 2026-06-06, the one that this code was tried with; the release 0.6 of 2021 was not."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ca2cl.common.job_dir import changed, listed
 from ca2cl.config import TrackingConfig
-from ca2cl.data.job_folder import changed, listed
 from ca2cl.errors import InputError, LocalError
 from ca2cl.evaluation.embed_files import SUFFIXES, outputs, read_about, write_vectors
 from ca2cl.evaluation.embed_job import Job, Tally, embed_parts, open_job

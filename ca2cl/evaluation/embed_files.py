@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ca2cl.data.atomic import replacing, writing
+from ca2cl.common.files import replacing, writing
+from ca2cl.common.records import parse_json
 from ca2cl.evaluation.embed_parts import REMEDY, parquet_writer, schema
 from ca2cl.tracking.journal import encode
-from ca2cl.untrusted import parse_json
 
 METADATA_KEY = "ca2cl"
 """Of the file's metadata: JSON that says what was embedded by what."""

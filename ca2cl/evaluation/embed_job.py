@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ca2cl import __version__
+from ca2cl.common.redact import redact
 from ca2cl.data.stream import BadBudget, BadTile
 from ca2cl.data.tile_source import SourceOptions
 from ca2cl.data.workers import TileWorkers
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_data import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
 from ca2cl.evaluation.embed_parts import Part, PartFacts, Parts
-from ca2cl.redact import redact
 from ca2cl.runtime.device import find_device
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.precision import check_precision

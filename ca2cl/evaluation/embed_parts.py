@@ -21,11 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ca2cl.data.atomic import alone, replacing, write_atomic, writing
+from ca2cl.common.files import alone, replacing, write_atomic, writing
+from ca2cl.common.records import parse_json
 from ca2cl.data.stream import BadTile
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_data import TileRow
-from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 

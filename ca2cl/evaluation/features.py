@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
 from ca2cl.views.preprocess import preprocess
 
 logger = logging.getLogger(__name__)

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from ca2cl import config as settings
+from ca2cl.common.files import write_atomic
+from ca2cl.common.job_dir import changed, hold_job, other_job
+from ca2cl.common.records import parse_json
 from ca2cl.config import OptimConfig, TrackingConfig
-from ca2cl.data.atomic import write_atomic
 from ca2cl.data.index import ShardIndex
-from ca2cl.data.job_folder import changed, hold_job, other_job
 from ca2cl.data.splits import check_budget, known_slides
 from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
@@ -40,7 +41,6 @@ from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder

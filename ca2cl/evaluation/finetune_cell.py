@@ -18,8 +18,8 @@ import numpy.typing as npt
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from ca2cl.common.files import replacing, writing
 from ca2cl.config import OptimConfig, RunConfig
-from ca2cl.data.atomic import replacing, writing
 from ca2cl.data.splits import describe_budget
 from ca2cl.data.stream import BadBudget
 from ca2cl.errors import InputError

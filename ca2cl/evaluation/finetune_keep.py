@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ca2cl.common.records import parse_json
 from ca2cl.model.classifier import Classifier
 from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
-from ca2cl.untrusted import parse_json
 
 FOLDER = "classifier"
 KEPT = "free some space and start again: finished cells and the last checkpoint are kept"

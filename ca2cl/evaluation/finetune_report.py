@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ca2cl import __version__
+from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
 from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
@@ -30,7 +31,6 @@ from ca2cl.evaluation.probe_data import describe_missing, missing_classes
 from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
 from ca2cl.evaluation.scoring import Row
 from ca2cl.evaluation.statistics import Difference, Units, bootstrap_interval, holm, paired_difference
-from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.finetune import FinetuneConfig

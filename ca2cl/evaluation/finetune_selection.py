@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from ca2cl.data.atomic import replacing, writing
+from ca2cl.common.files import replacing, writing
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_keep import KEPT
 from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing, predict

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ca2cl.common.redact import redact
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import known_slides
 from ca2cl.data.storage import ShardReader, is_remote, open_index
@@ -19,7 +20,6 @@ from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, Features, extract
 from ca2cl.evaluation.leakage import Side
-from ca2cl.redact import redact
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.atomic import write_atomic, writing
+from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.redact import redact_all
+from ca2cl.common.tables import aligned
 from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation.metrics import ClassificationMetrics
 from ca2cl.evaluation.scoring import Row
 from ca2cl.evaluation.statistics import Interval
-from ca2cl.redact import redact_all
-from ca2cl.tracking.tables import aligned
 
 _REMEDY = "free some space, or give a file in a folder you can write"
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ca2cl.data.atomic import replacing, sync_folder, sync_replace, writing
+from ca2cl.common.files import replacing, sync_folder, sync_replace, writing
 from ca2cl.errors import InputError
 from ca2cl.tracking.encoder_files import CARD_NAME, WEIGHTS_NAME
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from ca2cl.common.optional import need
 from ca2cl.export.target import EXTRA, Features, Target, behind_normalisation, plain_state, torch_bytes
 from ca2cl.model.encoder import Encoder
-from ca2cl.optional import need
 from ca2cl.tracking.encoder_files import EncoderCard, make_encoder, read_weights
 
 

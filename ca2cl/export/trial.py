@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ca2cl.common.optional import MissingPackage
 from ca2cl.errors import InputError
 from ca2cl.export.target import Features, Target, behind_normalisation
-from ca2cl.optional import MissingPackage
 
 if TYPE_CHECKING:
     from pathlib import Path

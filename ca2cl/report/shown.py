@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import ViewsConfig
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import is_remote, open_index
 from ca2cl.errors import InputError
 from ca2cl.report import facts
 from ca2cl.report.pictures import jpeg_uri
-from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.run_material import RunMaterial
 from ca2cl.views.sheet import run_sheet
 

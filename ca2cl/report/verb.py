@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ca2cl.common.files import replacing, writing
 from ca2cl.config import TrackingConfig
-from ca2cl.data.atomic import replacing, writing
 from ca2cl.errors import InputError
 from ca2cl.runtime.device import find_device
 

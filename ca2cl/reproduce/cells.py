@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ca2cl.data.atomic import write_atomic, writing
+from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.records import parse_json
 from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.classifiers import Prediction, logistic_regression
@@ -28,7 +29,6 @@ from ca2cl.evaluation.statistics import Units, bootstrap_interval
 from ca2cl.reproduce.features import Vectors
 from ca2cl.reproduce.settings import NctConfig
 from ca2cl.reproduce.work import KEPT
-from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 Integers = npt.NDArray[np.int64]

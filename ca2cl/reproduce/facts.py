@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ca2cl.data.atomic import write_atomic
+from ca2cl.common.files import write_atomic
+from ca2cl.common.records import parse_json
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.splits import known_slides
 from ca2cl.data.storage import ShardReader
@@ -16,7 +17,6 @@ from ca2cl.evaluation.probe_data import missing_classes, open_pair
 from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.settings import NctConfig
 from ca2cl.reproduce.work import KEPT
-from ca2cl.untrusted import parse_json
 
 NAME = "data.json"
 TEST_TILES = 7180

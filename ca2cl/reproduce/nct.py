@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ca2cl.common.files import alone
 from ca2cl.config import flatten
-from ca2cl.data.atomic import alone
 from ca2cl.errors import InputError
 from ca2cl.evaluation import finetune
 from ca2cl.evaluation.embed_job import weights_digest

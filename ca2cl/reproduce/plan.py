@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from ca2cl.common.tables import aligned
 from ca2cl.evaluation.finetune import START
 from ca2cl.evaluation.finetune_cell import RESULT, Cell
 from ca2cl.evaluation.original import Trains
@@ -14,7 +15,6 @@ from ca2cl.reproduce.cells import linear_cells, missing
 from ca2cl.reproduce.features import embedded
 from ca2cl.reproduce.report import RESULTS
 from ca2cl.reproduce.settings import JOBS, NctConfig, jobs
-from ca2cl.tracking.tables import aligned
 
 DONE, TO_DO = "done", "to do"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ca2cl.data.atomic import alone, write_atomic, writing
+from ca2cl.common.files import alone, write_atomic, writing
 from ca2cl.data.index import MANIFEST_NAME
 from ca2cl.data.shard import ShardConfig
 from ca2cl.data.shard import run as run_shard

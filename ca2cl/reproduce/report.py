@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl import __version__
+from ca2cl.common.files import write_atomic
+from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
-from ca2cl.data.atomic import write_atomic
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import tag, trained_on
 from ca2cl.evaluation.probe_report import (
@@ -27,7 +28,6 @@ from ca2cl.reproduce.settings import JOBS, TASKS, NctConfig, jobs
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
 from ca2cl.reproduce.theirs import FOUNDATION
 from ca2cl.reproduce.work import KEPT
-from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ca2cl.common.tables import aligned
 from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation import original
 from ca2cl.evaluation.leakage import lines as leak_lines
@@ -27,7 +28,6 @@ from ca2cl.reproduce.theirs import (
     OTHER_LINEAR,
     Published,
 )
-from ca2cl.tracking.tables import aligned
 
 FINE_TUNED = "fine-tuned"
 _HEADS = ("classifier", "labels", "tiles", "accuracy", "theirs", "last epoch", "95 %", "macro F1", "theirs")

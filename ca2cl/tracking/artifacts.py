@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
+from ca2cl.common.redact import redact
+from ca2cl.common.scratch import is_full
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
-from ca2cl.scratch import is_full
 from ca2cl.tracking.store import ARTIFACTS, Store, reason, store_errors
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ca2cl.common.records import is_text
 from ca2cl.errors import InputError
-from ca2cl.untrusted import is_text
 
 
 def sqlite_uri(path: Path) -> str:

@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ca2cl.data.atomic import replacing
+from ca2cl.common.files import replacing
+from ca2cl.common.records import is_number, is_text, is_whole, parse_json
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
 from ca2cl.tracking.journal import encode
-from ca2cl.untrusted import is_number, is_text, is_whole, parse_json
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
 WEIGHTS_NAME = "encoder.safetensors"

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 
 from ca2cl import __version__
+from ca2cl.common.files import writing
+from ca2cl.common.redact import redact
+from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import TrackingConfig
-from ca2cl.data.atomic import writing
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
-from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.encoder_files import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
 from ca2cl.tracking.encoder_versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
 from ca2cl.tracking.encoders_show import fetch_card

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import ca2cl
-from ca2cl.data.atomic import file_sha256
+from ca2cl.common.files import file_sha256
+from ca2cl.common.scratch import scratch_folder
 from ca2cl.errors import InputError
-from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.encoder_files import (
     CARD_NAME,
     ENCODER_PATH,

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ca2cl.common.records import load_tensors, why_not_tensors
+from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
-from ca2cl.scratch import scratch_folder
 from ca2cl.tracking.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.tracking.encoder_files import (
     CARD_NAME,
@@ -28,7 +29,6 @@ from ca2cl.tracking.encoder_versions import LATEST, existing_store, find_version
 from ca2cl.tracking.naming import MODEL, WORD, full_run_id, is_stored
 from ca2cl.tracking.registry import CHAMPION
 from ca2cl.tracking.store import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
-from ca2cl.untrusted import load_tensors, why_not_tensors
 
 logger = logging.getLogger(__name__)
 _DEFAULT_ARCH = "resnet18"

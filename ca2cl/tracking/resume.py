@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from ca2cl.common.job_dir import changed, listed
+from ca2cl.common.records import parse_json
 from ca2cl.config import PretrainConfig, flatten
-from ca2cl.data.job_folder import changed, listed
 from ca2cl.errors import InputError
 from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 from ca2cl.tracking.run_record import RUN_NAME, read_run
 from ca2cl.training.checkpoint import Checkpointer, read_state
-from ca2cl.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 FREE = (

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ca2cl.scratch import scratch_folder
+from ca2cl.common.records import parse_json
+from ca2cl.common.scratch import scratch_folder
 from ca2cl.tracking.artifacts import fetch, inside, names_in, run_place
 from ca2cl.tracking.store import Store, store_errors
 from ca2cl.tracking.upload import upload
-from ca2cl.untrusted import parse_json
 
 _log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ca2cl.common.records import parse_json
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.tracking.downstream import Downstream, runs_for
@@ -24,7 +25,6 @@ from ca2cl.tracking.naming import WORD, is_stored
 from ca2cl.tracking.run_artifacts import artifact_texts
 from ca2cl.tracking.run_record import RUN_NAME, read_run, store_of
 from ca2cl.tracking.store import Store, fetch_run, store_errors
-from ca2cl.untrusted import parse_json
 
 FILES = ("config.yaml", "environment.json", "manifest.json")
 _SYSTEM = "system/"

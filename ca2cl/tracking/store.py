@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from ca2cl.common.mlflow_names import check_tracking_uri
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.mlflow_rules import check_tracking_uri
-from ca2cl.redact import redact
 from ca2cl.tracking.databases import database_of, sqlite_uri
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import re
 from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError, nearest
-from ca2cl.redact import redact
 
 _SCHEME = re.compile(r"([A-Za-z][\w+.-]*):")
 _BARE_ADDRESS = re.compile(r"[\w.-]+:\d+(?:/.*)?")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ca2cl.data.atomic import alone, write_atomic
+from ca2cl.common.files import alone, write_atomic
+from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
-from ca2cl.untrusted import parse_json
 
 _REMEDY = "give a folder you can write"
 _SHOWN = 4
