@@ -14,13 +14,13 @@ import torch.multiprocessing as mp
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from ca2cl.cli import parse
+from ca2cl.cli.main import parse
 from ca2cl.errors import InputError, LocalError
 from ca2cl.runtime.accelerator import _meet, check_joined
 from ca2cl.runtime.launched import Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus
 from tests.jobs import CONFIGS, ROOT, as_printed, free_port, make_shards, start
 
-DOCUMENTS = ("README.md", "docs", "launch", "accelerate_configs", "ca2cl/launch.py")
+DOCUMENTS = ("README.md", "docs", "launch", "accelerate_configs", "ca2cl/cli/launch.py")
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

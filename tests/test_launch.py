@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.launch import _age
+from ca2cl.cli.launch import _age
 from tests.jobs import ROOT, free_port
 
 ENDS = """

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
+from ca2cl.cli.parser import parse
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.shard import ShardConfig
 from ca2cl.data.shard import run as shard
@@ -22,7 +23,6 @@ from ca2cl.evaluation.probe_config import ProbeConfig
 from ca2cl.evaluation.probe_data import name_sets, open_sets
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.model.encoder import build_encoder
-from ca2cl.parsing import parse
 from ca2cl.tracking.downstream import downstream_runs
 from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.tracking.store import open_store

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from ca2cl.cli import main
+from ca2cl.cli.parser import parse
 from ca2cl.data.synthetic import write_tissue
 from ca2cl.evaluation.finetune import FinetuneConfig
 from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.scoring import Row
-from ca2cl.parsing import parse
 from ca2cl.reproduce import nct
 from ca2cl.reproduce.cells import SGD, LinearCell, _predict
 from ca2cl.reproduce.features import Vectors

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ca2cl.cli import parse
+from ca2cl.cli.main import parse
 from ca2cl.config import OptimConfig, flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune import FinetuneConfig, _network, _recipe, _starts

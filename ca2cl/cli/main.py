@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ca2cl import __version__
+from ca2cl.cli.parser import parse
+from ca2cl.cli.streams import check_output, shield_streams
+from ca2cl.cli.verbs import VERBS
 from ca2cl.common.redact import RedactingFormatter, redact
 from ca2cl.errors import InputError, LocalError, nearest
-from ca2cl.parsing import parse
 from ca2cl.runtime.launched import forget_place, launched_rank
 from ca2cl.runtime.signals import EXIT_INTERRUPTED, StopFlag, end_with_launcher
-from ca2cl.streams import check_output, shield_streams
-from ca2cl.verbs import VERBS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

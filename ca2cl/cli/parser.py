@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ca2cl.config_files import read_flags
+from ca2cl.cli.verbs import VERBS
+from ca2cl.cli.yaml_files import read_flags
 from ca2cl.errors import InputError, nearest
-from ca2cl.verbs import VERBS
 
 _RECIPES = Path(__file__).parent / "recipes"
 _NONE = "none"

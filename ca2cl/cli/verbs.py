@@ -41,7 +41,7 @@ VERBS = {
         kept="checkpoints are kept, and the same command goes on",
     ),
     "launch": Verb(
-        "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.launch", "", raw=True
+        "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.cli.launch", "", raw=True
     ),
     "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
     "finetune": Verb(
@@ -104,7 +104,7 @@ VERBS = {
     "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig", shared=True),
     "quickstart": Verb(
         "the whole pipeline on made-up tissue, in minutes",
-        "ca2cl.quickstart",
+        "ca2cl.cli.quickstart",
         "QuickstartConfig",
         kept="the same command goes on where it was",
     ),
