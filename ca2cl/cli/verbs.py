@@ -101,7 +101,9 @@ VERBS = {
         "SyncConfig",
         kept="what MLflow has by now it keeps, and the same command sends the rest",
     ),
-    "doctor": Verb("look at the views that a recipe makes of your tiles", "ca2cl.doctor", "DoctorConfig", shared=True),
+    "doctor": Verb(
+        "look at the views that a recipe makes of your tiles", "ca2cl.doctor.run", "DoctorConfig", shared=True
+    ),
     "quickstart": Verb(
         "the whole pipeline on made-up tissue, in minutes",
         "ca2cl.cli.quickstart",

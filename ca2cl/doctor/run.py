@@ -83,10 +83,10 @@ def _sheet(config: DoctorConfig, shards: str, out: str) -> int:
 
 
 def _examine(config: DoctorConfig) -> int:
-    from ca2cl.checks.finding import told
-    from ca2cl.checks.job import JobPlan, job
-    from ca2cl.checks.machine import machine
-    from ca2cl.checks.ranks import meet
+    from ca2cl.doctor.finding import told
+    from ca2cl.doctor.job import JobPlan, job
+    from ca2cl.doctor.launch import meet
+    from ca2cl.doctor.machine import machine
 
     rank, ranks = meet(config.patience)
     if rank != 0:

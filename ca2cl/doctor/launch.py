@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 from accelerate.utils import gather_object
 
-from ca2cl.checks.finding import Finding
+from ca2cl.doctor.finding import Finding
 from ca2cl.runtime.accelerator import build_accelerator, unmet
 from ca2cl.runtime.launched import find_place
 

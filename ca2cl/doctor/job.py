@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ca2cl.checks.finding import Finding
 from ca2cl.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,6 +25,7 @@ from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader, open_index
 from ca2cl.data.stream import LaneStream, TileBatch
+from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.model.encoder import build_encoder
 from ca2cl.model.heads import Network

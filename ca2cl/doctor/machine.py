@@ -8,7 +8,7 @@ from importlib import metadata
 import psutil
 import torch
 
-from ca2cl.checks.finding import Finding
+from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.runtime.launched import keeps_to_cpu, unseen_gpus
 from ca2cl.runtime.precision import EMULATED, HALF, slowdown
