@@ -27,9 +27,9 @@ import torch.nn.functional as F
 
 from benchmarks import wire
 from benchmarks.step import OBJECTIVE
-from ca2cl.data.groups import LaneGroups
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Embeddings, Network
+from ca2cl.models.bn_groups import LaneGroups
+from ca2cl.models.heads import Embeddings, Network
+from ca2cl.models.resnet import build_encoder
 from ca2cl.objective.gather import Rows
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig, OptimConfig
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Network
-from ca2cl.model.norm import commit_statistics
+from ca2cl.models.batch_norm import commit_statistics
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import build_encoder
 from ca2cl.objective.clusters import cluster_loss, k_means
 from ca2cl.objective.gather import Rows
 from ca2cl.objective.method import CA2CL

@@ -16,22 +16,22 @@ from ca2cl import config as settings
 from ca2cl.common.files import writing
 from ca2cl.config import PretrainConfig
 from ca2cl.data.fetch import FetchPolicy
-from ca2cl.data.groups import LaneGroups
 from ca2cl.data.index import ShardIndex
 from ca2cl.data.lanes import LaneOrder
 from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadBudget, LaneStream
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_job import weights_digest
-from ca2cl.model.encoder import Encoder, build_encoder
-from ca2cl.model.heads import Network
+from ca2cl.models.bn_groups import LaneGroups
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import Encoder, build_encoder
 from ca2cl.objective.method import CA2CL
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
 from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.observer import RunObserver
 from ca2cl.tracking.resolver import resolve_encoder

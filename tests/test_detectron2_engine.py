@@ -28,9 +28,9 @@ from ca2cl.detection.prepare import run as run_prepare
 from ca2cl.detection.torchvision_engine import learning_rate
 from ca2cl.detection.weights import load_backbone
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
+from ca2cl.models.encoder_io import EncoderCard
+from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.tracking.resolver import ResolvedEncoder
 from tests.glands import write_pairs
 from tests.jobs import LAUNCH, free_port, start

@@ -26,11 +26,11 @@ from ca2cl.export.target import plain_state
 from ca2cl.export.to_torchvision import TORCHVISION
 from ca2cl.export.trial import sample_tiles
 from ca2cl.export.verb import TARGETS, export
-from ca2cl.model.encoder import Encoder, build_encoder
-from ca2cl.model.norm import commit_statistics, recording
-from ca2cl.tracking.encoder_files import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder, save_encoder
+from ca2cl.models.batch_norm import commit_statistics, recording
+from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder, save_encoder
+from ca2cl.models.preprocess import normalise_
+from ca2cl.models.resnet import Encoder, build_encoder
 from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
-from ca2cl.views.preprocess import normalise_
 
 SIDE = 64
 CARD = EncoderCard(

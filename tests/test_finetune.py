@@ -29,8 +29,8 @@ from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
 from ca2cl.evaluation.finetune_step import Preprocessing
+from ca2cl.models.encoder_io import save_encoder
 from ca2cl.runtime.accelerator import build_accelerator
-from ca2cl.tracking.encoder_files import save_encoder
 from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.training.checkpoint import Checkpointer
 from ca2cl.training.engine import AccelerateEngine

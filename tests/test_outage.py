@@ -19,9 +19,9 @@ import pytest
 
 from ca2cl.config import DataConfig, PretrainConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
+from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
+from ca2cl.models.resnet import build_encoder
 from ca2cl.tracking import run as run_module
-from ca2cl.tracking.encoder_files import EncoderCard, read_card, save_encoder
 from ca2cl.tracking.journal import Journal, read_journal, training_lines
 from ca2cl.tracking.replay import MIRROR_NAME
 from ca2cl.tracking.resolver import resolve_encoder

@@ -22,8 +22,8 @@ from ca2cl.data.synthetic import write_tissue
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe import ProbeConfig, run
 from ca2cl.evaluation.probe_data import missing_classes, open_pair
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
 from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.tracking.store import open_store
 

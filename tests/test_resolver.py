@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import WEIGHTS_NAME, EncoderCard, save_encoder
+from ca2cl.models.encoder_io import WEIGHTS_NAME, EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
 from ca2cl.tracking.encoder_versions import find_version
 from ca2cl.tracking.naming import full_run_id
 from ca2cl.tracking.registry import log_and_register

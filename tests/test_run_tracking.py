@@ -18,8 +18,8 @@ from PIL import Image
 
 from ca2cl.config import DataConfig, OptimConfig, PretrainConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import Journal, training_lines
 from ca2cl.tracking.resolver import resolve_encoder

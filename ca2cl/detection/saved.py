@@ -16,8 +16,8 @@ from ca2cl.common.files import write_atomic
 from ca2cl.common.records import is_number, is_text, is_whole, parse_json
 from ca2cl.detection.engine import Head
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import ARCHITECTURES
-from ca2cl.model.norm import Norm
+from ca2cl.models.batch_norm import Norm
+from ca2cl.models.resnet import ARCHITECTURES
 
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SCHEMA_VERSION = 1

@@ -27,7 +27,7 @@ from ca2cl.detection.saved import DetectorCard, fill, read_card, read_weights, w
 from ca2cl.detection.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
 from ca2cl.detection.training_data import ImageBatch, ImageStep, TrainingImages, draw_word, image_steps
 from ca2cl.errors import InputError
-from ca2cl.model.norm import BatchNorm, commit_statistics
+from ca2cl.models.batch_norm import BatchNorm, commit_statistics
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.training import loop

@@ -18,8 +18,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from ca2cl.detection.engine import Head
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import Encoder, build_encoder
-from ca2cl.model.norm import BatchNorm, Norm, recording
+from ca2cl.models.batch_norm import BatchNorm, Norm, recording
+from ca2cl.models.resnet import Encoder, build_encoder
 
 _PYRAMID = 256  # channels of every level (Lin et al., arXiv 1612.03144, section 3)
 _STAGES = ("layer1", "layer2", "layer3", "layer4")

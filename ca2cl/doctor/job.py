@@ -27,8 +27,8 @@ from ca2cl.data.storage import ShardReader, open_index
 from ca2cl.data.stream import LaneStream, TileBatch
 from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Network
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import build_encoder
 from ca2cl.objective.method import CA2CL
 from ca2cl.objective.passes import LocalEngine, ViewBatch
 from ca2cl.runtime.precision import seconds_of

@@ -30,10 +30,10 @@ from ca2cl.data.workers import TileWorkers
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_data import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
 from ca2cl.evaluation.embed_parts import Part, PartFacts, Parts
+from ca2cl.models.preprocess import preprocess
 from ca2cl.runtime.device import find_device
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.precision import check_precision
-from ca2cl.views.preprocess import preprocess
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.embed import EmbedConfig

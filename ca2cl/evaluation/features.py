@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.views.preprocess import preprocess
+from ca2cl.models.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 

@@ -34,13 +34,13 @@ from ca2cl.evaluation.original import OPTIM, Trains, draw_original, protocol_of,
 from ca2cl.evaluation.probe_data import open_pair
 from ca2cl.evaluation.protocol import Protocol, ProtocolName, describe_draw
 from ca2cl.evaluation.scoring import Subsets, draw_subsets
-from ca2cl.model.classifier import Classifier
-from ca2cl.model.encoder import build_encoder
+from ca2cl.models.classifier import Classifier
+from ca2cl.models.encoder_io import EncoderCard
+from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.tracking.encoder_files import EncoderCard
 
 if TYPE_CHECKING:
     from ca2cl.tracking.resolver import ResolvedEncoder

@@ -30,9 +30,9 @@ from ca2cl.evaluation.finetune_step import FineTuning, LabelledSet, Preprocessin
 from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.original import validation
 from ca2cl.evaluation.protocol import Protocol
-from ca2cl.model.classifier import Classifier
+from ca2cl.models.classifier import Classifier
+from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.tracking.encoder_files import EncoderCard
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Job, Progress, train

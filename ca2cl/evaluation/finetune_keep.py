@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.common.records import parse_json
-from ca2cl.model.classifier import Classifier
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.models.classifier import Classifier
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
 
 FOLDER = "classifier"
 KEPT = "free some space and start again: finished cells and the last checkpoint are kept"

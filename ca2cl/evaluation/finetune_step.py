@@ -21,11 +21,11 @@ from ca2cl.data.index import ShardIndex
 from ca2cl.data.storage import ShardReader
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledBatch
-from ca2cl.model.norm import commit_statistics
+from ca2cl.models.batch_norm import commit_statistics
+from ca2cl.models.preprocess import preprocess
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.views import Views, build_views
 from ca2cl.views.paper import STRONG, PaperRecipe
-from ca2cl.views.preprocess import preprocess
 
 Integers = npt.NDArray[np.int64]
 

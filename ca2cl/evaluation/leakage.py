@@ -21,7 +21,7 @@ from ca2cl.evaluation.features import pixel_digests
 from ca2cl.tracking.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.encoder_files import EncoderCard
+    from ca2cl.models.encoder_io import EncoderCard
 
 logger = logging.getLogger(__name__)
 Leak = dict[str, Any]

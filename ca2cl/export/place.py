@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ca2cl.common.files import replacing, sync_folder, sync_replace, writing
 from ca2cl.errors import InputError
-from ca2cl.tracking.encoder_files import CARD_NAME, WEIGHTS_NAME
+from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME
 
 _REMEDY = "free space or give a path in a folder that you can write"
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
-from ca2cl.model.heads import Embeddings
+from ca2cl.models.heads import Embeddings
 from ca2cl.objective.adversary import perturbation, zero_perturbation
 from ca2cl.objective.gather import Rows, all_sum, world
 from ca2cl.objective.passes import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of

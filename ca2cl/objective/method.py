@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
-from ca2cl.model.heads import Embeddings
-from ca2cl.model.norm import commit_statistics
+from ca2cl.models.batch_norm import commit_statistics
+from ca2cl.models.heads import Embeddings
 from ca2cl.objective.adversary import perturbation, zero_perturbation
 from ca2cl.objective.bitwise import bitwise_step
 from ca2cl.objective.cached import cached_step

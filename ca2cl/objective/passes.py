@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ca2cl.model.heads import Embeddings, Network
+from ca2cl.models.heads import Embeddings, Network
 from ca2cl.objective.gradient import given_gradient
 
 FIRST, SECOND = 0, 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
-from ca2cl.model.heads import Embeddings
+from ca2cl.models.heads import Embeddings
 from ca2cl.objective.clusters import cluster_loss, k_means, mutual_information
 from ca2cl.objective.gather import Rows, world
 from ca2cl.objective.gradient import given_gradient

@@ -20,13 +20,13 @@ from ca2cl.data.storage import ShardReader, is_remote
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
+from ca2cl.models.preprocess import preprocess
 from ca2cl.objective.clusters import k_means
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.memory import peak_bytes
-from ca2cl.views.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 _FIGURE_TILES = 256

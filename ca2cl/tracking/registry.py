@@ -17,7 +17,7 @@ import ca2cl
 from ca2cl.common.files import file_sha256
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.errors import InputError
-from ca2cl.tracking.encoder_files import (
+from ca2cl.models.encoder_io import (
     CARD_NAME,
     ENCODER_PATH,
     WEIGHTS_NAME,

@@ -14,9 +14,7 @@ from ca2cl.common.records import load_tensors, why_not_tensors
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
-from ca2cl.tracking.artifacts import fetch, names_in, run_place, version_place
-from ca2cl.tracking.encoder_files import (
+from ca2cl.models.encoder_io import (
     CARD_NAME,
     ENCODER_PATH,
     WEIGHTS_NAME,
@@ -25,6 +23,8 @@ from ca2cl.tracking.encoder_files import (
     make_encoder,
     read_weights,
 )
+from ca2cl.models.resnet import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.tracking.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.tracking.encoder_versions import LATEST, existing_store, find_version
 from ca2cl.tracking.naming import MODEL, WORD, full_run_id, is_stored
 from ca2cl.tracking.registry import CHAMPION

@@ -16,8 +16,8 @@ from typing import Any
 from ca2cl.common.records import parse_json
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME
 from ca2cl.tracking.downstream import Downstream, runs_for
-from ca2cl.tracking.encoder_files import ENCODER_PATH, WEIGHTS_NAME
 from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store
 from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.tracking.journal import JOURNAL_NAME, is_training, read_journal

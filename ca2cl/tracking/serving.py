@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ca2cl.data.decode import decode
 from ca2cl.errors import InputError
-from ca2cl.tracking.encoder_files import WEIGHTS_NAME, load_encoder, read_weights
-from ca2cl.views.preprocess import preprocess
+from ca2cl.models.encoder_io import WEIGHTS_NAME, load_encoder, read_weights
+from ca2cl.models.preprocess import preprocess
 
 COLUMN = "image"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=\s]+")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Network
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)

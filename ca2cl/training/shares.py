@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ca2cl.config import PretrainConfig
-from ca2cl.data.groups import LaneGroups
 from ca2cl.errors import InputError
+from ca2cl.models.bn_groups import LaneGroups
 
 
 def micro_batch(config: PretrainConfig, world: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ca2cl.common.files import replacing
 from ca2cl.common.records import is_number, is_text, is_whole, parse_json
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.models.resnet import ARCHITECTURES, Encoder, build_encoder
 from ca2cl.tracking.journal import encode
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ca2cl.errors import InputError
-from ca2cl.model.norm import Norm, norm_layer
-from ca2cl.model.stem import Stem
+from ca2cl.models.batch_norm import Norm, norm_layer
+from ca2cl.models.perturbed_conv import Stem
 
 _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),

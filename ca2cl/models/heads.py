@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ca2cl.model.encoder import Encoder
-from ca2cl.model.norm import recording
+from ca2cl.models.batch_norm import recording
+from ca2cl.models.resnet import Encoder
 
 
 class Projector(nn.Module):

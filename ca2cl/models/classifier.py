@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ca2cl.model.encoder import Encoder
-from ca2cl.model.norm import recording
+from ca2cl.models.batch_norm import recording
+from ca2cl.models.resnet import Encoder
 
 
 class Classifier(nn.Module):
