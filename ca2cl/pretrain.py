@@ -22,11 +22,11 @@ from ca2cl.data.storage import ShardReader, is_remote, open_index
 from ca2cl.data.stream import BadBudget, LaneStream
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_job import weights_digest
+from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.heads import Network
 from ca2cl.models.resnet import Encoder, build_encoder
-from ca2cl.objective.method import CA2CL
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed

@@ -21,12 +21,12 @@ from ca2cl.evaluation.embed_job import Job
 from ca2cl.evaluation.features import extract, frozen
 from ca2cl.evaluation.finetune_data import LabelledBatch
 from ca2cl.evaluation.finetune_step import FineTuning, Preprocessing
+from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.heads import Network
 from ca2cl.models.preprocess import preprocess
 from ca2cl.models.resnet import build_encoder
-from ca2cl.objective.method import CA2CL
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.feed import MicroBatches

@@ -27,10 +27,10 @@ from ca2cl.data.storage import ShardReader, open_index
 from ca2cl.data.stream import LaneStream, TileBatch
 from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
+from ca2cl.methods.base import LocalEngine, ViewBatch
+from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.heads import Network
 from ca2cl.models.resnet import build_encoder
-from ca2cl.objective.method import CA2CL
-from ca2cl.objective.passes import LocalEngine, ViewBatch
 from ca2cl.runtime.precision import seconds_of
 from ca2cl.training.shares import lane_groups, micro_batch
 from ca2cl.views import build_views

@@ -20,8 +20,8 @@ from ca2cl.data.storage import ShardReader, is_remote
 from ca2cl.data.stream import BadTile
 from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
+from ca2cl.methods.ca2cl.cluster_loss import k_means
 from ca2cl.models.preprocess import preprocess
-from ca2cl.objective.clusters import k_means
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker

@@ -9,8 +9,8 @@ from typing import overload
 import torch
 
 from ca2cl.data.stream import BadTile, LaneStream, TileBatch
+from ca2cl.methods.base import ViewBatch
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.objective.passes import ViewBatch
 from ca2cl.views import Views
 
 

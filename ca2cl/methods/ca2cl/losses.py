@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
+from ca2cl.methods.ca2cl.cluster_loss import cluster_loss, k_means, mutual_information
+from ca2cl.methods.ca2cl.nt_xent import nt_xent
+from ca2cl.methods.gather import Rows, world
+from ca2cl.methods.surrogate import given_gradient
 from ca2cl.models.heads import Embeddings
-from ca2cl.objective.clusters import cluster_loss, k_means, mutual_information
-from ca2cl.objective.gather import Rows, world
-from ca2cl.objective.gradient import given_gradient
-from ca2cl.objective.nt_xent import nt_xent
 
 
 def clean_terms(first: Embeddings, second: Embeddings, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:

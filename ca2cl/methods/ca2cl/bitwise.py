@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ca2cl.methods.base import Engine, ViewBatch, carry
+from ca2cl.methods.gather import all_sum, world
 from ca2cl.models.batch_norm import BatchNorm
 from ca2cl.models.heads import Embeddings, Network
 from ca2cl.models.resnet import Encoder
-from ca2cl.objective.gather import all_sum, world
-from ca2cl.objective.passes import Engine, ViewBatch, carry
 
 Step = Callable[[Engine, Sequence[ViewBatch]], dict[str, Tensor]]
 

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ca2cl.methods.surrogate import given_gradient
 from ca2cl.models.heads import Embeddings, Network
-from ca2cl.objective.gradient import given_gradient
 
 FIRST, SECOND = 0, 1
 """Whose running statistics a pass adds to: those of the strong view come before the weak one's."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ca2cl.objective.gather import Rows
-from ca2cl.objective.gradient import given_gradient
+from ca2cl.methods.gather import Rows
+from ca2cl.methods.surrogate import given_gradient
 
 LOGITS_AT_ONCE = 1 << 22
 """Logits that are held at a time (16 MB in fp32): memory grows with G and not with G^2."""

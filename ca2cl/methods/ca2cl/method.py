@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
+from ca2cl.methods.base import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
+from ca2cl.methods.ca2cl.adversary import perturbation, zero_perturbation
+from ca2cl.methods.ca2cl.bitwise import bitwise_step
+from ca2cl.methods.ca2cl.grad_cache import cached_step
+from ca2cl.methods.ca2cl.losses import adversarial_term, clean_terms, weighted_sum
+from ca2cl.methods.gather import Rows, all_sum, world
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.heads import Embeddings
-from ca2cl.objective.adversary import perturbation, zero_perturbation
-from ca2cl.objective.bitwise import bitwise_step
-from ca2cl.objective.cached import cached_step
-from ca2cl.objective.gather import Rows, all_sum, world
-from ca2cl.objective.passes import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
-from ca2cl.objective.terms import adversarial_term, clean_terms, weighted_sum
 
 
 class CA2CL:
