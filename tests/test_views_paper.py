@@ -9,8 +9,8 @@ import torch
 
 from ca2cl.models.preprocess import to_planes
 from ca2cl.views import paper
+from ca2cl.views.ops.random import Draws
 from ca2cl.views.paper import STRONG, WEAK, PaperRecipe, Probabilities
-from ca2cl.views.random import Draws
 
 NONE = Probabilities(*[0.0] * 11)
 _COUNT = 600

@@ -74,7 +74,7 @@ def run(config: DoctorConfig) -> int:
 
 
 def _sheet(config: DoctorConfig, shards: str, out: str) -> int:
-    from ca2cl.views.sheet import run_sheet
+    from ca2cl.views.contact_sheet import run_sheet
 
     recipe = ViewsConfig(recipe=config.recipe)
     path = run_sheet(shards, out, count=config.count, config=recipe, image_size=config.image_size)

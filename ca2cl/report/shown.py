@@ -18,7 +18,7 @@ from ca2cl.errors import InputError
 from ca2cl.report import facts
 from ca2cl.report.pictures import jpeg_uri
 from ca2cl.tracking.run_material import RunMaterial
-from ca2cl.views.sheet import run_sheet
+from ca2cl.views.contact_sheet import run_sheet
 
 if TYPE_CHECKING:
     from ca2cl.report.verb import ReportConfig

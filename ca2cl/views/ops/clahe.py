@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ca2cl.views.curves import ENTRIES, look_up, table_of
-from ca2cl.views.subset import per_sample
+from ca2cl.views.ops.lookup import ENTRIES, look_up, table_of
+from ca2cl.views.ops.subset import per_sample
 
 TILES = 8
 BINS = 256

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ca2cl.views.curves import ENTRIES, look_up, table_of
+from ca2cl.views.ops.lookup import ENTRIES, look_up, table_of
 
 LUMA = (0.299, 0.587, 0.114)
 # Optical density of haematoxylin, eosin and a residual (Ruifrok and Johnston, 2001), unit length, one stain a row.

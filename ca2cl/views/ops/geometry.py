@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ca2cl.views.subset import per_sample, to_device
+from ca2cl.views.ops.subset import per_sample, to_device
 
 
 @dataclass(frozen=True)

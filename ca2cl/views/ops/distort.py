@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from ca2cl.views.geometry import Affine, move
-from ca2cl.views.random import Draws
-from ca2cl.views.subset import per_sample
+from ca2cl.views.ops.geometry import Affine, move
+from ca2cl.views.ops.random import Draws
+from ca2cl.views.ops.subset import per_sample
 
 Planes = tuple[Tensor, Tensor]
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ca2cl.views.median import median_filter
-from ca2cl.views.random import Draws
-from ca2cl.views.subset import per_sample, rows_of, to_device
+from ca2cl.views.ops.median import median_filter
+from ca2cl.views.ops.random import Draws
+from ca2cl.views.ops.subset import per_sample, rows_of, to_device
 
 
 def gaussian_weights(sigma: Tensor, taps: Tensor, *, radius: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ca2cl.views.subset import per_sample
+from ca2cl.views.ops.subset import per_sample
 
 # Below it a pixel is grey: it has no hue, and red stands for none, as is the convention.
 _GREY = 1e-6
