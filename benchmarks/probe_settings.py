@@ -25,8 +25,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
+from ca2cl.data.remote.reader import open_index
 from ca2cl.data.splits import labelled_subset, slide_folds, stratified_folds
-from ca2cl.data.storage import open_index
 from ca2cl.evaluation.features import frozen
 from ca2cl.evaluation.floors import colour_histogram
 from ca2cl.evaluation.probe_data import ProbeSet, read_set, slides_of

@@ -15,11 +15,11 @@ from accelerate.utils import broadcast_object_list
 from ca2cl import config as settings
 from ca2cl.common.files import writing
 from ca2cl.config import PretrainConfig
-from ca2cl.data.fetch import FetchPolicy
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader, is_remote, open_index
-from ca2cl.data.stream import BadBudget, LaneStream
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import BadBudget, LaneStream
+from ca2cl.data.remote.download import FetchPolicy
+from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_job import weights_digest
 from ca2cl.methods.ca2cl.method import CA2CL

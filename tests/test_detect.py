@@ -22,7 +22,7 @@ from PIL import Image
 from ca2cl.cli import main
 from ca2cl.common.files import alone
 from ca2cl.common.job_dir import JOB_LOCK
-from ca2cl.data.synthetic_glands import write_glands
+from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco import decode_mask, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
 from ca2cl.detection.engine import CocoSplit

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.data.decode import decode
-from ca2cl.data.synthetic_glands import write_glands
+from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco import decode_mask, encode_mask, instance_ids, read_coco
 from ca2cl.detection.engine import CocoSplit
 from ca2cl.detection.instances import Dropped, FragmentRule, find_instances

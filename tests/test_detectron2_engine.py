@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.data.synthetic_glands import write_glands
+from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco import decode_mask, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
 from ca2cl.detection.detectron2_engine import HEADS, Detectron2Detector, Detectron2Engine

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, OptimConfig, ViewsConfig
-from ca2cl.data.stream import TileBatch
+from ca2cl.data.loading.stream import TileBatch
 from ca2cl.evaluation.embed import EmbedConfig
 from ca2cl.evaluation.embed_job import Job
 from ca2cl.evaluation.features import extract, frozen

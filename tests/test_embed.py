@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from ca2cl.cli import main
-from ca2cl.data.index import ShardIndex
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed import run
 from ca2cl.evaluation.embed_files import read_about

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ca2cl.data.workers import TileWorkers
+from ca2cl.data.loading.workers import TileWorkers
 from ca2cl.errors import InputError
 from ca2cl.evaluation import embed as embed_module
 from ca2cl.evaluation import embed_files

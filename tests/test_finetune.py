@@ -22,8 +22,8 @@ from tqdm import tqdm
 from ca2cl.common.files import alone
 from ca2cl.common.job_dir import JOB_LOCK
 from ca2cl.config import OptimConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.finetune import FinetuneConfig, _changes, _recipe, _starts
 from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from ca2cl.data.index import INDEX_NAME, ShardIndex
+from ca2cl.data.shards.index import INDEX_NAME, ShardIndex
 from ca2cl.detection.coco import encode_mask
 from ca2cl.detection.segmentations import fault_of_segmentation
 from ca2cl.errors import InputError

@@ -15,9 +15,9 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import ShardConfig
+from ca2cl.data.shards.run import run as shard
 from ca2cl.detection.engine import CocoSplit
 from ca2cl.detection.shared import find_shared
 from ca2cl.evaluation.leakage import Side, find_leak, lines, tag

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.data.names import as_text, is_clutter
-from ca2cl.data.sources import open_source
-from ca2cl.data.tile_source import SourceOptions
+from ca2cl.data.sources.base import SourceOptions
+from ca2cl.data.sources.choose import open_source
+from ca2cl.data.sources.names import as_text, is_clutter
 from ca2cl.detection.engine import split_names
 from ca2cl.detection.layouts import find_pictures, images_in
 from ca2cl.errors import InputError

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import ShardConfig
+from ca2cl.data.shards.run import run as shard
 from ca2cl.data.splits import labelled_subset
-from ca2cl.data.synthetic import write_tissue
+from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.errors import InputError
 from ca2cl.evaluation.probe import ProbeConfig, run
 from ca2cl.evaluation.probe_data import missing_classes, open_pair

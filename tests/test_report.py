@@ -20,9 +20,9 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, PretrainConfig, RunConfig, TrackingConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.tiles import TileDataset
+from ca2cl.data.loading.sequential import TileDataset
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.probe import ProbeConfig
 from ca2cl.evaluation.probe import run as probe
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT

@@ -19,8 +19,8 @@ from ca2cl.cli import main
 from ca2cl.common.job_dir import JobFolder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
-from ca2cl.data.sources import open_source
+from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
+from ca2cl.data.sources.choose import open_source
 from ca2cl.detection.coco import read_coco
 from ca2cl.detection.detect_report import _read as read_training
 from ca2cl.detection.engines import load_detector
@@ -243,8 +243,8 @@ def test_the_weights_of_another_store_are_not_run(
 
 def test_members_of_a_tar_that_others_would_unpickle_are_only_bytes(tmp_path: Path, bait: Bait) -> None:
     """Three tiles, the last of which is a pickle by its extension and by its bytes."""
-    from ca2cl.data.storage import ShardReader
-    from ca2cl.data.stream import SampleSource, UndecodableError
+    from ca2cl.data.loading.stream import SampleSource, UndecodableError
+    from ca2cl.data.remote.reader import ShardReader
 
     tiles = [encode(tile) for tile in random_tiles(2)]
     for ext in ("pyd", "pickle", "pth", "npy"):

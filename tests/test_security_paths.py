@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 
 from ca2cl.common.records import is_file_name, lies_in
-from ca2cl.data.index import (
+from ca2cl.data.loading.stream import SampleSource, UndecodableError
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
     Manifest,
@@ -30,9 +32,7 @@ from ca2cl.data.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.sources import open_source
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import SampleSource, UndecodableError
+from ca2cl.data.sources.choose import open_source
 from ca2cl.detection.coco import read_coco
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_parts import Parts

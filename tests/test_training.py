@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ca2cl.config import OptimConfig, RunConfig
-from ca2cl.data.stream import BadBudget, BadTile
+from ca2cl.data.loading.stream import BadBudget, BadTile
 from ca2cl.errors import InputError
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.signals import StopFlag

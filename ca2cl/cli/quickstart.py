@@ -70,7 +70,7 @@ def run(config: QuickstartConfig) -> int:
 
 
 def _draw(folder: Path, tiles_per_class: int) -> None:
-    from ca2cl.data.synthetic import write_tissue
+    from ca2cl.data.synthetic.tissue import write_tissue
 
     for name, count, seed in (("train", tiles_per_class, 0), ("test", tiles_per_class // 2, _TEST_SEED)):
         root = folder / "tissue" / name

@@ -27,7 +27,7 @@ _CELLS_KEPT = "finished cells and checkpoints are kept, and the same command goe
 VERBS = {
     "shard": Verb(
         "tiles in folders or a Hugging Face data set -> WebDataset shards",
-        "ca2cl.data.shard",
+        "ca2cl.data.shards.run",
         "ShardConfig",
         kept="finished shards are kept, and the same command goes on",
     ),

@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.names import is_clutter
+from ca2cl.data.sources.names import is_clutter
 from ca2cl.detection.predictions import Detections
 from ca2cl.errors import InputError
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ca2cl.data.folders import EXTENSIONS
-from ca2cl.data.names import as_text, is_clutter
+from ca2cl.data.sources.image_folder import EXTENSIONS
+from ca2cl.data.sources.names import as_text, is_clutter
 from ca2cl.detection.instances import MASK_EXTENSIONS
 from ca2cl.errors import InputError
 

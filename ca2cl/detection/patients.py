@@ -10,7 +10,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from ca2cl.data.folders import EXTENSIONS
+from ca2cl.data.sources.image_folder import EXTENSIONS
 from ca2cl.detection.layouts import Archive, Picture
 from ca2cl.errors import InputError
 

@@ -20,8 +20,8 @@ from ca2cl.common.scratch import scratch_folder
 from ca2cl.common.tables import aligned
 from ca2cl.config import TrackingConfig
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.data.folders import EXTENSIONS
 from ca2cl.data.orientation import orientation_of, refuse_turned
+from ca2cl.data.sources.image_folder import EXTENSIONS
 from ca2cl.detection.coco import align_categories, instance_ids, read_coco
 from ca2cl.detection.coco_metrics import coco_scores
 from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST

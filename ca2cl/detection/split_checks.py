@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
-from ca2cl.data.pack import image_size
+from ca2cl.data.shards.writer import image_size
 from ca2cl.detection.coco import align_categories, read_coco
 from ca2cl.detection.engine import CocoSplit
 from ca2cl.detection.segmentations import Json

@@ -21,10 +21,10 @@ from ca2cl.config import (
     RunConfig,
     ViewsConfig,
 )
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader, open_index
-from ca2cl.data.stream import LaneStream, TileBatch
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import LaneStream, TileBatch
+from ca2cl.data.remote.reader import ShardReader, open_index
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, ViewBatch

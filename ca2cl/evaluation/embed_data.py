@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.data.index import INDEX_NAME
-from ca2cl.data.names import is_clutter, shown
+from ca2cl.data.loading.stream import BadTile, SampleSource, UndecodableError
+from ca2cl.data.loading.workers import Pixels
 from ca2cl.data.orientation import orientation_of
-from ca2cl.data.pack import image_size
-from ca2cl.data.sources import open_source
-from ca2cl.data.storage import ShardReader, is_remote, open_index
-from ca2cl.data.stream import BadTile, SampleSource, UndecodableError
-from ca2cl.data.tile_source import Source, SourceOptions, Tile
-from ca2cl.data.workers import Pixels
+from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
+from ca2cl.data.shards.index import INDEX_NAME
+from ca2cl.data.shards.writer import image_size
+from ca2cl.data.sources.base import Source, SourceOptions, Tile
+from ca2cl.data.sources.choose import open_source
+from ca2cl.data.sources.names import is_clutter, shown
 from ca2cl.errors import InputError
 
 Prepare = Callable[[Tensor], Tensor]

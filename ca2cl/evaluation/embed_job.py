@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from ca2cl import __version__
 from ca2cl.common.redact import redact
-from ca2cl.data.stream import BadBudget, BadTile
-from ca2cl.data.tile_source import SourceOptions
-from ca2cl.data.workers import TileWorkers
+from ca2cl.data.loading.stream import BadBudget, BadTile
+from ca2cl.data.loading.workers import TileWorkers
+from ca2cl.data.sources.base import SourceOptions
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_data import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
 from ca2cl.evaluation.embed_parts import Part, PartFacts, Parts

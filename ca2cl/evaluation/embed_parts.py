@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from ca2cl.common.files import alone, replacing, write_atomic, writing
 from ca2cl.common.records import parse_json
-from ca2cl.data.stream import BadTile
+from ca2cl.data.loading.stream import BadTile
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_data import TileRow
 

@@ -61,7 +61,7 @@ def extract(
     """Run every extractor over every batch once, in ``inference_mode``.
 
     Args:
-        batches: what ``ca2cl.data.tiles.iterate_tiles`` yields.
+        batches: what ``ca2cl.data.loading.sequential.iterate_tiles`` yields.
         total: number of tiles asked for; fewer may come where some do not decode.
         title: of the progress bar and the log line.
 

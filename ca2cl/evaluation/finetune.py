@@ -20,9 +20,9 @@ from ca2cl.common.files import write_atomic
 from ca2cl.common.job_dir import changed, hold_job, other_job
 from ca2cl.common.records import parse_json
 from ca2cl.config import OptimConfig, TrackingConfig
-from ca2cl.data.index import ShardIndex
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.splits import check_budget, known_slides
-from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_job import weights_digest
 from ca2cl.evaluation.finetune_cell import RESULT, Cell, Data, Recipe, run_cell

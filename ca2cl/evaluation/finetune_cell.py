@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from ca2cl.common.files import replacing, writing
 from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.data.loading.stream import BadBudget
 from ca2cl.data.splits import describe_budget
-from ca2cl.data.stream import BadBudget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune_data import LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.finetune_keep import KEPT, keep

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ca2cl.data.index import ShardIndex, key_hash
+from ca2cl.data.loading.sequential import GoodTiles, read_requests
+from ca2cl.data.loading.stream import BadTile
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex, key_hash
 from ca2cl.data.splits import known_slides, slide_folds, stratified_folds
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import BadTile
-from ca2cl.data.tiles import GoodTiles, read_requests
 
 Integers = npt.NDArray[np.int64]
 FEWEST = 15

@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ca2cl.config import ViewsConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.tiles import iterate_tiles
+from ca2cl.data.loading.sequential import iterate_tiles
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.finetune_data import IGNORED, LabelledBatch
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.preprocess import preprocess

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.tiles import iterate_tiles
+from ca2cl.data.loading.sequential import iterate_tiles
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.features import pixel_digests
 from ca2cl.tracking.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ca2cl.data.index import ShardIndex
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import find_leak
 from ca2cl.evaluation.probe_compare import compare_with_first

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ca2cl.common.redact import redact
-from ca2cl.data.index import ShardIndex
+from ca2cl.data.loading.sequential import iterate_tiles
+from ca2cl.data.loading.stream import BadTile
+from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.splits import known_slides
-from ca2cl.data.storage import ShardReader, is_remote, open_index
-from ca2cl.data.stream import BadTile
-from ca2cl.data.tiles import iterate_tiles
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, Features, extract
 from ca2cl.evaluation.leakage import Side

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import ViewsConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import is_remote, open_index
+from ca2cl.data.remote.reader import is_remote, open_index
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.report import facts
 from ca2cl.report.pictures import jpeg_uri

@@ -8,9 +8,9 @@ from typing import Any
 
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import parse_json
-from ca2cl.data.index import ShardIndex
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.splits import known_slides
-from ca2cl.data.storage import ShardReader
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import find_leak, side_of
 from ca2cl.evaluation.probe_data import missing_classes, open_pair

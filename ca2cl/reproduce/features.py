@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ca2cl.data.index import ShardIndex
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed import run as run_embed

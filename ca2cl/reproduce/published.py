@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ca2cl.common.files import alone, write_atomic, writing
-from ca2cl.data.index import MANIFEST_NAME
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as run_shard
-from ca2cl.data.synthetic import write_tissue
+from ca2cl.data.shards.index import MANIFEST_NAME
+from ca2cl.data.shards.run import ShardConfig
+from ca2cl.data.shards.run import run as run_shard
+from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.errors import InputError
 from ca2cl.reproduce.archives import Archive, check_space, choose, download, part_of, read_record
 from ca2cl.reproduce.settings import RECORD_URL, TEST_SET, NctConfig

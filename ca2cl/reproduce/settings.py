@@ -121,7 +121,7 @@ class NctConfig:
 
     def shards(self, name: str) -> Path:
         """The shards of a set: in data where that holds shards, else the job's own."""
-        from ca2cl.data.index import MANIFEST_NAME
+        from ca2cl.data.shards.index import MANIFEST_NAME
 
         published = Path(self.data) / name
         return published if (published / MANIFEST_NAME).exists() else self.out / "shards" / name

@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ca2cl.config import PretrainConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader, is_remote
-from ca2cl.data.stream import BadTile
-from ca2cl.data.tiles import iterate_tiles
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.sequential import iterate_tiles
+from ca2cl.data.loading.stream import BadTile
+from ca2cl.data.remote.reader import ShardReader, is_remote
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.methods.ca2cl.cluster_loss import k_means
 from ca2cl.models.preprocess import preprocess

@@ -8,7 +8,7 @@ from typing import overload
 
 import torch
 
-from ca2cl.data.stream import BadTile, LaneStream, TileBatch
+from ca2cl.data.loading.stream import BadTile, LaneStream, TileBatch
 from ca2cl.methods.base import ViewBatch
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.views import Views

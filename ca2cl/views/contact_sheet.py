@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ViewsConfig
-from ca2cl.data.index import ShardIndex, key_hash
-from ca2cl.data.storage import ShardReader, open_index
-from ca2cl.data.tiles import iterate_tiles
+from ca2cl.data.loading.sequential import iterate_tiles
+from ca2cl.data.remote.reader import ShardReader, open_index
+from ca2cl.data.shards.index import ShardIndex, key_hash
 from ca2cl.errors import InputError
 from ca2cl.views import Views, build_views
 

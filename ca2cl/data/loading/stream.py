@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from ca2cl.data.decode import BadSample, decode_into
-from ca2cl.data.index import ShardIndex, ShardSamples, key_hash
-from ca2cl.data.lanes import BatchPlan, Integers, LaneOrder
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.workers import Pixels, TileWorkers
+from ca2cl.data.loading.order import BatchPlan, Integers, LaneOrder
+from ca2cl.data.loading.workers import Pixels, TileWorkers
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex, ShardSamples, key_hash
 from ca2cl.errors import InputError
 
 _MAX_REPLACEMENTS = 64

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import BadTile, SampleSource, UndecodableError
-from ca2cl.data.workers import Pixels, TileWorkers, empty_tiles
+from ca2cl.data.loading.stream import BadTile, SampleSource, UndecodableError
+from ca2cl.data.loading.workers import Pixels, TileWorkers, empty_tiles
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

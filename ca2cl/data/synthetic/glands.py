@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
 from ca2cl.common.files import fresh_folder
-from ca2cl.data.synthetic_paint import Array, Field, Image, grid, noise, ramp, render, sample_field, scatter, stamp
+from ca2cl.data.synthetic.painting import Array, Field, Image, grid, noise, ramp, render, sample_field, scatter, stamp
 from ca2cl.errors import InputError
 
 GRADE_COLUMNS = ("name", "patient ID", " grade (GlaS)", " grade (Sirinukunwattana et al. 2015)")

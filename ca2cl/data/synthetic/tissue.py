@@ -16,19 +16,8 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 
 from ca2cl.common.files import fresh_folder
-from ca2cl.data.synthetic_glands import lay_glands, paint_glands
-from ca2cl.data.synthetic_paint import (
-    Image,
-    cells,
-    grid,
-    noise,
-    ramp,
-    sample_field,
-    scatter,
-    stain,
-    stamp,
-    strands,
-)
+from ca2cl.data.synthetic.glands import lay_glands, paint_glands
+from ca2cl.data.synthetic.painting import Image, cells, grid, noise, ramp, sample_field, scatter, stain, stamp, strands
 from ca2cl.errors import InputError
 
 _FIELD_OF_VIEW = 96  # unit lengths along a tile's side, whatever its size in pixels

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.common.records import is_file_name, lies_in, parse_json
-from ca2cl.data.names import shown
-from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
+from ca2cl.data.sources.base import SourceOptions, Tile, TileReader, safe_key
+from ca2cl.data.sources.names import shown
 from ca2cl.errors import InputError
 
 _IMAGE_COLUMNS = ("image", "img", "tile")

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ca2cl.common.files import sync_folder
-from ca2cl.data.fetch_faults import passing, retry_after, shown
+from ca2cl.data.remote.errors import passing, retry_after, shown
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

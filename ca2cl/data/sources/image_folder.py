@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.class_folders import mistaken
-from ca2cl.data.names import as_text, is_clutter, shown
-from ca2cl.data.tile_source import SourceOptions, Tile, TileReader, safe_key
+from ca2cl.data.sources.base import SourceOptions, Tile, TileReader, safe_key
+from ca2cl.data.sources.class_folders import mistaken
+from ca2cl.data.sources.names import as_text, is_clutter, shown
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

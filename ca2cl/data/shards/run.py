@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ca2cl.common.files import sync_replace, write_atomic, writing
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.common.records import parse_json
-from ca2cl.data.index import (
+from ca2cl.data.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -39,10 +39,10 @@ from ca2cl.data.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.pack import REMEDY, Packing, image_size, read_sidecar
-from ca2cl.data.shard_pool import PLAN_FOLDER, Job, sidecar_path, write_shards
-from ca2cl.data.sources import open_source
-from ca2cl.data.tile_source import Source, SourceOptions
+from ca2cl.data.shards.pool import PLAN_FOLDER, Job, sidecar_path, write_shards
+from ca2cl.data.shards.writer import REMEDY, Packing, image_size, read_sidecar
+from ca2cl.data.sources.base import Source, SourceOptions
+from ca2cl.data.sources.choose import open_source
 from ca2cl.errors import InputError
 
 POSITIONAL = ("source", "out")

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ca2cl.data.fetch import parts_of
-from ca2cl.data.fetch_faults import DiskFull
+from ca2cl.data.remote.download import parts_of
+from ca2cl.data.remote.errors import DiskFull
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ca2cl.common.files import file_sha256
-from ca2cl.data.index import ShardInfo
-from ca2cl.data.pack import Packing, pack, read_sidecar, write_sidecar
-from ca2cl.data.tile_source import Tile, TileReader
+from ca2cl.data.shards.index import ShardInfo
+from ca2cl.data.shards.writer import Packing, pack, read_sidecar, write_sidecar
+from ca2cl.data.sources.base import Tile, TileReader
 from ca2cl.errors import InputError
 from ca2cl.runtime.lifetime import begin_worker, processes_can_share, starting_workers
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ca2cl.data.folders import FolderSource
-from ca2cl.data.tile_source import Source, SourceOptions
+from ca2cl.data.sources.base import Source, SourceOptions
+from ca2cl.data.sources.image_folder import FolderSource
 from ca2cl.errors import InputError
 
 _DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
@@ -26,7 +26,7 @@ def open_source(source: str, options: SourceOptions | None = None, *, mixed: boo
     if not hub and not root.is_dir():
         raise InputError(f"{source}: no such folder; give a folder of images, a saved dataset or hf:NAME")
     if hub or any((root / name).is_file() for name in _DATASET_FILES):
-        from ca2cl.data.hub import DatasetSource  # `datasets` is slow to import and folders do without
+        from ca2cl.data.sources.huggingface import DatasetSource  # `datasets` is slow to import and folders do without
 
         return DatasetSource(source, options)
     return FolderSource(root, options, mixed=mixed)

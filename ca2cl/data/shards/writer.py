@@ -24,9 +24,9 @@ from PIL import Image, UnidentifiedImageError
 from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
-from ca2cl.data.index import ShardInfo, ShardSamples
 from ca2cl.data.orientation import as_stored, orientation_of, stored_size
-from ca2cl.data.tile_source import Tile, TileReader
+from ca2cl.data.shards.index import ShardInfo, ShardSamples
+from ca2cl.data.sources.base import Tile, TileReader
 from ca2cl.errors import InputError
 
 REMEDY = "free some space and run again, finished shards are kept; or give another folder"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.common.redact import redact
-from ca2cl.data.cache import GB, SHARDS, ShardCache, locked
-from ca2cl.data.fetch import FetchPolicy, fetch, join
-from ca2cl.data.fetch_faults import shown
-from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, read_manifest
+from ca2cl.data.remote.cache import GB, SHARDS, ShardCache, locked
+from ca2cl.data.remote.download import FetchPolicy, fetch, join
+from ca2cl.data.remote.errors import shown
+from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, read_manifest
 from ca2cl.errors import InputError
 
 
