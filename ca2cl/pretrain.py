@@ -222,7 +222,7 @@ def _check_needs(config: PretrainConfig, accelerator: Any, micro_batch: int) -> 
 def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:
     optimizer = build_optimizer(config.optim, network)
     if under_deepspeed():
-        from ca2cl.training.deepspeed_engine import DeepSpeedEngine
+        from ca2cl.training.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(accelerator, network, optimizer, config.run, config.optim, micro_batch)
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
