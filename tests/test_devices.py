@@ -27,9 +27,9 @@ from ca2cl.models.classifier import Classifier
 from ca2cl.models.heads import Network
 from ca2cl.models.preprocess import preprocess
 from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.batches import MicroBatches
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.feed import MicroBatches
 from ca2cl.training.optim import build_optimizer
 from ca2cl.views import Views, build_views
 from tests.fake_gpu import fake_cuda, strict_meta

@@ -25,12 +25,12 @@ from ca2cl.evaluation.original import (
     settled,
     validation,
 )
+from ca2cl.pretrain.shares import lane_groups
 from ca2cl.reproduce.settings import NctConfig, tuning
 from ca2cl.reproduce.settings import settled as settled_nct
 from ca2cl.reproduce.table import notes
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
-from ca2cl.training.shares import lane_groups
 from ca2cl.views.paper import STRONG
 
 BUDGETS = (0.01, 0.1, 0.5, 1.0)

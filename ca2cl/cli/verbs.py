@@ -33,7 +33,7 @@ VERBS = {
     ),
     "pretrain": Verb(
         "shards -> an encoder in MLflow's registry",
-        "ca2cl.pretrain",
+        "ca2cl.pretrain.run",
         "PretrainConfig",
         "ca2cl.config",
         stops=True,

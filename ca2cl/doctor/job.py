@@ -31,8 +31,8 @@ from ca2cl.methods.base import LocalEngine, ViewBatch
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.heads import Network
 from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.runtime.precision import seconds_of
-from ca2cl.training.shares import lane_groups, micro_batch
 from ca2cl.views import build_views
 
 _PATIENCE_S = 3.0

@@ -22,11 +22,11 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.methods.ca2cl.cluster_loss import k_means
 from ca2cl.models.preprocess import preprocess
+from ca2cl.pretrain.memory import peak_bytes
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.memory import peak_bytes
 
 logger = logging.getLogger(__name__)
 _FIGURE_TILES = 256
