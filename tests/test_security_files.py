@@ -220,7 +220,7 @@ def test_the_weights_of_another_store_are_not_run(
     tmp_path: Path, bait: Bait, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A run's artifacts, and a registered model of the kind that MLflow itself unpickles."""
-    from ca2cl.tracking.store import open_store
+    from ca2cl.store.open import open_store
 
     store = open_store("", tmp_path_factory.getbasetemp() / "tracking-tests")  # shared: making one takes seconds
     run_id = str(store.client.create_run(store.experiment_id("x")).info.run_id)

@@ -37,10 +37,10 @@ from ca2cl.detection.coco import read_coco
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed_parts import Parts
 from ca2cl.reproduce.unpack import unpack
+from ca2cl.store.open import open_store
 from ca2cl.tracking.journal import Journal
 from ca2cl.tracking.replay import Replayer
 from ca2cl.tracking.run import read_run
-from ca2cl.tracking.store import open_store
 from ca2cl.training.checkpoint import Checkpointer
 from tests.archives import zipped
 from tests.jobs import ROOT

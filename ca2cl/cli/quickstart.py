@@ -14,7 +14,7 @@ from pathlib import Path
 from ca2cl.common.records import parse_json
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.tracking.databases import sqlite_uri
+from ca2cl.store.databases import sqlite_uri
 
 POSITIONAL = ("folder",)
 _TILE_SIZE = 64

@@ -38,7 +38,7 @@ from ca2cl.detection.scoring import CHALLENGE
 from ca2cl.detection.segmentations import Json, mask_tools
 from ca2cl.errors import InputError
 from ca2cl.runtime.device import find_device
-from ca2cl.tracking.naming import WORD, full_run_id, is_stored
+from ca2cl.store.names import WORD, full_run_id, is_stored
 
 logger = logging.getLogger(__name__)
 POSITIONAL = ("detector", "images", "out")
@@ -164,9 +164,9 @@ def _of_job(path: Path) -> Path:
 
 
 def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
-    from ca2cl.tracking.artifacts import fetch, names_in, run_place
+    from ca2cl.store.artifacts import fetch, names_in, run_place
+    from ca2cl.store.open import fetch_run
     from ca2cl.tracking.encoder_versions import needed_store
-    from ca2cl.tracking.store import fetch_run
 
     store = needed_store(tracking)
     run_id = full_run_id(store, named)

@@ -87,7 +87,7 @@ def shared_memory() -> Finding:
 
 def store(uri: str | None, root: str) -> Finding:
     """Whether MLflow answers."""
-    from ca2cl.tracking.store import open_store
+    from ca2cl.store.open import open_store
 
     try:
         found = open_store(uri, root)

@@ -71,8 +71,8 @@ def register(config: FinetuneConfig, run_id: str, classifier: Path) -> str | Non
     name = config.tracking.register_as
     if not name:
         return None
+    from ca2cl.store.open import open_store, store_errors
     from ca2cl.tracking.registry import log_and_register
-    from ca2cl.tracking.store import open_store, store_errors
 
     store = open_store(config.tracking.uri, config.tracking.root)
     with store_errors(store.uri):

@@ -13,8 +13,8 @@ from typing import Any
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import parse_json
 from ca2cl.common.redact import redact, redact_all
-from ca2cl.tracking.store import DEFAULT_ROOT, open_store, store_errors
-from ca2cl.tracking.upload import upload
+from ca2cl.store.open import DEFAULT_ROOT, open_store, store_errors
+from ca2cl.store.upload import upload
 
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
 LEAK_TAG = "ca2cl.leak"

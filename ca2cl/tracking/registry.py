@@ -27,8 +27,8 @@ from ca2cl.models.encoder_io import (
     save_encoder,
     write_card,
 )
-from ca2cl.tracking.store import Store
-from ca2cl.tracking.upload import upload
+from ca2cl.store.open import Store
+from ca2cl.store.upload import upload
 
 MODEL_PATH = "model"
 CHAMPION = "champion"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ca2cl.errors import InputError
-from ca2cl.tracking.store import Store, store_errors
+from ca2cl.store.open import Store, store_errors
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[^/@]+)|@(?P<alias>[^/@]+))")

@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import is_full
 from ca2cl.errors import InputError
-from ca2cl.tracking.store import ARTIFACTS, Store, reason, store_errors
+from ca2cl.store.open import ARTIFACTS, Store, reason, store_errors
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _SERVED = ("http", "https", "mlflow-artifacts")  # through the tracking server

@@ -9,9 +9,9 @@ from typing import Any
 
 from ca2cl.common.records import parse_json
 from ca2cl.common.scratch import scratch_folder
-from ca2cl.tracking.artifacts import fetch, inside, names_in, run_place
-from ca2cl.tracking.store import Store, store_errors
-from ca2cl.tracking.upload import upload
+from ca2cl.store.artifacts import fetch, inside, names_in, run_place
+from ca2cl.store.open import Store, store_errors
+from ca2cl.store.upload import upload
 
 _log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 from ca2cl.errors import InputError
-from ca2cl.tracking.artifacts import moved_place
-from ca2cl.tracking.store import Store, away_errors, reason
+from ca2cl.store.artifacts import moved_place
+from ca2cl.store.open import Store, away_errors, reason
 
 
 class LostUpload(OSError):

@@ -22,7 +22,7 @@ from urllib.request import getproxies
 from ca2cl.common.mlflow_names import check_tracking_uri
 from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.tracking.databases import database_of, sqlite_uri
+from ca2cl.store.databases import database_of, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
