@@ -32,7 +32,7 @@ from ca2cl.evaluation.floors import colour_histogram
 from ca2cl.evaluation.probe_data import ProbeSet, read_set, slides_of
 from ca2cl.evaluation.protocol import HONEST
 from ca2cl.evaluation.sgd import RECIPE, sgd_classifier
-from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.registry.resolve import resolve_encoder
 
 BUDGETS = (0.01, 0.1, 1.0)
 FOLDS = 5

@@ -30,8 +30,8 @@ from ca2cl.detection.weights import load_backbone
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.tracking.resolver import ResolvedEncoder
 from tests.glands import write_pairs
 from tests.jobs import LAUNCH, free_port, start
 from tests.pickles import Bait

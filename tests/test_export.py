@@ -30,7 +30,7 @@ from ca2cl.models.batch_norm import commit_statistics, recording
 from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder, save_encoder
 from ca2cl.models.preprocess import normalise_
 from ca2cl.models.resnet import Encoder, build_encoder
-from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 SIDE = 64
 CARD = EncoderCard(

@@ -30,8 +30,8 @@ from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, lab
 from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
 from ca2cl.evaluation.finetune_step import Preprocessing
 from ca2cl.models.encoder_io import save_encoder
+from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
-from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.training.checkpoint import Checkpointer
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer

@@ -22,7 +22,7 @@ from ca2cl.evaluation.finetune import FinetuneConfig, _network, _starts
 from ca2cl.evaluation.finetune_cell import Cell
 from ca2cl.models.batch_norm import BatchNorm
 from ca2cl.models.preprocess import preprocess
-from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.registry.resolve import resolve_encoder
 from tests.servers import ModelServer
 from tests.shards import encode, write_shards
 from tests.test_serving import post

@@ -25,9 +25,9 @@ from ca2cl.evaluation.probe import ProbeConfig
 from ca2cl.evaluation.probe import run as probe
 from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
 from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 from ca2cl.reproduce.settings import NctConfig, settled
 from ca2cl.reproduce.table import notes
-from ca2cl.tracking.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"

@@ -24,8 +24,8 @@ from ca2cl.evaluation.probe import ProbeConfig, run
 from ca2cl.evaluation.probe_data import missing_classes, open_pair
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.store.open import open_store
-from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
 
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"
 TRAIN_TILES, TEST_TILES = 12, 6

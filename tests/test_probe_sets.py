@@ -24,8 +24,8 @@ from ca2cl.evaluation.probe_data import name_sets, open_sets
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.downstream import downstream_runs
 from ca2cl.store.open import open_store
-from ca2cl.tracking.downstream import downstream_runs
 
 SOURCE_RUN = "fedcba9876543210fedcba9876543210"
 IMAGENET_FILE = "resnet18-f37072fd.pth"

@@ -28,9 +28,9 @@ from ca2cl.models.encoder_io import (
 )
 from ca2cl.models.preprocess import preprocess
 from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.register import log_and_register
+from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import Store, open_store
-from ca2cl.tracking.registry import log_and_register
-from ca2cl.tracking.resolver import resolve_encoder
 
 CARD = EncoderCard(
     arch="resnet18",

@@ -29,8 +29,8 @@ from ca2cl.detection.torchvision_model import load_body
 from ca2cl.detection.training_data import ImageBatch, ImageOrder, ImageStep, TrainingImages, image_steps
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.tracking.resolver import resolve_encoder
 from tests.glands import write_pairs
 
 CPU = torch.device("cpu")

@@ -76,16 +76,16 @@ VERBS = {
         "images -> COCO, masks and overlays of a detector", "ca2cl.detection.predict", "PredictConfig"
     ),
     "report": Verb("a run -> one HTML page that shows and scores it", "ca2cl.report.verb", "ReportConfig"),
-    "encoders list": Verb("registered encoders and what they score", "ca2cl.tracking.encoders_list", "ListConfig"),
-    "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.tracking.encoders_show", "ShowConfig"),
+    "encoders list": Verb("registered encoders and what they score", "ca2cl.registry.commands.list", "ListConfig"),
+    "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.registry.commands.show", "ShowConfig"),
     "encoders compare": Verb(
-        "downstream metrics of encoders side by side", "ca2cl.tracking.encoders_compare", "CompareConfig"
+        "downstream metrics of encoders side by side", "ca2cl.registry.commands.compare", "CompareConfig"
     ),
     "encoders promote": Verb(
-        "give an encoder an alias, if it is better", "ca2cl.tracking.encoders_promote", "PromoteConfig"
+        "give an encoder an alias, if it is better", "ca2cl.registry.commands.promote", "PromoteConfig"
     ),
     "encoders import": Verb(
-        "register an encoder that came from elsewhere", "ca2cl.tracking.encoders_import", "ImportConfig"
+        "register an encoder that came from elsewhere", "ca2cl.registry.commands.import_", "ImportConfig"
     ),
     "reproduce nct": Verb(
         "the authors' tables, cell by cell, yours beside theirs",

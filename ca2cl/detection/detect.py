@@ -30,7 +30,7 @@ from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 RECORD = "detect.json"
@@ -101,7 +101,7 @@ def _engine(config: DetectConfig) -> Engine:
 
 
 def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)

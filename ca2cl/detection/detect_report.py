@@ -21,11 +21,11 @@ from ca2cl.detection.engine import split_names
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import Leak, lines, tag
 from ca2cl.evaluation.probe_report import metric_names, write_json
-from ca2cl.tracking.evaluation_run import LEAK_TAG, log_evaluation_once
+from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
 
 if TYPE_CHECKING:
     from ca2cl.detection.detect_config import DetectConfig
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 RESULTS, LOGGED = "detect-results.json", "logged.json"
 SCHEMA_VERSION = 1

@@ -50,8 +50,8 @@ from ca2cl.detection.predictions import Detections
 from ca2cl.errors import InputError
 
 if TYPE_CHECKING:
+    from ca2cl.registry.resolve import ResolvedEncoder
     from ca2cl.runtime.signals import StopFlag
-    from ca2cl.tracking.resolver import ResolvedEncoder
 
 Pixels = npt.NDArray[np.uint8]
 EngineName = Literal["torchvision", "detectron2"]

@@ -164,9 +164,9 @@ def _of_job(path: Path) -> Path:
 
 
 def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
+    from ca2cl.registry.versions import needed_store
     from ca2cl.store.artifacts import fetch, names_in, run_place
     from ca2cl.store.open import fetch_run
-    from ca2cl.tracking.encoder_versions import needed_store
 
     store = needed_store(tracking)
     run_id = full_run_id(store, named)

@@ -37,7 +37,7 @@ from ca2cl.runtime.precision import check_precision
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.embed import EmbedConfig
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def open_job(config: EmbedConfig) -> Job:
     Raises:
         InputError: either is not there.
     """
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     device = find_device(config.device)
     check_precision(config.precision, device, "precision")

@@ -43,7 +43,7 @@ from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 START = "encoder"
 _FREE = frozenset({"train", "test", "cache_dir"})
@@ -224,7 +224,7 @@ def _draw(config: FinetuneConfig, protocol: Protocol, labels_N: Any, slides: Seq
 
 
 def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)

@@ -13,7 +13,7 @@ from ca2cl.evaluation.statistics import Difference
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.finetune import FinetuneConfig
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 LOGGED = "logged.json"
 """Which run the job's results were logged as."""
@@ -32,7 +32,7 @@ def log_once(
     Raises:
         InputError: the store cannot be reached.
     """
-    from ca2cl.tracking.evaluation_run import log_evaluation_once
+    from ca2cl.registry.evaluation_run import log_evaluation_once
 
     return log_evaluation_once(
         Path(config.output_dir) / LOGGED,
@@ -71,8 +71,8 @@ def register(config: FinetuneConfig, run_id: str, classifier: Path) -> str | Non
     name = config.tracking.register_as
     if not name:
         return None
+    from ca2cl.registry.register import log_and_register
     from ca2cl.store.open import open_store, store_errors
-    from ca2cl.tracking.registry import log_and_register
 
     store = open_store(config.tracking.uri, config.tracking.root)
     with store_errors(store.uri):

@@ -34,7 +34,7 @@ from ca2cl.evaluation.statistics import Difference, Units, bootstrap_interval, h
 
 if TYPE_CHECKING:
     from ca2cl.evaluation.finetune import FinetuneConfig
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}
 """Names of the rows by what was trained."""

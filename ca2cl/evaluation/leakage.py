@@ -18,7 +18,7 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.features import pixel_digests
-from ca2cl.tracking.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
+from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 
 if TYPE_CHECKING:
     from ca2cl.models.encoder_io import EncoderCard

@@ -18,7 +18,7 @@ from ca2cl.evaluation.floors import colour_histogram
 from ca2cl.evaluation.probe_config import ProbeConfig
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def find_contenders(config: ProbeConfig) -> Contenders:
     Raises:
         InputError: one that was asked for is not there. A floor that is not there is left out with a warning.
     """
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
@@ -79,7 +79,7 @@ def find_contenders(config: ProbeConfig) -> Contenders:
 
 
 def _imagenet(arch: str) -> dict[str, ResolvedEncoder]:
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     try:
         with _patience(_PATIENCE):

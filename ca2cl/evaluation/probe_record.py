@@ -33,7 +33,7 @@ from ca2cl.evaluation.scoring import Row, Subsets
 from ca2cl.evaluation.statistics import Units
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 SCHEMA_VERSION = 2
 
@@ -170,7 +170,7 @@ class ProbeRecord:
         Raises:
             InputError: the store cannot be used.
         """
-        from ca2cl.tracking.evaluation_run import log_evaluation
+        from ca2cl.registry.evaluation_run import log_evaluation
 
         digests = {name: test.index.manifest.digest for name, test in self.tests.items()}
         first, *others = digests

@@ -30,7 +30,7 @@ def _native(path: Path, card: EncoderCard) -> Features:
 
 def _snippet(path: Path, card: EncoderCard) -> str:
     return (
-        "from ca2cl.tracking.resolver import resolve_encoder\n"
+        "from ca2cl.registry.resolve import resolve_encoder\n"
         f"found = resolve_encoder({str(path)!r})\n"
         "model, card = found.encoder, found.card\n"
     )

@@ -18,7 +18,7 @@ from ca2cl.export.target import Features, Target, behind_normalisation
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 
 class Trial:

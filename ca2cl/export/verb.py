@@ -22,7 +22,7 @@ from ca2cl.export.to_torchvision import TORCHVISION
 from ca2cl.export.trial import Trial
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 POSITIONAL = ("out",)
 TARGETS = {target.name: target for target in (TORCHVISION, TIMM, DETECTRON2, ONNX, SAFETENSORS)}
@@ -68,7 +68,7 @@ def run(config: ExportConfig) -> int:
         InputError: an unknown encoder, an OUT that cannot be written, a package that is missing, or a file whose
             features are not the encoder's. Nothing is written then.
     """
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     target, out = TARGETS[config.to], Path(config.out).expanduser().resolve()
     check_out(out, target.suffixes, target.name, config.overwrite)

@@ -11,7 +11,7 @@ from ca2cl.common.tables import when
 from ca2cl.tracking.run_material import RunMaterial
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 Facts = list[tuple[str, str]]
 _ENVIRONMENT = ("ca2cl", "torch", "cuda", "cudnn", "gpus", "cpus", "python", "platform", "command")

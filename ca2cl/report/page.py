@@ -26,8 +26,8 @@ from ca2cl.report.tiles import Tiles, read_tiles
 from ca2cl.tracking.run_material import RunMaterial
 
 if TYPE_CHECKING:
+    from ca2cl.registry.resolve import ResolvedEncoder
     from ca2cl.report.verb import ReportConfig
-    from ca2cl.tracking.resolver import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 _GRID_TILES = 12
@@ -78,7 +78,7 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
 
 
 def _encoder(material: RunMaterial, gaps: dict[str, str]) -> ResolvedEncoder | None:
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     try:
         return resolve_encoder(material.encoder, tracking_uri=material.store.uri if material.store else None)

@@ -20,8 +20,8 @@ from ca2cl.evaluation.leakage import lines
 from ca2cl.evaluation.probe_encoders import ENCODER
 from ca2cl.evaluation.probe_report import cells, heads, row_from_dict
 from ca2cl.evaluation.scoring import Row
+from ca2cl.registry.downstream import Downstream, newest_by_terms
 from ca2cl.store.run_artifacts import json_artifacts
-from ca2cl.tracking.downstream import Downstream, newest_by_terms
 from ca2cl.tracking.run_material import RunMaterial
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from ca2cl.data.splits import stratified_sample
 from ca2cl.evaluation.features import Batches, extract, frozen
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 THUMB = 96
 _BATCH = 64

@@ -33,7 +33,7 @@ from ca2cl.runtime.launched import find_place, under_deepspeed
 from ca2cl.runtime.signals import EXIT_PREEMPTED, StopFlag
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 _FREE = ("tracking.", "output_dir", "workers", "plan", "download", "record_url", "tasks", "data")
 """Settings that may change from one start to the next; where the tiles are is compared as a path."""
@@ -94,7 +94,7 @@ def _settings(config: NctConfig) -> dict[str, Any]:
 
 
 def _resolve(config: NctConfig) -> ResolvedEncoder:
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     return resolve_encoder(config.encoder, tracking_uri=config.tracking.uri, root=config.tracking.root)
 

@@ -30,7 +30,7 @@ from ca2cl.reproduce.theirs import FOUNDATION
 from ca2cl.reproduce.work import KEPT
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 RESULTS = "reproduce-results.json"
 TUNED = "finetune-results.json"
@@ -124,7 +124,7 @@ def _log_once(
     config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], files: Sequence[Path]
 ) -> str:  # fmt: skip
     """Log the run, unless these results were logged by a start before this one; what to say of it."""
-    from ca2cl.tracking.evaluation_run import log_evaluation_once
+    from ca2cl.registry.evaluation_run import log_evaluation_once
 
     run_id, before = log_evaluation_once(
         config.out / _LOGGED,

@@ -158,7 +158,7 @@ class Replayer:
             elif kind == "status":
                 self._send_status(str(record["status"]), int(record["time"] * 1000))
             elif kind == "encoder":
-                from ca2cl.tracking.registry import log_and_register, name_run
+                from ca2cl.registry.register import log_and_register, name_run
 
                 folder = self._own(record["path"])
                 name_run(folder, self.run_id)

@@ -17,12 +17,12 @@ from ca2cl.common.records import parse_json
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME
+from ca2cl.registry.downstream import Downstream, runs_for
+from ca2cl.registry.evaluation_run import SOURCE_RUN_TAG
+from ca2cl.registry.versions import EncoderVersion, find_version, needed_store
 from ca2cl.store.names import WORD, is_stored
 from ca2cl.store.open import Store, fetch_run, store_errors
 from ca2cl.store.run_artifacts import artifact_texts
-from ca2cl.tracking.downstream import Downstream, runs_for
-from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store
-from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.tracking.journal import JOURNAL_NAME, is_training, read_journal
 from ca2cl.tracking.run_record import RUN_NAME, read_run, store_of
 

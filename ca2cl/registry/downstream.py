@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ca2cl.common.tables import short
+from ca2cl.registry.evaluation_run import LEAK_TAG, SOURCE_RUN_TAG, TRAINED_ON_TEST
+from ca2cl.registry.versions import EncoderVersion
 from ca2cl.store.open import Store, store_errors
-from ca2cl.tracking.encoder_versions import EncoderVersion
-from ca2cl.tracking.evaluation_run import LEAK_TAG, SOURCE_RUN_TAG, TRAINED_ON_TEST
 
 _OWN = "encoder/"
 _SPREADS = ("_sd", "_low", "_high")  # of a metric over seeds, and its interval: told with it, never ranked

@@ -24,11 +24,11 @@ from ca2cl.models.encoder_io import (
     read_weights,
 )
 from ca2cl.models.resnet import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.registry.register import CHAMPION
+from ca2cl.registry.versions import LATEST, existing_store, find_version
 from ca2cl.store.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.store.names import MODEL, WORD, full_run_id, is_stored
 from ca2cl.store.open import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
-from ca2cl.tracking.encoder_versions import LATEST, existing_store, find_version
-from ca2cl.tracking.registry import CHAMPION
 
 logger = logging.getLogger(__name__)
 _DEFAULT_ARCH = "resnet18"

@@ -10,10 +10,10 @@ from typing import Any
 
 from ca2cl.common.tables import aligned, iso, short, when
 from ca2cl.config import TrackingConfig
+from ca2cl.registry.downstream import Downstream, best, downstream_runs, runs_of
+from ca2cl.registry.register import INPUT_SIZE_TAG
+from ca2cl.registry.versions import EncoderVersion, existing_store, registered, source_run
 from ca2cl.store.open import Store, resolve_uri
-from ca2cl.tracking.downstream import Downstream, best, downstream_runs, runs_of
-from ca2cl.tracking.encoder_versions import EncoderVersion, existing_store, registered, source_run
-from ca2cl.tracking.registry import INPUT_SIZE_TAG
 
 POSITIONAL: tuple[str, ...] = ()
 _HEADS = ("name", "version", "aliases", "arch", "step", "px", "recipe", "data", "source run", "created (UTC)")

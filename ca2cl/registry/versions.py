@@ -9,9 +9,9 @@ from typing import Any
 from ca2cl.common.tables import short
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
+from ca2cl.registry.register import DIGEST_TAG
 from ca2cl.store.names import MODEL, full_run_id, is_stored
 from ca2cl.store.open import Store, fetch_run, open_store, resolve_uri, store_errors
-from ca2cl.tracking.registry import DIGEST_TAG
 
 ENCODER_NAME = "ca2cl-encoder"
 ORIGIN_RUN_TAG = "ca2cl.origin_run_id"

@@ -14,11 +14,11 @@ from ca2cl.common.tables import aligned, iso, when
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
+from ca2cl.registry.downstream import Downstream, runs_for
+from ca2cl.registry.register import DIGEST_TAG
+from ca2cl.registry.versions import EncoderVersion, find_version, needed_store, source_run
 from ca2cl.store.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.store.open import Store
-from ca2cl.tracking.downstream import Downstream, runs_for
-from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store, source_run
-from ca2cl.tracking.registry import DIGEST_TAG
 
 POSITIONAL = ("what",)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
+from ca2cl.registry.downstream import Downstream, Terms, falls, is_named, newest_by_terms, runs_for, spellings
+from ca2cl.registry.register import CHAMPION
+from ca2cl.registry.versions import LATEST, EncoderVersion, find_version, needed_store, registered
 from ca2cl.store.open import Store, store_errors
-from ca2cl.tracking.downstream import Downstream, Terms, falls, is_named, newest_by_terms, runs_for, spellings
-from ca2cl.tracking.encoder_versions import LATEST, EncoderVersion, find_version, needed_store, registered
-from ca2cl.tracking.registry import CHAMPION
 
 POSITIONAL = ("what",)
 EXIT_KEPT = 3

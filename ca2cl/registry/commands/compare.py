@@ -11,8 +11,8 @@ from typing import Any
 from ca2cl.common.tables import aligned
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
-from ca2cl.tracking.downstream import Downstream, Terms, is_named, newest_by_terms, runs_for, spellings
-from ca2cl.tracking.encoder_versions import EncoderVersion, find_version, needed_store
+from ca2cl.registry.downstream import Downstream, Terms, is_named, newest_by_terms, runs_for, spellings
+from ca2cl.registry.versions import EncoderVersion, find_version, needed_store
 
 POSITIONAL = ("encoders",)
 # What may differ between two runs without changing what their metrics mean: which encoder, where things lie, how fast.

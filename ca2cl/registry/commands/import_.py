@@ -18,11 +18,11 @@ from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
+from ca2cl.registry.commands.show import fetch_card
+from ca2cl.registry.register import DIGEST_TAG, digest_of, log_and_register
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
+from ca2cl.registry.versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
 from ca2cl.store.open import Store, open_store, store_errors
-from ca2cl.tracking.encoder_versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
-from ca2cl.tracking.encoders_show import fetch_card
-from ca2cl.tracking.registry import DIGEST_TAG, digest_of, log_and_register
-from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
 from ca2cl.tracking.run_record import create_mlflow_run
 
 POSITIONAL = ("source",)

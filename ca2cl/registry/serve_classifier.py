@@ -4,7 +4,7 @@ from code), so it uses absolute imports only.
 
 import mlflow
 
-from ca2cl.tracking.serving import TileClassifier
+from ca2cl.registry.serving import TileClassifier
 
 
 class Model(TileClassifier, mlflow.pyfunc.PythonModel):

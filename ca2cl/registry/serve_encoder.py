@@ -4,7 +4,7 @@ code), so it uses absolute imports only.
 
 import mlflow
 
-from ca2cl.tracking.serving import TileEncoder
+from ca2cl.registry.serving import TileEncoder
 
 
 class Model(TileEncoder, mlflow.pyfunc.PythonModel):
