@@ -35,7 +35,7 @@ from ca2cl.tracking.run_record import (
     system_tags,
     write_run,
 )
-from ca2cl.tracking.system import SystemSampler
+from ca2cl.tracking.system_metrics import SystemSampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
