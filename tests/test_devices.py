@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, OptimConfig, ViewsConfig
 from ca2cl.data.loading.stream import TileBatch
-from ca2cl.evaluation.embed import EmbedConfig
-from ca2cl.evaluation.embed_job import Job
+from ca2cl.evaluation.embed.job import Job
+from ca2cl.evaluation.embed.run import EmbedConfig
 from ca2cl.evaluation.features import extract, frozen
-from ca2cl.evaluation.finetune_data import LabelledBatch
-from ca2cl.evaluation.finetune_step import FineTuning, Preprocessing
+from ca2cl.evaluation.finetune.step import FineTuning, Preprocessing
+from ca2cl.evaluation.labelled import LabelledBatch
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.classifier import Classifier

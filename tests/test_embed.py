@@ -20,7 +20,7 @@ from ca2cl.cli import main
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed import run
-from ca2cl.evaluation.embed_files import read_about
+from ca2cl.evaluation.embed.writer import read_about
 from ca2cl.models.encoder_io import load_encoder
 from ca2cl.models.preprocess import preprocess
 from tests.embedding import (

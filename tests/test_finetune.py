@@ -24,11 +24,11 @@ from ca2cl.common.job_dir import JOB_LOCK
 from ca2cl.config import OptimConfig
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.evaluation.finetune import FinetuneConfig, _changes, _recipe, _starts
-from ca2cl.evaluation.finetune_cell import Cell
-from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
-from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
-from ca2cl.evaluation.finetune_step import Preprocessing
+from ca2cl.evaluation.finetune.early_stopping import Best, Looks, Selection
+from ca2cl.evaluation.finetune.run import FinetuneConfig, _changes, _recipe, _starts
+from ca2cl.evaluation.finetune.step import Preprocessing
+from ca2cl.evaluation.finetune.trial import Cell
+from ca2cl.evaluation.labelled import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.models.encoder_io import save_encoder
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator

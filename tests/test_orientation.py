@@ -19,7 +19,7 @@ from ca2cl.data.sources.base import SourceOptions
 from ca2cl.detection.layouts import find_pictures
 from ca2cl.detection.prepare import PrepareConfig, prepare
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_data import DecodeRange, open_tiles
+from ca2cl.evaluation.embed.tiles import DecodeRange, open_tiles
 from tests.glands import write_pairs
 
 KINDS = ("JPEG", "PNG", "TIFF", "WEBP")

@@ -19,8 +19,8 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as shard
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe_config import ProbeConfig
-from ca2cl.evaluation.probe_data import name_sets, open_sets
+from ca2cl.evaluation.datasets import name_sets, open_sets
+from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.resnet import build_encoder

@@ -27,9 +27,9 @@ from ca2cl.detection.engines import load_detector
 from ca2cl.detection.instances import read_mask
 from ca2cl.detection.saved import CARD, WEIGHTS, DetectorCard, write_detector
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_files import read_about
-from ca2cl.evaluation.embed_parts import Parts
-from ca2cl.evaluation.finetune_report import _predictions as read_predictions
+from ca2cl.evaluation.embed.parts import Parts
+from ca2cl.evaluation.embed.writer import read_about
+from ca2cl.evaluation.finetune.report import _predictions as read_predictions
 from ca2cl.export.to_timm import TIMM
 from ca2cl.export.to_torchvision import TORCHVISION
 from ca2cl.models.encoder_io import EncoderCard, save_encoder

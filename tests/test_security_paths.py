@@ -35,7 +35,7 @@ from ca2cl.data.shards.index import (
 from ca2cl.data.sources.choose import open_source
 from ca2cl.detection.coco import read_coco
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_parts import Parts
+from ca2cl.evaluation.embed.parts import Parts
 from ca2cl.reproduce.unpack import unpack
 from ca2cl.store.open import open_store
 from ca2cl.tracking.journal import Journal

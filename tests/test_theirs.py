@@ -12,10 +12,7 @@ import torch
 from ca2cl.cli.main import parse
 from ca2cl.config import OptimConfig, flatten
 from ca2cl.errors import InputError
-from ca2cl.evaluation.finetune import FinetuneConfig, _network, _recipe, _starts
-from ca2cl.evaluation.finetune_cell import Cell
-from ca2cl.evaluation.finetune_data import LabelledOrder
-from ca2cl.evaluation.original import (
+from ca2cl.evaluation.finetune.original import (
     ALWAYS,
     THEIRS,
     Trains,
@@ -25,6 +22,9 @@ from ca2cl.evaluation.original import (
     settled,
     validation,
 )
+from ca2cl.evaluation.finetune.run import FinetuneConfig, _network, _recipe, _starts
+from ca2cl.evaluation.finetune.trial import Cell
+from ca2cl.evaluation.labelled import LabelledOrder
 from ca2cl.pretrain.shares import lane_groups
 from ca2cl.reproduce.settings import NctConfig, tuning
 from ca2cl.reproduce.settings import settled as settled_nct

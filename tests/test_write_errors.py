@@ -16,7 +16,7 @@ from ca2cl.common import files as atomic
 from ca2cl.common.job_dir import JobFolder
 from ca2cl.detection.saved import DetectorCard, write_detector
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe_report import write_json
+from ca2cl.evaluation.report import write_json
 from ca2cl.reproduce.work import claim
 from ca2cl.tracking.journal import Journal
 from tests.glands import write_pairs

@@ -43,10 +43,10 @@ VERBS = {
     "launch": Verb(
         "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.cli.launch", "", raw=True
     ),
-    "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe", "ProbeConfig"),
+    "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe.run", "ProbeConfig"),
     "finetune": Verb(
         "train an encoder on labelled shards and score it",
-        "ca2cl.evaluation.finetune",
+        "ca2cl.evaluation.finetune.run",
         "FinetuneConfig",
         stops=True,
         shared=True,
@@ -54,7 +54,7 @@ VERBS = {
     ),
     "embed": Verb(
         "tiles -> a file of an encoder's vectors",
-        "ca2cl.evaluation.embed",
+        "ca2cl.evaluation.embed.run",
         "EmbedConfig",
         shared=True,
         kept="finished parts are kept, and the same command goes on",

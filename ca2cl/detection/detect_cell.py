@@ -19,7 +19,7 @@ from ca2cl.detection.engine import CocoSplit, Detector, Engine, Job, record_of
 from ca2cl.detection.samples import draw_samples
 from ca2cl.detection.saved import KEPT
 from ca2cl.detection.scoring import SplitScores, score_split
-from ca2cl.evaluation.finetune_cell import folder_name
+from ca2cl.evaluation.finetune.trial import folder_name
 from ca2cl.runtime.signals import StopFlag
 
 if TYPE_CHECKING:

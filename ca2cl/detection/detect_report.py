@@ -20,7 +20,7 @@ from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST, RESULT, Cell
 from ca2cl.detection.engine import split_names
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import Leak, lines, tag
-from ca2cl.evaluation.probe_report import metric_names, write_json
+from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
 
 if TYPE_CHECKING:

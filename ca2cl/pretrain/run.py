@@ -21,7 +21,7 @@ from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_job import weights_digest
+from ca2cl.evaluation.embed.job import weights_digest
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import EncoderCard, save_encoder

@@ -19,8 +19,8 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.splits import stratified_sample
 from ca2cl.evaluation.features import Batches, extract, frozen
+from ca2cl.evaluation.splits import stratified_sample
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.records import parse_json
-from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
-from ca2cl.evaluation.classifiers import Prediction, logistic_regression
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
+from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
+from ca2cl.evaluation.probe.scoring import Row, draw_subsets
+from ca2cl.evaluation.probe.sgd import sgd_classifier
 from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
-from ca2cl.evaluation.scoring import Row, draw_subsets
-from ca2cl.evaluation.sgd import sgd_classifier
+from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Units, bootstrap_interval
 from ca2cl.reproduce.features import Vectors
 from ca2cl.reproduce.settings import NctConfig

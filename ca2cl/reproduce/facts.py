@@ -10,10 +10,10 @@ from ca2cl.common.files import write_atomic
 from ca2cl.common.records import parse_json
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
+from ca2cl.evaluation.datasets import missing_classes, open_pair
 from ca2cl.evaluation.leakage import find_leak, side_of
-from ca2cl.evaluation.probe_data import missing_classes, open_pair
+from ca2cl.evaluation.splits import known_slides
 from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.settings import NctConfig
 from ca2cl.reproduce.work import KEPT

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed import run as run_embed
+from ca2cl.evaluation.splits import known_slides
 from ca2cl.reproduce.settings import NctConfig, embedding
 from ca2cl.runtime.distributed import Ranks
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ca2cl.common.files import alone
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
-from ca2cl.evaluation import finetune
-from ca2cl.evaluation.embed_job import weights_digest
-from ca2cl.evaluation.probe_data import check_every_class
+from ca2cl.evaluation.datasets import check_every_class
+from ca2cl.evaluation.embed.job import weights_digest
+from ca2cl.evaluation.finetune import run as finetune
 from ca2cl.reproduce import published
 from ca2cl.reproduce.cells import make_cells, missing
 from ca2cl.reproduce.facts import find_facts, open_sets

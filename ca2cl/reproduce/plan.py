@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 from ca2cl.common.tables import aligned
-from ca2cl.evaluation.finetune import START
-from ca2cl.evaluation.finetune_cell import RESULT, Cell
-from ca2cl.evaluation.original import Trains
+from ca2cl.evaluation.finetune.original import Trains
+from ca2cl.evaluation.finetune.run import START
+from ca2cl.evaluation.finetune.trial import RESULT, Cell
 from ca2cl.reproduce import published
 from ca2cl.reproduce.archives import part_of
 from ca2cl.reproduce.cells import linear_cells, missing

@@ -14,14 +14,7 @@ from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import tag, trained_on
-from ca2cl.evaluation.probe_report import (
-    metric_name,
-    metric_names,
-    row_as_dict,
-    row_from_dict,
-    tracked_metrics,
-    write_json,
-)
+from ca2cl.evaluation.report import metric_name, metric_names, row_as_dict, row_from_dict, tracked_metrics, write_json
 from ca2cl.reproduce.cells import ENCODER, missing, read_rows
 from ca2cl.reproduce.published import made_up
 from ca2cl.reproduce.settings import JOBS, TASKS, NctConfig, jobs

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from ca2cl.config import OptimConfig, TrackingConfig
 from ca2cl.errors import InputError, nearest
-from ca2cl.evaluation.embed import EmbedConfig
-from ca2cl.evaluation.finetune import FinetuneConfig
-from ca2cl.evaluation.finetune_step import Augmentation
-from ca2cl.evaluation.original import OPTIM, Trains
+from ca2cl.evaluation.embed.run import EmbedConfig
+from ca2cl.evaluation.finetune.original import OPTIM, Trains
+from ca2cl.evaluation.finetune.run import FinetuneConfig
+from ca2cl.evaluation.finetune.step import Augmentation
 from ca2cl.evaluation.protocol import ProtocolName
 from ca2cl.reproduce.theirs import BUDGETS
 

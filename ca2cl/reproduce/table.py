@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ca2cl.common.tables import aligned
-from ca2cl.data.splits import describe_budget
-from ca2cl.evaluation import original
+from ca2cl.evaluation.datasets import describe_missing
+from ca2cl.evaluation.finetune import original
+from ca2cl.evaluation.finetune.original import ALWAYS, differences, protocol_of
 from ca2cl.evaluation.leakage import lines as leak_lines
-from ca2cl.evaluation.original import ALWAYS, differences, protocol_of
-from ca2cl.evaluation.probe_data import describe_missing
-from ca2cl.evaluation.probe_report import describe_interval
+from ca2cl.evaluation.report import describe_interval
+from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.settings import TEST_SET, NctConfig, jobs, tuning
 from ca2cl.reproduce.theirs import (

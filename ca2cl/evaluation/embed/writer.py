@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ca2cl.common.files import replacing, writing
 from ca2cl.common.records import parse_json
-from ca2cl.evaluation.embed_parts import REMEDY, parquet_writer, schema
+from ca2cl.evaluation.embed.parts import REMEDY, parquet_writer, schema
 from ca2cl.tracking.journal import encode
 
 METADATA_KEY = "ca2cl"

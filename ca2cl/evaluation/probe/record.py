@@ -13,13 +13,15 @@ import numpy as np
 
 from ca2cl import __version__
 from ca2cl.config import flatten
-from ca2cl.evaluation.classifiers import Strength
+from ca2cl.evaluation.compare import Comparison, differences
+from ca2cl.evaluation.datasets import ProbeSet, describe_missing, missing_classes
 from ca2cl.evaluation.leakage import lines, tag
-from ca2cl.evaluation.probe_compare import Comparison, differences
-from ca2cl.evaluation.probe_config import ProbeConfig
-from ca2cl.evaluation.probe_data import ProbeSet, describe_missing, missing_classes
-from ca2cl.evaluation.probe_encoders import ENCODER, Contenders
-from ca2cl.evaluation.probe_report import (
+from ca2cl.evaluation.probe.classifiers import Strength
+from ca2cl.evaluation.probe.config import ProbeConfig
+from ca2cl.evaluation.probe.encoders import ENCODER, Contenders
+from ca2cl.evaluation.probe.scoring import Row, Subsets
+from ca2cl.evaluation.protocol import PROTOCOLS
+from ca2cl.evaluation.report import (
     draw_confusion,
     metric_name,
     metric_names,
@@ -28,8 +30,6 @@ from ca2cl.evaluation.probe_report import (
     tracked_metrics,
     write_json,
 )
-from ca2cl.evaluation.protocol import PROTOCOLS
-from ca2cl.evaluation.scoring import Row, Subsets
 from ca2cl.evaluation.statistics import Units
 
 if TYPE_CHECKING:

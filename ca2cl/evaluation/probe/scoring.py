@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ca2cl.data.splits import describe_budget, labelled_subset, replaced_subset
-from ca2cl.evaluation.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics, mean_sd
+from ca2cl.evaluation.probe.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
+from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST, Protocol
-from ca2cl.evaluation.sgd import RECIPE, SgdRecipe, sgd_classifier
+from ca2cl.evaluation.splits import describe_budget, labelled_subset, replaced_subset
 from ca2cl.evaluation.statistics import Interval, Units, bootstrap_interval
 
 logger = logging.getLogger(__name__)

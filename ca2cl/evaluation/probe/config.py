@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ca2cl.config import TrackingConfig
-from ca2cl.data.splits import check_budget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.protocol import ProtocolName
+from ca2cl.evaluation.splits import check_budget
 
 
 @dataclass(frozen=True, kw_only=True)

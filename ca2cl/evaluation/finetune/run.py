@@ -22,18 +22,18 @@ from ca2cl.common.records import parse_json
 from ca2cl.config import OptimConfig, TrackingConfig
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.splits import check_budget, known_slides
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_job import weights_digest
-from ca2cl.evaluation.finetune_cell import RESULT, Cell, Data, Recipe, run_cell
-from ca2cl.evaluation.finetune_keep import keep_best
-from ca2cl.evaluation.finetune_report import RECORD, report
-from ca2cl.evaluation.finetune_step import Augmentation, LabelledSet, Preprocessing, build_augmentation
+from ca2cl.evaluation.datasets import open_pair
+from ca2cl.evaluation.embed.job import weights_digest
+from ca2cl.evaluation.finetune.best_checkpoint import keep_best
+from ca2cl.evaluation.finetune.original import OPTIM, Trains, draw_original, protocol_of, settled, their_epochs
+from ca2cl.evaluation.finetune.report import RECORD, report
+from ca2cl.evaluation.finetune.step import Augmentation, LabelledSet, Preprocessing, build_augmentation
+from ca2cl.evaluation.finetune.trial import RESULT, Cell, Data, Recipe, run_cell
 from ca2cl.evaluation.leakage import find_leak, side_of
-from ca2cl.evaluation.original import OPTIM, Trains, draw_original, protocol_of, settled, their_epochs
-from ca2cl.evaluation.probe_data import open_pair
+from ca2cl.evaluation.probe.scoring import Subsets, draw_subsets
 from ca2cl.evaluation.protocol import Protocol, ProtocolName, describe_draw
-from ca2cl.evaluation.scoring import Subsets, draw_subsets
+from ca2cl.evaluation.splits import check_budget, known_slides
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.models.resnet import build_encoder

@@ -21,9 +21,9 @@ from typing import Literal
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, LocalError
-from ca2cl.evaluation.embed_files import SUFFIXES, outputs, read_about, write_vectors
-from ca2cl.evaluation.embed_job import Job, Tally, embed_parts, open_job
-from ca2cl.evaluation.embed_parts import KEPT, PartFacts, claimed, mine
+from ca2cl.evaluation.embed.job import Job, Tally, embed_parts, open_job
+from ca2cl.evaluation.embed.parts import KEPT, PartFacts, claimed, mine
+from ca2cl.evaluation.embed.writer import SUFFIXES, outputs, read_about, write_vectors
 from ca2cl.runtime.distributed import Ranks
 
 POSITIONAL = ("source", "out")

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.redact import redact_all
 from ca2cl.common.tables import aligned
-from ca2cl.data.splits import describe_budget
 from ca2cl.evaluation.metrics import ClassificationMetrics
-from ca2cl.evaluation.scoring import Row
+from ca2cl.evaluation.probe.scoring import Row
+from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Interval
 
 _REMEDY = "free some space, or give a file in a folder you can write"

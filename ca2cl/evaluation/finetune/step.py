@@ -20,7 +20,7 @@ from ca2cl.config import ViewsConfig
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.evaluation.finetune_data import IGNORED, LabelledBatch
+from ca2cl.evaluation.labelled import IGNORED, LabelledBatch
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.preprocess import preprocess
 from ca2cl.training.engine import AccelerateEngine

@@ -14,8 +14,8 @@ import torch
 
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, frozen
-from ca2cl.evaluation.floors import colour_histogram
-from ca2cl.evaluation.probe_config import ProbeConfig
+from ca2cl.evaluation.probe.baselines import colour_histogram
+from ca2cl.evaluation.probe.config import ProbeConfig
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder

@@ -21,15 +21,15 @@ from tqdm import tqdm
 from ca2cl.common.files import replacing, writing
 from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.data.loading.stream import BadBudget
-from ca2cl.data.splits import describe_budget
 from ca2cl.errors import InputError
-from ca2cl.evaluation.finetune_data import LabelledOrder, hold_out, labelled_steps
-from ca2cl.evaluation.finetune_keep import KEPT, keep
-from ca2cl.evaluation.finetune_selection import Looks, Selection
-from ca2cl.evaluation.finetune_step import FineTuning, LabelledSet, Preprocessing, predict
+from ca2cl.evaluation.finetune.best_checkpoint import KEPT, keep
+from ca2cl.evaluation.finetune.early_stopping import Looks, Selection
+from ca2cl.evaluation.finetune.original import validation
+from ca2cl.evaluation.finetune.step import FineTuning, LabelledSet, Preprocessing, predict
+from ca2cl.evaluation.labelled import LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.metrics import classification_metrics
-from ca2cl.evaluation.original import validation
 from ca2cl.evaluation.protocol import Protocol
+from ca2cl.evaluation.splits import describe_budget
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.runtime.signals import StopFlag

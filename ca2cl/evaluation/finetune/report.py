@@ -16,24 +16,24 @@ from safetensors.numpy import load_file
 from ca2cl import __version__
 from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
-from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
-from ca2cl.evaluation.finetune_cell import PREDICTIONS, RESULT, Cell
-from ca2cl.evaluation.finetune_keep import keep_best
-from ca2cl.evaluation.finetune_log import log_once, register
-from ca2cl.evaluation.finetune_step import LabelledSet
+from ca2cl.evaluation.compare import describe_difference, under_heading
+from ca2cl.evaluation.datasets import describe_missing, missing_classes
+from ca2cl.evaluation.finetune.best_checkpoint import keep_best
+from ca2cl.evaluation.finetune.log import log_once, register
+from ca2cl.evaluation.finetune.original import protocol_of
+from ca2cl.evaluation.finetune.step import LabelledSet
+from ca2cl.evaluation.finetune.trial import PREDICTIONS, RESULT, Cell
 from ca2cl.evaluation.leakage import lines as leak_lines
 from ca2cl.evaluation.leakage import tag as leak_tag
 from ca2cl.evaluation.metrics import classification_metrics
-from ca2cl.evaluation.original import protocol_of
-from ca2cl.evaluation.probe_compare import describe_difference, under_heading
-from ca2cl.evaluation.probe_data import describe_missing, missing_classes
-from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, write_json
-from ca2cl.evaluation.scoring import Row
+from ca2cl.evaluation.probe.scoring import Row
+from ca2cl.evaluation.report import draw_confusion, row_as_dict, table, write_json
+from ca2cl.evaluation.splits import known_slides
 from ca2cl.evaluation.statistics import Difference, Units, bootstrap_interval, holm, paired_difference
 
 if TYPE_CHECKING:
-    from ca2cl.evaluation.finetune import FinetuneConfig
+    from ca2cl.evaluation.finetune.run import FinetuneConfig
     from ca2cl.registry.resolve import ResolvedEncoder
 
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}

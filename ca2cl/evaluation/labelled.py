@@ -19,7 +19,7 @@ from ca2cl.data.loading.sequential import GoodTiles, read_requests
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex, key_hash
-from ca2cl.data.splits import known_slides, slide_folds, stratified_folds
+from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds
 
 Integers = npt.NDArray[np.int64]
 FEWEST = 15

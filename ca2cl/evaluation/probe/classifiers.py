@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.splits import known_slides, slide_folds, stratified_folds
 from ca2cl.evaluation.protocol import HONEST, Protocol
+from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.config import OptimConfig, flatten
-from ca2cl.data.splits import describe_budget, replaced_rows, split_off
 from ca2cl.evaluation.protocol import HONEST, ORIGINAL, ORIGINAL_TUNING, Protocol
+from ca2cl.evaluation.splits import describe_budget, replaced_rows, split_off
 
 if TYPE_CHECKING:
-    from ca2cl.evaluation.finetune import FinetuneConfig
+    from ca2cl.evaluation.finetune.run import FinetuneConfig
 
 Integers = npt.NDArray[np.int64]
 Trains = Literal["all", "head"]

@@ -16,10 +16,10 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.splits import known_slides
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, Features, extract
 from ca2cl.evaluation.leakage import Side
+from ca2cl.evaluation.splits import known_slides
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from ca2cl.common.files import replacing, writing
 from ca2cl.errors import InputError
-from ca2cl.evaluation.finetune_keep import KEPT
-from ca2cl.evaluation.finetune_step import LabelledSet, Preprocessing, predict
+from ca2cl.evaluation.finetune.best_checkpoint import KEPT
+from ca2cl.evaluation.finetune.step import LabelledSet, Preprocessing, predict
 from ca2cl.tracking.journal import Journal
 from ca2cl.training.checkpoint import Checkpointer, read_state
 from ca2cl.training.engine import AccelerateEngine

@@ -25,7 +25,7 @@ from ca2cl.common.files import alone, replacing, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_data import TileRow
+from ca2cl.evaluation.embed.tiles import TileRow
 
 logger = logging.getLogger(__name__)
 

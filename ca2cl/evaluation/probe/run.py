@@ -14,22 +14,15 @@ import torch
 
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
+from ca2cl.evaluation.compare import compare_with_first
+from ca2cl.evaluation.datasets import ProbeSet, check_every_class, name_sets, open_sets, read_set, slides_of
 from ca2cl.evaluation.leakage import find_leak
-from ca2cl.evaluation.probe_compare import compare_with_first
-from ca2cl.evaluation.probe_config import ProbeConfig
-from ca2cl.evaluation.probe_data import (
-    ProbeSet,
-    check_every_class,
-    name_sets,
-    open_sets,
-    read_set,
-    slides_of,
-)
-from ca2cl.evaluation.probe_encoders import ENCODER, Contenders, find_contenders
-from ca2cl.evaluation.probe_record import ProbeRecord
+from ca2cl.evaluation.probe.config import ProbeConfig
+from ca2cl.evaluation.probe.encoders import ENCODER, Contenders, find_contenders
+from ca2cl.evaluation.probe.record import ProbeRecord
+from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Scoring, draw_subsets, score
+from ca2cl.evaluation.probe.sgd import RECIPE
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
-from ca2cl.evaluation.scoring import KNN, LINEAR, SGD, Scoring, draw_subsets, score
-from ca2cl.evaluation.sgd import RECIPE
 from ca2cl.evaluation.statistics import Units
 from ca2cl.runtime.device import find_device
 

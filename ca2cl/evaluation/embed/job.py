@@ -28,15 +28,15 @@ from ca2cl.data.loading.stream import BadBudget, BadTile
 from ca2cl.data.loading.workers import TileWorkers
 from ca2cl.data.sources.base import SourceOptions
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_data import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
-from ca2cl.evaluation.embed_parts import Part, PartFacts, Parts
+from ca2cl.evaluation.embed.parts import Part, PartFacts, Parts
+from ca2cl.evaluation.embed.tiles import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
 from ca2cl.models.preprocess import preprocess
 from ca2cl.runtime.device import find_device
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.precision import check_precision
 
 if TYPE_CHECKING:
-    from ca2cl.evaluation.embed import EmbedConfig
+    from ca2cl.evaluation.embed.run import EmbedConfig
     from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
