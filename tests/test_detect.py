@@ -23,12 +23,12 @@ from ca2cl.cli import main
 from ca2cl.common.files import alone
 from ca2cl.common.job_dir import JOB_LOCK
 from ca2cl.data.synthetic.glands import write_glands
-from ca2cl.detection.coco import decode_mask, read_coco
-from ca2cl.detection.coco_metrics import coco_scores
-from ca2cl.detection.engine import CocoSplit
-from ca2cl.detection.predictions import coco_results
-from ca2cl.detection.scoring import read_images
-from ca2cl.detection.torchvision_engine import TorchvisionEngine
+from ca2cl.detection.coco.files import decode_mask, read_coco
+from ca2cl.detection.coco.metrics import coco_scores
+from ca2cl.detection.engines.base import CocoSplit
+from ca2cl.detection.engines.predictions import coco_results
+from ca2cl.detection.engines.torchvision import TorchvisionEngine
+from ca2cl.detection.scores.scoring import read_images
 from tests.jobs import LAUNCH, free_port, start
 
 SMALL = (

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ca2cl.cli import main
 from ca2cl.common.optional import MissingPackage, need
-from ca2cl.detection.weights import detectron2_name
+from ca2cl.detection.engines.detectron2_weights import detectron2_name
 from ca2cl.errors import InputError
 from ca2cl.export.target import plain_state
 from ca2cl.export.to_torchvision import TORCHVISION

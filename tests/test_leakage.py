@@ -18,8 +18,8 @@ from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as shard
-from ca2cl.detection.engine import CocoSplit
-from ca2cl.detection.shared import find_shared
+from ca2cl.detection.engines.base import CocoSplit
+from ca2cl.detection.train.overlap import find_shared
 from ca2cl.evaluation.leakage import Side, find_leak, lines, tag
 from ca2cl.evaluation.probe import run as probe
 from ca2cl.evaluation.probe.run import ProbeConfig

@@ -16,8 +16,8 @@ from ca2cl.cli import main
 from ca2cl.data.sources.base import SourceOptions
 from ca2cl.data.sources.choose import open_source
 from ca2cl.data.sources.names import as_text, is_clutter
-from ca2cl.detection.engine import split_names
-from ca2cl.detection.layouts import find_pictures, images_in
+from ca2cl.detection.engines.base import split_names
+from ca2cl.detection.prepare.layouts import find_pictures, images_in
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.tiles import SourceTiles, open_tiles
 from ca2cl.reproduce.unpack import unpack

@@ -21,11 +21,11 @@ from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
 from ca2cl.data.sources.choose import open_source
-from ca2cl.detection.coco import read_coco
-from ca2cl.detection.detect_report import _read as read_training
-from ca2cl.detection.engines import load_detector
-from ca2cl.detection.instances import read_mask
-from ca2cl.detection.saved import CARD, WEIGHTS, DetectorCard, write_detector
+from ca2cl.detection.coco.files import read_coco
+from ca2cl.detection.coco.instances import read_mask
+from ca2cl.detection.engines.checkpoint import CARD, WEIGHTS, DetectorCard, write_detector
+from ca2cl.detection.engines.registry import load_detector
+from ca2cl.detection.train.report import _read as read_training
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.parts import Parts
 from ca2cl.evaluation.embed.writer import read_about

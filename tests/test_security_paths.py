@@ -33,7 +33,7 @@ from ca2cl.data.shards.index import (
     write_index,
 )
 from ca2cl.data.sources.choose import open_source
-from ca2cl.detection.coco import read_coco
+from ca2cl.detection.coco.files import read_coco
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.parts import Parts
 from ca2cl.reproduce.unpack import unpack

@@ -14,7 +14,7 @@ import torch
 from ca2cl.cli import main
 from ca2cl.common import files as atomic
 from ca2cl.common.job_dir import JobFolder
-from ca2cl.detection.saved import DetectorCard, write_detector
+from ca2cl.detection.engines.checkpoint import DetectorCard, write_detector
 from ca2cl.errors import InputError
 from ca2cl.evaluation.report import write_json
 from ca2cl.reproduce.work import claim

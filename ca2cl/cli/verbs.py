@@ -64,14 +64,14 @@ VERBS = {
     ),
     "detect": Verb(
         "train a gland detector from an encoder and score it",
-        "ca2cl.detection.detect",
+        "ca2cl.detection.train.run",
         "DetectConfig",
-        "ca2cl.detection.detect_config",
+        "ca2cl.detection.train.config",
         stops=True,
         shared=True,
         kept=_CELLS_KEPT,
     ),
-    "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare", "PrepareConfig"),
+    "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare.run", "PrepareConfig"),
     "detect predict": Verb(
         "images -> COCO, masks and overlays of a detector", "ca2cl.detection.predict", "PredictConfig"
     ),

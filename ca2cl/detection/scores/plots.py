@@ -10,12 +10,12 @@ import numpy as np
 from PIL import ImageColor
 from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
-from ca2cl.detection.coco import decode_mask, read_coco
-from ca2cl.detection.engine import CocoSplit, Pixels
-from ca2cl.detection.predictions import Detections
-from ca2cl.detection.preview import COLOURS, draw_instances
-from ca2cl.detection.scoring import read_images
-from ca2cl.detection.segmentations import Json
+from ca2cl.detection.coco.files import decode_mask, read_coco
+from ca2cl.detection.coco.preview import COLOURS, draw_instances
+from ca2cl.detection.coco.segmentations import Json
+from ca2cl.detection.engines.base import CocoSplit, Pixels
+from ca2cl.detection.engines.predictions import Detections
+from ca2cl.detection.scores.scoring import read_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,11 +26,11 @@ from torch import nn
 from ca2cl.common.files import write_atomic
 from ca2cl.common.optional import need
 from ca2cl.common.records import parse_json
-from ca2cl.detection.coco import encode_mask
-from ca2cl.detection.engine import Detector, Engine, Head, Job, Pixels, Trained, Watch
-from ca2cl.detection.predictions import Detections
-from ca2cl.detection.saved import KEPT, DetectorCard, fill, read_card, read_weights, write_detector
-from ca2cl.detection.weights import RECIPE
+from ca2cl.detection.coco.files import encode_mask
+from ca2cl.detection.engines.base import Detector, Engine, Head, Job, Pixels, Trained, Watch
+from ca2cl.detection.engines.checkpoint import KEPT, DetectorCard, fill, read_card, read_weights, write_detector
+from ca2cl.detection.engines.detectron2_weights import RECIPE
+from ca2cl.detection.engines.predictions import Detections
 from ca2cl.errors import InputError
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.launched import under_deepspeed
@@ -66,7 +66,7 @@ class Detectron2Engine(Engine):
 
     def build(self, job: Job) -> Detectron2Detector:
         """As ``Engine.build``."""
-        from ca2cl.detection.detectron2_model import configuration, load_body
+        from ca2cl.detection.engines.detectron2_model import configuration, load_body
 
         schedule, encoder = job.schedule, job.encoder.card
         _refuse(job)
@@ -83,7 +83,7 @@ class Detectron2Engine(Engine):
 
     def load(self, folder: Path, device: str = "cpu") -> Detectron2Detector:
         """As ``Engine.load``."""
-        from ca2cl.detection.detectron2_model import configuration
+        from ca2cl.detection.engines.detectron2_model import configuration
 
         card = read_card(folder)
         if card.engine != self.name:
@@ -117,7 +117,7 @@ def _refuse(job: Job) -> None:
 
 
 def _network(cfg: CfgNode) -> nn.Module:
-    from ca2cl.detection.detectron2_model import build_network
+    from ca2cl.detection.engines.detectron2_model import build_network
 
     return build_network(cfg)
 
@@ -135,7 +135,7 @@ class Detectron2Detector(Detector):
 
     def train(self, watch: Watch) -> Trained:
         """As ``Detector.train``."""
-        from ca2cl.detection.detectron2_training import Training
+        from ca2cl.detection.engines.detectron2_training import Training
 
         if self.job is None:
             raise InputError("this detector was loaded to predict with: build one to train")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import is_number, is_text, is_whole, parse_json
-from ca2cl.detection.engine import Head
+from ca2cl.detection.engines.base import Head
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import Norm
 from ca2cl.models.resnet import ARCHITECTURES

@@ -18,9 +18,9 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, Res
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 
-from ca2cl.detection.engine import Head, Schedule
-from ca2cl.detection.saved import DetectorCard
-from ca2cl.detection.weights import detectron2_names, settings
+from ca2cl.detection.engines.base import Head, Schedule
+from ca2cl.detection.engines.checkpoint import DetectorCard
+from ca2cl.detection.engines.detectron2_weights import detectron2_names, settings
 from ca2cl.errors import InputError
 
 ZOO: dict[Head, str] = {

@@ -12,12 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.detection.coco import align_categories, instance_ids, read_coco
-from ca2cl.detection.coco_metrics import coco_scores
-from ca2cl.detection.engine import CocoSplit, Detector, Pixels
-from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
-from ca2cl.detection.predictions import coco_results, label_mask
-from ca2cl.detection.segmentations import Json
+from ca2cl.detection.coco.files import align_categories, instance_ids, read_coco
+from ca2cl.detection.coco.metrics import coco_scores
+from ca2cl.detection.coco.segmentations import Json
+from ca2cl.detection.engines.base import CocoSplit, Detector, Pixels
+from ca2cl.detection.engines.predictions import coco_results, label_mask
+from ca2cl.detection.scores.glas_metrics import ImageScores, compare, pooled
 from ca2cl.errors import LocalError
 
 CHALLENGE = ("f1", "dice", "hausdorff")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ca2cl.data.sources.image_folder import EXTENSIONS
 from ca2cl.data.sources.names import as_text, is_clutter
-from ca2cl.detection.instances import MASK_EXTENSIONS
+from ca2cl.detection.coco.instances import MASK_EXTENSIONS
 from ca2cl.errors import InputError
 
 DATASETS = ("glas", "crag", "masks")

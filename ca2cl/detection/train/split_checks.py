@@ -10,10 +10,10 @@ from tqdm import tqdm
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.data.shards.writer import image_size
-from ca2cl.detection.coco import align_categories, read_coco
-from ca2cl.detection.engine import CocoSplit
-from ca2cl.detection.segmentations import Json
-from ca2cl.detection.training_data import GIVE_MASK
+from ca2cl.detection.coco.files import align_categories, read_coco
+from ca2cl.detection.coco.segmentations import Json
+from ca2cl.detection.engines.base import CocoSplit
+from ca2cl.detection.engines.data import GIVE_MASK
 from ca2cl.errors import InputError
 
 

@@ -20,12 +20,12 @@ import torchvision
 from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
-from ca2cl.detection.coco import encode_mask
-from ca2cl.detection.engine import Detector, Engine, Job, Pixels, Schedule, Trained, Watch, has_masks
-from ca2cl.detection.predictions import Detections
-from ca2cl.detection.saved import DetectorCard, fill, read_card, read_weights, write_detector
-from ca2cl.detection.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
-from ca2cl.detection.training_data import ImageBatch, ImageStep, TrainingImages, draw_word, image_steps
+from ca2cl.detection.coco.files import encode_mask
+from ca2cl.detection.engines.base import Detector, Engine, Job, Pixels, Schedule, Trained, Watch, has_masks
+from ca2cl.detection.engines.checkpoint import DetectorCard, fill, read_card, read_weights, write_detector
+from ca2cl.detection.engines.data import ImageBatch, ImageStep, TrainingImages, draw_word, image_steps
+from ca2cl.detection.engines.predictions import Detections
+from ca2cl.detection.engines.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm, commit_statistics
 from ca2cl.runtime.accelerator import build_accelerator

@@ -46,7 +46,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.data.sources.names import is_clutter
-from ca2cl.detection.predictions import Detections
+from ca2cl.detection.engines.predictions import Detections
 from ca2cl.errors import InputError
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from torch.utils.data import Dataset
 
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import load_tensors
-from ca2cl.detection.engine import Detector, Job, Trained, Watch, has_masks
-from ca2cl.detection.saved import KEPT
-from ca2cl.detection.training_data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
+from ca2cl.detection.engines.base import Detector, Job, Trained, Watch, has_masks
+from ca2cl.detection.engines.checkpoint import KEPT
+from ca2cl.detection.engines.data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
 from ca2cl.errors import InputError
 
 _PRECISE_STEPS = 200

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl.data.decode import Pixels, decode
-from ca2cl.detection.coco import decode_mask
-from ca2cl.detection.instances import Region
-from ca2cl.detection.segmentations import Json
+from ca2cl.detection.coco.files import decode_mask
+from ca2cl.detection.coco.instances import Region
+from ca2cl.detection.coco.segmentations import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ca2cl.detection.coco import read_coco
-from ca2cl.detection.engine import CocoSplit
+from ca2cl.detection.coco.files import read_coco
+from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.evaluation.leakage import Leak, Side, find_leak
 
 

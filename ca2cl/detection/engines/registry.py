@@ -8,21 +8,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from ca2cl.detection.engine import Detector, Engine, EngineName
-from ca2cl.detection.saved import read_card
+from ca2cl.detection.engines.base import Detector, Engine, EngineName
+from ca2cl.detection.engines.checkpoint import read_card
 from ca2cl.errors import InputError
 
 EngineChoice = EngineName | Literal["auto"]
 
 
 def _torchvision() -> Engine:
-    from ca2cl.detection.torchvision_engine import TorchvisionEngine
+    from ca2cl.detection.engines.torchvision import TorchvisionEngine
 
     return TorchvisionEngine()
 
 
 def _detectron2() -> Engine:
-    from ca2cl.detection.detectron2_engine import Detectron2Engine
+    from ca2cl.detection.engines.detectron2 import Detectron2Engine
 
     return Detectron2Engine()
 
@@ -44,7 +44,7 @@ def find_engine(name: EngineChoice, *, says: bool = True) -> Engine:
     if find_spec("detectron2") is not None:
         return _detectron2()
     if says:
-        from ca2cl.detection.weights import RECIPE
+        from ca2cl.detection.engines.detectron2_weights import RECIPE
 
         sys.stderr.write(f"engine torchvision; detectron2 is not installed: {RECIPE}\n")
     return _torchvision()

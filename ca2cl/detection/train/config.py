@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from ca2cl.config import TrackingConfig
-from ca2cl.detection.engine import Head, Schedule
-from ca2cl.detection.engines import EngineChoice
+from ca2cl.detection.engines.base import Head, Schedule
+from ca2cl.detection.engines.registry import EngineChoice
 from ca2cl.errors import InputError
 
 DataSet = Literal["glas", "crag", "coco"]

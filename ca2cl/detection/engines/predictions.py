@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.detection.coco import decode_mask
-from ca2cl.detection.instances import Ids
-from ca2cl.detection.segmentations import Json
+from ca2cl.detection.coco.files import decode_mask
+from ca2cl.detection.coco.instances import Ids
+from ca2cl.detection.coco.segmentations import Json
 
 
 @dataclass(frozen=True)

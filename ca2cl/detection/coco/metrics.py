@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ca2cl.common.optional import need
-from ca2cl.detection.segmentations import REMEDY, Json
+from ca2cl.detection.coco.segmentations import REMEDY, Json
 from ca2cl.errors import InputError
 
 # where COCOeval keeps what it would print

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from ca2cl.common.files import writing
 from ca2cl.common.job_dir import JobFolder, hold_job
 from ca2cl.config import flatten
-from ca2cl.detection.coco import read_coco
-from ca2cl.detection.detect_cell import CELLS, FIRST, RESULT, Cell, CellSettings, Tests, run_cell
-from ca2cl.detection.detect_config import DetectConfig
-from ca2cl.detection.detect_report import report
-from ca2cl.detection.engine import CocoSplit, Engine, Job, has_masks, split_names
-from ca2cl.detection.engines import find_engine
-from ca2cl.detection.segmentations import mask_tools
-from ca2cl.detection.shared import find_shared
-from ca2cl.detection.split_checks import check_splits
-from ca2cl.detection.weights import RECIPE
+from ca2cl.detection.coco.files import read_coco
+from ca2cl.detection.coco.segmentations import mask_tools
+from ca2cl.detection.engines.base import CocoSplit, Engine, Job, has_masks, split_names
+from ca2cl.detection.engines.detectron2_weights import RECIPE
+from ca2cl.detection.engines.registry import find_engine
+from ca2cl.detection.train.config import DetectConfig
+from ca2cl.detection.train.overlap import find_shared
+from ca2cl.detection.train.report import report
+from ca2cl.detection.train.split_checks import check_splits
+from ca2cl.detection.train.trial import CELLS, FIRST, RESULT, Cell, CellSettings, Tests, run_cell
 from ca2cl.errors import InputError
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.launched import find_place, under_deepspeed
@@ -148,8 +148,8 @@ def _claimed(config: DetectConfig, out: Path, kept: Mapping[str, Any], cells: Se
 
 def _prepared(config: DetectConfig, out: Path) -> Path:
     """The folder of COCO files: ``data`` itself, or what becomes of it."""
-    from ca2cl.detection.prepare import PrepareConfig
     from ca2cl.detection.prepare import run as prepare
+    from ca2cl.detection.prepare.run import PrepareConfig
 
     source = Path(config.data).expanduser()
     if not source.is_dir():

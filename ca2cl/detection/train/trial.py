@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
 from ca2cl.config import TrackingConfig
-from ca2cl.detection.engine import CocoSplit, Detector, Engine, Job, record_of
-from ca2cl.detection.samples import draw_samples
-from ca2cl.detection.saved import KEPT
-from ca2cl.detection.scoring import SplitScores, score_split
+from ca2cl.detection.engines.base import CocoSplit, Detector, Engine, Job, record_of
+from ca2cl.detection.engines.checkpoint import KEPT
+from ca2cl.detection.scores.plots import draw_samples
+from ca2cl.detection.scores.scoring import SplitScores, score_split
 from ca2cl.evaluation.finetune.trial import folder_name
 from ca2cl.runtime.signals import StopFlag
 
 if TYPE_CHECKING:
-    from ca2cl.detection.detect_config import DetectConfig
+    from ca2cl.detection.train.config import DetectConfig
     from ca2cl.tracking.run import NullTracker
 
 logger = logging.getLogger(__name__)

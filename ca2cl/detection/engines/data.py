@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.detection.coco import align_categories, decode_mask, read_coco
-from ca2cl.detection.engine import CocoSplit, Pixels
-from ca2cl.detection.segmentations import Json
+from ca2cl.detection.coco.files import align_categories, decode_mask, read_coco
+from ca2cl.detection.coco.segmentations import Json
+from ca2cl.detection.engines.base import CocoSplit, Pixels
 from ca2cl.errors import InputError, LocalError
 from ca2cl.runtime.lifetime import begin_worker, processes_can_share, starting_workers
 

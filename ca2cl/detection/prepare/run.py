@@ -22,12 +22,12 @@ from ca2cl import __version__
 from ca2cl.common.files import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
-from ca2cl.detection.coco import CATEGORIES, annotation
-from ca2cl.detection.instances import Dropped, FragmentRule, Instance, find_instances, read_mask
-from ca2cl.detection.layouts import DATASETS, Archive, Picture, find_pictures
-from ca2cl.detection.mask_checks import Survey, check_numbers, split_parts
-from ca2cl.detection.patients import facts_of, read_patients
-from ca2cl.detection.segmentations import Json, mask_tools
+from ca2cl.detection.coco.files import CATEGORIES, annotation
+from ca2cl.detection.coco.instances import Dropped, FragmentRule, Instance, find_instances, read_mask
+from ca2cl.detection.coco.segmentations import Json, mask_tools
+from ca2cl.detection.prepare.layouts import DATASETS, Archive, Picture, find_pictures
+from ca2cl.detection.prepare.mask_checks import Survey, check_numbers, split_parts
+from ca2cl.detection.prepare.patients import facts_of, read_patients
 from ca2cl.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def run(config: PrepareConfig) -> int:
         InputError: an image or a mask that is missing or bad, another layout, a split without instances, OUT taken or
             not writable: nothing is written then. A preview that cannot be written leaves OUT complete.
     """
-    from ca2cl.detection.preview import draw_preview
+    from ca2cl.detection.coco.preview import draw_preview
 
     mask_tools()
     source, out = Path(config.source).expanduser(), Path(config.out).expanduser()

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ca2cl.common.records import is_whole, parse_json
-from ca2cl.detection.coco_checks import Notes, check_coco
-from ca2cl.detection.instances import Ids, Instance, Region
-from ca2cl.detection.segmentations import Json, decode_polygons, fault_of_segmentation, mask_tools
+from ca2cl.detection.coco.instances import Ids, Instance, Region
+from ca2cl.detection.coco.segmentations import Json, decode_polygons, fault_of_segmentation, mask_tools
+from ca2cl.detection.coco.validation import Notes, check_coco
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

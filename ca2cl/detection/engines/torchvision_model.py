@@ -16,7 +16,7 @@ from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from ca2cl.detection.engine import Head
+from ca2cl.detection.engines.base import Head
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm, Norm, recording
 from ca2cl.models.resnet import Encoder, build_encoder

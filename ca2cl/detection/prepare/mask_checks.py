@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
-from ca2cl.detection.instances import TOUCHING, Ids, Instance
+from ca2cl.detection.coco.instances import TOUCHING, Ids, Instance
 from ca2cl.errors import InputError
 
 _IGNORED = (255, 65535)

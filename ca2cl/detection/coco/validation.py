@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ca2cl.common.records import is_file_name, is_number, is_text, is_whole
 from ca2cl.data.decode import MAX_PIXELS
-from ca2cl.detection.segmentations import Json, fault_of_segmentation, shape_of
+from ca2cl.detection.coco.segmentations import Json, fault_of_segmentation, shape_of
 from ca2cl.errors import InputError
 
 Row = TypeVar("Row")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ca2cl.data.sources.image_folder import EXTENSIONS
-from ca2cl.detection.layouts import Archive, Picture
+from ca2cl.detection.prepare.layouts import Archive, Picture
 from ca2cl.errors import InputError
 
 TABLES = ("grade.csv", "index.csv", "patients.csv")
