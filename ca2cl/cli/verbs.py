@@ -60,7 +60,7 @@ VERBS = {
         kept="finished parts are kept, and the same command goes on",
     ),
     "export": Verb(
-        "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.verb", "ExportConfig"
+        "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.run", "ExportConfig"
     ),
     "detect": Verb(
         "train a gland detector from an encoder and score it",

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.export.place import check_free, check_out, staged
+from ca2cl.export.output import check_free, check_out, staged
 from ca2cl.export.target import Target
 from ca2cl.export.to_detectron2 import DETECTRON2
 from ca2cl.export.to_onnx import ONNX
 from ca2cl.export.to_safetensors import SAFETENSORS
 from ca2cl.export.to_timm import TIMM
 from ca2cl.export.to_torchvision import TORCHVISION
-from ca2cl.export.trial import Trial
+from ca2cl.export.verify import Trial
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder
