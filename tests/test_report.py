@@ -31,10 +31,10 @@ from ca2cl.models.preprocess import preprocess
 from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.evaluation_run import log_evaluation
 from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.report.material import read_material
 from ca2cl.report.results import results
 from ca2cl.store.open import open_store
 from ca2cl.tracking.run import RunTracker, open_run
-from ca2cl.tracking.run_material import read_material
 from tests.jobs import make_shards
 from tests.pages import Page
 from tests.shards import encode, random_tiles, write_shards

@@ -35,12 +35,12 @@ from ca2cl.export.to_torchvision import TORCHVISION
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.resolve import resolve_encoder
-from ca2cl.report.facts import nested
+from ca2cl.report.material import RunMaterial
+from ca2cl.report.run_summary import nested
 from ca2cl.reproduce.cells import _read as read_cell
 from ca2cl.reproduce.facts import read_facts
 from ca2cl.tracking.journal import read_journal
 from ca2cl.tracking.run import read_run
-from ca2cl.tracking.run_material import RunMaterial
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from tests.pickles import Bait, spring
 from tests.shards import encode, random_tiles, write_shards

@@ -75,7 +75,7 @@ VERBS = {
     "detect predict": Verb(
         "images -> COCO, masks and overlays of a detector", "ca2cl.detection.predict", "PredictConfig"
     ),
-    "report": Verb("a run -> one HTML page that shows and scores it", "ca2cl.report.verb", "ReportConfig"),
+    "report": Verb("a run -> one HTML page that shows and scores it", "ca2cl.report.run", "ReportConfig"),
     "encoders list": Verb("registered encoders and what they score", "ca2cl.registry.commands.list", "ListConfig"),
     "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.registry.commands.show", "ShowConfig"),
     "encoders compare": Verb(

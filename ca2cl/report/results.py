@@ -21,8 +21,8 @@ from ca2cl.evaluation.probe.scoring import Row
 from ca2cl.evaluation.report import cells, heads, row_from_dict
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.registry.downstream import Downstream, newest_by_terms
+from ca2cl.report.material import RunMaterial
 from ca2cl.store.run_artifacts import json_artifacts
-from ca2cl.tracking.run_material import RunMaterial
 
 logger = logging.getLogger(__name__)
 _LEAK = "LEAK:"

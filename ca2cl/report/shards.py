@@ -15,13 +15,13 @@ from ca2cl.config import ViewsConfig
 from ca2cl.data.remote.reader import is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.report import facts
-from ca2cl.report.pictures import jpeg_uri
-from ca2cl.tracking.run_material import RunMaterial
+from ca2cl.report import run_summary as facts
+from ca2cl.report.images import jpeg_uri
+from ca2cl.report.material import RunMaterial
 from ca2cl.views.contact_sheet import run_sheet
 
 if TYPE_CHECKING:
-    from ca2cl.report.verb import ReportConfig
+    from ca2cl.report.run import ReportConfig
 
 _TILES = 6
 _REMEDY = "give `--shards SHARDS` or `--test SHARDS`"

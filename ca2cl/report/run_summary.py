@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ca2cl.common.tables import when
-from ca2cl.tracking.run_material import RunMaterial
+from ca2cl.report.material import RunMaterial
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder

@@ -68,9 +68,9 @@ def run(config: ReportConfig) -> int:
     Raises:
         InputError: no such run, shards that were named and cannot be read, an ``out`` that cannot be written.
     """
+    from ca2cl.report.material import read_material
     from ca2cl.report.page import build
     from ca2cl.store.run_artifacts import add_artifact
-    from ca2cl.tracking.run_material import read_material
 
     out = Path(config.out)
     _check_writable(out)
