@@ -26,7 +26,7 @@ from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
 from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
-from ca2cl.reproduce.settings import NctConfig, settled
+from ca2cl.reproduce.config import NctConfig, settled
 from ca2cl.reproduce.table import notes
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -24,13 +24,13 @@ from ca2cl.evaluation.finetune.run import FinetuneConfig
 from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.probe.scoring import Row
 from ca2cl.evaluation.protocol import PROTOCOLS
-from ca2cl.reproduce import nct
-from ca2cl.reproduce.cells import SGD, LinearCell, _predict
-from ca2cl.reproduce.features import Vectors
-from ca2cl.reproduce.published import MADE_UP
-from ca2cl.reproduce.settings import NctConfig, jobs, settled, tuning
+from ca2cl.reproduce import run as nct
+from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
+from ca2cl.reproduce.datasets import MADE_UP
+from ca2cl.reproduce.linear import SGD, LinearCell, _predict
+from ca2cl.reproduce.published_results import FINETUNED, LINEAR
 from ca2cl.reproduce.table import lines, notes, table
-from ca2cl.reproduce.theirs import FINETUNED, LINEAR
+from ca2cl.reproduce.vectors import Vectors
 from tests.archives import serving, zipped
 from tests.jobs import LAUNCH, ROOT, free_port, start
 

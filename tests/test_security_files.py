@@ -37,8 +37,8 @@ from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.report.material import RunMaterial
 from ca2cl.report.run_summary import nested
-from ca2cl.reproduce.cells import _read as read_cell
-from ca2cl.reproduce.facts import read_facts
+from ca2cl.reproduce.data_summary import read_facts
+from ca2cl.reproduce.linear import _read as read_cell
 from ca2cl.tracking.journal import read_journal
 from ca2cl.tracking.run import read_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore

@@ -26,8 +26,8 @@ from ca2cl.evaluation.finetune.run import FinetuneConfig, _network, _recipe, _st
 from ca2cl.evaluation.finetune.trial import Cell
 from ca2cl.evaluation.labelled import LabelledOrder
 from ca2cl.pretrain.shares import lane_groups
-from ca2cl.reproduce.settings import NctConfig, tuning
-from ca2cl.reproduce.settings import settled as settled_nct
+from ca2cl.reproduce.config import NctConfig, tuning
+from ca2cl.reproduce.config import settled as settled_nct
 from ca2cl.reproduce.table import notes
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate

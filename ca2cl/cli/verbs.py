@@ -89,9 +89,9 @@ VERBS = {
     ),
     "reproduce nct": Verb(
         "the authors' tables, cell by cell, yours beside theirs",
-        "ca2cl.reproduce.nct",
+        "ca2cl.reproduce.run",
         "NctConfig",
-        "ca2cl.reproduce.settings",
+        "ca2cl.reproduce.config",
         shared=True,
         kept="finished steps and cells are kept, and the same command goes on",
     ),

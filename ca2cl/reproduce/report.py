@@ -15,11 +15,11 @@ from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import tag, trained_on
 from ca2cl.evaluation.report import metric_name, metric_names, row_as_dict, row_from_dict, tracked_metrics, write_json
-from ca2cl.reproduce.cells import ENCODER, missing, read_rows
-from ca2cl.reproduce.published import made_up
-from ca2cl.reproduce.settings import JOBS, TASKS, NctConfig, jobs
+from ca2cl.reproduce.config import JOBS, TASKS, NctConfig, jobs
+from ca2cl.reproduce.datasets import made_up
+from ca2cl.reproduce.linear import ENCODER, missing, read_rows
+from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
-from ca2cl.reproduce.theirs import FOUNDATION
 from ca2cl.reproduce.work import KEPT
 
 if TYPE_CHECKING:

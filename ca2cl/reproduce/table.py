@@ -16,8 +16,8 @@ from ca2cl.evaluation.leakage import lines as leak_lines
 from ca2cl.evaluation.report import describe_interval
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Units
-from ca2cl.reproduce.settings import TEST_SET, NctConfig, jobs, tuning
-from ca2cl.reproduce.theirs import (
+from ca2cl.reproduce.config import TEST_SET, NctConfig, jobs, tuning
+from ca2cl.reproduce.published_results import (
     ARCHITECTURE,
     CHOICE,
     FINETUNED,

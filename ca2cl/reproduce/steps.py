@@ -9,12 +9,12 @@ from ca2cl.common.tables import aligned
 from ca2cl.evaluation.finetune.original import Trains
 from ca2cl.evaluation.finetune.run import START
 from ca2cl.evaluation.finetune.trial import RESULT, Cell
-from ca2cl.reproduce import published
+from ca2cl.reproduce import datasets as published
 from ca2cl.reproduce.archives import part_of
-from ca2cl.reproduce.cells import linear_cells, missing
-from ca2cl.reproduce.features import embedded
+from ca2cl.reproduce.config import JOBS, NctConfig, jobs
+from ca2cl.reproduce.linear import linear_cells, missing
 from ca2cl.reproduce.report import RESULTS
-from ca2cl.reproduce.settings import JOBS, NctConfig, jobs
+from ca2cl.reproduce.vectors import embedded
 
 DONE, TO_DO = "done", "to do"
 

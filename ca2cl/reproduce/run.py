@@ -19,13 +19,13 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import check_every_class
 from ca2cl.evaluation.embed.job import weights_digest
 from ca2cl.evaluation.finetune import run as finetune
-from ca2cl.reproduce import published
-from ca2cl.reproduce.cells import make_cells, missing
-from ca2cl.reproduce.facts import find_facts, open_sets
-from ca2cl.reproduce.features import make_vectors, read_vectors
-from ca2cl.reproduce.plan import plan
+from ca2cl.reproduce import datasets as published
+from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
+from ca2cl.reproduce.data_summary import find_facts, open_sets
+from ca2cl.reproduce.linear import make_cells, missing
 from ca2cl.reproduce.report import protocol_tag, report
-from ca2cl.reproduce.settings import NctConfig, jobs, settled, tuning
+from ca2cl.reproduce.steps import plan
+from ca2cl.reproduce.vectors import make_vectors, read_vectors
 from ca2cl.reproduce.work import REMEDY, Preempted, Preemption, check_claim, claim
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks

@@ -13,7 +13,7 @@ from ca2cl.evaluation.finetune.original import OPTIM, Trains
 from ca2cl.evaluation.finetune.run import FinetuneConfig
 from ca2cl.evaluation.finetune.step import Augmentation
 from ca2cl.evaluation.protocol import ProtocolName
-from ca2cl.reproduce.theirs import BUDGETS
+from ca2cl.reproduce.published_results import BUDGETS
 
 TrainSet = Literal["NCT-CRC-HE-100K", "NCT-CRC-HE-100K-NONORM"]
 TEST_SET = "CRC-VAL-HE-7K"

@@ -11,7 +11,7 @@ from ca2cl.data.shards.run import run as run_shard
 from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.errors import InputError
 from ca2cl.reproduce.archives import Archive, check_space, choose, download, part_of, read_record
-from ca2cl.reproduce.settings import RECORD_URL, TEST_SET, NctConfig
+from ca2cl.reproduce.config import RECORD_URL, TEST_SET, NctConfig
 from ca2cl.reproduce.unpack import unpack
 from ca2cl.reproduce.work import REMEDY
 

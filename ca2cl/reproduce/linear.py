@@ -26,8 +26,8 @@ from ca2cl.evaluation.probe.sgd import sgd_classifier
 from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Units, bootstrap_interval
-from ca2cl.reproduce.features import Vectors
-from ca2cl.reproduce.settings import NctConfig
+from ca2cl.reproduce.config import NctConfig
+from ca2cl.reproduce.vectors import Vectors
 from ca2cl.reproduce.work import KEPT
 
 logger = logging.getLogger(__name__)
