@@ -1,0 +1,122 @@
+"""Import graph of the package, read from its source.
+
+Nothing is imported, so any checkout can be read, whatever is installed.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+PACKAGE = "ca2cl"
+Graph = dict[str, set[str]]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file of the package."""
+
+    name: str
+    """Dotted, such as ``ca2cl.training.loop``; a package's ``__init__`` has the package's name."""
+    path: Path
+
+    @cached_property
+    def source(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source)
+
+    @cached_property
+    def lines(self) -> int:
+        return len(self.source.splitlines())
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
+
+    @property
+    def folder(self) -> str:
+        """Below the package's folder, such as ``data/shards``; empty for the package's own files."""
+        parts = self.name.split(".")[1:]
+        return "/".join(parts if self.is_package else parts[:-1])
+
+    @property
+    def room(self) -> str:
+        """The folder; the file's own name for a file in none."""
+        return self.folder or self.path.stem
+
+
+def read_modules(root: Path) -> dict[str, Module]:
+    """Modules of the checkout at ``root``, by dotted name."""
+    found = {}
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = Module(name, path)
+    return found
+
+
+def import_graph(modules: dict[str, Module]) -> Graph:
+    """Modules of the package that each module imports, those under ``TYPE_CHECKING`` and inside functions included."""
+    return {name: set(_imported(module, modules)) - {name} for name, module in modules.items()}
+
+
+def _imported(module: Module, modules: dict[str, Module]) -> Iterator[str]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else node.module for name in whole]
+        else:
+            continue
+        yield from (name for name in names if name in modules)
+
+
+def room_graph(modules: dict[str, Module], graph: Graph) -> Graph:
+    """Rooms that each room imports."""
+    rooms: Graph = {module.room: set() for module in modules.values()}
+    for name, targets in graph.items():
+        here = modules[name].room
+        rooms[here] |= {modules[target].room for target in targets} - {here}
+    return rooms
+
+
+def closure(graph: Graph, starts: Iterable[str]) -> set[str]:
+    """``starts`` and all that they import, directly or not."""
+    seen, waiting = set(), list(starts)
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting.extend(graph[name])
+    return seen
+
+
+def circles(graph: Graph) -> list[set[str]]:
+    """Groups of nodes that all reach one another, of two or more."""
+    reached = {name: closure(graph, [name]) for name in graph}
+    groups = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph}
+    return sorted((set(group) for group in groups if len(group) > 1), key=sorted)
+
+
+def reduced(graph: Graph) -> Graph:
+    """The fewest edges with the same closures (transitive reduction); edges of circles stay.
+
+    Args:
+        graph: small, as the graph of rooms is: the time grows with the cube of its size.
+    """
+    reached = {name: closure(graph, [name]) for name in graph}
+    return {
+        name: {
+            target
+            for target in targets
+            if not any(target in reached[other] and other not in reached[target] for other in targets - {target})
+        }
+        for name, targets in graph.items()
+    }
