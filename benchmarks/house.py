@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.imports import PACKAGE, Graph, Module, circles, closure, import_graph, read_modules
+from benchmarks.imports import PACKAGE, Module, circles, closure, import_graph, read_modules, verb_modules
 
 MISPLACED = (
     "data/atomic", "data/groups", "data/job_folder", "data/splits", "data/synthetic", "data/synthetic_glands",
@@ -66,7 +66,8 @@ class Source:
         self.modules = read_modules(root)
         if not self.modules:
             raise SystemExit(f"{root}: no folder {PACKAGE} with Python files; give the root of a checkout")
-        self.graph: Graph = import_graph(self.modules)
+        self.graph = import_graph(self.modules)
+        self.verbs = {verb: name for table in verb_modules(self.modules).values() for verb, name in table.items()}
         self.functions = [function for module in self.modules.values() for function in _functions(module)]
 
     def counts(self, starts: Sequence[str]) -> dict[str, Count]:
@@ -128,7 +129,7 @@ class Source:
         }
 
     def _closure(self, start: str) -> Count:
-        module = start if start in self.modules else _verbs(self.modules).get(start, "")
+        module = start if start in self.modules else self.verbs.get(start, "")
         if module not in self.modules:
             return Count("-")
         names = sorted(closure(self.graph, [module]))
@@ -173,22 +174,6 @@ def _prefixed(stems: Sequence[str]) -> list[str]:
 
 def _first_line(module: Module) -> str:
     return (ast.get_docstring(module.tree) or "").partition("\n")[0]
-
-
-def _verbs(modules: dict[str, Module]) -> dict[str, str]:
-    """The module of each verb, from the table ``VERBS``, wherever it is."""
-    found = {}
-    for module in modules.values():
-        for node in module.tree.body:
-            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-            value = getattr(node, "value", None)
-            if isinstance(target, ast.Name) and target.id == "VERBS" and isinstance(value, ast.Dict):
-                for key, entry in zip(value.keys, value.values, strict=True):
-                    words = [one.value for one in ast.walk(entry) if isinstance(one, ast.Constant)]
-                    named = [word for word in words if isinstance(word, str) and word in modules]
-                    if isinstance(key, ast.Constant) and named:
-                        found[str(key.value)] = named[0]
-    return found
 
 
 def _print_table(columns: Sequence[dict[str, Count]], titles: Sequence[str], *, names: bool) -> None:

@@ -78,6 +78,23 @@ def _imported(module: Module, modules: dict[str, Module]) -> Iterator[str]:
         yield from (name for name in names if name in modules)
 
 
+def verb_modules(modules: dict[str, Module]) -> dict[str, dict[str, str]]:
+    """The module of each verb, from the table ``VERBS``, by the module that holds the table."""
+    return {name: found for name, module in modules.items() if (found := dict(_verbs(module, modules)))}
+
+
+def _verbs(module: Module, modules: dict[str, Module]) -> Iterator[tuple[str, str]]:
+    for node in module.tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and target.id == "VERBS" and isinstance(value, ast.Dict):
+            for key, entry in zip(value.keys, value.values, strict=True):
+                words = [one.value for one in ast.walk(entry) if isinstance(one, ast.Constant)]
+                named = [word for word in words if isinstance(word, str) and word in modules]
+                if isinstance(key, ast.Constant) and named:
+                    yield str(key.value), named[0]
+
+
 def room_graph(modules: dict[str, Module], graph: Graph) -> Graph:
     """Rooms that each room imports."""
     rooms: Graph = {module.room: set() for module in modules.values()}
