@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ca2cl.common.mlflow_names import check_experiment, check_model_name, check_run_name, check_tracking_uri
+from ca2cl.common.redact import redact_all
 from ca2cl.errors import InputError
-from ca2cl.mlflow_rules import check_experiment, check_model_name, check_run_name, check_tracking_uri
-from ca2cl.redact import redact_all
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.data.cache import GB
-from ca2cl.data.fetch import FetchPolicy
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader, open_index
-from ca2cl.data.stream import LaneStream
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import LaneStream
+from ca2cl.data.remote.cache import GB
+from ca2cl.data.remote.download import FetchPolicy
+from ca2cl.data.remote.reader import ShardReader, open_index
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from tests.jobs import ROOT
 from tests.shards import encode, random_tiles, write_shards
@@ -233,7 +233,7 @@ def test_a_store_equals_the_local_folder_and_its_faults_are_told(
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['s3fs'] = None; sys.modules['gcsfs'] = None\n"
-        "from ca2cl.data.storage import open_index\n"
+        "from ca2cl.data.remote.reader import open_index\n"
         "from ca2cl.errors import InputError\n"
         "for url, extra in (('s3://b/x', 's3'), ('gs://b/x', 'gcs')):\n"
         "    try:\n"

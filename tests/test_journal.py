@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
 from ca2cl.tracking.journal import Journal, encode, read_journal, training_lines
-from ca2cl.tracking.system import SystemSampler
+from ca2cl.tracking.system_metrics import SystemSampler
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

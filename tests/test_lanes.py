@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.data.lanes import LaneOrder
+from ca2cl.data.loading.order import LaneOrder
 from ca2cl.errors import InputError
 
 

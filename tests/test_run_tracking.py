@@ -18,14 +18,14 @@ from PIL import Image
 
 from ca2cl.config import DataConfig, OptimConfig, PretrainConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.store.open import Store, open_store
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import Journal, training_lines
-from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import NullTracker, RunTracker, open_run
 from ca2cl.tracking.run_record import read_run
-from ca2cl.tracking.store import Store, open_store
 from ca2cl.tracking.sync import SyncConfig, sync
 from ca2cl.tracking.sync import run as run_sync
 

@@ -9,10 +9,10 @@ from typing import get_args, get_type_hints
 import pytest
 
 from ca2cl.cli import main
+from ca2cl.cli.parser import parse
+from ca2cl.cli.verbs import VERBS
 from ca2cl.config import PretrainConfig
 from ca2cl.errors import InputError
-from ca2cl.parsing import parse
-from ca2cl.verbs import VERBS
 
 
 def settings(folder: Path, text: str | bytes, *more: str) -> PretrainConfig:

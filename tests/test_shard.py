@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig, run
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import ShardConfig, run
 from ca2cl.errors import InputError
 
 CLASSES = ("ADI", "LYM", "TUM")

@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.data.index import ShardIndex, key_hash
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import BadBudget, BadTile, LaneStream, SampleSource, TileBatch, replacements
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import BadBudget, BadTile, LaneStream, SampleSource, TileBatch, replacements
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex, key_hash
 from ca2cl.errors import InputError
 from tests.shards import encode, random_tiles, write_shards
 

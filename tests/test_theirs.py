@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ca2cl.cli import parse
+from ca2cl.cli.main import parse
 from ca2cl.config import OptimConfig, flatten
 from ca2cl.errors import InputError
-from ca2cl.evaluation.finetune import FinetuneConfig, _network, _recipe, _starts
-from ca2cl.evaluation.finetune_cell import Cell
-from ca2cl.evaluation.finetune_data import LabelledOrder
-from ca2cl.evaluation.original import (
+from ca2cl.evaluation.finetune.original import (
     ALWAYS,
     THEIRS,
     Trains,
@@ -25,12 +22,15 @@ from ca2cl.evaluation.original import (
     settled,
     validation,
 )
-from ca2cl.reproduce.settings import NctConfig, tuning
-from ca2cl.reproduce.settings import settled as settled_nct
+from ca2cl.evaluation.finetune.run import FinetuneConfig, _network, _recipe, _starts
+from ca2cl.evaluation.finetune.trial import Cell
+from ca2cl.evaluation.labelled import LabelledOrder
+from ca2cl.pretrain.shares import lane_groups
+from ca2cl.reproduce.config import NctConfig, tuning
+from ca2cl.reproduce.config import settled as settled_nct
 from ca2cl.reproduce.table import notes
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
-from ca2cl.training.shares import lane_groups
 from ca2cl.views.paper import STRONG
 
 BUDGETS = (0.01, 0.1, 0.5, 1.0)

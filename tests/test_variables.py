@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ca2cl.errors import InputError
-from ca2cl.training.launched import RENDEZVOUS
-from ca2cl.training.variables import KEPT, REFUSED, settle_variables
+from ca2cl.runtime.launched import RENDEZVOUS
+from ca2cl.runtime.variables import KEPT, REFUSED, settle_variables
 from tests.jobs import ROOT, start
 
 VERDICTS = {

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ca2cl.data.workers import Pixels, TilePool, TileWorkers
+from ca2cl.data.loading.workers import Pixels, TilePool, TileWorkers
 from ca2cl.errors import InputError
 from tests.jobs import ROOT
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ca2cl.common.optional import need
+from ca2cl.common.scratch import scratch_folder
 from ca2cl.export.target import EXTRA, Features, Target
-from ca2cl.model.encoder import Encoder
-from ca2cl.optional import need
-from ca2cl.scratch import scratch_folder
-from ca2cl.tracking.encoder_files import EncoderCard
+from ca2cl.models.encoder_io import EncoderCard
+from ca2cl.models.resnet import Encoder
 from ca2cl.tracking.journal import encode
 
 INPUT, OUTPUT = "tiles", "features"

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ca2cl.data.atomic import replacing
+from ca2cl.common.files import replacing
+from ca2cl.common.records import is_number, is_whole, parse_json
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
-from ca2cl.untrusted import is_number, is_whole, parse_json
 
 JOURNAL_NAME = "journal.jsonl"
 NONFINITE = "nonfinite"
