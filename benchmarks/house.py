@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.imports import PACKAGE, Module, circles, closure, import_graph, read_modules, verb_modules
+from benchmarks.imports import PACKAGE, Module, circles, closure, import_graph, read_modules, room_graph, verb_modules
 
 MISPLACED = (
     "data/atomic", "data/groups", "data/job_folder", "data/splits", "data/synthetic", "data/synthetic_glands",
@@ -102,6 +102,7 @@ class Source:
         shared = [stem for stem, number in sorted(stems.items()) if number > 1]
         prefixed = [f"{folder}/{name}" for folder in sorted(folders) for name in _prefixed(folders[folder])]
         groups = circles(self.graph)
+        rooms = circles(room_graph(self.modules, self.graph))
         left = [name for name in MISPLACED if f"{PACKAGE}.{name.replace('/', '.')}" in self.modules]
         return {
             "folders": Count(f"{len(folders)}"),
@@ -109,6 +110,7 @@ class Source:
             "files told apart by a prefix that 3 share": Count(f"{len(prefixed)}", prefixed),
             "file names in several folders": Count(f"{len(shared)}", shared),
             "circles of imports": Count(f"{len(groups)}", [", ".join(sorted(group)) for group in groups]),
+            "circles of imports between folders": Count(f"{len(rooms)}", [", ".join(sorted(group)) for group in rooms]),
             "modules in the wrong package": Count(f"{len(left)} of {len(MISPLACED)}", left),
         }
 

@@ -6,6 +6,7 @@ Nothing is imported, so any checkout can be read, whatever is installed.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,12 +96,17 @@ def _verbs(module: Module, modules: dict[str, Module]) -> Iterator[tuple[str, st
                     yield str(key.value), named[0]
 
 
+def room_imports(modules: dict[str, Module], graph: Graph) -> Counter[tuple[str, str]]:
+    """How many imports of modules go from each room to each other one."""
+    pairs = ((modules[name].room, modules[target].room) for name in graph for target in graph[name])
+    return Counter((here, there) for here, there in pairs if here != there)
+
+
 def room_graph(modules: dict[str, Module], graph: Graph) -> Graph:
     """Rooms that each room imports."""
     rooms: Graph = {module.room: set() for module in modules.values()}
-    for name, targets in graph.items():
-        here = modules[name].room
-        rooms[here] |= {modules[target].room for target in targets} - {here}
+    for here, there in room_imports(modules, graph):
+        rooms[here].add(there)
     return rooms
 
 
@@ -122,18 +128,21 @@ def circles(graph: Graph) -> list[set[str]]:
     return sorted((set(group) for group in groups if len(group) > 1), key=sorted)
 
 
-def reduced(graph: Graph) -> Graph:
-    """The fewest edges with the same closures (transitive reduction); edges of circles stay.
+def break_circles(graph: Graph, weights: Counter[tuple[str, str]]) -> tuple[Graph, list[tuple[str, str]]]:
+    """``graph`` without circles, and the edges left out for that: of each circle the ones of least weight."""
+    graph, left_out = {name: set(targets) for name, targets in graph.items()}, []
+    while groups := circles(graph):
+        inside = [(name, target) for name in groups[0] for target in graph[name] & groups[0]]
+        name, target = min(inside, key=lambda edge: (weights[edge], edge))
+        graph[name].remove(target)
+        left_out.append((name, target))
+    return graph, left_out
 
-    Args:
-        graph: small, as the graph of rooms is: the time grows with the cube of its size.
-    """
+
+def reduced(graph: Graph) -> Graph:
+    """The fewest edges with the same closures (transitive reduction) of a graph without circles."""
     reached = {name: closure(graph, [name]) for name in graph}
     return {
-        name: {
-            target
-            for target in targets
-            if not any(target in reached[other] and other not in reached[target] for other in targets - {target})
-        }
+        name: {target for target in targets if not any(target in reached[other] for other in targets - {target})}
         for name, targets in graph.items()
     }

@@ -5,7 +5,7 @@
 
 A folder stands above all that it imports, directly or not. Of the arrows those are left out that others imply: where A
 imports B and B imports C, none goes from A to C (transitive reduction). Arrows that pass a floor run together where
-they go to the same folder.
+they go to the same folder. Where folders import each other in a circle, the thinnest import of it is drawn dashed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import argparse
 import ast
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from benchmarks.imports import Graph, Module, import_graph, read_modules, reduced, room_graph, verb_modules
+from benchmarks import imports
+from benchmarks.imports import Graph, Module
 
 DOCS = Path(__file__).parent
 BEGIN, END = "<!-- made by docs/draw_architecture.py -->\n", "<!-- end -->\n"
@@ -40,6 +42,9 @@ class Layout:
         self.floor: dict[str, int] = {}
         for room in sorted(graph):
             self._climb(room)
+        for room in sorted(graph, key=lambda room: -self.floor[room]):  # up to its importers: shorter arrows
+            above = [self.floor[other] for other in graph if room in graph[other]]
+            self.floor[room] = min(above, default=self.floor[room] + 1) - 1
         self.edges = self._edges()
         self.rows: list[list[Node]] = [[] for _ in range(max(self.floor.values()) + 1)]
         for node in sorted({node for edge in self.edges for node in edge} | set(self.floor.items())):
@@ -111,8 +116,13 @@ class Layout:
         return self.floor[node[0]] == node[1]
 
 
-def draw(graph: Graph) -> str:
-    """The drawing as SVG."""
+def draw(graph: Graph, against: Sequence[tuple[str, str]] = ()) -> str:
+    """The drawing as SVG.
+
+    Args:
+        graph: as ``Layout`` takes it.
+        against: imports that go up, which close circles.
+    """
     layout = Layout(graph)
     top = len(layout.rows) - 1
     width = max(layout.x[node] + layout.width(node) / 2 for node in layout.x) + MARGIN
@@ -130,6 +140,10 @@ def draw(graph: Graph) -> str:
         )
         if not layout.is_box(b):
             parts.append(f'<path d="M{x2:.0f} {y2}v{BOX_HEIGHT}"/>')
+    for low, high in against:
+        x1, x2 = (layout.x[room, layout.floor[room]] + 9 for room in (low, high))
+        y1, y2 = (MARGIN + (top - layout.floor[room]) * FLOOR_HEIGHT for room in (low, high))
+        parts.append(f'<path d="M{x1:.0f} {y1}L{x2:.0f} {y2 + BOX_HEIGHT + 3}" class="up" marker-end="url(#head)"/>')
     for node in sorted(layout.x):
         if layout.is_box(node):
             package = node[0].partition("/")[0]
@@ -144,7 +158,7 @@ def draw(graph: Graph) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
         f'viewBox="0 0 {width:.0f} {height}">\n'
         "<title>Folders of ca2cl; an arrow goes from a folder to one that it imports</title>\n"
-        "<style>path{fill:none;stroke:#6b7280;stroke-width:1.3}rect{stroke:#374151}"
+        "<style>path{fill:none;stroke:#6b7280;stroke-width:1.3}.up{stroke:#b91c1c;stroke-dasharray:4}rect{stroke:#374151}"
         "text{font:13px Helvetica,Arial,sans-serif;text-anchor:middle;fill:#111827}</style>\n"
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8Z" style="fill:#6b7280;stroke:none"/></marker></defs>\n'
@@ -159,11 +173,12 @@ def table(modules: dict[str, Module]) -> str:
     files: dict[str, list[str]] = defaultdict(list)
     about: dict[str, str] = {}
     for module in modules.values():
-        if module.is_package:
-            about[module.folder] = (ast.get_docstring(module.tree) or "").partition("\n")[0].rstrip(".")
-        elif not module.path.stem.startswith("__"):
-            files[module.folder].append(module.path.stem)
-    rows = [f"| `{folder or '(top)'}` | {about[folder]} | {' '.join(files[folder])} |" for folder in sorted(about)]
+        if module.is_package or not module.folder:
+            text = (ast.get_docstring(module.tree) or "").partition("\n")[0].rstrip(".")
+            about[module.room] = text.replace("``", "`").replace("|", "\\|")
+        else:
+            files[module.room].append(module.path.stem)
+    rows = [f"| `{room}` | {about[room]} | {' '.join(files[room])} |" for room in sorted(about)]
     return "\n".join(["| folder | holds | files |", "| --- | --- | --- |", *rows]) + "\n"
 
 
@@ -172,15 +187,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is out of date")
     check = parser.parse_args().check
-    modules = {name: module for name, module in read_modules(DOCS.parent).items() if module.path.stem != "__main__"}
-    graph = import_graph(modules)
-    for name, verbs in verb_modules(modules).items():  # imported by name, when the command line asks for them
+    everything = imports.read_modules(DOCS.parent)
+    modules = {name: module for name, module in everything.items() if module.folder or module.path.stem[:2] != "__"}
+    graph = imports.import_graph(modules)
+    for name, verbs in imports.verb_modules(modules).items():  # imported by name, when the command line asks for them
         graph[name] |= set(verbs.values()) - {name}
     page = DOCS / "architecture.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
+    rooms, against = imports.break_circles(imports.room_graph(modules, graph), imports.room_imports(modules, graph))
     contents = {
-        DOCS / "architecture.svg": draw(reduced(room_graph(modules, graph))),
+        DOCS / "architecture.svg": draw(imports.reduced(rooms), against),
         page: before + BEGIN + "\n" + table(modules) + "\n" + END + after,
     }
     stale = [path for path, text in contents.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
