@@ -17,9 +17,8 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as shard
 from ca2cl.data.synthetic.tissue import write_tissue
-from ca2cl.evaluation.embed import run
 from ca2cl.evaluation.embed.parts import Parts
-from ca2cl.evaluation.embed.run import EmbedConfig
+from ca2cl.evaluation.embed.run import EmbedConfig, run
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.resnet import build_encoder
 

@@ -137,7 +137,7 @@ def test_processes_and_workers_share_a_small_cache_of_a_faulty_store(shards: Pat
 
 KILLED = """
 import sys
-from ca2cl.data.storage import ShardReader
+from ca2cl.data.remote.reader import ShardReader
 reader = ShardReader(sys.argv[1], sys.argv[2], cache_gb=1)
 sys.stdout.write("ready\\n"); sys.stdout.flush()
 reader.read("shard-000000.tar", 0, 1)
@@ -168,8 +168,8 @@ def test_a_kill_in_the_middle_of_a_transfer_leaves_nothing_that_is_served(shards
 FULL = """
 import os, sys
 from pathlib import Path
-from ca2cl.data.fetch import FetchPolicy
-from ca2cl.data.storage import ShardReader
+from ca2cl.data.remote.download import FetchPolicy
+from ca2cl.data.remote.reader import ShardReader
 from ca2cl.errors import InputError
 url, cache = sys.argv[1:]
 reader = ShardReader(url, cache, policy=FetchPolicy(attempts=2, timeout=5, pause=0.01))

@@ -119,7 +119,7 @@ def test_a_finished_job_started_again_only_tells(glas: Path, done: Path, capfd: 
 def test_a_second_job_keeps_out_of_the_folder(glas: Path, done: Path) -> None:
     code = (
         "import sys, ca2cl.common.job_dir as folder\nfolder.LOCK_S = 0.3\n"
-        "from ca2cl.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+        "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("detect", *SMALL, "--data", str(glas), "--output_dir", str(done / "job"))
     with alone(done / "job", JOB_LOCK, "remedy"):

@@ -25,8 +25,8 @@ from ca2cl.detection.engines.detectron2 import HEADS, Detectron2Detector, Detect
 from ca2cl.detection.engines.detectron2_weights import load_backbone
 from ca2cl.detection.engines.registry import find_engine, load_detector
 from ca2cl.detection.engines.torchvision import learning_rate
-from ca2cl.detection.prepare import run as run_prepare
 from ca2cl.detection.prepare.run import PrepareConfig
+from ca2cl.detection.prepare.run import run as run_prepare
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.models.resnet import build_encoder

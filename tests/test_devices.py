@@ -31,7 +31,7 @@ from ca2cl.pretrain.batches import MicroBatches
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
-from ca2cl.views import Views, build_views
+from ca2cl.views.build import Views, build_views
 from tests.fake_gpu import fake_cuda, strict_meta
 
 SIDE = 32

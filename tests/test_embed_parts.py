@@ -15,10 +15,10 @@ import pytest
 
 from ca2cl.data.loading.workers import TileWorkers
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed import run
 from ca2cl.evaluation.embed import run as embed_module
 from ca2cl.evaluation.embed import writer as embed_files
 from ca2cl.evaluation.embed.parts import Parts, mine
+from ca2cl.evaluation.embed.run import run
 from tests.embedding import (
     PART,
     SIZE,

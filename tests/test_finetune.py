@@ -307,7 +307,7 @@ def test_a_folder_of_another_job_is_refused(whole: Path, pair: tuple[str, str]) 
 def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]) -> None:
     code = (
         "import sys, ca2cl.common.job_dir as folder\nfolder.LOCK_S = 0.3\n"
-        "from ca2cl.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+        "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, "--seeds", "2")
     with alone(whole / "job", JOB_LOCK, "remedy"):

@@ -20,8 +20,7 @@ from ca2cl.data.shards.run import run as shard
 from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import missing_classes, open_pair
-from ca2cl.evaluation.probe import run
-from ca2cl.evaluation.probe.run import ProbeConfig
+from ca2cl.evaluation.probe.run import ProbeConfig, run
 from ca2cl.evaluation.splits import labelled_subset
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.resnet import build_encoder

@@ -23,8 +23,8 @@ from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, PretrainConfig
 from ca2cl.data.loading.sequential import TileDataset
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.evaluation.probe import run as probe
 from ca2cl.evaluation.probe.run import ProbeConfig
+from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.preprocess import preprocess

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ca2cl.evaluation.probe.scoring import Scoring, draw_subsets, score
+from ca2cl.evaluation.probe.scoring import Scoring, score
 from ca2cl.evaluation.report import cells, row_as_dict, row_from_dict
-from ca2cl.evaluation.splits import stratified_sample
+from ca2cl.evaluation.splits import draw_subsets, stratified_sample
 from ca2cl.report.clusters import cluster
 from ca2cl.report.curves import counts, panels
 from ca2cl.report.embedding_map import draw_map

@@ -22,8 +22,8 @@ from ca2cl.cli.parser import parse
 from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.evaluation.finetune.run import FinetuneConfig
 from ca2cl.evaluation.metrics import classification_metrics
-from ca2cl.evaluation.probe.scoring import Row
 from ca2cl.evaluation.protocol import PROTOCOLS
+from ca2cl.evaluation.result import Row
 from ca2cl.reproduce import run as nct
 from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.datasets import MADE_UP

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from ca2cl.cli import entry as cli
 from ca2cl.cli import main
-from ca2cl.cli import main as cli
 from ca2cl.common.redact import RedactingFormatter, redact, redact_all
 from ca2cl.config import DataConfig, PretrainConfig, RunConfig, TrackingConfig, flatten
 from ca2cl.data.remote.reader import FetchPolicy, ShardReader, file_url, open_index

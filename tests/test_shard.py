@@ -26,7 +26,7 @@ from ca2cl.errors import InputError
 CLASSES = ("ADI", "LYM", "TUM")
 CHILD = """
 import sys
-from ca2cl.data.shard import ShardConfig, run
+from ca2cl.data.shards.run import ShardConfig, run
 from ca2cl.errors import InputError
 if __name__ == "__main__":
     try:

@@ -87,7 +87,7 @@ def test_what_a_job_script_left_changes_no_accelerator(tmp_path: Path) -> None:
     script = """
 import logging, os, torch
 logging.basicConfig()
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
 a = build_accelerator()
 print(a.gradient_accumulation_steps, a.mixed_precision, a.state.dynamo_plugin.backend.value, a.distributed_type.value,
       torch.get_float32_matmul_precision(), *sorted(name for name in os.environ if name.startswith("ACCELERATE_")))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ViewsConfig
 from ca2cl.models.preprocess import preprocess, to_planes
-from ca2cl.views import Views, build_views
+from ca2cl.views.build import Views, build_views
 from ca2cl.views.crop import CropRecipe
 from ca2cl.views.ops.random import Draws
 

@@ -129,7 +129,7 @@ def test_pool_is_not_under_dev_shm() -> None:
 
 STUCK = """
 import os, sys, time
-from ca2cl.data.workers import TileWorkers
+from ca2cl.data.loading.workers import TileWorkers
 
 class Long:
     def rows(self, request): return 1

@@ -17,7 +17,7 @@ from ca2cl.cli.verbs import VERBS
 from ca2cl.cli.yaml_files import read_flags
 from ca2cl.errors import InputError, nearest
 
-_RECIPES = Path(__file__).parent / "recipes"
+_RECIPES = Path(__file__).parent.parent / "recipes"
 _NONE = "none"
 _HOME = re.compile(r"([^/~=]*=)?(~.*)", re.DOTALL)
 

@@ -9,8 +9,14 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from ca2cl.common.redact import redact
+
+NONFINITE = "nonfinite"
+"""Field of a JSON line that names its values which are not finite."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -87,3 +93,29 @@ def why_not_tensors(error: Exception) -> str:
     if "weights_only" in text.lower():
         return "something else is in it, and nothing is unpickled"
     return text[:200] or type(error).__name__
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as one line of strict JSON (RFC 8259: no NaN, no infinities)."""
+    nonfinite: dict[str, str] = {}
+    clean = {str(name): _clean(value, str(name), nonfinite) for name, value in record.items()}
+    if nonfinite:
+        clean[NONFINITE] = nonfinite
+    return json.dumps(clean, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _clean(value: Any, name: str, nonfinite: dict[str, str]) -> Any:
+    if isinstance(value, bool) or value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        nonfinite[name] = str(value)
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _clean(inner, f"{name}.{key}", nonfinite) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(inner, f"{name}.{place}", nonfinite) for place, inner in enumerate(value)]
+    if hasattr(value, "item"):  # a NumPy scalar or a tensor of one element
+        return _clean(value.item(), name, nonfinite)
+    return redact(str(value)).encode("utf-8", "replace").decode()

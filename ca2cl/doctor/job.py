@@ -33,7 +33,7 @@ from ca2cl.models.heads import Network
 from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.runtime.precision import seconds_of
-from ca2cl.views import build_views
+from ca2cl.views.build import build_views
 
 _PATIENCE_S = 3.0
 _STEP_TILES = 32

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ca2cl.evaluation.probe.scoring import Row
+from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Difference, holm, paired_difference
 

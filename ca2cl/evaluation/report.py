@@ -18,7 +18,7 @@ from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.redact import redact_all
 from ca2cl.common.tables import aligned
 from ca2cl.evaluation.metrics import ClassificationMetrics
-from ca2cl.evaluation.probe.scoring import Row
+from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Interval
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ca2cl.errors import InputError
+from ca2cl.evaluation.protocol import HONEST, Protocol
 
 logger = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]
+Subsets = Mapping[float, Sequence[IntArray]]
+"""Rows of the training features that count as labelled: budget → one array a seed."""
 # Streams of random words beside those of the classes, which are their labels.
 _SLIDES, _REPLACED, _UNLABELLED, _SPLIT, _ANY = 1 << 32, 1 << 33, 1 << 34, 1 << 35, 1 << 36
 
@@ -82,6 +85,30 @@ def replaced_subset(labels_N: IntArray, budget: float, seed: int) -> IntArray:
         words = _words(_wanted(budget, len(rows)), seed, _REPLACED + int(label))
         chosen.append(rows[(words % np.uint64(len(rows))).astype(np.int64)])
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def draw_subsets(
+    labels_N: IntArray,
+    budgets: Sequence[float],
+    seeds: int,
+    *,
+    groups: Sequence[str | None] | None = None,
+    protocol: Protocol = HONEST,
+) -> Subsets:
+    """The labelled rows for every budget and for seeds 0..seeds-1; the budget with the fewest tiles comes first.
+
+    Args:
+        groups: slide or patient of every row, for a draw by slide (``labelled_subset``).
+        protocol: whether a tile may be drawn twice; slides then play no part.
+    """
+
+    def draw(budget: float, seed: int) -> IntArray:
+        if protocol.replacement:
+            return replaced_subset(labels_N, budget, seed)
+        return labelled_subset(labels_N, budget, seed, groups)
+
+    drawn = {budget: [draw(budget, seed) for seed in range(seeds)] for budget in set(budgets)}
+    return dict(sorted(drawn.items(), key=lambda entry: (len(entry[1][0]), entry[0])))
 
 
 def split_off(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:

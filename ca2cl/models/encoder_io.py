@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ca2cl.common.files import replacing
-from ca2cl.common.records import is_number, is_text, is_whole, parse_json
+from ca2cl.common.records import is_number, is_text, is_whole, json_line, parse_json
 from ca2cl.errors import InputError
 from ca2cl.models.resnet import ARCHITECTURES, Encoder, build_encoder
-from ca2cl.tracking.journal import encode
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
 WEIGHTS_NAME = "encoder.safetensors"
@@ -151,7 +150,7 @@ def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: 
 def write_card(path: Path, card: EncoderCard) -> None:
     """Write a card, whole or not at all."""
     with replacing(path) as file:
-        file.write(encode(asdict(card)))
+        file.write(json_line(asdict(card)))
 
 
 def load_encoder(folder: str | Path) -> tuple[Encoder, EncoderCard]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ca2cl.views.ops.subset import to_device
+from ca2cl.runtime.device import to_device
 
 
 def normalise_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

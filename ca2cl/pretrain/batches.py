@@ -11,7 +11,7 @@ import torch
 from ca2cl.data.loading.stream import BadTile, LaneStream, TileBatch
 from ca2cl.methods.base import ViewBatch
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.views import Views
+from ca2cl.views.build import Views
 
 
 class MicroBatches(Sequence[ViewBatch]):

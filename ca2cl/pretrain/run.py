@@ -45,7 +45,7 @@ from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Job, Progress, train
 from ca2cl.training.optim import build_optimizer
-from ca2cl.views import build_views
+from ca2cl.views.build import build_views
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
 from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
-from ca2cl.evaluation.probe.scoring import Row, draw_subsets
 from ca2cl.evaluation.probe.sgd import sgd_classifier
 from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
-from ca2cl.evaluation.splits import describe_budget
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import describe_budget, draw_subsets
 from ca2cl.evaluation.statistics import Units, bootstrap_interval
 from ca2cl.reproduce.config import NctConfig
 from ca2cl.reproduce.vectors import Vectors

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed import run as run_embed
+from ca2cl.evaluation.embed.run import run as run_embed
 from ca2cl.evaluation.splits import known_slides
 from ca2cl.reproduce.config import NctConfig, embedding
 from ca2cl.runtime.distributed import Ranks

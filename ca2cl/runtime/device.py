@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ca2cl.errors import InputError
 from ca2cl.runtime.launched import find_place, keeps_to_cpu
@@ -29,3 +30,10 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):  # torch asserts where it was built without CUDA
         raise InputError(f"device is {name!r}: not there; use auto or cpu") from None
     return device
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the host on ``device``; to a GPU from pinned memory, without the host waiting for it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

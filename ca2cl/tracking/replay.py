@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl.common.files import replacing
-from ca2cl.common.records import is_file_name, is_number, is_whole, lies_in, parse_json
+from ca2cl.common.records import NONFINITE, is_file_name, is_number, is_whole, lies_in, parse_json
 from ca2cl.common.scratch import NoScratch
 from ca2cl.errors import InputError
 from ca2cl.store.open import Store, StoreAway, away_errors, reason
 from ca2cl.store.upload import upload
-from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal
+from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

@@ -16,7 +16,7 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.data.shards.index import ShardIndex, key_hash
 from ca2cl.errors import InputError
-from ca2cl.views import Views, build_views
+from ca2cl.views.build import Views, build_views
 
 _MARGIN, _LINE, _TITLE = 6, 16, 26
 _SMALLEST = 96

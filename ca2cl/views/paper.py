@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ca2cl.runtime.device import to_device
 from ca2cl.views.ops import distort, filters, geometry
 from ca2cl.views.ops.clahe import clahe_lightness
 from ca2cl.views.ops.hsv import shift_hsv
 from ca2cl.views.ops.random import Draws
-from ca2cl.views.ops.subset import apply_to, per_sample, rows_of, to_device
+from ca2cl.views.ops.subset import apply_to, per_sample, rows_of
 
 _BLURS = ("motion", "median", "gaussian", "noise")
 _DISTORTIONS = ("optical", "grid", "elastic")

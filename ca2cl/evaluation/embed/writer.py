@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ca2cl.common.files import replacing, writing
-from ca2cl.common.records import parse_json
+from ca2cl.common.records import json_line, parse_json
 from ca2cl.evaluation.embed.parts import REMEDY, parquet_writer, schema
-from ca2cl.tracking.journal import encode
 
 METADATA_KEY = "ca2cl"
 """Of the file's metadata: JSON that says what was embedded by what."""
@@ -48,7 +47,7 @@ def write_vectors(out: Path, tables: Tables, rows: int, dim: int, about: Mapping
         dim: D.
         about: what the file's metadata says; the same content gives the same bytes.
     """
-    text = encode(about).decode().strip()
+    text = json_line(about).decode().strip()
     if out.suffix == ".parquet":
         _write_parquet(out, tables, dim, text)
         return

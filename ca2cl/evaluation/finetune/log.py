@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ca2cl.config import flatten
-from ca2cl.evaluation.probe.scoring import Row
 from ca2cl.evaluation.report import metric_name, metric_names, tracked_metrics
+from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.statistics import Difference
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from ca2cl.evaluation.finetune.trial import PREDICTIONS, RESULT, Cell
 from ca2cl.evaluation.leakage import lines as leak_lines
 from ca2cl.evaluation.leakage import tag as leak_tag
 from ca2cl.evaluation.metrics import classification_metrics
-from ca2cl.evaluation.probe.scoring import Row
 from ca2cl.evaluation.report import draw_confusion, row_as_dict, table, write_json
+from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import known_slides
 from ca2cl.evaluation.statistics import Difference, Units, bootstrap_interval, holm, paired_difference
 

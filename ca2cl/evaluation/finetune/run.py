@@ -31,9 +31,8 @@ from ca2cl.evaluation.finetune.report import RECORD, report
 from ca2cl.evaluation.finetune.step import Augmentation, LabelledSet, Preprocessing, build_augmentation
 from ca2cl.evaluation.finetune.trial import RESULT, Cell, Data, Recipe, run_cell
 from ca2cl.evaluation.leakage import find_leak, side_of
-from ca2cl.evaluation.probe.scoring import Subsets, draw_subsets
 from ca2cl.evaluation.protocol import Protocol, ProtocolName, describe_draw
-from ca2cl.evaluation.splits import check_budget, known_slides
+from ca2cl.evaluation.splits import Subsets, check_budget, draw_subsets, known_slides
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.models.resnet import build_encoder

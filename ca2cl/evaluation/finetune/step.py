@@ -24,7 +24,7 @@ from ca2cl.evaluation.labelled import IGNORED, LabelledBatch
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.preprocess import preprocess
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.views import Views, build_views
+from ca2cl.views.build import Views, build_views
 from ca2cl.views.paper import STRONG, PaperRecipe
 
 Integers = npt.NDArray[np.int64]

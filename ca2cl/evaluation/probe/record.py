@@ -19,7 +19,6 @@ from ca2cl.evaluation.leakage import lines, tag
 from ca2cl.evaluation.probe.classifiers import Strength
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.probe.encoders import ENCODER, Contenders
-from ca2cl.evaluation.probe.scoring import Row, Subsets
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.report import (
     draw_confusion,
@@ -30,6 +29,8 @@ from ca2cl.evaluation.report import (
     tracked_metrics,
     write_json,
 )
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import Subsets
 from ca2cl.evaluation.statistics import Units
 
 if TYPE_CHECKING:

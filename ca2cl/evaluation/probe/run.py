@@ -20,9 +20,10 @@ from ca2cl.evaluation.leakage import find_leak
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.probe.encoders import ENCODER, Contenders, find_contenders
 from ca2cl.evaluation.probe.record import ProbeRecord
-from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Scoring, draw_subsets, score
+from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Scoring, score
 from ca2cl.evaluation.probe.sgd import RECIPE
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
+from ca2cl.evaluation.splits import draw_subsets
 from ca2cl.evaluation.statistics import Units
 from ca2cl.runtime.device import find_device
 

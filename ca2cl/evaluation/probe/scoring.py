@@ -12,50 +12,17 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.evaluation.features import Features
-from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics, mean_sd
+from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.probe.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
 from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST, Protocol
-from ca2cl.evaluation.splits import describe_budget, labelled_subset, replaced_subset
-from ca2cl.evaluation.statistics import Interval, Units, bootstrap_interval
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import IntArray, Subsets, describe_budget
+from ca2cl.evaluation.statistics import Units, bootstrap_interval
 
 logger = logging.getLogger(__name__)
 
 LINEAR, SGD, KNN = "linear", "linear SGD", "k-NN"
-Integers = npt.NDArray[np.int64]
-Subsets = Mapping[float, Sequence[Integers]]
-"""Rows of the training features that count as labelled: budget → one array a seed."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One classifier on one kind of features at one label budget and on one test set, over all seeds."""
-
-    features: str
-    classifier: str
-    budget: float
-    labelled: int
-    """Labelled tiles."""
-    per_seed: list[ClassificationMetrics]
-    settings: list[dict[str, float]]
-    """What each seed's classifier ended with: C, the epoch, or k."""
-    interval: Interval
-    """95 % interval of the accuracy averaged over seeds (``statistics.bootstrap_interval``)."""
-    test: str = ""
-    """Name of the test set."""
-    right_SN: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False, compare=False)
-    """Whether seed s classified test tile n correctly, for paired comparisons."""
-    units: Units | None = field(default=None, repr=False, compare=False)
-    """What the test tiles are resampled by; None takes single tiles."""
-
-    def mean_sd(self, score: str) -> tuple[float, float]:
-        """Mean and sample sd over seeds of a score of ``ClassificationMetrics``."""
-        return mean_sd([metrics.scores()[score] for metrics in self.per_seed])
-
-    @property
-    def confusion(self) -> npt.NDArray[np.int64]:
-        """Counts summed over seeds, (K, K): row = label, column = prediction."""
-        return np.asarray(np.sum([metrics.confusion for metrics in self.per_seed], axis=0), np.int64)
 
 
 @dataclass(frozen=True)
@@ -73,30 +40,6 @@ class Scoring:
     recipe: SgdRecipe = RECIPE
     units: Mapping[str, Units] = field(default_factory=dict)
     """What the tiles of each test set are resampled by; single tiles where it has none."""
-
-
-def draw_subsets(
-    labels_N: Integers,
-    budgets: Sequence[float],
-    seeds: int,
-    *,
-    groups: Sequence[str | None] | None = None,
-    protocol: Protocol = HONEST,
-) -> Subsets:
-    """The labelled rows for every budget and for seeds 0..seeds-1; the budget with the fewest tiles comes first.
-
-    Args:
-        groups: slide or patient of every row, for a draw by slide (``data.splits.labelled_subset``).
-        protocol: whether a tile may be drawn twice; slides then play no part.
-    """
-
-    def draw(budget: float, seed: int) -> Integers:
-        if protocol.replacement:
-            return replaced_subset(labels_N, budget, seed)
-        return labelled_subset(labels_N, budget, seed, groups)
-
-    drawn = {budget: [draw(budget, seed) for seed in range(seeds)] for budget in set(budgets)}
-    return dict(sorted(drawn.items(), key=lambda entry: (len(entry[1][0]), entry[0])))
 
 
 def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how: Scoring) -> list[Row]:
@@ -124,7 +67,7 @@ def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how:
 
 
 def _predictions(
-    name: str, classifier: str, draws: Sequence[Integers], train: Features, tests: Mapping[str, Features], how: Scoring,
+    name: str, classifier: str, draws: Sequence[IntArray], train: Features, tests: Mapping[str, Features], how: Scoring,
     bar: tqdm[Any],
 ) -> dict[str, list[Prediction]]:  # fmt: skip
     """One prediction a seed for every test set."""
@@ -150,8 +93,8 @@ def _predictions(
 
 
 def _classify(
-    classifier: str, values_ND: npt.NDArray[np.float32], labels_N: Integers, rows: Integers,
-    test_MD: npt.NDArray[np.float32], test_labels_M: Integers, seed: int, how: Scoring,
+    classifier: str, values_ND: npt.NDArray[np.float32], labels_N: IntArray, rows: IntArray,
+    test_MD: npt.NDArray[np.float32], test_labels_M: IntArray, seed: int, how: Scoring,
 ) -> Prediction:  # fmt: skip
     labelled = values_ND[rows], labels_N[rows], test_MD
     if classifier == KNN:
@@ -165,7 +108,7 @@ def _classify(
 
 
 def _row(
-    name: str, classifier: str, budget: float, draws: Sequence[Integers], test: str, tiles: Features,
+    name: str, classifier: str, budget: float, draws: Sequence[IntArray], test: str, tiles: Features,
     predictions: Sequence[Prediction], units: Units | None,
 ) -> Row:  # fmt: skip
     right_SN = np.stack([p.probabilities.argmax(axis=1) == tiles.labels_N for p in predictions])

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ca2cl.runtime.device import to_device
 from ca2cl.views.ops.median import median_filter
 from ca2cl.views.ops.random import Draws
-from ca2cl.views.ops.subset import per_sample, rows_of, to_device
+from ca2cl.views.ops.subset import per_sample, rows_of
 
 
 def gaussian_weights(sigma: Tensor, taps: Tensor, *, radius: int) -> Tensor:

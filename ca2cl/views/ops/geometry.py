@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ca2cl.views.ops.subset import per_sample, to_device
+from ca2cl.runtime.device import to_device
+from ca2cl.views.ops.subset import per_sample
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ca2cl.runtime.device import to_device
+
 
 def rows_of(mask: Tensor) -> Tensor:
     """Numbers of the samples where a bool (B,) mask on the CPU is set, int64 ascending."""
     return torch.nonzero(mask).flatten()
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` of the host on ``device``; to a GPU from pinned memory, without the host waiting for it."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
