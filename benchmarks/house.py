@@ -103,7 +103,8 @@ class Source:
         prefixed = [f"{folder}/{name}" for folder in sorted(folders) for name in _prefixed(folders[folder])]
         groups = circles(self.graph)
         rooms = circles(room_graph(self.modules, self.graph))
-        left = [name for name in MISPLACED if f"{PACKAGE}.{name.replace('/', '.')}" in self.modules]
+        here = {module.name for module in self.modules.values() if not module.is_package}
+        left = [name for name in MISPLACED if f"{PACKAGE}.{name.replace('/', '.')}" in here]
         return {
             "folders": Count(f"{len(folders)}"),
             "files in the largest folder": Count(f"{len(folders[largest])} ({largest})"),
