@@ -1,7 +1,7 @@
 """Draw the package's folders and their imports, and list what each holds, in docs/.
 
-    python -m docs.draw_architecture            # writes docs/architecture.svg, and the table in docs/architecture.md
-    python -m docs.draw_architecture --check    # exit code 1 if either is out of date
+    python -m benchmarks.architecture            # writes docs/architecture.svg, and the table in docs/architecture.md
+    python -m benchmarks.architecture --check    # exit code 1 if either is out of date
 
 A folder stands above all that it imports, directly or not. Of the arrows those are left out that others imply: where A
 imports B and B imports C, none goes from A to C (transitive reduction). Arrows that pass a floor run together where
@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks import imports
 from benchmarks.imports import Graph, Module
 
-DOCS = Path(__file__).parent
-BEGIN, END = "<!-- made by docs/draw_architecture.py -->\n", "<!-- end -->\n"
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- made by benchmarks/architecture.py -->\n", "<!-- end -->\n"
 BOX_HEIGHT, FLOOR_HEIGHT, GAP, LANE, MARGIN = 30, 84, 22, 10, 24
 COLOURS = ("#dbeafe", "#dcfce7", "#fef3c7", "#fce7f3", "#ede9fe", "#ffedd5", "#ccfbf1", "#fee2e2", "#e0e7ff", "#ecfccb")
 
@@ -203,7 +203,7 @@ def main() -> int:
     stale = [path for path, text in contents.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if check:
-            sys.stderr.write(f"{path.name} is out of date: python -m docs.draw_architecture\n")
+            sys.stderr.write(f"{path.name} is out of date: python -m benchmarks.architecture\n")
         else:
             path.write_text(contents[path], encoding="utf-8")
     return int(check and bool(stale))
