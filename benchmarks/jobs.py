@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ca2cl.data.shards.run import ShardConfig
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.run import run as shard
 from ca2cl.data.synthetic.tissue import write_tissue
 

@@ -33,8 +33,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import LaneStream
 from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as shard
 
 BATCH = 128

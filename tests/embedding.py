@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as shard
 from ca2cl.data.synthetic.tissue import write_tissue
+from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.parts import Parts
-from ca2cl.evaluation.embed.run import EmbedConfig, run
+from ca2cl.evaluation.embed.run import run
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.resnet import build_encoder
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ca2cl.data.shards.run import ShardConfig
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.run import run as run_shard
 from ca2cl.data.synthetic.tissue import write_tissue
 

@@ -25,7 +25,7 @@ from ca2cl.detection.engines.detectron2 import HEADS, Detectron2Detector, Detect
 from ca2cl.detection.engines.detectron2_weights import load_backbone
 from ca2cl.detection.engines.registry import find_engine, load_detector
 from ca2cl.detection.engines.torchvision import learning_rate
-from ca2cl.detection.prepare.run import PrepareConfig
+from ca2cl.detection.prepare.config import PrepareConfig
 from ca2cl.detection.prepare.run import run as run_prepare
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import EncoderCard

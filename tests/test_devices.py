@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, OptimConfig, ViewsConfig
 from ca2cl.data.loading.stream import TileBatch
+from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.job import Job
-from ca2cl.evaluation.embed.run import EmbedConfig
 from ca2cl.evaluation.features import extract, frozen
 from ca2cl.evaluation.finetune.step import FineTuning, Preprocessing
 from ca2cl.evaluation.labelled import LabelledBatch

@@ -24,8 +24,9 @@ from ca2cl.common.job_dir import JOB_LOCK
 from ca2cl.config import OptimConfig
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.finetune.early_stopping import Best, Looks, Selection
-from ca2cl.evaluation.finetune.run import FinetuneConfig, _changes, _recipe, _starts
+from ca2cl.evaluation.finetune.run import _changes, _recipe, _starts
 from ca2cl.evaluation.finetune.step import Preprocessing
 from ca2cl.evaluation.finetune.trial import Cell
 from ca2cl.evaluation.labelled import IGNORED, LabelledOrder, hold_out, labelled_steps

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from ca2cl.cli import main
 from ca2cl.data.decode import decode
-from ca2cl.evaluation.finetune.run import FinetuneConfig, _network, _starts
+from ca2cl.evaluation.finetune.config import FinetuneConfig
+from ca2cl.evaluation.finetune.run import _network, _starts
 from ca2cl.evaluation.finetune.trial import Cell
 from ca2cl.evaluation.splits import split_off
 from ca2cl.models.batch_norm import BatchNorm

@@ -7,9 +7,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ca2cl.config import ModelConfig, PretrainConfig
+from ca2cl.config import ModelConfig
 from ca2cl.errors import InputError
 from ca2cl.models.bn_groups import LaneGroups
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.shares import check_resume, lane_groups
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as shard
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.train.overlap import find_shared

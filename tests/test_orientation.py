@@ -16,8 +16,9 @@ from ca2cl.data.loading.sequential import TileDataset
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.sources.base import SourceOptions
+from ca2cl.detection.prepare.config import PrepareConfig
 from ca2cl.detection.prepare.layouts import find_pictures
-from ca2cl.detection.prepare.run import PrepareConfig, prepare
+from ca2cl.detection.prepare.run import prepare
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.tiles import DecodeRange, open_tiles
 from tests.glands import write_pairs

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.config import DataConfig, PretrainConfig, RunConfig, TrackingConfig
+from ca2cl.config import DataConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
 from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import open_store, quiet_mlflow
 from ca2cl.tracking import run as run_module

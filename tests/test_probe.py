@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as shard
 from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.errors import InputError

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.cli.parser import parse
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as shard
 from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import name_sets, open_sets

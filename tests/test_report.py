@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, PretrainConfig, RunConfig, TrackingConfig
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, RunConfig, TrackingConfig
 from ca2cl.data.loading.sequential import TileDataset
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
@@ -29,6 +29,7 @@ from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.preprocess import preprocess
 from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.registry.evaluation_run import log_evaluation
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.report.material import read_material

@@ -20,7 +20,7 @@ import pytest
 from ca2cl.cli import main
 from ca2cl.cli.parser import parse
 from ca2cl.data.synthetic.tissue import write_tissue
-from ca2cl.evaluation.finetune.run import FinetuneConfig
+from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.result import Row

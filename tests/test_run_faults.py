@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from ca2cl.common.files import alone
-from ca2cl.config import PretrainConfig, TrackingConfig
+from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.pretrain.callbacks import _spread
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.store.open import Store, open_store
 from ca2cl.tracking.run import JOB_LOCK, RunTracker, open_run
 from ca2cl.tracking.sync import sync

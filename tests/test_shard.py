@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.data.shards.run import ShardConfig, run
+from ca2cl.data.shards.run import run
 from ca2cl.errors import InputError
 
 CLASSES = ("ADI", "LYM", "TUM")

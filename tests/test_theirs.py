@@ -12,17 +12,17 @@ from ca2cl.cli.main import parse
 
 from ca2cl.config import OptimConfig, flatten
 from ca2cl.errors import InputError
+from ca2cl.evaluation.finetune.config import FinetuneConfig, Trains
 from ca2cl.evaluation.finetune.original import (
     ALWAYS,
     THEIRS,
-    Trains,
     differences,
     draw_original,
     protocol_of,
     settled,
     validation,
 )
-from ca2cl.evaluation.finetune.run import FinetuneConfig, _network, _recipe, _starts
+from ca2cl.evaluation.finetune.run import _network, _recipe, _starts
 from ca2cl.evaluation.finetune.trial import Cell
 from ca2cl.evaluation.labelled import LabelledOrder
 from ca2cl.pretrain.shares import lane_groups

@@ -25,7 +25,7 @@ from ca2cl.detection.engines.torchvision import (
     precise_statistics,
 )
 from ca2cl.detection.engines.torchvision_model import load_body
-from ca2cl.detection.prepare.run import PrepareConfig
+from ca2cl.detection.prepare.config import PrepareConfig
 from ca2cl.detection.prepare.run import run as run_prepare
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm

@@ -109,7 +109,7 @@ def test_mlflow_is_asked_by_name_alone() -> None:
     fluent = re.compile(r"mlflow\.(start_run|log_\w+|set_\w+|register_model|active_run|search_runs)\(")
     found = [path for path in (ROOT / "ca2cl").rglob("*.py") if fluent.search(path.read_text(encoding="utf-8"))]
     assert not found
-    client = (ROOT / "ca2cl" / "tracking" / "store.py").read_text(encoding="utf-8")
+    client = (ROOT / "ca2cl" / "store" / "open.py").read_text(encoding="utf-8")
     assert "MlflowClient(tracking_uri=chosen, registry_uri=chosen)" in client
 
 

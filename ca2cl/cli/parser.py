@@ -36,7 +36,7 @@ def parse(name: str, arguments: list[str]) -> Any:
 
     verb = VERBS[name]
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    module = importlib.import_module(verb.settings_module or verb.module)
+    module = importlib.import_module(verb.settings_module)
     kind = getattr(module, verb.settings)
     positional: tuple[str, ...] = getattr(module, "POSITIONAL", ())
     parser = Parser(prog=f"ca2cl {name}", description=kind.__doc__, exit_on_error=False)

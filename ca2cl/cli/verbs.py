@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """Where a verb's code is: a module with ``run(settings)``, and the settings' dataclass in ``settings_module``."""
+    """Where a verb's code is: a module with ``run(settings)``, and the name of the settings' dataclass."""
 
     summary: str
     module: str
     settings: str
-    settings_module: str = ""
     stops: bool = False
     """Whether it ends by SIGTERM with a checkpoint, and 85; while it trains by Ctrl-C, too, with 130."""
     raw: bool = False
@@ -20,6 +19,12 @@ class Verb(NamedTuple):
     """Whether the processes of a launch share its work: any other verb is rank 0's alone."""
     kept: str = "run it again"
     """What Ctrl-C leaves, and how to go on."""
+
+    @property
+    def settings_module(self) -> str:
+        """The module of the settings' dataclass: ``config`` beside ``run``, else the verb's own module."""
+        package, _, name = self.module.rpartition(".")
+        return f"{package}.config" if name == "run" else self.module
 
 
 _CELLS_KEPT = "finished cells and checkpoints are kept, and the same command goes on"
@@ -35,7 +40,6 @@ VERBS = {
         "shards -> an encoder in MLflow's registry",
         "ca2cl.pretrain.run",
         "PretrainConfig",
-        "ca2cl.config",
         stops=True,
         shared=True,
         kept="checkpoints are kept, and the same command goes on",
@@ -66,7 +70,6 @@ VERBS = {
         "train a gland detector from an encoder and score it",
         "ca2cl.detection.train.run",
         "DetectConfig",
-        "ca2cl.detection.train.config",
         stops=True,
         shared=True,
         kept=_CELLS_KEPT,
@@ -91,7 +94,6 @@ VERBS = {
         "the authors' tables, cell by cell, yours beside theirs",
         "ca2cl.reproduce.run",
         "NctConfig",
-        "ca2cl.reproduce.config",
         shared=True,
         kept="finished steps and cells are kept, and the same command goes on",
     ),

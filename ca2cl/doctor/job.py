@@ -11,16 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ca2cl.config import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    PretrainConfig,
-    RunConfig,
-    ViewsConfig,
-)
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, ViewsConfig
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import LaneStream, TileBatch
 from ca2cl.data.remote.reader import ShardReader, open_index
@@ -31,6 +22,7 @@ from ca2cl.methods.base import LocalEngine, ViewBatch
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.heads import Network
 from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.runtime.precision import seconds_of
 from ca2cl.views.build import build_views

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ca2cl.common.files import replacing
 from ca2cl.common.records import is_number, is_text, is_whole, json_line, parse_json
@@ -210,3 +211,12 @@ def make_encoder(state: Mapping[str, Tensor], arch: str, source: str) -> Encoder
     encoder.load_state_dict({**wanted, **given})
     encoder.eval()
     return encoder
+
+
+def weights_digest(encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> str:
+    """SHA-256 of what makes a tile's vector: the tensors by name, and the normalisation in front of them."""
+    digest = hashlib.sha256(repr((list(mean), list(std))).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"\0{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

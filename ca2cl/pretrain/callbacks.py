@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ca2cl.config import PretrainConfig
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.loading.stream import BadTile
@@ -22,6 +21,7 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.methods.ca2cl.cluster_loss import k_means
 from ca2cl.models.preprocess import preprocess
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory import peak_bytes
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import training_lines

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.common.records import parse_json
-from ca2cl.config import PretrainConfig, flatten
+from ca2cl.config import flatten
 from ca2cl.errors import InputError
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 from ca2cl.tracking.run_record import RUN_NAME, read_run
 from ca2cl.training.checkpoint import Checkpointer, read_state

@@ -14,22 +14,21 @@ from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
 from ca2cl.common.files import writing
-from ca2cl.config import PretrainConfig
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import BadBudget, LaneStream
 from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed.job import weights_digest
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
 from ca2cl.models.heads import Network
 from ca2cl.models.resnet import Encoder, build_encoder
 from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.callbacks import RunObserver
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, fix_numerics
 from ca2cl.pretrain.resume import is_finished

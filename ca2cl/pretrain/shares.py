@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ca2cl.config import PretrainConfig
 from ca2cl.errors import InputError
 from ca2cl.models.bn_groups import LaneGroups
+from ca2cl.pretrain.config import PretrainConfig
 
 
 def micro_batch(config: PretrainConfig, world: int) -> int:

@@ -16,6 +16,7 @@ from ca2cl import __version__
 from ca2cl.errors import InputError
 from ca2cl.report import run_summary as facts
 from ca2cl.report.clusters import Clustering, cluster
+from ca2cl.report.config import ReportConfig
 from ca2cl.report.curves import HEIGHT, WIDTH, counts, panels
 from ca2cl.report.embedding_map import draw_map
 from ca2cl.report.images import jpeg_uri, layout, sprites
@@ -27,7 +28,6 @@ from ca2cl.report.tiles import Tiles, read_tiles
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder
-    from ca2cl.report.run import ReportConfig
 
 logger = logging.getLogger(__name__)
 _GRID_TILES = 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,12 +16,10 @@ from ca2cl.data.remote.reader import is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.report import run_summary as facts
+from ca2cl.report.config import ReportConfig
 from ca2cl.report.images import jpeg_uri
 from ca2cl.report.material import RunMaterial
 from ca2cl.views.contact_sheet import run_sheet
-
-if TYPE_CHECKING:
-    from ca2cl.report.run import ReportConfig
 
 _TILES = 6
 _REMEDY = "give `--shards SHARDS` or `--test SHARDS`"

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from ca2cl.config import OptimConfig, TrackingConfig
 from ca2cl.errors import InputError, nearest
-from ca2cl.evaluation.embed.run import EmbedConfig
-from ca2cl.evaluation.finetune.original import OPTIM, Trains
-from ca2cl.evaluation.finetune.run import FinetuneConfig
+from ca2cl.evaluation.embed.config import EmbedConfig
+from ca2cl.evaluation.finetune.config import OPTIM, FinetuneConfig, Trains
 from ca2cl.evaluation.finetune.step import Augmentation
 from ca2cl.evaluation.protocol import ProtocolName
 from ca2cl.reproduce.published_results import BUDGETS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ca2cl.common.files import alone, write_atomic, writing
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import MANIFEST_NAME
-from ca2cl.data.shards.run import ShardConfig
 from ca2cl.data.shards.run import run as run_shard
 from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.errors import InputError

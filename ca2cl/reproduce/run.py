@@ -17,8 +17,8 @@ from ca2cl.common.files import alone
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import check_every_class
-from ca2cl.evaluation.embed.job import weights_digest
 from ca2cl.evaluation.finetune import run as finetune
+from ca2cl.models.encoder_io import weights_digest
 from ca2cl.reproduce import datasets as published
 from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.data_summary import find_facts, open_sets

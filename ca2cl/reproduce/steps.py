@@ -6,8 +6,7 @@ import itertools
 from pathlib import Path
 
 from ca2cl.common.tables import aligned
-from ca2cl.evaluation.finetune.original import Trains
-from ca2cl.evaluation.finetune.run import START
+from ca2cl.evaluation.finetune.config import START, Trains
 from ca2cl.evaluation.finetune.trial import RESULT, Cell
 from ca2cl.reproduce import datasets as published
 from ca2cl.reproduce.archives import part_of

@@ -17,6 +17,7 @@ from ca2cl.common.records import parse_json
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.detection.engines.base import split_names
+from ca2cl.detection.train.config import DetectConfig
 from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST, RESULT, Cell
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import Leak, lines, tag
@@ -24,7 +25,6 @@ from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
 
 if TYPE_CHECKING:
-    from ca2cl.detection.train.config import DetectConfig
     from ca2cl.registry.resolve import ResolvedEncoder
 
 RESULTS, LOGGED = "detect-results.json", "logged.json"

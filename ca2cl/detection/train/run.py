@@ -148,7 +148,7 @@ def _claimed(config: DetectConfig, out: Path, kept: Mapping[str, Any], cells: Se
 
 def _prepared(config: DetectConfig, out: Path) -> Path:
     """The folder of COCO files: ``data`` itself, or what becomes of it."""
-    from ca2cl.detection.prepare.run import PrepareConfig
+    from ca2cl.detection.prepare.config import PrepareConfig
     from ca2cl.detection.prepare.run import run as prepare
 
     source = Path(config.data).expanduser()

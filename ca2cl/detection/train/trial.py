@@ -19,11 +19,11 @@ from ca2cl.detection.engines.base import CocoSplit, Detector, Engine, Job, recor
 from ca2cl.detection.engines.checkpoint import KEPT
 from ca2cl.detection.scores.plots import draw_samples
 from ca2cl.detection.scores.scoring import SplitScores, score_split
+from ca2cl.detection.train.config import DetectConfig
 from ca2cl.evaluation.finetune.trial import folder_name
 from ca2cl.runtime.signals import StopFlag
 
 if TYPE_CHECKING:
-    from ca2cl.detection.train.config import DetectConfig
     from ca2cl.tracking.run import NullTracker
 
 logger = logging.getLogger(__name__)

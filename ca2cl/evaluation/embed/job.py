@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ca2cl import __version__
@@ -28,15 +27,16 @@ from ca2cl.data.loading.stream import BadBudget, BadTile
 from ca2cl.data.loading.workers import TileWorkers
 from ca2cl.data.sources.base import SourceOptions
 from ca2cl.errors import InputError
+from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.parts import Part, PartFacts, Parts
 from ca2cl.evaluation.embed.tiles import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
+from ca2cl.models.encoder_io import weights_digest
 from ca2cl.models.preprocess import preprocess
 from ca2cl.runtime.device import find_device
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.precision import check_precision
 
 if TYPE_CHECKING:
-    from ca2cl.evaluation.embed.run import EmbedConfig
     from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
@@ -157,15 +157,6 @@ def open_job(config: EmbedConfig) -> Job:
     parts = Parts(out.with_name(f"{out.name}.parts"), identity, len(data), config.part_size, card.feature_dim)
     found.encoder.eval().to(device, memory_format=torch.channels_last)
     return Job(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
-
-
-def weights_digest(encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> str:
-    """SHA-256 of what makes a tile's vector: the tensors by name, and the normalisation in front of them."""
-    digest = hashlib.sha256(repr((list(mean), list(std))).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"\0{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def embed_parts(job: Job, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks) -> Tally:

@@ -10,25 +10,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ca2cl.config import OptimConfig, flatten
+from ca2cl.evaluation.finetune.config import OPTIM, FinetuneConfig, Trains
 from ca2cl.evaluation.protocol import HONEST, ORIGINAL, ORIGINAL_TUNING, Protocol
 from ca2cl.evaluation.splits import describe_budget, replaced_rows, split_off
 
-if TYPE_CHECKING:
-    from ca2cl.evaluation.finetune.run import FinetuneConfig
-
 Integers = npt.NDArray[np.int64]
-Trains = Literal["all", "head"]
 OURS: dict[str, Any] = {
     "epochs": 20, "min_steps": 200, "batch_size": 64, "held_out": 0.2, "patience": 5, "augment": "crop",
 }  # fmt: skip
 """By the honest protocol, whatever is trained."""
-OPTIM = OptimConfig(name="sgd", lr=0.01, schedule="cosine_restarts")
 _BOTH: dict[str, Any] = {
     "batch_size": 128, "micro_batch_size": None, "min_steps": 1, "norm": "sync", "augment": "strong",
     "precision": "no", "optim.name": "sgd_plain", "optim.momentum": 0.9, "optim.weight_decay": 0.0,

@@ -20,6 +20,7 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.compare import describe_difference, under_heading
 from ca2cl.evaluation.datasets import describe_missing, missing_classes
 from ca2cl.evaluation.finetune.best_checkpoint import keep_best
+from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.finetune.log import log_once, register
 from ca2cl.evaluation.finetune.original import protocol_of
 from ca2cl.evaluation.finetune.step import LabelledSet
@@ -33,7 +34,6 @@ from ca2cl.evaluation.splits import known_slides
 from ca2cl.evaluation.statistics import Difference, Units, bootstrap_interval, holm, paired_difference
 
 if TYPE_CHECKING:
-    from ca2cl.evaluation.finetune.run import FinetuneConfig
     from ca2cl.registry.resolve import ResolvedEncoder
 
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}

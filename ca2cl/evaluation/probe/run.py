@@ -27,9 +27,6 @@ from ca2cl.evaluation.splits import draw_subsets
 from ca2cl.evaluation.statistics import Units
 from ca2cl.runtime.device import find_device
 
-__all__ = ["POSITIONAL", "ProbeConfig", "run"]
-
-POSITIONAL: tuple[str, ...] = ()
 _ROWS = {"logistic": LINEAR, "sgd": SGD, "knn": KNN}
 
 
