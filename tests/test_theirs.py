@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ca2cl.cli.main import parse
 
+from ca2cl.cli.parser import parse
 from ca2cl.config import OptimConfig, flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune.config import FinetuneConfig, Trains

@@ -16,9 +16,9 @@ from ca2cl.common.files import writing
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import TrackingConfig
+from ca2cl.encoders.show import fetch_card
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
-from ca2cl.registry.commands.show import fetch_card
 from ca2cl.registry.register import DIGEST_TAG, digest_of, log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.registry.versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
