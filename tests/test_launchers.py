@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ca2cl.cli.main import VERBS, main
+from ca2cl.cli.entry import VERBS, main
 
 from ca2cl.runtime.lifetime import is_launcher
 from ca2cl.tracking.journal import read_journal

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ca2cl.cli.main import parse
+from ca2cl.cli.entry import parse
 
 from ca2cl.config import OptimConfig, flatten
 from ca2cl.errors import InputError
