@@ -1,4 +1,4 @@
-"""``ca2cl detect predict``: a trained detector on a folder of images → COCO, label masks, pictures, scores."""
+"""``ca2cl detect predict``: COCO results, label masks, overlays and scores."""
 
 from __future__ import annotations
 

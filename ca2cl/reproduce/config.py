@@ -1,4 +1,4 @@
-"""What ``ca2cl reproduce nct`` can be told, and the settings that its steps are run with."""
+"""Settings of ``ca2cl reproduce nct`` and of its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends a run's journal to MLflow: what is new, in batches, remembering how far it came.
+"""Send new journal lines to MLflow in batches.
 
 A line sent twice (killed between the sending and the remembering) makes the same rows, which MLflow's database keeps
 once. A job and any number of syncs of one folder take turns.

@@ -1,4 +1,4 @@
-"""One job's run: its folder with the journal, its MLflow run, and the thread that keeps the second like the first."""
+"""Run of a job: folder, journal, MLflow run and mirror thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seam between ``ca2cl detect`` and what trains its detector: torchvision, or detectron2's own engine.
+"""Protocol of a detector engine, and the data it trains on.
 
 The job knows COCO files, encoders, seeds, MLflow and metrics; an engine knows how to build, train and run a detector.
 They meet here, and nowhere else:

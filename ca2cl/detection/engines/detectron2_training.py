@@ -1,4 +1,4 @@
-"""A training by detectron2's own trainer: its mapper on our order of images, its hooks, and one that tells the job.
+"""Training by detectron2's trainer: data mapper, order and hooks.
 
 The parts are put together as detectron2's ``tools/lazyconfig_train_net.py`` does and not by ``DefaultTrainer``, which
 its authors call unstable, needs their launcher, and cannot run several processes on CPUs.
