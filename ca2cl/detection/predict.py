@@ -157,7 +157,7 @@ def _load(config: PredictConfig) -> Detector:
 
 def _of_job(path: Path) -> Path:
     """A detector's folder; the first training's where ``path`` is a job's or a training's."""
-    for folder in (path, path / DETECTOR, path / CELLS / FIRST.folder / DETECTOR):
+    for folder in (path, path / DETECTOR, path / CELLS / FIRST.name / DETECTOR):
         if (folder / CARD).exists():
             return folder
     return path

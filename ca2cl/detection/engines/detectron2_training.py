@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import load_tensors
-from ca2cl.detection.engines.base import Detector, Job, Trained, Watch, has_masks
+from ca2cl.detection.engines.base import Detector, Trained, TrainJob, Watch, has_masks
 from ca2cl.detection.engines.checkpoint import KEPT
 from ca2cl.detection.engines.data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
 from ca2cl.errors import InputError
@@ -48,7 +48,7 @@ class MappedImages(Dataset[Example | str]):
     the same on any number of processes and workers, and after another start.
     """
 
-    def __init__(self, cfg: CfgNode, job: Job) -> None:
+    def __init__(self, cfg: CfgNode, job: TrainJob) -> None:
         self._annotated = Annotated(job.train, job.classes, masks=has_masks(job.head))
         schedule = job.schedule
         self.order = ImageOrder(len(self._annotated.images), schedule.batch_size, schedule.seed)
@@ -179,7 +179,7 @@ class Training:
         detector: of that network, for evaluations.
     """
 
-    def __init__(self, cfg: CfgNode, network: nn.Module, job: Job, detector: Detector) -> None:
+    def __init__(self, cfg: CfgNode, network: nn.Module, job: TrainJob, detector: Detector) -> None:
         self.job, self.network, self.detector = job, network, detector
         self.images = MappedImages(cfg, job)
         on_gpu = torch.device(job.device).type == "cuda"

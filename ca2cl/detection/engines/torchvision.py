@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.detection.coco.files import encode_mask
-from ca2cl.detection.engines.base import Detector, Engine, Job, Pixels, Schedule, Trained, Watch, has_masks
+from ca2cl.detection.engines.base import Detector, Engine, Pixels, Schedule, Trained, TrainJob, Watch, has_masks
 from ca2cl.detection.engines.checkpoint import DetectorCard, fill, read_card, read_weights, write_detector
 from ca2cl.detection.engines.data import ImageBatch, ImageStep, TrainingImages, draw_word, image_steps
 from ca2cl.detection.engines.predictions import Detections
@@ -52,7 +52,7 @@ class TorchvisionEngine(Engine):
         """torchvision's."""
         return str(torchvision.__version__)
 
-    def build(self, job: Job) -> TorchvisionDetector:
+    def build(self, job: TrainJob) -> TorchvisionDetector:
         """As ``Engine.build``."""
         if under_deepspeed():
             raise InputError("detect does not run under DeepSpeed: detectors are small; use a DDP configuration")
@@ -87,7 +87,7 @@ def _network(card: DetectorCard, sides: Sequence[int], frozen_stages: int = 0) -
 class TorchvisionDetector(Detector):
     """One detector of torchvision's (``Detector``); ``job`` is what it is trained from, None of one to predict with."""
 
-    def __init__(self, card: DetectorCard, network: DetectionNetwork, device: str, job: Job | None = None) -> None:
+    def __init__(self, card: DetectorCard, network: DetectionNetwork, device: str, job: TrainJob | None = None) -> None:
         self.card, self.network, self.device, self.job = card, network, torch.device(device), job
 
     @property
