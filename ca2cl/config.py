@@ -1,6 +1,6 @@
 """Every setting of a pre-training job: frozen dataclasses, validated, one docstring a field.
 
-The field names are a contract (DESIGN.md section 8): programs set them as ``--group.field value`` or in YAML.
+The field names are a contract: programs set them as ``--group.field value`` or in YAML.
 Settings of the other verbs stand beside the code that reads them; they follow the same form.
 """
 

@@ -16,7 +16,8 @@ class ShardConfig:
     """Settings of ``ca2cl shard``."""
 
     source: str
-    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, or hf:NAME."""
+    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, hf:NAME, or
+    module:Class:WHERE for a source of your own (docs/architecture.md)."""
     out: str
     """Folder for the shards, the index and the manifest."""
     encode: Literal["keep", "jpeg", "webp", "png"] = "keep"

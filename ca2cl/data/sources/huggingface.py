@@ -29,7 +29,7 @@ class DatasetSource:
     column, or ``label``. Integer and string labels become classes in sorted order.
     """
 
-    def __init__(self, source: str, options: SourceOptions) -> None:
+    def __init__(self, source: str, options: SourceOptions, *, mixed: bool = False) -> None:
         dataset, split = _load(source, options.split)
         self.name = source if source.startswith("hf:") else shown(Path(source).resolve().name)
         self._split = split

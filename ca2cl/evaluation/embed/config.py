@@ -26,7 +26,8 @@ class EmbedConfig:
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
     .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     source: str
-    """Tiles: shards (folder or URL), folder of images, nested or not, folder by datasets.save_to_disk, or hf:NAME."""
+    """Tiles: shards (folder or URL), folder of images, nested or not, folder by datasets.save_to_disk, hf:NAME, or
+    module:Class:WHERE for a source of your own."""
     out: str
     """File to write: NAME.parquet, or NAME.safetensors with keys, labels and sources in NAME.keys.jsonl."""
     batch_size: int = 256
