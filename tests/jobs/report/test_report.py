@@ -379,7 +379,7 @@ def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pyt
         (("{probe}", "{tmp}/x.html"), "is a probe of an encoder; give the run that made it"),
         (("{id}", "{tmp}/x.html", "--test", "{tmp}"), "no manifest here"),
         (("{id}", "{tmp}/x.html", "--shards", "{tmp}/none"), "no manifest here"),
-        (("{id}", "{tmp}/x.html", "--tiles", "0"), "tiles is 0: use a number from 1 to 10000"),
+        (("{id}", "{tmp}/x.html", "--tiles", "0"), "tiles is 0: use 1 or more, up to 10000"),
         (("{id}", "{tmp}/x.html", "--clusters", "1"), "clusters is 1"),
         (("{id}", "{tmp}/x.html", "--workers", "-1"), "workers is -1"),
         (("{id}", "{tmp}/x.html", "--seed", "-1"), "seed is -1"),
