@@ -12,9 +12,9 @@ import math
 import os
 import re
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,7 +147,7 @@ class ShardIndex:
             raise
         except _DAMAGE as error:
             raise self._damaged(error) from None
-        self._recent: OrderedDict[int, ShardSamples] = OrderedDict()
+        self.keep(_RECENT_SHARDS)
         self._check_sizes(missing_too=False)
         self.starts = np.concatenate([[0], np.cumsum([s.samples for s in self.shards], dtype=np.int64)])
 
@@ -228,19 +228,19 @@ class ShardIndex:
         Raises:
             InputError: the shard's part of the index is damaged.
         """
-        if shard in self._recent:
-            self._recent.move_to_end(shard)
-            return self._recent[shard]
+        return self._recent(shard)
+
+    def keep(self, shards: int) -> None:
+        """Hold the samples of the ``shards`` last used in memory, or of 256 if that is more."""
+        self._recent = lru_cache(max(shards, _RECENT_SHARDS))(self._read)
+
+    def _read(self, shard: int) -> ShardSamples:
         try:
             batch = self._reader.get_batch(shard)
             batch.validate(full=True)  # string offsets are followed without a check otherwise
-            samples = self._checked(shard, batch)
+            return self._checked(shard, batch)
         except _DAMAGE as error:
             raise self._damaged(f"shard {shard}: {error}") from None
-        self._recent[shard] = samples
-        if len(self._recent) > _RECENT_SHARDS:
-            self._recent.popitem(last=False)
-        return samples
 
     def _checked(self, shard: int, batch: pa.RecordBatch) -> ShardSamples:
         info = self.shards[shard]
