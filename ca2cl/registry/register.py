@@ -34,7 +34,9 @@ MODEL_PATH = "model"
 CHAMPION = "champion"
 DIGEST_TAG = "ca2cl.encoder_sha256"
 INPUT_SIZE_TAG = "ca2cl.input_size"
-_RUNTIME = ("mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "simplejpeg", "pillow", "pyarrow")
+_RUNTIME = (
+    "mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "pydantic", "simplejpeg", "pillow", "pyarrow",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 

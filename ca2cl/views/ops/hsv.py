@@ -12,7 +12,6 @@ from ca2cl.views.ops.subset import per_sample
 
 # Below it a pixel is grey: it has no hue, and red stands for none, as is the convention.
 _GREY = 1e-6
-LARGEST_HUE = 30.0
 
 
 def shift_hsv(images: Tensor, hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
