@@ -25,14 +25,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
-from ca2cl.data.splits import labelled_subset, slide_folds, stratified_folds
-from ca2cl.data.storage import open_index
+from ca2cl.data.remote.reader import open_index
+from ca2cl.evaluation.datasets import ProbeSet, read_set, slides_of
 from ca2cl.evaluation.features import frozen
-from ca2cl.evaluation.floors import colour_histogram
-from ca2cl.evaluation.probe_data import ProbeSet, read_set, slides_of
+from ca2cl.evaluation.probe.baselines import colour_histogram
+from ca2cl.evaluation.probe.sgd import RECIPE, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST
-from ca2cl.evaluation.sgd import RECIPE, sgd_classifier
-from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
+from ca2cl.evaluation.splits import labelled_subset, slide_folds, stratified_folds
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 BUDGETS = (0.01, 0.1, 1.0)
 FOLDS = 5

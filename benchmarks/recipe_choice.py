@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 from benchmarks.probe_settings import BUDGETS, Array, features, logistic_settings, neighbour_settings, score
-from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.registry.resolve import resolve_encoder
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ca2cl.config import OptimConfig
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ca2cl.detection.coco import encode_mask
-from ca2cl.detection.engine import CocoSplit
-from ca2cl.detection.predictions import Detections
-from ca2cl.detection.scoring import score_split
+from ca2cl.detection.coco.files import encode_mask
+from ca2cl.detection.engines.base import CocoSplit
+from ca2cl.detection.engines.predictions import Detections
+from ca2cl.detection.scores.scoring import score_split
 
 Json = dict[str, Any]
 CLASSES = ("gland", "nerve")

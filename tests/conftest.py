@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ca2cl.training.preempt import StopFlag
+from ca2cl.runtime.signals import StopFlag
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests' tiles lie on the CPU; without a GPU this changes nothing
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
-from ca2cl.data.synthetic import write_tissue
-from ca2cl.evaluation.embed import EmbedConfig, run
-from ca2cl.evaluation.embed_parts import Parts
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import run as shard
+from ca2cl.data.synthetic.tissue import write_tissue
+from ca2cl.evaluation.embed.config import EmbedConfig
+from ca2cl.evaluation.embed.parts import Parts
+from ca2cl.evaluation.embed.run import run
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
 
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"
 SIZE, TILES, PART = 32, 36, 10

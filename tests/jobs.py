@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as run_shard
-from ca2cl.data.synthetic import write_tissue
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.run import run as run_shard
+from ca2cl.data.synthetic.tissue import write_tissue
 
 ROOT = Path(__file__).parent.parent
 

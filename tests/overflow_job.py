@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ca2cl.config import ModelConfig, ObjectiveConfig, OptimConfig, PretrainConfig, RunConfig
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Network
-from ca2cl.objective.method import CA2CL
-from ca2cl.objective.passes import ViewBatch
-from ca2cl.pretrain import _engine
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.config import ModelConfig, ObjectiveConfig, OptimConfig, RunConfig
+from ca2cl.methods.base import ViewBatch
+from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.run import _engine
+from ca2cl.runtime.accelerator import build_accelerator
 
 ROWS = 8
 

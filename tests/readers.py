@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, ShardInfo, digest_of, read_manifest
-from ca2cl.detection.coco import encode_mask, instance_ids, read_coco
-from ca2cl.detection.saved import CARD, read_card
-from ca2cl.tracking.encoder_files import read_card as read_encoder_card
+from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, ShardInfo, digest_of, read_manifest
+from ca2cl.detection.coco.files import encode_mask, instance_ids, read_coco
+from ca2cl.detection.engines.checkpoint import CARD, read_card
+from ca2cl.models.encoder_io import read_card as read_encoder_card
 from ca2cl.tracking.figures import columns_of
 from ca2cl.tracking.journal import Journal, read_journal, training_lines
 from ca2cl.tracking.replay import metrics_of

@@ -1,4 +1,4 @@
-"""Writes small shard folders for tests: tars by tarfile, index and manifest by ca2cl.data.index."""
+"""Writes small shard folders for tests: tars by tarfile, index and manifest by ca2cl.data.shards.index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ca2cl.data.index import (
+from ca2cl.data.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
     SCHEMA_VERSION,

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ca2cl.data.index import INDEX_NAME, ShardIndex, write_index
-from ca2cl.data.lanes import LaneOrder
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.shards.index import INDEX_NAME, ShardIndex, write_index
 from tests.jobs import Ranks
 from tests.shards import encode, random_tiles, write_shards
 from tests.stores import http_store

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.data.cache import GB
-from ca2cl.data.fetch import FetchPolicy
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader, open_index
-from ca2cl.data.stream import LaneStream
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import LaneStream
+from ca2cl.data.remote.cache import GB
+from ca2cl.data.remote.download import FetchPolicy
+from ca2cl.data.remote.reader import ShardReader, open_index
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from tests.jobs import ROOT
 from tests.shards import encode, random_tiles, write_shards
@@ -137,7 +137,7 @@ def test_processes_and_workers_share_a_small_cache_of_a_faulty_store(shards: Pat
 
 KILLED = """
 import sys
-from ca2cl.data.storage import ShardReader
+from ca2cl.data.remote.reader import ShardReader
 reader = ShardReader(sys.argv[1], sys.argv[2], cache_gb=1)
 sys.stdout.write("ready\\n"); sys.stdout.flush()
 reader.read("shard-000000.tar", 0, 1)
@@ -168,8 +168,8 @@ def test_a_kill_in_the_middle_of_a_transfer_leaves_nothing_that_is_served(shards
 FULL = """
 import os, sys
 from pathlib import Path
-from ca2cl.data.fetch import FetchPolicy
-from ca2cl.data.storage import ShardReader
+from ca2cl.data.remote.download import FetchPolicy
+from ca2cl.data.remote.reader import ShardReader
 from ca2cl.errors import InputError
 url, cache = sys.argv[1:]
 reader = ShardReader(url, cache, policy=FetchPolicy(attempts=2, timeout=5, pause=0.01))
@@ -233,7 +233,7 @@ def test_a_store_equals_the_local_folder_and_its_faults_are_told(
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['s3fs'] = None; sys.modules['gcsfs'] = None\n"
-        "from ca2cl.data.storage import open_index\n"
+        "from ca2cl.data.remote.reader import open_index\n"
         "from ca2cl.errors import InputError\n"
         "for url, extra in (('s3://b/x', 's3'), ('gs://b/x', 'gcs')):\n"
         "    try:\n"

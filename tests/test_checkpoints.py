@@ -13,7 +13,7 @@ from torch import nn
 
 from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, DamagedCheckpoint, read_state, verify
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer

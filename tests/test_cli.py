@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.parsing import parse, recipes
-from ca2cl.verbs import VERBS
+from ca2cl.cli.parser import parse, recipes
+from ca2cl.cli.verbs import VERBS
 
 
 def outcome(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

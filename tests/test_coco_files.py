@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ca2cl.detection.coco import align_categories, encode_mask, instance_ids, read_coco
-from ca2cl.detection.coco_checks import Notes, check_coco
-from ca2cl.detection.coco_metrics import coco_scores
+from ca2cl.detection.coco.files import align_categories, encode_mask, instance_ids, read_coco
+from ca2cl.detection.coco.metrics import coco_scores
+from ca2cl.detection.coco.validation import Notes, check_coco
+from ca2cl.detection.engines.data import Annotated
 from ca2cl.detection.predict import _truth
-from ca2cl.detection.training_data import Annotated
 from ca2cl.errors import InputError
 from tests.coco_files import CLASSES, PLACES, Json, coco, perfect_scores, write_split
 

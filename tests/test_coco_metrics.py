@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ca2cl.detection.coco import CATEGORIES, Json, annotation, encode_mask
-from ca2cl.detection.coco_metrics import coco_scores
-from ca2cl.detection.engine import Schedule
-from ca2cl.detection.instances import Dropped, FragmentRule, find_instances
-from ca2cl.detection.predictions import Detections, coco_results, label_mask
+from ca2cl.detection.coco.files import CATEGORIES, Json, annotation, encode_mask
+from ca2cl.detection.coco.instances import Dropped, FragmentRule, find_instances
+from ca2cl.detection.coco.metrics import coco_scores
+from ca2cl.detection.engines.base import Schedule
+from ca2cl.detection.engines.predictions import Detections, coco_results, label_mask
 from ca2cl.errors import InputError
 from tests.glands import Mask, disc
 

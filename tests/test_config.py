@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ca2cl import config as c
 from ca2cl.errors import InputError
+from ca2cl.pretrain.config import PretrainConfig
 
 
 @pytest.mark.parametrize(
@@ -35,28 +36,28 @@ def test_a_wrong_value_is_named_with_its_remedy(group: type, field: str, value: 
 
 def test_a_batch_that_lanes_do_not_divide_is_refused_with_a_lane_count_that_works() -> None:
     with pytest.raises(InputError, match=r"--data.lanes 4"):
-        c.PretrainConfig(run=c.RunConfig(batch_size=20), data=c.DataConfig(lanes=8))
+        PretrainConfig(run=c.RunConfig(batch_size=20), data=c.DataConfig(lanes=8))
 
 
 def test_a_batch_smaller_than_k_is_refused() -> None:
     with pytest.raises(InputError, match=r"objective.clusters = 10"):
-        c.PretrainConfig(run=c.RunConfig(batch_size=8), data=c.DataConfig(lanes=8))
+        PretrainConfig(run=c.RunConfig(batch_size=8), data=c.DataConfig(lanes=8))
 
 
 @settings(deadline=None, max_examples=50)
 @given(lanes=st.integers(1, 32), per_lane=st.integers(1, 8), lr=st.floats(1e-6, 10))
 def test_the_digest_is_a_function_of_the_values_alone(lanes: int, per_lane: int, lr: float) -> None:
-    def make(rate: float) -> c.PretrainConfig:
+    def make(rate: float) -> PretrainConfig:
         run = c.RunConfig(batch_size=max(10, lanes) * per_lane * lanes)
-        return c.PretrainConfig(run=run, data=c.DataConfig(lanes=lanes), optim=c.OptimConfig(lr=rate))
+        return PretrainConfig(run=run, data=c.DataConfig(lanes=lanes), optim=c.OptimConfig(lr=rate))
 
     assert c.digest(make(lr)) == c.digest(make(lr))
     assert c.digest(make(lr)) != c.digest(make(lr * 2))
 
 
 def test_flattened_names_are_the_command_lines() -> None:
-    flat = c.flatten(c.PretrainConfig())
+    flat = c.flatten(PretrainConfig())
     assert flat["objective.temperature"] == 0.2
     assert flat["model.mean"] == "[0.485, 0.456, 0.406]"
-    groups = {f.name for f in dataclasses.fields(c.PretrainConfig)}
+    groups = {f.name for f in dataclasses.fields(PretrainConfig)}
     assert {name.split(".")[0] for name in flat} == groups

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ca2cl.training.deadline import Deadline
+from ca2cl.runtime.deadline import Deadline
 from tests.jobs import make_shards
 from tests.test_launchers import Started
 from tests.test_stop_flag import HELD, start
 
-SHORT = "from ca2cl.training.deadline import Deadline; stop._deadline = Deadline(0.5)\n"
+SHORT = "from ca2cl.runtime.deadline import Deadline; stop._deadline = Deadline(0.5)\n"
 
 
 @pytest.fixture

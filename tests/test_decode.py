@@ -15,7 +15,7 @@ from PIL import Image
 from ca2cl.data import decode as module
 from ca2cl.data.decode import BadSample, decode, decode_into
 from ca2cl.data.orientation import orientation_of
-from ca2cl.data.pack import image_size
+from ca2cl.data.shards.writer import image_size
 from tests.shards import encode
 
 

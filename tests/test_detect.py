@@ -20,15 +20,15 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.data.atomic import alone
-from ca2cl.data.job_folder import JOB_LOCK
-from ca2cl.data.synthetic_glands import write_glands
-from ca2cl.detection.coco import decode_mask, read_coco
-from ca2cl.detection.coco_metrics import coco_scores
-from ca2cl.detection.engine import CocoSplit
-from ca2cl.detection.predictions import coco_results
-from ca2cl.detection.scoring import read_images
-from ca2cl.detection.torchvision_engine import TorchvisionEngine
+from ca2cl.common.files import alone
+from ca2cl.common.job_dir import JOB_LOCK
+from ca2cl.data.synthetic.glands import write_glands
+from ca2cl.detection.coco.files import decode_mask, read_coco
+from ca2cl.detection.coco.metrics import coco_scores
+from ca2cl.detection.engines.base import CocoSplit
+from ca2cl.detection.engines.predictions import coco_results
+from ca2cl.detection.engines.torchvision import TorchvisionEngine
+from ca2cl.detection.scores.scoring import read_images
 from tests.jobs import LAUNCH, free_port, start
 
 SMALL = (
@@ -118,7 +118,7 @@ def test_a_finished_job_started_again_only_tells(glas: Path, done: Path, capfd: 
 
 def test_a_second_job_keeps_out_of_the_folder(glas: Path, done: Path) -> None:
     code = (
-        "import sys, ca2cl.data.job_folder as folder\nfolder.LOCK_S = 0.3\n"
+        "import sys, ca2cl.common.job_dir as folder\nfolder.LOCK_S = 0.3\n"
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("detect", *SMALL, "--data", str(glas), "--output_dir", str(done / "job"))

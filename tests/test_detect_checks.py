@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.detection.engine import CocoSplit
-from ca2cl.detection.split_checks import check_splits
+from ca2cl.detection.engines.base import CocoSplit
+from ca2cl.detection.train.split_checks import check_splits
 from ca2cl.errors import InputError
 from tests.coco_files import Json, coco, write_split
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ca2cl.detection.detect_config import DetectConfig
+from ca2cl.detection.train.config import DetectConfig
 
 
 def schedule(dataset: Any, **given: Any) -> tuple[int, tuple[int, ...], int, int, int, int]:

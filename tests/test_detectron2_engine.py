@@ -17,21 +17,21 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.data.synthetic_glands import write_glands
-from ca2cl.detection.coco import decode_mask, read_coco
-from ca2cl.detection.coco_metrics import coco_scores
-from ca2cl.detection.detectron2_engine import HEADS, Detectron2Detector, Detectron2Engine
-from ca2cl.detection.engine import CocoSplit, Detector, Job, Schedule
-from ca2cl.detection.engines import find_engine, load_detector
-from ca2cl.detection.prepare import PrepareConfig
-from ca2cl.detection.prepare import run as run_prepare
-from ca2cl.detection.torchvision_engine import learning_rate
-from ca2cl.detection.weights import load_backbone
+from ca2cl.data.synthetic.glands import write_glands
+from ca2cl.detection.coco.files import decode_mask, read_coco
+from ca2cl.detection.coco.metrics import coco_scores
+from ca2cl.detection.engines.base import CocoSplit, Detector, Job, Schedule
+from ca2cl.detection.engines.detectron2 import HEADS, Detectron2Detector, Detectron2Engine
+from ca2cl.detection.engines.detectron2_weights import load_backbone
+from ca2cl.detection.engines.registry import find_engine, load_detector
+from ca2cl.detection.engines.torchvision import learning_rate
+from ca2cl.detection.prepare.config import PrepareConfig
+from ca2cl.detection.prepare.run import run as run_prepare
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.tracking.resolver import ResolvedEncoder
-from ca2cl.training.preempt import StopFlag
+from ca2cl.models.encoder_io import EncoderCard
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.runtime.signals import StopFlag
 from tests.glands import write_pairs
 from tests.jobs import LAUNCH, free_port, start
 from tests.pickles import Bait
@@ -97,7 +97,7 @@ class Watch:
 def test_the_backbone_has_every_tensor_and_the_encoders_features(
     split: CocoSplit, tmp_path: Path, arch: str, head: Any, sync: bool
 ) -> None:
-    from ca2cl.detection.detectron2_model import load_body
+    from ca2cl.detection.engines.detectron2_model import load_body
 
     job = make_job(split, tmp_path, replace(SCHEDULE, sync_norm=sync), arch=arch, head=head)
     detector = Detectron2Engine().build(job)

@@ -15,23 +15,23 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, OptimConfig, ViewsConfig
-from ca2cl.data.groups import LaneGroups
-from ca2cl.data.stream import TileBatch
-from ca2cl.evaluation.embed import EmbedConfig
-from ca2cl.evaluation.embed_job import Job
+from ca2cl.data.loading.stream import TileBatch
+from ca2cl.evaluation.embed.config import EmbedConfig
+from ca2cl.evaluation.embed.job import Job
 from ca2cl.evaluation.features import extract, frozen
-from ca2cl.evaluation.finetune_data import LabelledBatch
-from ca2cl.evaluation.finetune_step import FineTuning, Preprocessing
-from ca2cl.model.classifier import Classifier
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Network
-from ca2cl.objective.method import CA2CL
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.evaluation.finetune.step import FineTuning, Preprocessing
+from ca2cl.evaluation.labelled import LabelledBatch
+from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.models.bn_groups import LaneGroups
+from ca2cl.models.classifier import Classifier
+from ca2cl.models.heads import Network
+from ca2cl.models.preprocess import preprocess
+from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.batches import MicroBatches
+from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.feed import MicroBatches
 from ca2cl.training.optim import build_optimizer
-from ca2cl.views import Views, build_views
-from ca2cl.views.preprocess import preprocess
+from ca2cl.views.build import Views, build_views
 from tests.fake_gpu import fake_cuda, strict_meta
 
 SIDE = 32

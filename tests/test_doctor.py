@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.checks import machine
-from ca2cl.checks.finding import Finding, told
 from ca2cl.cli import main
+from ca2cl.doctor import machine
+from ca2cl.doctor.finding import Finding, told
 from tests.jobs import as_printed, free_port, make_shards, start
 
 

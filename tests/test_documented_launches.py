@@ -14,13 +14,13 @@ import torch.multiprocessing as mp
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from ca2cl.cli import parse
+from ca2cl.cli.parser import parse
 from ca2cl.errors import InputError, LocalError
-from ca2cl.training.accelerator import _meet, check_joined
-from ca2cl.training.launched import Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus
+from ca2cl.runtime.accelerator import _meet, check_joined
+from ca2cl.runtime.launched import Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus
 from tests.jobs import CONFIGS, ROOT, as_printed, free_port, make_shards, start
 
-DOCUMENTS = ("README.md", "docs", "launch", "accelerate_configs", "ca2cl/launch.py")
+DOCUMENTS = ("README.md", "docs", "launch", "accelerate_configs", "ca2cl/cli/launch.py")
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -179,7 +179,7 @@ def test_what_is_left_over_of_a_launch_means_nothing(
 
 def test_one_process_trains_alone_whatever_is_left_over(tmp_path: Path) -> None:
     script = (
-        "from ca2cl.training.accelerator import build_accelerator as b\n"
+        "from ca2cl.runtime.accelerator import build_accelerator as b\n"
         "a = b(); print(a.num_processes, a.device, a.distributed_type)"
     )
     left = {"RANK": "3", "LOCAL_RANK": "1", "PMI_SIZE": "4", "OMPI_COMM_WORLD_SIZE": "4"}

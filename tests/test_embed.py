@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors import safe_open
 
 from ca2cl.cli import main
-from ca2cl.data.index import ShardIndex
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed import run
-from ca2cl.evaluation.embed_files import read_about
-from ca2cl.tracking.encoder_files import load_encoder
-from ca2cl.views.preprocess import preprocess
+from ca2cl.evaluation.embed.run import run
+from ca2cl.evaluation.embed.writer import read_about
+from ca2cl.models.encoder_io import load_encoder
+from ca2cl.models.preprocess import preprocess
 from tests.embedding import (
     SIZE,
     SOURCE_RUN,

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from ca2cl.data.workers import TileWorkers
+from ca2cl.data.loading.workers import TileWorkers
 from ca2cl.errors import InputError
-from ca2cl.evaluation import embed as embed_module
-from ca2cl.evaluation import embed_files
-from ca2cl.evaluation.embed import run
-from ca2cl.evaluation.embed_parts import Parts, mine
+from ca2cl.evaluation.embed import run as embed_module
+from ca2cl.evaluation.embed import writer as embed_files
+from ca2cl.evaluation.embed.parts import Parts, mine
+from ca2cl.evaluation.embed.run import run
 from tests.embedding import (
     PART,
     SIZE,

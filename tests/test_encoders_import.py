@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from ca2cl.cli import main
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
-from ca2cl.tracking.evaluation_run import log_evaluation
-from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.tracking.store import Store, open_store
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.evaluation_run import log_evaluation
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.store.open import Store, open_store
 from tests.servers import Server
 from tests.shards import encode, random_tiles
 

@@ -12,11 +12,11 @@ import torch
 
 from ca2cl.cli import main
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
-from ca2cl.tracking.evaluation_run import log_evaluation
-from ca2cl.tracking.registry import log_and_register
-from ca2cl.tracking.store import Store, open_store
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.evaluation_run import log_evaluation
+from ca2cl.registry.register import log_and_register
+from ca2cl.store.open import Store, open_store
 
 TRAIN, TEST, OTHER_TEST = "11" * 32, "22" * 32, "33" * 32
 CARD = EncoderCard(

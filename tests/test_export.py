@@ -19,18 +19,18 @@ import yaml
 from torch import Tensor
 
 from ca2cl.cli import main
-from ca2cl.detection.weights import detectron2_name
+from ca2cl.common.optional import MissingPackage, need
+from ca2cl.detection.engines.detectron2_weights import detectron2_name
 from ca2cl.errors import InputError
+from ca2cl.export.run import TARGETS, export
 from ca2cl.export.target import plain_state
 from ca2cl.export.to_torchvision import TORCHVISION
-from ca2cl.export.trial import sample_tiles
-from ca2cl.export.verb import TARGETS, export
-from ca2cl.model.encoder import Encoder, build_encoder
-from ca2cl.model.norm import commit_statistics, recording
-from ca2cl.optional import MissingPackage, need
-from ca2cl.tracking.encoder_files import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder, save_encoder
-from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
-from ca2cl.views.preprocess import normalise_
+from ca2cl.export.verify import sample_tiles
+from ca2cl.models.batch_norm import commit_statistics, recording
+from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder, save_encoder
+from ca2cl.models.preprocess import normalise_
+from ca2cl.models.resnet import Encoder, build_encoder
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 SIDE = 64
 CARD = EncoderCard(

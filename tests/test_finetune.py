@@ -19,19 +19,20 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
+from ca2cl.common.files import alone
+from ca2cl.common.job_dir import JOB_LOCK
 from ca2cl.config import OptimConfig
-from ca2cl.data.atomic import alone
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.job_folder import JOB_LOCK
-from ca2cl.data.storage import ShardReader
-from ca2cl.evaluation.finetune import FinetuneConfig, _changes, _recipe, _starts
-from ca2cl.evaluation.finetune_cell import Cell
-from ca2cl.evaluation.finetune_data import IGNORED, LabelledOrder, hold_out, labelled_steps
-from ca2cl.evaluation.finetune_selection import Best, Looks, Selection
-from ca2cl.evaluation.finetune_step import Preprocessing
-from ca2cl.tracking.encoder_files import save_encoder
-from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.evaluation.finetune.config import FinetuneConfig
+from ca2cl.evaluation.finetune.early_stopping import Best, Looks, Selection
+from ca2cl.evaluation.finetune.run import _changes, _recipe, _starts
+from ca2cl.evaluation.finetune.step import Preprocessing
+from ca2cl.evaluation.finetune.trial import Cell
+from ca2cl.evaluation.labelled import IGNORED, LabelledOrder, hold_out, labelled_steps
+from ca2cl.models.encoder_io import save_encoder
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
@@ -306,7 +307,7 @@ def test_a_folder_of_another_job_is_refused(whole: Path, pair: tuple[str, str]) 
 
 def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]) -> None:
     code = (
-        "import sys, ca2cl.data.job_folder as folder\nfolder.LOCK_S = 0.3\n"
+        "import sys, ca2cl.common.job_dir as folder\nfolder.LOCK_S = 0.3\n"
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, "--seeds", "2")

@@ -17,12 +17,13 @@ from safetensors.numpy import load_file
 
 from ca2cl.cli import main
 from ca2cl.data.decode import decode
-from ca2cl.data.splits import split_off
-from ca2cl.evaluation.finetune import FinetuneConfig, _network, _starts
-from ca2cl.evaluation.finetune_cell import Cell
-from ca2cl.model.norm import BatchNorm
-from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.views.preprocess import preprocess
+from ca2cl.evaluation.finetune.config import FinetuneConfig
+from ca2cl.evaluation.finetune.run import _network, _starts
+from ca2cl.evaluation.finetune.trial import Cell
+from ca2cl.evaluation.splits import split_off
+from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.models.preprocess import preprocess
+from ca2cl.registry.resolve import resolve_encoder
 from tests.servers import ModelServer
 from tests.shards import encode, write_shards
 from tests.test_serving import post
@@ -190,7 +191,7 @@ def test_the_best_held_out_classifier_stays_is_registered_and_served(
 
 def test_a_cell_cut_short_leaves_no_classifier_that_counts(job: Job, tmp_path: Path) -> None:
     """What a kill may leave: weights of a cell that has no result yet, and half a card."""
-    from ca2cl.evaluation.finetune_keep import keep_best
+    from ca2cl.evaluation.finetune.best_checkpoint import keep_best
 
     for name in ("a", "b"):
         shutil.copytree(next(job("honest").glob("cells/*/classifier")), tmp_path / name / "classifier")

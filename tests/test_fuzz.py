@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from ca2cl.data.index import INDEX_NAME, ShardIndex
-from ca2cl.detection.coco import encode_mask
-from ca2cl.detection.segmentations import fault_of_segmentation
+from ca2cl.data.shards.index import INDEX_NAME, ShardIndex
+from ca2cl.detection.coco.files import encode_mask
+from ca2cl.detection.coco.segmentations import fault_of_segmentation
 from ca2cl.errors import InputError
 from ca2cl.tracking.journal import training_lines
 from tests.mutants import DEEP, damaged_bytes, damaged_json

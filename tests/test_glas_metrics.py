@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from ca2cl.data.synthetic_glands import draw_glands
-from ca2cl.detection.glas_metrics import GlasScores, compare, glas_scores, pooled
+from ca2cl.data.synthetic.glands import draw_glands
+from ca2cl.detection.scores.glas_metrics import GlasScores, compare, glas_scores, pooled
 from ca2cl.errors import InputError
 from tests.glands import Mask, disc
 

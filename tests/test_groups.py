@@ -7,10 +7,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ca2cl.config import ModelConfig, PretrainConfig
-from ca2cl.data.groups import LaneGroups
+from ca2cl.config import ModelConfig
 from ca2cl.errors import InputError
-from ca2cl.training.shares import check_resume, lane_groups
+from ca2cl.models.bn_groups import LaneGroups
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.shares import check_resume, lane_groups
 
 
 def groups_of(rule: LaneGroups, world: int, micro_batch_size: int) -> tuple[set[frozenset[int]], set[frozenset[int]]]:

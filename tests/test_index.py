@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ca2cl.data.index import (
+from ca2cl.data.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
     Manifest,

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ca2cl.common.records import json_line
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
-from ca2cl.tracking.journal import Journal, encode, read_journal, training_lines
-from ca2cl.tracking.system import SystemSampler
+from ca2cl.tracking.journal import Journal, read_journal, training_lines
+from ca2cl.tracking.system_metrics import SystemSampler
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -37,7 +38,7 @@ def refuse_constant(name: str) -> None:
 @settings(deadline=None, max_examples=150)
 @given(st.dictionaries(st.text(), VALUES, max_size=5))
 def test_every_record_becomes_one_line_of_strict_json(record: dict[str, Any]) -> None:
-    line = encode(record)
+    line = json_line(record)
     assert line.count(b"\n") == 1
     json.loads(line, parse_constant=refuse_constant)
 

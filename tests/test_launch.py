@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.launch import _age
+from ca2cl.cli.launch import _age
 from tests.jobs import ROOT, free_port
 
 ENDS = """
@@ -120,7 +120,7 @@ def test_a_signal_waits_for_processes_that_are_still_starting(
 
 
 def test_processes_are_told_when_their_launcher_is_gone(started: list[Launcher], tmp_path: Path) -> None:
-    script = "from ca2cl.training.preempt import end_with_launcher\nend_with_launcher()\n" + LISTENS
+    script = "from ca2cl.runtime.signals import end_with_launcher\nend_with_launcher()\n" + LISTENS
     started.append(Launcher(tmp_path, script, str(tmp_path), "0", "0"))
     started[0].until(["ready-0", "ready-1"])
     started[0].process.kill()

@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ca2cl.cli import VERBS, main
-from ca2cl.lifetime import is_launcher
+from ca2cl.cli import main
+from ca2cl.cli.verbs import VERBS
+from ca2cl.runtime.lifetime import is_launcher
 from ca2cl.tracking.journal import read_journal
 from tests.jobs import CONFIGS, LAUNCH, ROOT, free_port, make_shards, training_lines
 
@@ -198,7 +199,7 @@ def test_every_verb_says_what_ctrl_c_leaves(
     def pressed(name: str, arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ca2cl.cli.parse", pressed)
+    monkeypatch.setattr("ca2cl.cli.entry.parse", pressed)
     for name in VERBS:
         if not VERBS[name].raw:
             assert main(name.split()) == 130

@@ -15,19 +15,19 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
-from ca2cl.detection.engine import CocoSplit
-from ca2cl.detection.shared import find_shared
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import run as shard
+from ca2cl.detection.engines.base import CocoSplit
+from ca2cl.detection.train.overlap import find_shared
 from ca2cl.evaluation.leakage import Side, find_leak, lines, tag
-from ca2cl.evaluation.probe import ProbeConfig
-from ca2cl.evaluation.probe import run as probe
-from ca2cl.model.encoder import build_encoder
-from ca2cl.reproduce.settings import NctConfig, settled
+from ca2cl.evaluation.probe.run import ProbeConfig
+from ca2cl.evaluation.probe.run import run as probe
+from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
+from ca2cl.reproduce.config import NctConfig, settled
 from ca2cl.reproduce.table import notes
-from ca2cl.tracking.encoder_files import EncoderCard, read_card, save_encoder
-from ca2cl.tracking.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from ca2cl.errors import InputError
+from ca2cl.store.open import Store, fetch_run, open_store, resolve_uri
 from ca2cl.tracking.journal import Journal
 from ca2cl.tracking.mirror import Mirror
 from ca2cl.tracking.replay import MIRROR_NAME, Replayer
-from ca2cl.tracking.store import Store, fetch_run, open_store, resolve_uri
 from tests.servers import Server
 
 
@@ -241,7 +241,7 @@ def test_an_explicit_uri_wins_over_the_environment_and_that_over_the_embedded_st
 
 def test_processes_that_make_the_embedded_store_at_once_share_it(tmp_path: Path) -> None:
     code = (
-        "import sys; from ca2cl.tracking.store import open_store; "
+        "import sys; from ca2cl.store.open import open_store; "
         "sys.stdout.write(open_store(root=sys.argv[1]).experiment_id('shared'))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "runs")]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ca2cl.cli.parser import parse
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.parsing import parse
-from ca2cl.tracking.store import StoreAway, check_host, open_store, resolve_uri
+from ca2cl.store.open import StoreAway, check_host, open_store, resolve_uri
 
 
 @pytest.mark.parametrize(

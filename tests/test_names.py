@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.data.names import as_text, is_clutter
-from ca2cl.data.sources import open_source
-from ca2cl.data.tile_source import SourceOptions
-from ca2cl.detection.engine import split_names
-from ca2cl.detection.layouts import find_pictures, images_in
+from ca2cl.data.sources.base import SourceOptions
+from ca2cl.data.sources.choose import open_source
+from ca2cl.data.sources.names import as_text, is_clutter
+from ca2cl.detection.engines.base import split_names
+from ca2cl.detection.prepare.layouts import find_pictures, images_in
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_data import SourceTiles, open_tiles
+from ca2cl.evaluation.embed.tiles import SourceTiles, open_tiles
 from ca2cl.reproduce.unpack import unpack
 from tests.glands import write_pairs
 from tests.test_sources import everything, put

@@ -9,11 +9,11 @@ import torch
 
 from ca2cl.cli import main
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Network
-from ca2cl.tracking.observer import _duration
-from ca2cl.training.memory import _left_in_cgroups, bytes_a_tile, check_memory, free_bytes
-from ca2cl.training.precision import _has
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.callbacks import _duration
+from ca2cl.pretrain.memory import _left_in_cgroups, bytes_a_tile, check_memory, free_bytes
+from ca2cl.runtime.precision import _has
 from tests.jobs import make_shards
 
 CPU = torch.device("cpu")

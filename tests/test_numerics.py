@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ca2cl.errors import InputError
-from ca2cl.training.numerics import check_numerics, fix_numerics
+from ca2cl.pretrain.numerics import check_numerics, fix_numerics
 from tests.jobs import as_printed, free_port, make_shards, training_lines
 
 JOB = (

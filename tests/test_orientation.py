@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.tile_source import SourceOptions
-from ca2cl.data.tiles import TileDataset
-from ca2cl.detection.layouts import find_pictures
-from ca2cl.detection.prepare import PrepareConfig, prepare
+from ca2cl.data.loading.sequential import TileDataset
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.sources.base import SourceOptions
+from ca2cl.detection.prepare.config import PrepareConfig
+from ca2cl.detection.prepare.layouts import find_pictures
+from ca2cl.detection.prepare.run import prepare
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_data import DecodeRange, open_tiles
+from ca2cl.evaluation.embed.tiles import DecodeRange, open_tiles
 from tests.glands import write_pairs
 
 KINDS = ("JPEG", "PNG", "TIFF", "WEBP")

@@ -17,17 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.config import DataConfig, PretrainConfig, RunConfig, TrackingConfig
+from ca2cl.config import DataConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
+from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.store.open import open_store, quiet_mlflow
 from ca2cl.tracking import run as run_module
-from ca2cl.tracking.encoder_files import EncoderCard, read_card, save_encoder
 from ca2cl.tracking.journal import Journal, read_journal, training_lines
 from ca2cl.tracking.replay import MIRROR_NAME
-from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import RunTracker, open_run
 from ca2cl.tracking.run_record import KEY_TAG, read_run
-from ca2cl.tracking.store import open_store, quiet_mlflow
 from ca2cl.tracking.sync import sync
 from tests.proxies import SECRET, Proxy
 from tests.servers import Server

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ca2cl.store.open import Store, open_store
 from ca2cl.tracking.run_record import read_run
-from ca2cl.tracking.store import Store, open_store
 from tests.jobs import LAUNCH, ROOT, free_port, make_shards, training_lines
 
 STEPS = 12

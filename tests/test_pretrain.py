@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ca2cl.data.atomic import alone
+from ca2cl.common.files import alone
 from ca2cl.tracking.run import JOB_LOCK
 from tests.jobs import Ranks, make_shards, pretrain, training_lines
 

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
-from ca2cl.data.splits import labelled_subset
-from ca2cl.data.synthetic import write_tissue
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import run as shard
+from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe import ProbeConfig, run
-from ca2cl.evaluation.probe_data import missing_classes, open_pair
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
-from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG
-from ca2cl.tracking.store import open_store
+from ca2cl.evaluation.datasets import missing_classes, open_pair
+from ca2cl.evaluation.probe.run import ProbeConfig, run
+from ca2cl.evaluation.splits import labelled_subset
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.evaluation_run import SOURCE_RUN_TAG
+from ca2cl.store.open import open_store
 
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"
 TRAIN_TILES, TEST_TILES = 12, 6

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ca2cl.evaluation import classifiers
-from ca2cl.evaluation.classifiers import choose_strength, logistic_regression, nearest_neighbours
+from ca2cl.evaluation.probe import classifiers
+from ca2cl.evaluation.probe.classifiers import choose_strength, logistic_regression, nearest_neighbours
 
 
 def clouds(count: int, *, classes: int = 3, dim: int = 8, spread: float = 1.0, seed: int = 0) -> tuple:

@@ -11,8 +11,10 @@ import pytest
 
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Features
-from ca2cl.evaluation.probe_report import draw_confusion, row_as_dict, table, tracked_metrics, write_json
-from ca2cl.evaluation.scoring import Row, Scoring, draw_subsets, score
+from ca2cl.evaluation.probe.scoring import Scoring, score
+from ca2cl.evaluation.report import draw_confusion, row_as_dict, table, tracked_metrics, write_json
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import draw_subsets
 
 
 def made_up(count: int, seed: int) -> Features:

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ca2cl.data.splits import slide_folds
-from ca2cl.evaluation.classifiers import DEFAULT_STRENGTH, choose_strength, logistic_regression
+from ca2cl.evaluation.compare import compare_with_first, differences
 from ca2cl.evaluation.features import Features
-from ca2cl.evaluation.probe_compare import compare_with_first, differences
+from ca2cl.evaluation.probe.classifiers import DEFAULT_STRENGTH, choose_strength, logistic_regression
+from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Scoring, score
+from ca2cl.evaluation.probe.sgd import RECIPE
 from ca2cl.evaluation.protocol import HONEST, ORIGINAL, Protocol
-from ca2cl.evaluation.scoring import KNN, LINEAR, SGD, Row, Scoring, draw_subsets, score
-from ca2cl.evaluation.sgd import RECIPE
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import draw_subsets, slide_folds
 from tests.test_probe_classifiers import clouds
 
 QUICK = replace(RECIPE, epochs=10, min_steps=20)

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
+from ca2cl.cli.parser import parse
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import run as shard
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe_config import ProbeConfig
-from ca2cl.evaluation.probe_data import name_sets, open_sets
+from ca2cl.evaluation.datasets import name_sets, open_sets
+from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
-from ca2cl.model.encoder import build_encoder
-from ca2cl.parsing import parse
-from ca2cl.tracking.downstream import downstream_runs
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
-from ca2cl.tracking.store import open_store
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.downstream import downstream_runs
+from ca2cl.store.open import open_store
 
 SOURCE_RUN = "fedcba9876543210fedcba9876543210"
 IMAGENET_FILE = "resnet18-f37072fd.pth"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ca2cl.config import OptimConfig
-from ca2cl.evaluation.classifiers import Prediction, centred, logistic_regression
-from ca2cl.evaluation.finetune_data import LabelledOrder, hold_out
+from ca2cl.evaluation.labelled import LabelledOrder, hold_out
+from ca2cl.evaluation.probe.classifiers import Prediction, centred, logistic_regression
+from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST, ORIGINAL, Protocol
-from ca2cl.evaluation.sgd import RECIPE, SgdRecipe, sgd_classifier
 from tests.test_probe_classifiers import accuracy, clouds
 
 SHORT = replace(RECIPE, epochs=10, min_steps=20)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ca2cl.errors import InputError
-from ca2cl.tracking.evaluation_run import SOURCE_RUN_TAG, log_evaluation
-from ca2cl.tracking.store import open_store
+from ca2cl.registry.evaluation_run import SOURCE_RUN_TAG, log_evaluation
+from ca2cl.store.open import open_store
 
 
 def test_an_evaluation_becomes_a_run_that_names_its_source(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ca2cl.cli.parser import parse
+from ca2cl.cli.quickstart import QuickstartConfig, commands
 from ca2cl.errors import InputError
-from ca2cl.parsing import parse
-from ca2cl.quickstart import QuickstartConfig, commands
 from tests.jobs import start
 
 

@@ -17,8 +17,7 @@ from PIL import Image
 
 from ca2cl.data.decode import decode
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import (
+from ca2cl.models.encoder_io import (
     CARD_NAME,
     WEIGHTS_NAME,
     EncoderCard,
@@ -27,10 +26,11 @@ from ca2cl.tracking.encoder_files import (
     read_card,
     save_encoder,
 )
-from ca2cl.tracking.registry import log_and_register
-from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.tracking.store import Store, open_store
-from ca2cl.views.preprocess import preprocess
+from ca2cl.models.preprocess import preprocess
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.register import log_and_register
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.store.open import Store, open_store
 
 CARD = EncoderCard(
     arch="resnet18",

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.config import DataConfig, ModelConfig, ObjectiveConfig, PretrainConfig, RunConfig
-from ca2cl.data.lanes import LaneOrder
+from ca2cl.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from ca2cl.data.loading.order import LaneOrder
 from ca2cl.errors import InputError
-from ca2cl.training.shares import micro_batch
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.shares import micro_batch
 
 
 class Job(NamedTuple):

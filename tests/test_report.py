@@ -19,22 +19,23 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, PretrainConfig, RunConfig, TrackingConfig
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.tiles import TileDataset
-from ca2cl.evaluation.probe import ProbeConfig
-from ca2cl.evaluation.probe import run as probe
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, RunConfig, TrackingConfig
+from ca2cl.data.loading.sequential import TileDataset
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.evaluation.probe.run import ProbeConfig
+from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
-from ca2cl.model.encoder import build_encoder
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.preprocess import preprocess
+from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.registry.evaluation_run import log_evaluation
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.report.material import read_material
 from ca2cl.report.results import results
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
-from ca2cl.tracking.evaluation_run import log_evaluation
-from ca2cl.tracking.resolver import resolve_encoder
+from ca2cl.store.open import open_store
 from ca2cl.tracking.run import RunTracker, open_run
-from ca2cl.tracking.run_material import read_material
-from ca2cl.tracking.store import open_store
-from ca2cl.views.preprocess import preprocess
 from tests.jobs import make_shards
 from tests.pages import Page
 from tests.shards import encode, random_tiles, write_shards

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ca2cl.data.splits import stratified_sample
-from ca2cl.evaluation.probe_report import cells, row_as_dict, row_from_dict
-from ca2cl.evaluation.scoring import Scoring, draw_subsets, score
+from ca2cl.evaluation.probe.scoring import Scoring, score
+from ca2cl.evaluation.report import cells, row_as_dict, row_from_dict
+from ca2cl.evaluation.splits import draw_subsets, stratified_sample
 from ca2cl.report.clusters import cluster
 from ca2cl.report.curves import counts, panels
-from ca2cl.report.map import draw_map
+from ca2cl.report.embedding_map import draw_map
+from ca2cl.report.images import CELL, layout, sprites
+from ca2cl.report.material import RunMaterial
 from ca2cl.report.neighbours import draw_queries, nearest, precision
-from ca2cl.report.pictures import CELL, layout, sprites
 from ca2cl.report.tiles import centred
-from ca2cl.tracking.run_material import RunMaterial
 from tests.test_probe_report import made_up
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ca2cl.data.fetch import FetchPolicy
+from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.errors import InputError
 from ca2cl.reproduce import archives as module
 from ca2cl.reproduce.archives import Archive, check_space, choose, download, part_of, read_record
-from ca2cl.reproduce.published import MD5
+from ca2cl.reproduce.datasets import MD5
 from ca2cl.reproduce.unpack import unpack
 from tests.archives import Zenodo, serving, zipped
 

@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.data.synthetic import write_tissue
-from ca2cl.evaluation.finetune import FinetuneConfig
+from ca2cl.cli.parser import parse
+from ca2cl.data.synthetic.tissue import write_tissue
+from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.protocol import PROTOCOLS
-from ca2cl.evaluation.scoring import Row
-from ca2cl.parsing import parse
-from ca2cl.reproduce import nct
-from ca2cl.reproduce.cells import SGD, LinearCell, _predict
-from ca2cl.reproduce.features import Vectors
-from ca2cl.reproduce.published import MADE_UP
-from ca2cl.reproduce.settings import NctConfig, jobs, settled, tuning
+from ca2cl.evaluation.result import Row
+from ca2cl.reproduce import run as nct
+from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
+from ca2cl.reproduce.datasets import MADE_UP
+from ca2cl.reproduce.linear import SGD, LinearCell, _predict
+from ca2cl.reproduce.published_results import FINETUNED, LINEAR
 from ca2cl.reproduce.table import lines, notes, table
-from ca2cl.reproduce.theirs import FINETUNED, LINEAR
+from ca2cl.reproduce.vectors import Vectors
 from tests.archives import serving, zipped
 from tests.jobs import LAUNCH, ROOT, free_port, start
 
@@ -351,7 +351,7 @@ def test_fine_tuning_goes_by_the_job_s_protocol() -> None:
 def test_a_budget_that_is_not_theirs_has_no_number_of_theirs() -> None:
     labels = np.array([0, 0, 1, 1])
     metrics = [classification_metrics(labels, np.eye(2)[labels])]
-    from ca2cl.evaluation.probe_report import row_as_dict
+    from ca2cl.evaluation.report import row_as_dict
 
     rows = [row_as_dict(Row("encoder", "linear", budget, 2, metrics, [{}], (1.0, 1.0))) for budget in (0.01, 0.2)]
     shown = lines(rows)

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import WEIGHTS_NAME, EncoderCard, save_encoder
-from ca2cl.tracking.encoder_versions import find_version
-from ca2cl.tracking.naming import full_run_id
-from ca2cl.tracking.registry import log_and_register
-from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.tracking.store import Store, open_store
+from ca2cl.models.encoder_io import WEIGHTS_NAME, EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.register import log_and_register
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.registry.versions import find_version
+from ca2cl.store.names import full_run_id
+from ca2cl.store.open import Store, open_store
 from tests.pickles import Bait
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.config import PretrainConfig, flatten
-from ca2cl.data.index import ShardIndex
+from ca2cl.cli.parser import parse
+from ca2cl.config import flatten
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.parsing import parse
-from ca2cl.tracking.resume import FREE, is_finished
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.resume import FREE, is_finished
 from tests.jobs import make_shards
 
 JOB = (

@@ -12,12 +12,13 @@ import boto3
 import numpy as np
 import pytest
 
-from ca2cl.config import PretrainConfig, TrackingConfig
-from ca2cl.data.atomic import alone
+from ca2cl.common.files import alone
+from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.tracking.observer import _spread
+from ca2cl.pretrain.callbacks import _spread
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.store.open import Store, open_store
 from ca2cl.tracking.run import JOB_LOCK, RunTracker, open_run
-from ca2cl.tracking.store import Store, open_store
 from ca2cl.tracking.sync import sync
 from ca2cl.training.checkpoint import Checkpointer, DamagedCheckpoint
 from tests.jobs import ROOT
@@ -92,7 +93,7 @@ def test_a_refused_job_leaves_the_lock_of_the_other(
 def test_a_lock_whose_file_was_taken_away_is_none(tmp_path: Path) -> None:
     """Two that wait for one that is refused, and takes the new folder away, do not both get in."""
     wait = (
-        "import sys\nfrom pathlib import Path\nfrom ca2cl.data.atomic import alone\n"
+        "import sys\nfrom pathlib import Path\nfrom ca2cl.common.files import alone\n"
         "print('waits', flush=True)\n"
         "with alone(Path(sys.argv[1]), 'lock', 'remedy', patience=30):\n"
         "    print('in', flush=True)\n    sys.stdin.readline()\n"
@@ -114,7 +115,7 @@ def test_a_lock_whose_file_was_taken_away_is_none(tmp_path: Path) -> None:
 def test_the_store_may_lie_in_the_runs_folder(tmp_path: Path) -> None:
     tracker = open_run(tmp_path / "run", PretrainConfig(tracking=TrackingConfig(root=str(tmp_path / "run"))))
     code = (
-        "import sys\nfrom pathlib import Path\nfrom ca2cl.data.atomic import alone\n"
+        "import sys\nfrom pathlib import Path\nfrom ca2cl.common.files import alone\n"
         "with alone(Path(sys.argv[1]), sys.argv[2], 'remedy'): pass"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run"), JOB_LOCK]

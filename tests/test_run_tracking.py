@@ -16,16 +16,17 @@ import torch
 import yaml
 from PIL import Image
 
-from ca2cl.config import DataConfig, OptimConfig, PretrainConfig, RunConfig, TrackingConfig
+from ca2cl.config import DataConfig, OptimConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.store.open import Store, open_store
 from ca2cl.tracking.figures import cluster_figure, curves_figure
 from ca2cl.tracking.journal import Journal, training_lines
-from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import NullTracker, RunTracker, open_run
 from ca2cl.tracking.run_record import read_run
-from ca2cl.tracking.store import Store, open_store
 from ca2cl.tracking.sync import SyncConfig, sync
 from ca2cl.tracking.sync import run as run_sync
 
@@ -181,7 +182,8 @@ os.kill(os.getpid(), 9)
 def test_a_folder_that_another_job_works_in_is_refused(config: PretrainConfig, tmp_path: Path) -> None:
     tracker = open_run(tmp_path / "run", config)
     script = (
-        "import sys\nfrom ca2cl.config import PretrainConfig, TrackingConfig\nfrom ca2cl.tracking import run\n"
+        "import sys\nfrom ca2cl.pretrain.config import PretrainConfig\n"
+        "from ca2cl.config import TrackingConfig\nfrom ca2cl.tracking import run\n"
         "run.LOCK_S = float(sys.argv[3])\n"
         "run.open_run(sys.argv[1], PretrainConfig(tracking=TrackingConfig(root=sys.argv[2])), resume=True)\n"
     )

@@ -16,31 +16,31 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.common.job_dir import JobFolder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
-from ca2cl.data.job_folder import JobFolder
-from ca2cl.data.sources import open_source
-from ca2cl.detection.coco import read_coco
-from ca2cl.detection.detect_report import _read as read_training
-from ca2cl.detection.engines import load_detector
-from ca2cl.detection.instances import read_mask
-from ca2cl.detection.saved import CARD, WEIGHTS, DetectorCard, write_detector
+from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
+from ca2cl.data.sources.choose import open_source
+from ca2cl.detection.coco.files import read_coco
+from ca2cl.detection.coco.instances import read_mask
+from ca2cl.detection.engines.checkpoint import CARD, WEIGHTS, DetectorCard, write_detector
+from ca2cl.detection.engines.registry import load_detector
+from ca2cl.detection.train.report import _read as read_training
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_files import read_about
-from ca2cl.evaluation.embed_parts import Parts
-from ca2cl.evaluation.finetune_report import _predictions as read_predictions
+from ca2cl.evaluation.embed.parts import Parts
+from ca2cl.evaluation.embed.writer import read_about
+from ca2cl.evaluation.finetune.report import _predictions as read_predictions
 from ca2cl.export.to_timm import TIMM
 from ca2cl.export.to_torchvision import TORCHVISION
-from ca2cl.model.encoder import build_encoder
-from ca2cl.report.facts import nested
-from ca2cl.reproduce.cells import _read as read_cell
-from ca2cl.reproduce.facts import read_facts
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.report.material import RunMaterial
+from ca2cl.report.run_summary import nested
+from ca2cl.reproduce.data_summary import read_facts
+from ca2cl.reproduce.linear import _read as read_cell
 from ca2cl.tracking.journal import read_journal
-from ca2cl.tracking.resolver import resolve_encoder
 from ca2cl.tracking.run import read_run
-from ca2cl.tracking.run_material import RunMaterial
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from tests.pickles import Bait, spring
 from tests.shards import encode, random_tiles, write_shards
@@ -220,7 +220,7 @@ def test_the_weights_of_another_store_are_not_run(
     tmp_path: Path, bait: Bait, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A run's artifacts, and a registered model of the kind that MLflow itself unpickles."""
-    from ca2cl.tracking.store import open_store
+    from ca2cl.store.open import open_store
 
     store = open_store("", tmp_path_factory.getbasetemp() / "tracking-tests")  # shared: making one takes seconds
     run_id = str(store.client.create_run(store.experiment_id("x")).info.run_id)
@@ -243,8 +243,8 @@ def test_the_weights_of_another_store_are_not_run(
 
 def test_members_of_a_tar_that_others_would_unpickle_are_only_bytes(tmp_path: Path, bait: Bait) -> None:
     """Three tiles, the last of which is a pickle by its extension and by its bytes."""
-    from ca2cl.data.storage import ShardReader
-    from ca2cl.data.stream import SampleSource, UndecodableError
+    from ca2cl.data.loading.stream import SampleSource, UndecodableError
+    from ca2cl.data.remote.reader import ShardReader
 
     tiles = [encode(tile) for tile in random_tiles(2)]
     for ext in ("pyd", "pickle", "pth", "npy"):

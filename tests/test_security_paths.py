@@ -19,7 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ca2cl.data.index import (
+from ca2cl.common.records import is_file_name, lies_in
+from ca2cl.data.loading.stream import SampleSource, UndecodableError
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
     Manifest,
@@ -29,19 +32,16 @@ from ca2cl.data.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.sources import open_source
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import SampleSource, UndecodableError
-from ca2cl.detection.coco import read_coco
+from ca2cl.data.sources.choose import open_source
+from ca2cl.detection.coco.files import read_coco
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed_parts import Parts
+from ca2cl.evaluation.embed.parts import Parts
 from ca2cl.reproduce.unpack import unpack
+from ca2cl.store.open import open_store
 from ca2cl.tracking.journal import Journal
 from ca2cl.tracking.replay import Replayer
 from ca2cl.tracking.run import read_run
-from ca2cl.tracking.store import open_store
 from ca2cl.training.checkpoint import Checkpointer
-from ca2cl.untrusted import is_file_name, lies_in
 from tests.archives import zipped
 from tests.jobs import ROOT
 from tests.shards import encode, random_tiles

@@ -20,14 +20,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ca2cl import cli
+from ca2cl.cli import entry as cli
 from ca2cl.cli import main
-from ca2cl.config import DataConfig, PretrainConfig, RunConfig, TrackingConfig, flatten
-from ca2cl.data.storage import FetchPolicy, ShardReader, file_url, open_index
+from ca2cl.common.redact import RedactingFormatter, redact, redact_all
+from ca2cl.config import DataConfig, RunConfig, TrackingConfig, flatten
+from ca2cl.data.remote.reader import FetchPolicy, ShardReader, file_url, open_index
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe_data import name_sets
-from ca2cl.evaluation.probe_report import write_json
-from ca2cl.redact import RedactingFormatter, redact, redact_all
+from ca2cl.evaluation.datasets import name_sets
+from ca2cl.evaluation.report import write_json
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.tracking.run import open_run
 from tests.jobs import ROOT, make_shards
 from tests.servers import Server

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from ca2cl.data.decode import decode
-from ca2cl.model.encoder import build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, save_encoder
-from ca2cl.tracking.registry import log_and_register
-from ca2cl.tracking.resolver import ResolvedEncoder, resolve_encoder
-from ca2cl.tracking.store import open_store
-from ca2cl.views.preprocess import preprocess
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.preprocess import preprocess
+from ca2cl.models.resnet import build_encoder
+from ca2cl.registry.register import log_and_register
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
+from ca2cl.store.open import open_store
 from tests.servers import ModelServer
 
 SIDE = 48

@@ -9,10 +9,10 @@ from typing import get_args, get_type_hints
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.config import PretrainConfig
+from ca2cl.cli.parser import parse
+from ca2cl.cli.verbs import VERBS
 from ca2cl.errors import InputError
-from ca2cl.parsing import parse
-from ca2cl.verbs import VERBS
+from ca2cl.pretrain.config import PretrainConfig
 
 
 def settings(folder: Path, text: str | bytes, *more: str) -> PretrainConfig:
@@ -149,7 +149,7 @@ def test_no_setting_may_be_left_open_and_has_none_for_a_word() -> None:
     """`--augment none` once was no augmentation, and would have been the default without a line."""
     for name, verb in VERBS.items():
         if not verb.raw:
-            kind = getattr(importlib.import_module(verb.settings_module or verb.module), verb.settings)
+            kind = getattr(importlib.import_module(verb.settings_module), verb.settings)
             hints = get_type_hints(kind).items()
             both = [field for field, hint in hints if type(None) in get_args(hint) and "'none'" in str(hint)]
             assert not both, (name, both)

@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.shard import ShardConfig, run
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import run
 from ca2cl.errors import InputError
 
 CLASSES = ("ADI", "LYM", "TUM")
 CHILD = """
 import sys
-from ca2cl.data.shard import ShardConfig, run
+from ca2cl.data.shards.run import ShardConfig, run
 from ca2cl.errors import InputError
 if __name__ == "__main__":
     try:

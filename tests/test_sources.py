@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ca2cl.data.sources import open_source
-from ca2cl.data.tile_source import Source, SourceOptions, safe_key
+from ca2cl.data.sources.base import Source, SourceOptions, safe_key
+from ca2cl.data.sources.choose import open_source
 from ca2cl.errors import InputError
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.data.splits import (
+from ca2cl.errors import InputError
+from ca2cl.evaluation.splits import (
     check_budget,
     describe_budget,
     known_slides,
@@ -15,7 +16,6 @@ from ca2cl.data.splits import (
     replaced_subset,
     stratified_folds,
 )
-from ca2cl.errors import InputError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(np.array)
 BUDGETS = st.one_of(st.floats(0.001, 1.0), st.integers(2, 30).map(float))

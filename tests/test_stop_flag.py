@@ -20,7 +20,7 @@ HELD = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 200_000_000)"
 
 def start(code: str) -> subprocess.Popen[str]:
     """Python that has taken over the signals, which it tells by a line."""
-    head = "import sys, os, time; from ca2cl.training.preempt import StopFlag; stop = StopFlag().install(); "
+    head = "import sys, os, time; from ca2cl.runtime.signals import StopFlag; stop = StopFlag().install(); "
     told = "sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
     process = subprocess.Popen(
         [sys.executable, "-c", head + told + code], stdout=subprocess.PIPE, text=True,

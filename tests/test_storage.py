@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.data.fetch import FetchPolicy
-from ca2cl.data.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
-from ca2cl.data.storage import ShardReader, open_index
+from ca2cl.data.remote.download import FetchPolicy
+from ca2cl.data.remote.reader import ShardReader, open_index
+from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
 from ca2cl.errors import InputError
 from tests.shards import encode, random_tiles, write_shards
 from tests.stores import FaultyHandler, http_store, in_turn

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from ca2cl.common.scratch import NoScratch, scratch_folder
 from ca2cl.errors import InputError
-from ca2cl.scratch import NoScratch, scratch_folder
-from ca2cl.tracking.artifacts import fetch, names_in, run_place
-from ca2cl.tracking.databases import database_of
+from ca2cl.store.artifacts import fetch, names_in, run_place
+from ca2cl.store.databases import database_of
+from ca2cl.store.open import open_store, resolve_uri
+from ca2cl.store.upload import upload
 from ca2cl.tracking.run_record import RunRecord, beside, store_of
-from ca2cl.tracking.store import open_store, resolve_uri
-from ca2cl.tracking.upload import upload
 
 NAMES = ["a?b", "x%20y", "x y", "a#b", "é", "a'b", 'a"b', "a&b=c;d", "u:p@h", "100%", "a\\b"]
 ODD = "a?b%20c #é ü'\"&=;組+[x]@h"

@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.data.index import ShardIndex, key_hash
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import BadBudget, BadTile, LaneStream, SampleSource, TileBatch, replacements
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import BadBudget, BadTile, LaneStream, SampleSource, TileBatch, replacements
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex, key_hash
 from ca2cl.errors import InputError
 from tests.shards import encode, random_tiles, write_shards
 
@@ -217,10 +217,10 @@ def test_workers_end_with_the_iterator(shards: Path) -> None:
 
 SCRIPT = """
 import sys, time
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import LaneStream
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.loading.stream import LaneStream
 index = ShardIndex(sys.argv[1])
 stream = LaneStream(index, LaneOrder(index, 4, 8, 5), ShardReader(sys.argv[1]), workers=2, stop_step=10**6)
 batches = iter(stream)

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import ca2cl
+from ca2cl.cli.streams import _shielded, check_output, shield_streams
 from ca2cl.errors import InputError
-from ca2cl.streams import _shielded, check_output, shield_streams
 from tests.jobs import ROOT
 
 CA2CL = f"{sys.executable} -m ca2cl"
 CONFIG = f"{CA2CL} pretrain --print_config"
-PRINT = "from ca2cl.streams import shield_streams; shield_streams(); print('\\xb1 \\u0416')"
+PRINT = "from ca2cl.cli.streams import shield_streams; shield_streams(); print('\\xb1 \\u0416')"
 
 
 def shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -44,7 +44,9 @@ def test_closed_streams_lead_nowhere_and_are_nobodys_file(tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (0, b"")
     done = shell(f"{CA2CL} nonsense >&- 2>&- <&-", tmp_path)
     assert done.returncode == 2
-    script = "import sys; from ca2cl.streams import shield_streams; shield_streams(); f = open('x', 'w'); print('lost')"
+    script = (
+        "import sys; from ca2cl.cli.streams import shield_streams; shield_streams(); f = open('x', 'w'); print('lost')"
+    )
     done = shell(f'{sys.executable} -c "{script}" >&- 2>&- <&-', tmp_path)
     assert done.returncode == 0 and (tmp_path / "x").read_bytes() == b""
 

@@ -9,28 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from ca2cl.cli import parse
+from ca2cl.cli.parser import parse
 from ca2cl.config import OptimConfig, flatten
 from ca2cl.errors import InputError
-from ca2cl.evaluation.finetune import FinetuneConfig, _network, _recipe, _starts
-from ca2cl.evaluation.finetune_cell import Cell
-from ca2cl.evaluation.finetune_data import LabelledOrder
-from ca2cl.evaluation.original import (
+from ca2cl.evaluation.finetune.config import FinetuneConfig, Trains
+from ca2cl.evaluation.finetune.original import (
     ALWAYS,
     THEIRS,
-    Trains,
     differences,
     draw_original,
     protocol_of,
     settled,
     validation,
 )
-from ca2cl.reproduce.settings import NctConfig, tuning
-from ca2cl.reproduce.settings import settled as settled_nct
+from ca2cl.evaluation.finetune.run import _network, _recipe, _starts
+from ca2cl.evaluation.finetune.trial import Cell
+from ca2cl.evaluation.labelled import LabelledOrder
+from ca2cl.pretrain.shares import lane_groups
+from ca2cl.reproduce.config import NctConfig, tuning
+from ca2cl.reproduce.config import settled as settled_nct
 from ca2cl.reproduce.table import notes
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
-from ca2cl.training.shares import lane_groups
 from ca2cl.views.paper import STRONG
 
 BUDGETS = (0.01, 0.1, 0.5, 1.0)

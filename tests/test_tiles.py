@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import BadTile
-from ca2cl.data.tiles import TileDataset, iterate_tiles
+from ca2cl.data.loading.sequential import TileDataset, iterate_tiles
+from ca2cl.data.loading.stream import BadTile
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from tests.shards import encode, random_tiles, write_shards
 

@@ -15,22 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ca2cl.detection.coco import decode_mask
-from ca2cl.detection.engine import CocoSplit, Detector, Job, Schedule
-from ca2cl.detection.prepare import PrepareConfig
-from ca2cl.detection.prepare import run as run_prepare
-from ca2cl.detection.torchvision_engine import (
+from ca2cl.detection.coco.files import decode_mask
+from ca2cl.detection.engines.base import CocoSplit, Detector, Job, Schedule
+from ca2cl.detection.engines.data import ImageBatch, ImageOrder, ImageStep, TrainingImages, image_steps
+from ca2cl.detection.engines.torchvision import (
     TorchvisionDetector,
     TorchvisionEngine,
     learning_rate,
     precise_statistics,
 )
-from ca2cl.detection.torchvision_model import load_body
-from ca2cl.detection.training_data import ImageBatch, ImageOrder, ImageStep, TrainingImages, image_steps
+from ca2cl.detection.engines.torchvision_model import load_body
+from ca2cl.detection.prepare.config import PrepareConfig
+from ca2cl.detection.prepare.run import run as run_prepare
 from ca2cl.errors import InputError
-from ca2cl.model.norm import BatchNorm
-from ca2cl.tracking.resolver import resolve_encoder
-from ca2cl.training.preempt import StopFlag
+from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.runtime.signals import StopFlag
 from tests.glands import write_pairs
 
 CPU = torch.device("cpu")

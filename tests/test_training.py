@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ca2cl.config import OptimConfig, RunConfig
-from ca2cl.data.stream import BadBudget, BadTile
+from ca2cl.data.loading.stream import BadBudget, BadTile
 from ca2cl.errors import InputError
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.signals import StopFlag
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Job, Progress, _failure, train
 from ca2cl.training.optim import LARS, build_optimizer
-from ca2cl.training.preempt import StopFlag
 from ca2cl.training.schedule import learning_rate
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ca2cl.errors import InputError
-from ca2cl.training.launched import RENDEZVOUS
-from ca2cl.training.variables import KEPT, REFUSED, settle_variables
+from ca2cl.runtime.launched import RENDEZVOUS
+from ca2cl.runtime.variables import KEPT, REFUSED, settle_variables
 from tests.jobs import ROOT, start
 
 VERDICTS = {
@@ -87,7 +87,7 @@ def test_what_a_job_script_left_changes_no_accelerator(tmp_path: Path) -> None:
     script = """
 import logging, os, torch
 logging.basicConfig()
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.runtime.accelerator import build_accelerator
 a = build_accelerator()
 print(a.gradient_accumulation_steps, a.mixed_precision, a.state.dynamo_plugin.backend.value, a.distributed_type.value,
       torch.get_float32_matmul_precision(), *sorted(name for name in os.environ if name.startswith("ACCELERATE_")))
@@ -109,7 +109,7 @@ def test_mlflow_is_asked_by_name_alone() -> None:
     fluent = re.compile(r"mlflow\.(start_run|log_\w+|set_\w+|register_model|active_run|search_runs)\(")
     found = [path for path in (ROOT / "ca2cl").rglob("*.py") if fluent.search(path.read_text(encoding="utf-8"))]
     assert not found
-    client = (ROOT / "ca2cl" / "tracking" / "store.py").read_text(encoding="utf-8")
+    client = (ROOT / "ca2cl" / "store" / "open.py").read_text(encoding="utf-8")
     assert "MlflowClient(tracking_uri=chosen, registry_uri=chosen)" in client
 
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ViewsConfig
-from ca2cl.views import Views, build_views
+from ca2cl.models.preprocess import preprocess, to_planes
+from ca2cl.views.build import Views, build_views
 from ca2cl.views.crop import CropRecipe
-from ca2cl.views.preprocess import preprocess, to_planes
-from ca2cl.views.random import Draws
+from ca2cl.views.ops.random import Draws
 
 
 def _tiles(count: int, side: int = 72) -> tuple[torch.Tensor, torch.Tensor]:

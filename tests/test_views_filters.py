@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ca2cl.views import clahe, colour, filters, median
-from ca2cl.views.curves import ENTRIES, Curve, look_up, table_of
-from ca2cl.views.hsv import shift_hsv
-from ca2cl.views.random import Draws
+from ca2cl.views.ops import clahe, colour, filters, median
+from ca2cl.views.ops.hsv import shift_hsv
+from ca2cl.views.ops.lookup import ENTRIES, Curve, look_up, table_of
+from ca2cl.views.ops.random import Draws
 
 
 def _images(count: int = 3, side: int = 10) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.views import distort, geometry
-from ca2cl.views.random import Draws
+from ca2cl.views.ops import distort, geometry
+from ca2cl.views.ops.random import Draws
 
 _KEYS = torch.arange(400, dtype=torch.int64)
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from ca2cl.models.preprocess import to_planes
 from ca2cl.views import paper
+from ca2cl.views.ops.random import Draws
 from ca2cl.views.paper import STRONG, WEAK, PaperRecipe, Probabilities
-from ca2cl.views.preprocess import to_planes
-from ca2cl.views.random import Draws
 
 NONE = Probabilities(*[0.0] * 11)
 _COUNT = 600

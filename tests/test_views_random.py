@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.views.random import Draws, mix, word_of
+from ca2cl.views.ops.random import Draws, mix, word_of
 
 _KEYS = torch.arange(20_000, dtype=torch.int64)
 

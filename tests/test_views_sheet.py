@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ViewsConfig
-from ca2cl.data.index import key_hash
+from ca2cl.data.shards.index import key_hash
 from ca2cl.errors import InputError
-from ca2cl.views import build_views
-from ca2cl.views.sheet import contact_sheet, run_sheet
+from ca2cl.views.build import build_views
+from ca2cl.views.contact_sheet import contact_sheet, run_sheet
 from tests.shards import encode, random_tiles, write_shards
 
 

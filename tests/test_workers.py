@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ca2cl.data.workers import Pixels, TilePool, TileWorkers
+from ca2cl.data.loading.workers import Pixels, TilePool, TileWorkers
 from ca2cl.errors import InputError
 from tests.jobs import ROOT
 
@@ -129,7 +129,7 @@ def test_pool_is_not_under_dev_shm() -> None:
 
 STUCK = """
 import os, sys, time
-from ca2cl.data.workers import TileWorkers
+from ca2cl.data.loading.workers import TileWorkers
 
 class Long:
     def rows(self, request): return 1

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from ca2cl.cli import main
-from ca2cl.data import atomic
-from ca2cl.data.job_folder import JobFolder
-from ca2cl.detection.saved import DetectorCard, write_detector
+from ca2cl.common import files as atomic
+from ca2cl.common.job_dir import JobFolder
+from ca2cl.detection.engines.checkpoint import DetectorCard, write_detector
 from ca2cl.errors import InputError
-from ca2cl.evaluation.probe_report import write_json
+from ca2cl.evaluation.report import write_json
 from ca2cl.reproduce.work import claim
 from ca2cl.tracking.journal import Journal
 from tests.glands import write_pairs

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.common.records import is_number
 from ca2cl.tracking.figures import PANELS, columns_of, thin
-from ca2cl.untrusted import is_number
 
 WIDTH, HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 8, 24

@@ -14,20 +14,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ca2cl import __version__
 from ca2cl.errors import InputError
-from ca2cl.report import facts
+from ca2cl.report import run_summary as facts
 from ca2cl.report.clusters import Clustering, cluster
+from ca2cl.report.config import ReportConfig
 from ca2cl.report.curves import HEIGHT, WIDTH, counts, panels
-from ca2cl.report.map import draw_map
+from ca2cl.report.embedding_map import draw_map
+from ca2cl.report.images import jpeg_uri, layout, sprites
+from ca2cl.report.material import RunMaterial
 from ca2cl.report.neighbours import retrieve
-from ca2cl.report.pictures import jpeg_uri, layout, sprites
 from ca2cl.report.results import Result, results
-from ca2cl.report.shown import Shown, other_shards, sheet, training_shards, unreadable
+from ca2cl.report.shards import Shown, other_shards, sheet, training_shards, unreadable
 from ca2cl.report.tiles import Tiles, read_tiles
-from ca2cl.tracking.run_material import RunMaterial
 
 if TYPE_CHECKING:
-    from ca2cl.report.verb import ReportConfig
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 _GRID_TILES = 12
@@ -78,7 +78,7 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
 
 
 def _encoder(material: RunMaterial, gaps: dict[str, str]) -> ResolvedEncoder | None:
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     try:
         return resolve_encoder(material.encoder, tracking_uri=material.store.uri if material.store else None)

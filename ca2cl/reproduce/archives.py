@@ -19,8 +19,8 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
-from ca2cl.data.atomic import sync_replace, writing
-from ca2cl.data.fetch import FetchPolicy
+from ca2cl.common.files import sync_replace, writing
+from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -9,28 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl import __version__
+from ca2cl.common.files import write_atomic
+from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
-from ca2cl.data.atomic import write_atomic
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import tag, trained_on
-from ca2cl.evaluation.probe_report import (
-    metric_name,
-    metric_names,
-    row_as_dict,
-    row_from_dict,
-    tracked_metrics,
-    write_json,
-)
-from ca2cl.reproduce.cells import ENCODER, missing, read_rows
-from ca2cl.reproduce.published import made_up
-from ca2cl.reproduce.settings import JOBS, TASKS, NctConfig, jobs
+from ca2cl.evaluation.report import metric_name, metric_names, row_as_dict, row_from_dict, tracked_metrics, write_json
+from ca2cl.reproduce.config import JOBS, TASKS, NctConfig, jobs
+from ca2cl.reproduce.datasets import made_up
+from ca2cl.reproduce.linear import ENCODER, missing, read_rows
+from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
-from ca2cl.reproduce.theirs import FOUNDATION
 from ca2cl.reproduce.work import KEPT
-from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 RESULTS = "reproduce-results.json"
 TUNED = "finetune-results.json"
@@ -124,7 +117,7 @@ def _log_once(
     config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], files: Sequence[Path]
 ) -> str:  # fmt: skip
     """Log the run, unless these results were logged by a start before this one; what to say of it."""
-    from ca2cl.tracking.evaluation_run import log_evaluation_once
+    from ca2cl.registry.evaluation_run import log_evaluation_once
 
     run_id, before = log_evaluation_once(
         config.out / _LOGGED,

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from ca2cl.data.atomic import sync_folder, writing
-from ca2cl.data.names import is_clutter
+from ca2cl.common.files import sync_folder, writing
+from ca2cl.data.sources.names import is_clutter
 from ca2cl.errors import InputError
 from ca2cl.reproduce.archives import KEPT, check_space
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ca2cl.data.atomic import writing
-from ca2cl.data.job_folder import JobFolder
-from ca2cl.training.preempt import StopFlag
+from ca2cl.common.files import writing
+from ca2cl.common.job_dir import JobFolder
+from ca2cl.runtime.signals import StopFlag
 
 logger = logging.getLogger(__name__)
 RECORD = "reproduce.json"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import ca2cl
-from ca2cl.redact import redact
+from ca2cl.common.redact import redact
 
 
 def environment() -> dict[str, Any]:

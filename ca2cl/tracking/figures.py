@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.common.records import is_number
 from ca2cl.tracking.journal import training_lines
-from ca2cl.untrusted import is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

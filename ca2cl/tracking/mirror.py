@@ -11,8 +11,8 @@ import threading
 import time
 
 from ca2cl.errors import InputError
+from ca2cl.store.open import StoreAway, away_errors, reason
 from ca2cl.tracking.replay import Replayer
-from ca2cl.tracking.store import StoreAway, away_errors, reason
 
 _SILENT_S = 3.0  # an end that takes longer says what it waits for
 _AWAY_S = 30.0  # for one more try at the end with a store that was away before, and does not answer

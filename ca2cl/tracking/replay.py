@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ca2cl.data.atomic import replacing
+from ca2cl.common.files import replacing
+from ca2cl.common.records import NONFINITE, is_file_name, is_number, is_whole, lies_in, parse_json
+from ca2cl.common.scratch import NoScratch
 from ca2cl.errors import InputError
-from ca2cl.scratch import NoScratch
-from ca2cl.tracking.journal import JOURNAL_NAME, NONFINITE, read_journal
-from ca2cl.tracking.store import Store, StoreAway, away_errors, reason
-from ca2cl.tracking.upload import upload
-from ca2cl.untrusted import is_file_name, is_number, is_whole, lies_in, parse_json
+from ca2cl.store.open import Store, StoreAway, away_errors, reason
+from ca2cl.store.upload import upload
+from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -158,7 +158,7 @@ class Replayer:
             elif kind == "status":
                 self._send_status(str(record["status"]), int(record["time"] * 1000))
             elif kind == "encoder":
-                from ca2cl.tracking.registry import log_and_register, name_run
+                from ca2cl.registry.register import log_and_register, name_run
 
                 folder = self._own(record["path"])
                 name_run(folder, self.run_id)

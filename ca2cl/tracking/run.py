@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import yaml
 
+from ca2cl.common.files import alone, replacing
+from ca2cl.common.job_dir import JOB_LOCK, LOCK_S
+from ca2cl.common.mlflow_names import LONGEST_RUN_NAME
+from ca2cl.common.redact import redact_all
 from ca2cl.config import TrackingConfig, flatten, to_dict
-from ca2cl.data.atomic import alone, replacing
-from ca2cl.data.job_folder import JOB_LOCK, LOCK_S
 from ca2cl.errors import InputError
-from ca2cl.mlflow_rules import LONGEST_RUN_NAME
-from ca2cl.redact import redact_all
+from ca2cl.store.open import Store, check_host, is_server, open_store
 from ca2cl.tracking.environment import environment, requirements
 from ca2cl.tracking.journal import JOURNAL_NAME, Journal
 from ca2cl.tracking.mirror import Mirror
@@ -34,8 +35,7 @@ from ca2cl.tracking.run_record import (
     system_tags,
     write_run,
 )
-from ca2cl.tracking.store import Store, check_host, is_server, open_store
-from ca2cl.tracking.system import SystemSampler
+from ca2cl.tracking.system_metrics import SystemSampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

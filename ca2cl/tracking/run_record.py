@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from ca2cl.data.atomic import replacing
+from ca2cl.common.files import replacing
+from ca2cl.common.records import is_number, is_text, parse_json
 from ca2cl.errors import InputError
-from ca2cl.tracking.databases import database_of, sqlite_uri
+from ca2cl.store.databases import database_of, sqlite_uri
+from ca2cl.store.open import Store, StoreAway, fetch_run, open_store, store_errors
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.replay import Replayer
-from ca2cl.tracking.store import Store, StoreAway, fetch_run, open_store, store_errors
-from ca2cl.untrusted import is_number, is_text, parse_json
 
 RUN_NAME = "run.json"
 KEY_TAG = "ca2cl.run_key"

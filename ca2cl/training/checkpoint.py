@@ -25,10 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ca2cl.data.atomic import file_sha256
+from ca2cl.common.files import file_sha256
+from ca2cl.common.records import is_whole, parse_json
 from ca2cl.errors import InputError
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.untrusted import is_whole, parse_json
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

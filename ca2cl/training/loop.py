@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.errors import InputError
+from ca2cl.runtime.signals import GivenUp, StopFlag
 from ca2cl.training.checkpoint import Checkpointer, read_state
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.preempt import GivenUp, StopFlag
 from ca2cl.training.schedule import learning_rate
 from ca2cl.training.within_step import StepExit, step_exit
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ca2cl.training.preempt import GivenUp, StopFlag
+from ca2cl.runtime.signals import GivenUp, StopFlag
 
 
 class StepExit:

@@ -1,0 +1,85 @@
+"""What a job found in its data: once written down, another start is held to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ca2cl.common.files import write_atomic
+from ca2cl.common.records import parse_json
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.errors import InputError
+from ca2cl.evaluation.datasets import missing_classes, open_pair
+from ca2cl.evaluation.leakage import find_leak, side_of
+from ca2cl.evaluation.splits import known_slides
+from ca2cl.evaluation.statistics import Units
+from ca2cl.reproduce.config import NctConfig
+from ca2cl.reproduce.work import KEPT
+
+NAME = "data.json"
+TEST_TILES = 7180
+"""Of CRC-VAL-HE-7K."""
+
+
+def open_sets(config: NctConfig) -> tuple[ShardIndex, ShardIndex]:
+    """The indexes of train and test.
+
+    Raises:
+        InputError: classes that differ, or one without tiles.
+    """
+    train, test = (str(config.shards(name)) for name in config.sets)
+    return open_pair(train, test, None)
+
+
+def find_facts(config: NctConfig) -> dict[str, Any]:
+    """Digests, classes, numbers of tiles, and what train and test share: as written down, or found and written down.
+
+    Raises:
+        InputError: the data are others than those written down.
+    """
+    indexes = open_sets(config)
+    path = config.out / NAME
+    digests = [index.manifest.digest for index in indexes]
+    facts = read_facts(path)
+    if facts is not None:
+        if facts["digests"] != digests:
+            raise InputError(f"{path}: the job began with other tiles than these; use another output_dir")
+        return facts
+    sides = (
+        side_of(index, ShardReader(index.root, index=index), name, workers=config.workers)
+        for index, name in zip(indexes, config.sets, strict=True)
+    )
+    facts = {
+        "sets": list(config.sets),
+        "digests": digests,
+        "classes": indexes[0].classes,
+        "tiles": [int((index.labels() >= 0).sum()) for index in indexes],
+        "test_tiles_published": TEST_TILES,
+        "resampled": Units.of(known_slides(_groups(indexes[1])), int((indexes[1].labels() >= 0).sum())).as_dict(),
+        "missing_classes": missing_classes(indexes[1].labels(), indexes[1].classes),
+        "leak": find_leak(*sides),
+    }
+    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode(), KEPT)
+    return facts
+
+
+def _groups(index: ShardIndex) -> list[str | None]:
+    """Of the labelled tiles."""
+    return [group for group, label in zip(index.groups(), index.labels().tolist(), strict=True) if label >= 0]
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """What was written down, or None.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        facts = parse_json(path.read_text(encoding="utf-8"))
+        return {"digests": facts["digests"], "leak": facts["leak"], "tiles": facts["tiles"], **facts}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None

@@ -1,0 +1,167 @@
+"""The linear cells: a classifier, a budget of labels, a seed. Each leaves one small file, and is not made again.
+
+Legend: N labelled tiles, M test tiles, D features.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.records import parse_json
+from ca2cl.errors import InputError
+from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
+from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
+from ca2cl.evaluation.probe.sgd import sgd_classifier
+from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import describe_budget, draw_subsets
+from ca2cl.evaluation.statistics import Units, bootstrap_interval
+from ca2cl.reproduce.config import NctConfig
+from ca2cl.reproduce.vectors import Vectors
+from ca2cl.reproduce.work import KEPT
+
+logger = logging.getLogger(__name__)
+Integers = npt.NDArray[np.int64]
+SGD: Literal["linear SGD"] = "linear SGD"
+LOGISTIC: Literal["linear"] = "linear"
+CLASSIFIERS = (SGD, LOGISTIC)
+"""By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
+linear probe is a job of ``ca2cl finetune``, by protocol original."""
+ENCODER = "encoder"
+SLIDES = "linear/test-slides.json"
+"""The slide or patient of every test tile that was scored; null where none is known."""
+
+
+class LinearCell(NamedTuple):
+    """Which classifier, how many tiles are labelled, and which draw of them."""
+
+    classifier: str
+    budget: float
+    seed: int
+
+    def path(self, out: Path) -> Path:
+        """The cell's file in the job's folder."""
+        budget = describe_budget(self.budget).replace(" %", "pct").replace("/", "-per-")
+        return out / "linear" / f"{self.classifier.replace(' ', '-')}-{budget}-seed{self.seed}.json"
+
+
+def linear_cells(config: NctConfig) -> list[LinearCell]:
+    """All of them, in the table's order."""
+    assert config.seeds is not None
+    budgets = sorted(set(config.labels), key=lambda budget: (budget > 1, budget))
+    return [LinearCell(*cell) for cell in itertools.product(CLASSIFIERS, budgets, range(config.seeds))]
+
+
+def missing(config: NctConfig) -> list[LinearCell]:
+    """Those that have left no file yet."""
+    return [cell for cell in linear_cells(config) if not cell.path(config.out).exists()]
+
+
+def make_cells(config: NctConfig, cells: Sequence[LinearCell], train: Vectors, test: Vectors, shown: bool) -> None:
+    """Fit and score these cells.
+
+    Args:
+        shown: whether a progress bar is.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    with writing(config.out, KEPT):
+        (config.out / "linear").mkdir(exist_ok=True)
+    write_atomic(config.out / SLIDES, (json.dumps(test.known_groups) + "\n").encode(), KEPT)
+    for cell in tqdm(cells, desc="linear cells", unit="cell", disable=None if shown else True):
+        result = _make(cell, config, train, test)
+        write_atomic(cell.path(config.out), (json.dumps(result) + "\n").encode(), KEPT)
+        logger.info("%s: accuracy %.4f, macro F1 %.4f", cell.path(config.out).stem, result["scores"]["accuracy"],
+                    result["scores"]["macro_f1"])  # fmt: skip
+
+
+def _make(cell: LinearCell, config: NctConfig, train: Vectors, test: Vectors) -> dict[str, Any]:
+    protocol = PROTOCOLS[config.protocol]
+    subsets = draw_subsets(
+        train.labels_N, [cell.budget], cell.seed + 1, groups=train.known_groups, protocol=protocol
+    )  # fmt: skip
+    rows_N = subsets[cell.budget][cell.seed]
+    first = cell._replace(seed=0).path(config.out)
+    everything = len(rows_N) == len(train.labels_N) and not protocol.replacement
+    if cell.classifier == LOGISTIC and everything and first.exists():
+        return {**_read(first), **cell._asdict()}  # the same tiles, and no randomness of its own
+    prediction = _predict(cell, rows_N, protocol, train, test)
+    metrics = classification_metrics(test.labels_N, prediction.probabilities)
+    return {
+        **cell._asdict(),
+        "labelled": len(rows_N),
+        "setting": prediction.setting,
+        "scores": metrics.scores(),
+        "confusion": metrics.confusion.tolist(),
+        "right": "".join("01"[hit] for hit in (prediction.probabilities.argmax(axis=1) == test.labels_N).astype(int)),
+    }
+
+
+def _predict(cell: LinearCell, rows_N: Integers, protocol: Protocol, train: Vectors, test: Vectors) -> Prediction:
+    labelled = train.values_ND[rows_N], train.labels_N[rows_N], test.values_ND
+    if cell.classifier == LOGISTIC:
+        return logistic_regression(*labelled, seed=cell.seed, strength=1.0)
+    known = train.known_groups  # as for the draw: one rule for all cells, whichever tiles a draw happens to hold
+    groups = None if known is None else [known[row] for row in rows_N]
+    return sgd_classifier(*labelled, test.labels_N, seed=cell.seed, protocol=protocol, groups=groups)
+
+
+def read_units(out: Path) -> Units | None:
+    """What the test tiles are resampled by; None in a folder that an earlier version left, which did not say.
+
+    Raises:
+        InputError: the file that says so is damaged.
+    """
+    path = out / SLIDES
+    try:
+        slides = parse_json(path.read_text(encoding="utf-8")) if path.exists() else None
+        return None if slides is None else Units.of([str(slide) for slide in slides], len(slides))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete {path.parent} and start again") from None
+
+
+def read_rows(config: NctConfig) -> list[Row]:
+    """The linear cells' rows of the table, over seeds.
+
+    Raises:
+        InputError: a cell's file is missing or damaged.
+    """
+    groups = itertools.groupby(linear_cells(config), key=lambda cell: (cell.classifier, cell.budget))
+    return [_row(classifier, budget, cells, config.out) for (classifier, budget), cells in groups]
+
+
+def _row(classifier: str, budget: float, cells: Iterable[LinearCell], out: Path) -> Row:
+    results = [_read(cell.path(out)) for cell in cells]
+    units = read_units(out)
+    right_SM = np.array([[mark == "1" for mark in result["right"]] for result in results])
+    return Row(
+        features=ENCODER,
+        classifier=classifier,
+        budget=budget,
+        labelled=results[0]["labelled"],
+        per_seed=[
+            ClassificationMetrics(**result["scores"], confusion=np.array(result["confusion"], np.int64))
+            for result in results
+        ],
+        settings=[result["setting"] for result in results],
+        interval=bootstrap_interval(right_SM, units),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = parse_json(path.read_text(encoding="utf-8"))
+        return {name: result[name] for name in ("labelled", "setting", "scores", "confusion", "right")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None
