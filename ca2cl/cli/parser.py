@@ -19,6 +19,8 @@ from ca2cl.errors import InputError, nearest
 
 _RECIPES = Path(__file__).parent.parent / "recipes"
 _NONE = "none"
+_NAMES_CODE = frozenset({"method.name"})
+"""Settings whose value may be package.module:Class: a file, which may come from elsewhere, must not run code."""
 _HOME = re.compile(r"([^/~=]*=)?(~.*)", re.DOTALL)
 
 
@@ -207,6 +209,8 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
                 raise InputError(f"no recipe {path!r}: {nearest(path, recipes())}")
             path = str(_RECIPES / f"{path}.yaml")
         for name, words in read_flags(path, types, required, group):
+            if name in _NAMES_CODE and ":" in words[0]:
+                raise InputError(f"config {path!r}: {name} names code; do so on the command line, --{name} {words[0]}")
             value = _joined(types[name], words) if "tuple" in types[name] else words[0]
             replaced.append(f"--{name}={value}")
     return replaced
