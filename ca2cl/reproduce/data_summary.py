@@ -1,4 +1,4 @@
-"""What a job found in its data: once written down, another start is held to it."""
+"""Summary of the data; a resumed job must match it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published sets: drawn, fetched or found in ``data``, and made into shards."""
+"""Draw, download or find the published sets, and shard them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the job leaves behind: a table, JSON, a chart, and an MLflow run tied to the encoder's."""
+"""Report of a reproduction: table, JSON, chart, MLflow run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ca2cl reproduce nct``: every cell of the method's authors' tables on NCT-CRC-HE, ours beside theirs.
+"""``ca2cl reproduce nct``: the authors' tables on NCT-CRC-HE beside ours.
 
 The first process draws, fetches and shards; all share the encoder's work, the linear cells and the fine-tuning. What a
 step has finished is a file, written whole or not at all, and no step looks at anything else: so it does not matter

@@ -1,4 +1,4 @@
-"""What a job has done and what it still has to do, from its files alone."""
+"""Which steps of a job are done, from its files alone."""
 
 from __future__ import annotations
 

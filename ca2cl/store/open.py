@@ -1,4 +1,4 @@
-"""Which MLflow store a job talks to, and how it is opened.
+"""Choose and open the MLflow store of a job.
 
 An explicit URI wins over ``MLFLOW_TRACKING_URI``, and that over the embedded store: a SQLite file and an artifact
 folder side by side under one root, both written down as absolute paths so that any working directory finds them again.

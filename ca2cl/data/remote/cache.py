@@ -1,4 +1,4 @@
-"""The local cache of remote shards, shared by any number of processes, with a cap on its size.
+"""Local cache of remote shards, shared by processes, with a size limit.
 
 A shard is fetched under its lock by one process and renamed into place; what is there is whole. The lock is a file of
 the length of the shard that is on its way, so that others reckon with it before it has come. Shards that were opened

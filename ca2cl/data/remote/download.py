@@ -1,4 +1,4 @@
-"""Copies of remote files through fsspec (``http(s)://``, ``s3://``, ``gs://``, ``hf://``, ...), whole or not at all.
+"""Download remote files through fsspec: resumable, retried and atomic.
 
 A transfer writes to a temporary name, is checked by size and digest where they are known, and is renamed into place.
 One that broke off, or fell silent, goes on where it stopped if the store serves ranges, and else starts again. The

@@ -1,4 +1,4 @@
-"""What is wrong when a remote file does not come, told across the clients behind fsspec, in words without secrets."""
+"""Describe download errors of all fsspec clients, without secrets."""
 
 from __future__ import annotations
 

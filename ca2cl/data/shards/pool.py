@@ -1,4 +1,4 @@
-"""Processes that write shards, each shard once over all runs into a folder."""
+"""Process pool that writes shards, each once over all runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine of detectron2: its models, its trainer and its hooks, on one process or several by ``accelerate launch``.
+"""Detector engine on detectron2, for one process or several.
 
 Why that launcher and not detectron2's: a process group is there already, made in one way for every verb, with Slurm's
 or a cloud's rendezvous; detectron2's starts processes of its own on every machine and knows neither.

@@ -1,4 +1,4 @@
-"""A training by detectron2's own trainer: its mapper on our order of images, its hooks, and one that tells the job.
+"""Training by detectron2's trainer: data mapper, order and hooks.
 
 The parts are put together as detectron2's ``tools/lazyconfig_train_net.py`` does and not by ``DefaultTrainer``, which
 its authors call unstable, needs their launcher, and cannot run several processes on CPUs.
@@ -149,13 +149,15 @@ class _WatchHook(HookBase):  # type: ignore[misc, unused-ignore]
         """Report the step, evaluate where it is time, and stop when a rank was asked to."""
         step = self.trainer.iter + 1
         last = step == self.schedule.iterations
-        everyone = comm.all_gather((self._values(), bool(self.watch.stop.raised)))
+        everyone = comm.all_gather((self._values(), self.watch.stop.overdue(first=False)))
         self.watch.on_step(step, everyone[0][0])
         if self.schedule.evaluate_every and step % self.schedule.evaluate_every == 0 and not last:
-            self.training.make_precise()
-            self.watch.on_evaluation(step, self.training.detector)
+            with self.watch.stop.unhurried():
+                self.training.make_precise()
+                self.watch.on_evaluation(step, self.training.detector)
         if any(stop for _, stop in everyone) and not last:
-            self.training.checkpointer.save(f"model_{self.trainer.iter:07d}")
+            with self.watch.stop.unhurried():
+                self.training.checkpointer.save(f"model_{self.trainer.iter:07d}")
             raise _Stopped
 
     def _values(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
-"""The engine of a plain install: torchvision's detectors in this package's own loop (``training.loop``), on one process
-or several under accelerate.
+"""Detector engine on torchvision's detectors and this package's loop.
+
+Runs on one process or several under accelerate.
 
 Losses are means over a process's own images and proposals, as torchvision and detectron2 make them, and proposals are
 drawn at random: on another number of processes a training is another draw, not the same one. A resumed one is the same.

@@ -1,4 +1,4 @@
-"""What a detection job leaves behind: a table a split, differences between encoders, JSON, an MLflow run."""
+"""Report of a detection job: tables, differences, JSON, MLflow run."""
 
 from __future__ import annotations
 

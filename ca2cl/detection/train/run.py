@@ -1,4 +1,4 @@
-"""``ca2cl detect``: detectors trained from an encoder and from others beside it, several times each, and scored."""
+"""``ca2cl detect``: train detectors from several encoders and seeds, and compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One embedding: the encoder and the tiles that meet, and the loop that turns one into the other part by part.
+"""Embed a tile set in resumable parts.
 
 Legend: B tiles of a batch, H, W height and width in pixels, S side of the encoder's input, D length of a vector.
 """

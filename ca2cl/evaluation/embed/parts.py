@@ -1,4 +1,4 @@
-"""Finished parts of an embedding: what a job that was killed goes on from, and what its processes share.
+"""Finished parts of an embedding, shared by processes and restarts.
 
 A part holds the vectors of a fixed range of tiles, whatever process made it, and says which job's it is, so that
 vectors of two encoders or data sets never come into one file. Parts are Parquet whatever the result will be.

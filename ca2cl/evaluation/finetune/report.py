@@ -1,4 +1,4 @@
-"""What a fine-tuning job leaves behind: a table, paired differences, JSON, a confusion matrix, an MLflow run."""
+"""Report of a fine-tuning job: table, differences, JSON, MLflow run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ca2cl finetune``: the whole encoder trained on labelled tiles, at several label budgets, beside other starts."""
+"""``ca2cl finetune``: fine-tune encoders at several label budgets and seeds."""
 
 from __future__ import annotations
 

@@ -292,7 +292,7 @@ def test_what_cannot_be_predicted_is_one_line(done: Path, tmp_path: Path, capfd:
         (detector, tmp_path / "none", (), "no image in it"),
         (detector, twice, (), "another image has the name a too"),
         (detector, bad, (), "a.png: "),
-        (str(tmp_path), data / "testA", (), "no detector, or damaged"),
+        (str(tmp_path), data / "testA", (), "no detector here; give a folder of one"),
         ("fffffff0", data / "testA", store, "no run in"),
         (detector, data / "testA", ("--truth", str(data / "train.json")), "give the COCO file of these very images"),
         (detector, data / "testA", ("--min_score", "1.5"), "min_score is 1.5"),
