@@ -1,4 +1,4 @@
-"""Every setting of a pre-training job: frozen dataclasses, validated, one docstring a field.
+"""Settings that several verbs share: validated frozen dataclasses.
 
 The field names are a contract: programs set them as ``--group.field value`` or in YAML.
 Settings of the other verbs stand beside the code that reads them; they follow the same form.

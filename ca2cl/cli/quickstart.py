@@ -1,4 +1,7 @@
-"""``ca2cl quickstart``: the whole pipeline on made-up tissue, by the commands that a user would type."""
+"""``ca2cl quickstart``: the whole pipeline on synthetic tissue.
+
+It runs the commands that a user would type, and prints each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ca2cl detect predict``: a trained detector on a folder of images → COCO, label masks, pictures, scores."""
+"""``ca2cl detect predict``: COCO results, label masks, overlays and scores."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _load(config: PredictConfig) -> Detector:
 
 def _of_job(path: Path) -> Path:
     """A detector's folder; the first training's where ``path`` is a job's or a training's."""
-    for folder in (path, path / DETECTOR, path / CELLS / FIRST.folder / DETECTOR):
+    for folder in (path, path / DETECTOR, path / CELLS / FIRST.name / DETECTOR):
         if (folder / CARD).exists():
             return folder
     return path

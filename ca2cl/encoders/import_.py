@@ -1,4 +1,4 @@
-"""``ca2cl encoders import SOURCE``: an encoder from elsewhere becomes a registered version with a run of its own."""
+"""``ca2cl encoders import``: register an encoder from elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``ca2cl reproduce nct`` can be told, and the settings that its steps are run with."""
+"""Settings of ``ca2cl reproduce nct`` and of its steps."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ca2cl.reproduce.published_results import BUDGETS
 TrainSet = Literal["NCT-CRC-HE-100K", "NCT-CRC-HE-100K-NONORM"]
 TEST_SET = "CRC-VAL-HE-7K"
 TASKS = ("linear", "finetune")
+KEPT = "free some space and start again: finished cells are kept"
 RECORD_URL = "https://zenodo.org/api/records/1214456"
 _FULL = {"seeds": 5, "epochs": 20, "min_steps": 200}
 _SMALL = {"seeds": 2, "epochs": 3, "min_steps": 12, "image_size": 48}

@@ -1,4 +1,4 @@
-"""Which MLflow run a folder belongs to (``run.json``), and how that run is found or made.
+"""``run.json``: which MLflow run a folder belongs to.
 
 A run is made by whoever first reaches its store: the job at its start, its mirror later, or ``ca2cl sync``.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and JSON, independent of engine and world size, atomic, and known to be whole.
+"""Checkpoints: atomic folders of safetensors and JSON, for any world size.
 
 A folder appears by one rename when its files are on the disk, and ``latest`` names it after that, so a run killed at
 any instruction finds a whole one. What happens to it later (a bit that flips, a copy that was cut) is seen by the

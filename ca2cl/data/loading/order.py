@@ -1,4 +1,4 @@
-"""Order of samples, a pure function of (seed, epoch, position) (docs/mathematics.md).
+"""Sample order as a pure function of seed, epoch and position.
 
 (seed, epoch) permutes the shards into one virtual sequence of all samples; inside a shard, (seed, epoch, shard)
 permutes the samples. The sequence's first L * lane_length samples are cut into L equal runs, the lanes: whole shards

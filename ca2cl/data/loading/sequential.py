@@ -1,4 +1,6 @@
-"""Reading tiles in index order, once each: what evaluation and embedding use.
+"""Read tiles once each, in index order.
+
+Evaluation and embedding use it.
 
 Legend: B tiles of a batch, H, W height and width in pixels.
 """

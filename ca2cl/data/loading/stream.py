@@ -1,4 +1,4 @@
-"""Batches of tiles in lane order: what the training loop iterates over.
+"""Batches of tiles in lane order, for the training loop.
 
 Workers answer requests (step, first row, last row), each a pure function of the request, from one endless list of them,
 and the answers come in order. So the number of workers never changes a batch, workers live through all epochs, a seek

@@ -1,4 +1,4 @@
-"""Bytes of shards, from a local folder or through fsspec (``http(s)://``, ``s3://``, ``gs://``, ``hf://``, ...).
+"""Read bytes of shards from a local folder or through fsspec.
 
 A remote shard is fetched whole into a local cache (``cache.py``) and read there: lanes read it sample by sample in
 permuted order, which as range requests would cost one round trip a tile.

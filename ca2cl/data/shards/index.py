@@ -1,4 +1,4 @@
-"""What a folder of shards holds: one Arrow index and one JSON manifest beside the tars.
+"""Index and manifest of a shard folder.
 
 The index is an Arrow IPC file with one record batch a shard, so that it is mapped and not read: opening it costs the
 same for 10^3 and for 10^8 samples, and a lane touches only the pages of its own shards.

@@ -1,4 +1,4 @@
-"""One shard: its tiles checked, re-encoded if asked, and written as a WebDataset tar.
+"""Check, encode and write one shard as a WebDataset tar.
 
 The tar's headers come from the standard library's ``TarInfo``: ``webdataset.TarWriter`` tells no offsets, which the
 index needs, and ``TarFile`` tells them only by reading the tar again. Headers carry no clock and no owner, so equal

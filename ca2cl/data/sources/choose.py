@@ -1,4 +1,4 @@
-"""Opens a tile source by its name."""
+"""Open a tile source by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles from Hugging Face ``datasets``: a dataset on the hub, or a folder that ``save_to_disk`` wrote."""
+"""Tile source for Hugging Face ``datasets``: the hub or ``save_to_disk``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles from a tree of class folders."""
+"""Tile source for a tree of class folders."""
 
 from __future__ import annotations
 

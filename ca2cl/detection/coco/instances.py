@@ -1,4 +1,4 @@
-"""A mask of instance numbers → its instances, without the crumbs that drawing tools leave.
+"""Split a label mask into instances, without stray pixels.
 
 The rule: an instance of fewer than ``min_area`` pixels is dropped. Of any other, separate parts (8-connected) of fewer
 than ``min_area`` pixels are dropped, smallest first, for as long as all that is dropped stays within ``max_loss`` of

@@ -1,4 +1,4 @@
-"""The seam between ``ca2cl detect`` and what trains its detector: torchvision, or detectron2's own engine.
+"""Protocol of a detector engine, and the data it trains on.
 
 The job knows COCO files, encoders, seeds, MLflow and metrics; an engine knows how to build, train and run a detector.
 They meet here, and nowhere else:
@@ -23,7 +23,7 @@ Who does what:
   there already. Engines split the work and reduce what they report; ``Watch`` is called on every rank in the same
   order. Its stop flag is a rank's own: the engine has the ranks agree on it before it acts, for a flag that one rank
   alone saw would leave the others waiting.
-- **Checkpoints.** In ``Job.folder``, by the engine, atomically, every ``checkpoint_every`` steps and on a stop; a
+- **Checkpoints.** In ``TrainJob.folder``, by the engine, atomically, every ``checkpoint_every`` steps and on a stop; a
   ``train`` that finds some goes on from the newest and says at which step it began.
 - **Randomness.** A function of ``Schedule.seed``: order, augmentation and the heads' initial values.
 - **Numbers.** ``Schedule`` is in iterations and images, global over processes; an engine that would have to scale a
@@ -149,7 +149,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What an engine builds and trains from."""
 
     head: Head
@@ -235,7 +235,7 @@ class Engine(ABC):
         """Of the package behind it, with the commit where it was built from one."""
 
     @abstractmethod
-    def build(self, job: Job) -> Detector:
+    def build(self, job: TrainJob) -> Detector:
         """A detector whose body has the encoder's weights.
 
         Raises:
@@ -253,7 +253,7 @@ class Engine(ABC):
         """
 
 
-def record_of(engine: Engine, job: Job) -> dict[str, Any]:
+def record_of(engine: Engine, job: TrainJob) -> dict[str, Any]:
     """What a result must say of how it was made: two results may be averaged only where all of this is the same."""
     schedule = {name: value for name, value in vars(job.schedule).items() if name != "seed"}
     return {"engine": engine.name, "engine_version": engine.version, "head": job.head, **schedule}

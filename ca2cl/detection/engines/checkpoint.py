@@ -1,4 +1,4 @@
-"""A saved detector of either engine: a folder of weights in safetensors, and a card in JSON of what they mean."""
+"""Save and load a detector: safetensors weights and a JSON card."""
 
 from __future__ import annotations
 

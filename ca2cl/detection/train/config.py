@@ -1,4 +1,4 @@
-"""The settings of ``ca2cl detect``, and what a data set's published schedule makes of them."""
+"""Settings of ``ca2cl detect``, and the published schedules."""
 
 from __future__ import annotations
 

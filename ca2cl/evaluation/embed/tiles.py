@@ -1,4 +1,4 @@
-"""Tiles by number, of shards or of a plain source, and the work that decodes a range of them.
+"""Tiles by number, from shards or a plain source, and their decoding.
 
 Legend: R tiles of a range, H, W height and width in pixels, S side of the encoder's input.
 """

@@ -1,4 +1,7 @@
-"""Shift of hue, saturation and value, in OpenCV's units of an 8-bit image: hue in 0 … 180, the others in 0 … 255."""
+"""Shift hue, saturation and value in OpenCV's 8-bit units.
+
+Hue in 0 ... 180, the others in 0 ... 255.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Randomness without state: every draw is a function of (seed, epoch, sample key, view, name of the draw).
+"""Stateless random draws by seed, epoch, sample key and view.
 
 A sample is therefore augmented alike whatever the batch, the rank or the worker that it meets, and a resumed run
 goes on with the same views. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), whose

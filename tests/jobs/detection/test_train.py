@@ -20,8 +20,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.common.files import alone
-from ca2cl.common.job_dir import JOB_LOCK
+from ca2cl.common.job_dir import JobDir
 from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco.files import decode_mask, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
@@ -122,7 +121,7 @@ def test_a_second_job_keeps_out_of_the_folder(glas: Path, done: Path) -> None:
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("detect", *SMALL, "--data", str(glas), "--output_dir", str(done / "job"))
-    with alone(done / "job", JOB_LOCK, "remedy"):
+    with JobDir(done / "job").locked():
         second = start([sys.executable, "-c", code, *verb, "--tracking.root", str(done / "store")], done)
     assert second.returncode == 2 and "another job is writing here; wait for it, or end it" in second.stderr
 
