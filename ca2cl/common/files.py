@@ -58,7 +58,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        fsync(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -71,9 +71,9 @@ def remove_temporaries(folder: Path, remedy: str, name: str = "*") -> None:
             temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Make a file's content, or what a folder holds, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -83,10 +83,9 @@ def sync_folder(folder: Path) -> None:
 def sync_replace(temporary: Path, path: Path, remedy: str) -> None:
     """Bring a file that a library wrote to ``temporary`` to its place for good."""
     with writing(path, remedy):
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(temporary)
         temporary.replace(path)
-        sync_folder(path.parent)
+        fsync(path.parent)
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from ca2cl.common.files import write_atomic
-from ca2cl.common.records import parse_json
-from ca2cl.errors import InputError
+from ca2cl.common.records import read_fields
 
 RESULT = "result.json"
+AGAIN = "delete its folder and start again"
 
 
 class Named(Protocol):
@@ -67,23 +67,12 @@ class Grid(Generic[T]):
         return [trial for trial in self.trials if not self.path(trial).exists()]
 
     def read(self, trial: T, needed: Sequence[str] = ()) -> dict[str, Any]:
-        """A trial's result; see ``read_result``."""
-        return read_result(self.path(trial), needed, "its folder" if self.pattern.endswith(RESULT) else "it")
+        """A trial's result, which has the fields ``needed``; the errors of ``read_fields``."""
+        return read_fields(
+            self.path(trial), needed, AGAIN if self.pattern.endswith(RESULT) else "delete it and start again"
+        )
 
 
 def write_result(path: Path, result: Mapping[str, Any], remedy: str) -> None:
     """Write a trial's result, after all else that the trial leaves."""
     write_atomic(path, (json.dumps(result, indent=1) + "\n").encode(), remedy)
-
-
-def read_result(path: Path, needed: Sequence[str] = (), remove: str = "its folder") -> dict[str, Any]:
-    """The result in a file, which has the fields ``needed``.
-
-    Raises:
-        InputError: it is missing or damaged; the user is told to delete ``remove``.
-    """
-    try:
-        result = dict(parse_json(path.read_text(encoding="utf-8")))
-        return {**{name: result[name] for name in needed}, **result}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r}); delete {remove} and start again") from None

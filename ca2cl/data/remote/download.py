@@ -22,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tqdm import tqdm
 
-from ca2cl.common.files import sync_folder
+from ca2cl.common.files import fsync
 from ca2cl.data.remote.errors import passing, retry_after, shown
 from ca2cl.errors import InputError
 
@@ -298,4 +298,4 @@ def _put_in_place(
     if check is not None:
         check(part)
     part.replace(target)
-    sync_folder(target.parent)
+    fsync(target.parent)
