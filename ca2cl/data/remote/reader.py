@@ -26,14 +26,6 @@ def is_remote(root: str | Path) -> bool:
     return "://" in str(root)
 
 
-def file_url(root: str, name: str) -> str:
-    """URL of a file in the folder that ``root`` names; a query (a token, a signature) stays behind the path."""
-    if not root.startswith(("http://", "https://")):
-        return f"{root.rstrip('/')}/{name}"
-    folder, mark, query = root.partition("?")
-    return f"{folder.rstrip('/')}/{name}{mark}{query}"
-
-
 def _without_secrets(root: str) -> str:
     """What names the same folder tomorrow, when its password or token is another."""
     return redact(root).partition("?")[0].rstrip("/")
