@@ -27,9 +27,9 @@ from ca2cl.methods.ca2cl.cluster_loss import cluster_loss, k_means
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.methods.ca2cl.nt_xent import nt_xent
 from ca2cl.methods.gather import Rows
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.heads import Network
-from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer

@@ -20,8 +20,8 @@ from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, ViewBatch
 from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.heads import Network
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.runtime.precision import seconds_of
@@ -105,7 +105,7 @@ def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
         return made
 
     viewing = len(tiles) / seconds_of(make)
-    stepping = len(tiles) / _step_seconds(*make(), device)
+    stepping = len(tiles) / _step_seconds(*make(), device, plan.model.arch)
     return [_supply(reading, 1 / (1 / viewing + 1 / stepping), plan), _views(viewing, stepping, plan, device)]
 
 
@@ -125,9 +125,10 @@ def _reading(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> tuple[float,
     return tiles / (time.perf_counter() - began), first
 
 
-def _step_seconds(x1: Tensor, x2: Tensor, device: torch.device) -> float:
-    """Seconds of a ResNet-18's gradient on these views, adversary and all; bf16 where there is a GPU."""
-    network = Network(build_encoder(identity_blocks=True)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _step_seconds(x1: Tensor, x2: Tensor, device: torch.device, arch: str) -> float:
+    """Seconds of a backbone's gradient on these views, adversary and all; bf16 where there is a GPU."""
+    encoder = build_encoder(arch, image_size=x1.shape[-1], identity_blocks=True)
+    network = Network(encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method = CA2CL(ObjectiveConfig())
     batch = ViewBatch(x1, x2, torch.arange(len(x1), device=device))
 
@@ -154,7 +155,7 @@ def _supply(reading: float, taking: float, plan: JobPlan) -> Finding:
 
 def _views(viewing: float, stepping: float, plan: JobPlan, device: torch.device) -> Finding:
     text = (
-        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; a ResNet-18's step: "
-        f"{stepping:,.0f} tiles/s"
+        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; "
+        f"a step of {plan.model.arch}: {stepping:,.0f} tiles/s"
     )
     return Finding("views, step", "ok" if viewing > stepping else "note", text)

@@ -31,9 +31,9 @@ from torch.func import functional_call
 
 from ca2cl.methods.base import Engine, ViewBatch, carry
 from ca2cl.methods.gather import all_sum, world
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import BatchNorm
 from ca2cl.models.heads import Embeddings, Network
-from ca2cl.models.resnet import Encoder
 
 Step = Callable[[Engine, Sequence[ViewBatch]], dict[str, Tensor]]
 
@@ -111,7 +111,7 @@ class UnitNetwork:
         return _Layer(twin, own, self.unit) if own else twin
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Backbone:
         """The encoder itself."""
         return self.bare.encoder
 
@@ -122,7 +122,7 @@ class UnitNetwork:
     def __call__(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
         """Embeddings of one view."""
         if stem_delta is None:  # the stem's gradient is then row by row here too
-            stem_delta = torch.zeros_like(self.encoder.conv1.weight)
+            stem_delta = torch.zeros_like(self.encoder.stem.weight)
         embeddings: Embeddings = self.network(x_BCHW, stem_delta, slot)
         return embeddings
 

@@ -47,7 +47,7 @@ def cached_step(config: ObjectiveConfig, engine: Engine, micro_batches: Sequence
         _backward_clean(engine, micro_batches, strong, weak)
         return {**terms, "loss": loss}
     gradient, known = _direction(engine, micro_batches, strong, weak)
-    weight = engine.bare.encoder.conv1.weight
+    weight = engine.bare.encoder.stem.weight
     step, valid = perturbation(all_sum(gradient), weight, config.epsilon, config.epsilon_mode)
     z_adv = _embed_adversarial(engine, micro_batches, step)
     adversarial = adversarial_term(second.z, z_adv, rows, config)
@@ -90,7 +90,7 @@ def _split(grads: Sequence[Tensor], sizes: list[int]) -> list[tuple[Tensor, Tens
 
 def _direction(engine: Engine, micro_batches: Sequence[ViewBatch], strong: Pairs, weak: Pairs) -> tuple[Tensor, Pairs]:
     """This rank's dL1/d delta, and dL1 of every parameter through the strong view, both times the loss scale."""
-    parameters, weight = parameters_of(engine), engine.bare.encoder.conv1.weight
+    parameters, weight = parameters_of(engine), engine.bare.encoder.stem.weight
     delta = zero_perturbation(weight)
     direction, known = torch.zeros_like(delta), [torch.zeros_like(p) for p in parameters]
     for number, views in enumerate(micro_batches):

@@ -85,7 +85,7 @@ class CA2CL:
 
     def _micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """A scalar with the gradient of this rank's share of one micro-batch's loss, and the loss's terms."""
-        weight = engine.bare.encoder.conv1.weight
+        weight = engine.bare.encoder.stem.weight
         delta = zero_perturbation(weight) if self.config.adversary else None
         rows = Rows.at(views.positions)
         # Through the wrapper goes the last pass before the backward and no other: a wrapper takes every pass through it
