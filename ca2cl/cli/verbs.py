@@ -1,4 +1,4 @@
-"""The verbs: what each is for, and where its code and its settings are."""
+"""Table of the verbs: summary, module, settings, exit behaviour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ca2cl encoders import SOURCE``: an encoder from elsewhere becomes a registered version with a run of its own."""
+"""``ca2cl encoders import``: register an encoder from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from annotated_types import Ge
 
 from ca2cl import __version__
 from ca2cl.common.files import writing
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
-from ca2cl.config import TrackingConfig
+from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.encoders.show import fetch_card
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
@@ -53,8 +54,7 @@ class ImportConfig:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise InputError(f"name is {self.name!r}: use letters, digits, . - and _")
-        if self.input_size is not None and self.input_size < 32:
-            raise InputError(f"input_size is {self.input_size!r}: use at least 32 pixels")
+        check_ranges(self, input_size=Ge(32))
 
 
 def run(config: ImportConfig) -> int:

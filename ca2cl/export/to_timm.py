@@ -1,6 +1,6 @@
-"""timm: a file for ``timm.create_model(checkpoint_path=…)``, of timm's own bodies and of ResNets.
+"""Export to timm: a file for ``create_model(checkpoint_path=...)``.
 
-timm's plain ResNets have torchvision's tensor names.
+The encoder is one of timm's own bodies, or a ResNet: timm's plain ones have torchvision's key names.
 """
 
 from __future__ import annotations

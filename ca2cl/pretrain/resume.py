@@ -1,4 +1,4 @@
-"""What may change from one start of a run to the next, and whether a run's folder is finished."""
+"""Which settings may change when a run is resumed."""
 
 from __future__ import annotations
 
