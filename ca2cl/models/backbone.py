@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ca2cl.common.plugins import is_plugin, load_plugin
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm, Norm
 from ca2cl.models.perturbed_conv import Stem
@@ -21,7 +21,6 @@ TRUSTED = "CA2CL_BACKBONES"
 DEFAULT_ARCH = "resnet18"
 HEAD = "fc."
 """Beginning of a linear head's tensors, where one lies with a backbone's."""
-_OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _INSIDE = re.compile(r"[\w.]+/[\w.-]+|[A-Za-z]\w*")
 
 
@@ -107,7 +106,7 @@ def find_entry(arch: str) -> Entry | None:
 def is_arch(arch: object) -> bool:
     """Whether a card may have this as its architecture: a known name, or that of a builder outside this package."""
     return isinstance(arch, str) and bool(
-        (_INSIDE.fullmatch(arch) and find_entry(arch)) or (len(arch) < 200 and _OUTSIDE.fullmatch(arch))
+        (_INSIDE.fullmatch(arch) and find_entry(arch)) or (len(arch) < 200 and is_plugin(arch))
     )
 
 
@@ -138,7 +137,7 @@ def check_trusted(arch: str, source: str, named: str | None = None) -> None:
         InputError: it is named neither by that nor in the environment.
     """
     trusted = [name.strip() for name in os.environ.get(TRUSTED, "").split(",")]
-    if _OUTSIDE.fullmatch(arch) and arch != named and arch not in trusted:
+    if is_plugin(arch) and arch != named and arch not in trusted:
         raise InputError(
             f"{source}: is a {arch}, which is code outside ca2cl; if you trust it, set {TRUSTED}={arch} in the "
             "environment and start again"
@@ -165,18 +164,10 @@ def build_encoder(
     check_arch(arch)
     entry = find_entry(arch) or Entry(arch)
     options = BackboneOptions(norm=norm, group=group, image_size=image_size, identity_blocks=identity_blocks)
-    backbone = _builder(entry.builder, arch)(arch, options)
+    builder: Builder = load_plugin(entry.builder, "model.arch")
+    backbone = builder(arch, options)
     _check_contract(backbone, arch)
     return backbone
-
-
-def _builder(place: str, arch: str) -> Builder:
-    module, _, name = place.partition(":")
-    try:
-        builder: Builder = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"model.arch is {arch!r}: cannot be imported ({error}); give package.module:builder") from None
-    return builder
 
 
 def _check_contract(backbone: Backbone, arch: str) -> None:

@@ -14,6 +14,9 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.embed.tiles import open_tiles
+from ca2cl.models.backbone import TRUSTED
+from ca2cl.registry.resolve import resolve_encoder
+from tests.support.jobs import make_shards
 
 SOURCE = '''
 """Tiles cut from one image of stripes: pixels, not files, each with its place."""
@@ -36,6 +39,26 @@ class Stripes:
     def tiles(self, rows):
         return [Tile(key=f"t{row}", name=f"t{row}", row=int(row), label=int(self.labels[row]), group="slide",
                      ext=None, meta={"x": 24 * int(row), "y": 0, "mpp": 0.5}) for row in rows]
+'''
+
+
+BODY = '''
+"""A body of one convolution: pooled colours of patches."""
+from torch import nn
+from ca2cl.models.backbone import Backbone
+from ca2cl.models.perturbed_conv import Stem
+
+class Tiny(Backbone):
+    feature_dim, patch_size = 12, 8
+    def __init__(self):
+        super().__init__()
+        self.stem = Stem.of(nn.Conv2d(3, 24, 8, stride=8))
+        self.out = nn.Linear(24, 12)
+    def forward(self, x_BCHW, stem_delta=None):
+        return self.out(self.stem(x_BCHW, stem_delta).relu().mean((2, 3)))
+
+def tiny(arch, options):
+    return Tiny()
 '''
 
 
@@ -86,3 +109,28 @@ def test_what_is_wrong_with_a_name_is_said_in_one_line(
 ) -> None:
     assert main(["shard", name, str(tmp_path / "out")]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_body_is_pretrained_resolved_and_probed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    arch = f"{place(tmp_path, monkeypatch, 'my_bodies', BODY)}:tiny"
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        make_shards(tmp_path, 4, seed=seed, size=32)
+    job = ["pretrain", "--recipe", "smoke", "--data.shards", "shards-0", "--run.steps", "2", "--model.arch", arch]
+    assert main([*job, "--run.output_dir", "run", "--run.micro_batch_size", "16"]) == 0
+    assert "model.norm sync changes nothing: my_bodies:tiny has no BatchNorm" in caplog.text
+    capsys.readouterr()
+    probe = ["probe", "--train", "shards-0", "--test", "shards-1", "--imagenet", "false", "--encoder", "run"]
+    probe += ["--labels", "1.0", "--seeds", "1", "--classifiers", "knn", "--workers", "0"]
+    assert main(probe) == 2
+    assert f"set {TRUSTED}={arch}" in capsys.readouterr().err
+    assert resolve_encoder("run", arch=arch).encoder.feature_dim == 12
+    monkeypatch.setenv(TRUSTED, arch)
+    assert main(probe) == 0
+    assert "encoder" in capsys.readouterr().out
