@@ -117,9 +117,7 @@ def test_position_embeddings_of_another_size_are_resampled_and_other_tiles_pass(
     x = torch.randn(2, 3, 96, 96)
     with torch.no_grad():  # either way the same embeddings
         torch.testing.assert_close(found(x), small(x), rtol=1e-4, atol=1e-4)
-    with pytest.raises(
-        InputError, match="timm/test_vit has patches of 16 pixels; use a multiple, as 32"
-    ):
+    with pytest.raises(InputError, match="timm/test_vit has patches of 16 pixels; use a multiple, as 32"):
         small(torch.randn(1, 3, 40, 40))
 
 
