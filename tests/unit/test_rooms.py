@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "detection.prepare": {"data", "data.sources", "detection.coco"},
     "detection.scores": {"data", "detection.coco", "detection.engines"},
     "detection.train": {
-        "runtime", "data", "data.shards", "registry", "tracking", "evaluation",
+        "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation",
         "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
     },
     "export": {"models", "registry", "detection.engines"},

@@ -23,11 +23,11 @@ from ca2cl.evaluation.finetune.step import FineTuning, Preprocessing
 from ca2cl.evaluation.labelled import LabelledBatch
 from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.heads import Network
 from ca2cl.models.preprocess import preprocess
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.batches import MicroBatches
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
