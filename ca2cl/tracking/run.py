@@ -283,7 +283,8 @@ def _continue_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
 
 def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[str, Any] | None) -> None:
     now, first = _params(config), tracker.record.params
-    drift = {f"param_drift.{name}": f"{first.get(name)} -> {now[name]}" for name in now if now[name] != first.get(name)}
+    both = now.keys() & first.keys()  # a setting that the run was not begun with is of a newer version
+    drift = {f"param_drift.{name}": f"{first[name]} -> {now[name]}" for name in both if now[name] != first[name]}
     tracker.log_event("status", status="RUNNING")
     tracker.log_event("params", params=first)  # again on resume: the first start may have died before it
     if drift:
