@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from benchmarks.jobs import ENGINES, LANES, Cell, train, write_shards
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import LaneStream
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import LaneStream
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 
 TERMS = ("loss", "nt_xent", "cluster", "nt_xent_adversarial")
 LIMIT = 1e-5

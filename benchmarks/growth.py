@@ -13,9 +13,9 @@ import argparse
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ca2cl.model.encoder import ARCHITECTURES, build_encoder
-from ca2cl.model.heads import Network
-from ca2cl.model.norm import BatchNorm
+from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import ARCHITECTURES, build_encoder
 
 DIM, CLUSTERS, ITERATIONS = 128, 10, 10
 COLUMNS = (

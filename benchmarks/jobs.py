@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
-from ca2cl.data.synthetic import write_tissue
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.run import run as shard
+from ca2cl.data.synthetic.tissue import write_tissue
 
 CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
 ENGINES = {"ddp": "cpu", "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2"}

@@ -30,12 +30,12 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.shard import ShardConfig
-from ca2cl.data.shard import run as shard
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import LaneStream
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import LaneStream
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import run as shard
 
 BATCH = 128
 LANES = 64

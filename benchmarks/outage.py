@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import write_shards
+from ca2cl.store.open import open_store
 from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.replay import metrics_of
 from ca2cl.tracking.run_record import read_run
-from ca2cl.tracking.store import open_store
 from ca2cl.tracking.sync import sync
-from tests.servers import Server
+from tests.support.servers import Server
 
 BAR = 0.05
 WARM_UP = 3

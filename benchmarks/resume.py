@@ -36,7 +36,10 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from ca2cl.data.index import (
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import LaneStream
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -47,9 +50,6 @@ from ca2cl.data.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.lanes import LaneOrder
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import LaneStream
 
 PER_SHARD = 1000
 SIDE = 32

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig, OptimConfig
-from ca2cl.model.encoder import build_encoder
-from ca2cl.model.heads import Network
-from ca2cl.model.norm import commit_statistics
-from ca2cl.objective.clusters import cluster_loss, k_means
-from ca2cl.objective.gather import Rows
-from ca2cl.objective.method import CA2CL
-from ca2cl.objective.nt_xent import nt_xent
-from ca2cl.objective.passes import LocalEngine, ViewBatch
-from ca2cl.training.accelerator import build_accelerator
+from ca2cl.methods.base import LocalEngine, ViewBatch
+from ca2cl.methods.ca2cl.cluster_loss import cluster_loss, k_means
+from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.methods.gather import Rows
+from ca2cl.methods.nt_xent import nt_xent
+from ca2cl.models.batch_norm import commit_statistics
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import build_encoder
+from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 

@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 
 from benchmarks.loader import SIDE, tissue
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ViewsConfig
-from ca2cl.views import build_views
+from ca2cl.views.build import build_views
 
 FLOOR = 5.0
 

@@ -1,1 +1,1 @@
-"""Sources, shards and their index, lanes (the stream), splits, made-up tissue."""
+"""Tiles: sources, shards, remote reads, loading order and decoding."""

@@ -1,1 +1,1 @@
-"""Glands: data, encoders as backbones, engines, scores. The only package that imports detectron2 or pycocotools."""
+"""``ca2cl detect``: gland detectors on an encoder. Only this package imports detectron2 and pycocotools."""

@@ -1,4 +1,4 @@
-"""``ca2cl detect predict``: a trained detector on a folder of images → COCO, label masks, pictures, scores."""
+"""``ca2cl detect predict``: COCO results, label masks, overlays and scores."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from annotated_types import Interval
 from PIL import Image as PILImage
 from tqdm import tqdm
 
 from ca2cl import __version__
-from ca2cl.config import TrackingConfig
-from ca2cl.data.atomic import fresh_folder, write_atomic, writing
+from ca2cl.common.files import fresh_folder, write_atomic, writing
+from ca2cl.common.records import parse_json
+from ca2cl.common.scratch import scratch_folder
+from ca2cl.common.tables import aligned
+from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.data.decode import BadSample, decode
-from ca2cl.data.folders import EXTENSIONS
 from ca2cl.data.orientation import orientation_of, refuse_turned
-from ca2cl.detection.coco import align_categories, instance_ids, read_coco
-from ca2cl.detection.coco_metrics import coco_scores
-from ca2cl.detection.detect_cell import CELLS, DETECTOR, FIRST
-from ca2cl.detection.detect_report import RESULTS
-from ca2cl.detection.engine import Detector, Pixels
-from ca2cl.detection.engines import load_detector
-from ca2cl.detection.glas_metrics import ImageScores, compare, pooled
-from ca2cl.detection.instances import Ids
-from ca2cl.detection.layouts import images_in
-from ca2cl.detection.predictions import Detections, coco_results, label_mask
-from ca2cl.detection.samples import draw_overlay
-from ca2cl.detection.saved import CARD
-from ca2cl.detection.scoring import CHALLENGE
-from ca2cl.detection.segmentations import Json, mask_tools
+from ca2cl.data.sources.image_folder import EXTENSIONS
+from ca2cl.detection.coco.files import align_categories, instance_ids, read_coco
+from ca2cl.detection.coco.instances import Ids
+from ca2cl.detection.coco.metrics import coco_scores
+from ca2cl.detection.coco.segmentations import Json, mask_tools
+from ca2cl.detection.engines.base import Detector, Pixels
+from ca2cl.detection.engines.checkpoint import CARD
+from ca2cl.detection.engines.predictions import Detections, coco_results, label_mask
+from ca2cl.detection.engines.registry import load_detector
+from ca2cl.detection.prepare.layouts import images_in
+from ca2cl.detection.scores.glas_metrics import ImageScores, compare, pooled
+from ca2cl.detection.scores.plots import draw_overlay
+from ca2cl.detection.scores.scoring import CHALLENGE
+from ca2cl.detection.train.report import RESULTS
+from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST
 from ca2cl.errors import InputError
-from ca2cl.evaluation.device import find_device
-from ca2cl.scratch import scratch_folder
-from ca2cl.tracking.naming import WORD, full_run_id, is_stored
-from ca2cl.tracking.tables import aligned
-from ca2cl.untrusted import parse_json
+from ca2cl.runtime.device import find_device
+from ca2cl.store.names import WORD, full_run_id, is_stored
 
 logger = logging.getLogger(__name__)
 POSITIONAL = ("detector", "images", "out")
@@ -74,8 +75,7 @@ class PredictConfig:
     """Where the run is."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_score < 1:
-            raise InputError(f"min_score is {self.min_score}: use a number between 0 and 1")
+        check_ranges(self, min_score=Interval(gt=0, lt=1))
 
 
 def run(config: PredictConfig) -> int:
@@ -157,16 +157,16 @@ def _load(config: PredictConfig) -> Detector:
 
 def _of_job(path: Path) -> Path:
     """A detector's folder; the first training's where ``path`` is a job's or a training's."""
-    for folder in (path, path / DETECTOR, path / CELLS / FIRST.folder / DETECTOR):
+    for folder in (path, path / DETECTOR, path / CELLS / FIRST.name / DETECTOR):
         if (folder / CARD).exists():
             return folder
     return path
 
 
 def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
-    from ca2cl.tracking.artifacts import fetch, names_in, run_place
-    from ca2cl.tracking.encoder_versions import needed_store
-    from ca2cl.tracking.store import fetch_run
+    from ca2cl.registry.versions import needed_store
+    from ca2cl.store.artifacts import fetch, names_in, run_place
+    from ca2cl.store.open import fetch_run
 
     store = needed_store(tracking)
     run_id = full_run_id(store, named)

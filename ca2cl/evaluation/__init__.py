@@ -1,1 +1,1 @@
-"""Features, probes, floors and metrics: what an encoder is worth, and how sure that is."""
+"""What evaluation verbs share: splits, metrics, statistics, leakage and reports."""

@@ -1,4 +1,4 @@
-"""Frozen features: every tile is read and decoded once, and all encoders and floors look at it together."""
+"""Extract frozen features, decoding every tile once for all encoders."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
-from ca2cl.views.preprocess import preprocess
+from ca2cl.models.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def extract(
     """Run every extractor over every batch once, in ``inference_mode``.
 
     Args:
-        batches: what ``ca2cl.data.tiles.iterate_tiles`` yields.
+        batches: what ``ca2cl.data.loading.sequential.iterate_tiles`` yields.
         total: number of tiles asked for; fewer may come where some do not decode.
         title: of the progress bar and the log line.
 

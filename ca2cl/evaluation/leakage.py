@@ -1,4 +1,4 @@
-"""What a test set shares with what a model has seen: tiles, slides or patients, and its encoder's training data.
+"""Find tiles, slides or patients that a test set shares with training.
 
 One search for every verb that scores. What it finds is named in the log, stands under the table (``lines``), in the
 JSON, and in MLflow's tag ``ca2cl.leak`` (``tag``); runs with that tag promote no encoder (``tracking.downstream``).
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.tiles import iterate_tiles
+from ca2cl.data.loading.sequential import iterate_tiles
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.features import pixel_digests
-from ca2cl.tracking.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
+from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.encoder_files import EncoderCard
+    from ca2cl.models.encoder_io import EncoderCard
 
 logger = logging.getLogger(__name__)
 Leak = dict[str, Any]

@@ -1,1 +1,1 @@
-"""Encoders as files that other programs load, one module a target; each file is tried before it is put in place."""
+"""``ca2cl export``: an encoder as a file for another library, one module a format."""

@@ -1,4 +1,4 @@
-"""What a target of ``ca2cl export`` is made of, and what several targets share.
+"""Protocol of an export format, and helpers that formats share.
 
 Shapes: B tiles, S side of the input, D features.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ca2cl.model.encoder import Encoder
-from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.views.preprocess import normalise_
+from ca2cl.models.encoder_io import EncoderCard
+from ca2cl.models.preprocess import normalise_
+from ca2cl.models.resnet import Encoder
 
 Features = Callable[[Tensor], Tensor]
 """Tiles (B, 3, S, S), RGB in [0, 1], not normalised → features (B, D)."""

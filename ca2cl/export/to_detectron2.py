@@ -1,4 +1,4 @@
-"""detectron2: a ``.pth`` for ``DetectionCheckpointer``, and beside it the settings that belong to the weights.
+"""Export to detectron2: a ``.pth`` backbone and its settings.
 
 A ``.pkl``, which detectron2's own converter writes, would be a pickle; its checkpointer reads a ``.pth`` just as well.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from ca2cl.detection.weights import checkpoint, detectron2_names, load_backbone, settings
+from ca2cl.detection.engines.detectron2_weights import checkpoint, detectron2_names, load_backbone, settings
 from ca2cl.export.target import Features, Target, behind_normalisation, plain_state, torch_bytes
-from ca2cl.model.encoder import Encoder, build_encoder
-from ca2cl.tracking.encoder_files import EncoderCard, make_encoder
+from ca2cl.models.encoder_io import EncoderCard, make_encoder
+from ca2cl.models.resnet import Encoder, build_encoder
 
 _HEAD = """\
 # An encoder of ca2cl as a detectron2 backbone. Merge it after a detector's own configuration, such as

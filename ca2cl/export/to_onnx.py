@@ -1,4 +1,4 @@
-"""ONNX: RGB in [0, 1] → features, with the normalisation inside, for any number of tiles at a time.
+"""Export to ONNX, with normalisation inside and a dynamic batch.
 
 The normalisation is inside because the programs that read ONNX (viewers, browsers, servers in other languages) have no
 card to read it from. The resize to the card's side is not: it is up to whoever cuts the tiles.
@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ca2cl.common.optional import need
+from ca2cl.common.records import json_line
+from ca2cl.common.scratch import scratch_folder
 from ca2cl.export.target import EXTRA, Features, Target
-from ca2cl.model.encoder import Encoder
-from ca2cl.optional import need
-from ca2cl.scratch import scratch_folder
-from ca2cl.tracking.encoder_files import EncoderCard
-from ca2cl.tracking.journal import encode
+from ca2cl.models.encoder_io import EncoderCard
+from ca2cl.models.resnet import Encoder
 
 INPUT, OUTPUT = "tiles", "features"
 OPSET = 17  # what torch 2.6 already writes and every onnxruntime of the last years reads
@@ -44,7 +44,7 @@ def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
     graph = onnx.load_from_string(_traced(encoder, card))
     side = card.input_size
     notes = {
-        "card": encode(asdict(card)).decode().strip(),
+        "card": json_line(asdict(card)).decode().strip(),
         "input": f"float32 (batch, 3, {side}, {side}), RGB in [0, 1]; the normalisation is in the graph",
         "output": f"float32 (batch, {card.feature_dim})",
     }

@@ -1,4 +1,4 @@
-"""safetensors: a folder with the two files that the registry has, which every verb takes as ``--encoder``.
+"""Export to a folder that every verb takes as ``--encoder``.
 
 A folder and not a file, because the card must stay with the weights: without it size and normalisation are guesses.
 """
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from safetensors.torch import save
 
+from ca2cl.common.records import json_line
 from ca2cl.export.target import Features, Target, behind_normalisation, plain_state
-from ca2cl.model.encoder import Encoder
-from ca2cl.tracking.encoder_files import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder
-from ca2cl.tracking.journal import encode
+from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder
+from ca2cl.models.resnet import Encoder
 
 
 def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
     return {
-        f"{out.name}/{CARD_NAME}": encode(asdict(replace(card, predicts=()))),  # without a head
+        f"{out.name}/{CARD_NAME}": json_line(asdict(replace(card, predicts=()))),  # without a head
         f"{out.name}/{WEIGHTS_NAME}": save(plain_state(encoder), metadata={"format": "pt"}),
     }
 
@@ -30,7 +30,7 @@ def _native(path: Path, card: EncoderCard) -> Features:
 
 def _snippet(path: Path, card: EncoderCard) -> str:
     return (
-        "from ca2cl.tracking.resolver import resolve_encoder\n"
+        "from ca2cl.registry.resolve import resolve_encoder\n"
         f"found = resolve_encoder({str(path)!r})\n"
         "model, card = found.encoder, found.card\n"
     )

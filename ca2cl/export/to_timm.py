@@ -1,4 +1,7 @@
-"""timm: a file for ``timm.create_model(checkpoint_path=…)``. Its plain ResNets have torchvision's names."""
+"""Export to timm: a file for ``create_model(checkpoint_path=...)``.
+
+timm's plain ResNets have torchvision's key names.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from ca2cl.common.optional import need
 from ca2cl.export.target import EXTRA, Features, Target, behind_normalisation, plain_state, torch_bytes
-from ca2cl.model.encoder import Encoder
-from ca2cl.optional import need
-from ca2cl.tracking.encoder_files import EncoderCard, make_encoder, read_weights
+from ca2cl.models.encoder_io import EncoderCard, make_encoder, read_weights
+from ca2cl.models.resnet import Encoder
 
 
 def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""torchvision: a state dict under its ResNets' names, without ``fc``."""
+"""Export to torchvision: a ResNet state dict without ``fc``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from ca2cl.export.target import Features, Target, behind_normalisation, plain_state, torch_bytes
-from ca2cl.model.encoder import Encoder
-from ca2cl.tracking.encoder_files import EncoderCard
+from ca2cl.models.encoder_io import EncoderCard
+from ca2cl.models.resnet import Encoder
 
 
 def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:

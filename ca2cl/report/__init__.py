@@ -1,1 +1,1 @@
-"""One page about a run: its curves, what its encoder holds alike, and what was measured with it."""
+"""``ca2cl report``: one self-contained HTML page about a run."""

@@ -1,4 +1,4 @@
-"""What an encoder holds alike: for some tiles, the nearest others by cosine.
+"""Nearest neighbours of some tiles by cosine similarity.
 
 Legend: N tiles, Q queries, k neighbours, D features (unit length).
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.splits import stratified_sample
+from ca2cl.evaluation.splits import stratified_sample
 from ca2cl.report.tiles import Tiles
 
 NEIGHBOURS = 8

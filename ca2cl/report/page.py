@@ -1,4 +1,4 @@
-"""The page: every section with its material, or with the line that says why there is none and what makes it."""
+"""Assemble the page; a section without material says why."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ca2cl import __version__
 from ca2cl.errors import InputError
-from ca2cl.report import facts
+from ca2cl.methods.base import Method
+from ca2cl.methods.registry import known_method
+from ca2cl.pretrain.config import MethodConfig
+from ca2cl.report import run_summary as facts
 from ca2cl.report.clusters import Clustering, cluster
+from ca2cl.report.config import ReportConfig
 from ca2cl.report.curves import HEIGHT, WIDTH, counts, panels
-from ca2cl.report.map import draw_map
+from ca2cl.report.embedding_map import draw_map
+from ca2cl.report.images import jpeg_uri, layout, sprites
+from ca2cl.report.material import RunMaterial
 from ca2cl.report.neighbours import retrieve
-from ca2cl.report.pictures import jpeg_uri, layout, sprites
 from ca2cl.report.results import Result, results
-from ca2cl.report.shown import Shown, other_shards, sheet, training_shards, unreadable
+from ca2cl.report.shards import Shown, other_shards, sheet, training_shards, unreadable
 from ca2cl.report.tiles import Tiles, read_tiles
-from ca2cl.tracking.run_material import RunMaterial
 
 if TYPE_CHECKING:
-    from ca2cl.report.verb import ReportConfig
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 _GRID_TILES = 12
@@ -60,9 +63,11 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
     shown, sheet_of = other or trained_on, trained_on or other
     found = _encoder(material, gaps)
     tiles = _tiles(config, found, shown, device, gaps) if found and shown else None
+    method = known_method(material.params.get("method.name", MethodConfig.name))
     context: dict[str, Any] = {
         "run": material, "status_note": facts.status_note(material), "header": facts.header(material, found),
-        "panels": _panels(material, gaps), "width": WIDTH, "height": HEIGHT, "counts": counts(material.lines),
+        "panels": _panels(material, method, gaps), "width": WIDTH, "height": HEIGHT,
+        "counts": counts(material.lines, method),
         "sheet": sheet(config, material, sheet_of, gaps) if sheet_of else "", "sheet_of": sheet_of,
         "tiles": tiles, "shown": shown, "results": _results(material, gaps),
         "lineage": facts.lineage(material, found), "drift": facts.drift(material),
@@ -78,7 +83,7 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
 
 
 def _encoder(material: RunMaterial, gaps: dict[str, str]) -> ResolvedEncoder | None:
-    from ca2cl.tracking.resolver import resolve_encoder
+    from ca2cl.registry.resolve import resolve_encoder
 
     try:
         return resolve_encoder(material.encoder, tracking_uri=material.store.uri if material.store else None)
@@ -100,8 +105,8 @@ def _tiles(
         return None
 
 
-def _panels(material: RunMaterial, gaps: dict[str, str]) -> list[Any]:
-    found = panels(material.lines) if material.lines else []
+def _panels(material: RunMaterial, method: type[Method], gaps: dict[str, str]) -> list[Any]:
+    found = panels(material.lines, method) if material.lines else []
     if not found:
         gaps["curves"] = (
             "no training line: the run took no step yet (or was imported), or its numbers were never sent; "

@@ -1,4 +1,4 @@
-"""What was measured with a run's encoder: tables with their floors, and confusion matrices.
+"""Downstream results: tables with baselines, and confusion matrices.
 
 Legend: K classes.
 """
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.data.splits import describe_budget
+from ca2cl.common.records import parse_json
+from ca2cl.common.tables import short, when
 from ca2cl.evaluation.leakage import lines
-from ca2cl.evaluation.probe_encoders import ENCODER
-from ca2cl.evaluation.probe_report import cells, heads, row_from_dict
-from ca2cl.evaluation.scoring import Row
-from ca2cl.tracking.downstream import Downstream, newest_by_terms
-from ca2cl.tracking.run_artifacts import json_artifacts
-from ca2cl.tracking.run_material import RunMaterial
-from ca2cl.tracking.tables import short, when
-from ca2cl.untrusted import parse_json
+from ca2cl.evaluation.probe.encoders import ENCODER
+from ca2cl.evaluation.report import cells, heads, row_from_dict
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import describe_budget
+from ca2cl.registry.downstream import Downstream, newest_by_terms
+from ca2cl.report.material import RunMaterial
+from ca2cl.store.run_artifacts import json_artifacts
 
 logger = logging.getLogger(__name__)
 _LEAK = "LEAK:"

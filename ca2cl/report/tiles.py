@@ -1,4 +1,4 @@
-"""The tiles that a page shows: drawn from shards, embedded, and kept as thumbnails.
+"""Sample, embed and thumbnail the tiles that a page shows.
 
 Legend: N tiles of the page, B tiles of a batch, D features, T side of a thumbnail in pixels.
 """
@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ca2cl.data.index import ShardIndex
-from ca2cl.data.splits import stratified_sample
-from ca2cl.data.storage import ShardReader
-from ca2cl.data.stream import BadTile
-from ca2cl.data.tiles import iterate_tiles
+from ca2cl.data.loading.sequential import iterate_tiles
+from ca2cl.data.loading.stream import BadTile
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.features import Batches, extract, frozen
+from ca2cl.evaluation.splits import stratified_sample
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 THUMB = 96
 _BATCH = 64

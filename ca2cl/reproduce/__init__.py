@@ -1,1 +1,1 @@
-"""Published tables, cell by cell, beside ours."""
+"""``ca2cl reproduce``: the authors' published tables beside ours."""

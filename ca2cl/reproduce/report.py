@@ -1,36 +1,27 @@
-"""What the job leaves behind: a table, JSON, a chart, and an MLflow run tied to the encoder's."""
+"""Report of a reproduction: table, JSON, chart, MLflow run."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl import __version__
+from ca2cl.common.files import write_atomic
+from ca2cl.common.records import read_record
 from ca2cl.config import flatten
-from ca2cl.data.atomic import write_atomic
-from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import tag, trained_on
-from ca2cl.evaluation.probe_report import (
-    metric_name,
-    metric_names,
-    row_as_dict,
-    row_from_dict,
-    tracked_metrics,
-    write_json,
-)
-from ca2cl.reproduce.cells import ENCODER, missing, read_rows
-from ca2cl.reproduce.published import made_up
-from ca2cl.reproduce.settings import JOBS, TASKS, NctConfig, jobs
+from ca2cl.evaluation.report import metric_name, metric_names, row_as_dict, row_from_dict, tracked_metrics, write_json
+from ca2cl.reproduce.config import JOBS, KEPT, TASKS, NctConfig, jobs
+from ca2cl.reproduce.datasets import made_up
+from ca2cl.reproduce.linear import ENCODER, linear_grid, read_rows
+from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
-from ca2cl.reproduce.theirs import FOUNDATION
-from ca2cl.reproduce.work import KEPT
-from ca2cl.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from ca2cl.tracking.resolver import ResolvedEncoder
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 RESULTS = "reproduce-results.json"
 TUNED = "finetune-results.json"
@@ -38,6 +29,13 @@ TUNED = "finetune-results.json"
 _CHART, _TEXT, _LOGGED = "reproduce.png", "reproduce.txt", "logged.json"
 SCHEMA_VERSION = 1
 KIND = "reproduce-nct"
+
+
+@dataclass
+class _Tuned:
+    """What is read of a fine-tuning job's summary."""
+
+    results: list[dict[str, Any]]
 
 
 def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) -> None:
@@ -66,7 +64,7 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
 def _finished(config: NctConfig) -> tuple[str, ...]:
     """This start's tasks and those that an earlier start has finished: it must not take their rows away."""
     tuned = {trains: (config.out / folder / TUNED).exists() for trains, folder in JOBS.items()}
-    there = {"linear": tuned["head"] or not missing(config), "finetune": tuned["all"]}
+    there = {"linear": tuned["head"] or not linear_grid(config).missing(), "finetune": tuned["all"]}
     return tuple(task for task in TASKS if task in config.tasks or there[task])
 
 
@@ -76,11 +74,7 @@ def _rows(config: NctConfig) -> list[Mapping[str, Any]]:
     if "linear" in config.tasks and "head" not in tuned:
         rows += [row_as_dict(row) for row in read_rows(config)]
     for trains in tuned:
-        path = config.out / JOBS[trains] / TUNED
-        try:
-            rows += parse_json(path.read_text(encoding="utf-8"))["results"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None
+        rows += read_record(config.out / JOBS[trains] / TUNED, _Tuned, "delete it and start again").results
     return rows
 
 
@@ -124,7 +118,7 @@ def _log_once(
     config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], files: Sequence[Path]
 ) -> str:  # fmt: skip
     """Log the run, unless these results were logged by a start before this one; what to say of it."""
-    from ca2cl.tracking.evaluation_run import log_evaluation_once
+    from ca2cl.registry.evaluation_run import log_evaluation_once
 
     run_id, before = log_evaluation_once(
         config.out / _LOGGED,

@@ -1,4 +1,4 @@
-"""The table: ours beside theirs, cell by cell, and under it what was the same and what was not."""
+"""Table of published and own results, with what differs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ca2cl.data.splits import describe_budget
-from ca2cl.evaluation import original
+from ca2cl.common.tables import aligned
+from ca2cl.evaluation.datasets import describe_missing
+from ca2cl.evaluation.finetune import original
+from ca2cl.evaluation.finetune.original import ALWAYS, differences, protocol_of
 from ca2cl.evaluation.leakage import lines as leak_lines
-from ca2cl.evaluation.original import ALWAYS, differences, protocol_of
-from ca2cl.evaluation.probe_data import describe_missing
-from ca2cl.evaluation.probe_report import describe_interval
+from ca2cl.evaluation.report import describe_interval
+from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Units
-from ca2cl.reproduce.settings import TEST_SET, NctConfig, jobs, tuning
-from ca2cl.reproduce.theirs import (
+from ca2cl.reproduce.config import TEST_SET, NctConfig, jobs, tuning
+from ca2cl.reproduce.published_results import (
     ARCHITECTURE,
     CHOICE,
     FINETUNED,
@@ -27,7 +28,6 @@ from ca2cl.reproduce.theirs import (
     OTHER_LINEAR,
     Published,
 )
-from ca2cl.tracking.tables import aligned
 
 FINE_TUNED = "fine-tuned"
 _HEADS = ("classifier", "labels", "tiles", "accuracy", "theirs", "last epoch", "95 %", "macro F1", "theirs")

@@ -1,1 +1,1 @@
-"""The journal of a run, MLflow's mirror of it, and the registry of encoders. The only part that imports mlflow."""
+"""A run's journal and its mirror in MLflow."""

@@ -1,4 +1,4 @@
-"""What a run ran on: packages, torch, devices, host and commit, for the run's artifacts."""
+"""Packages, devices, host and commit of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import ca2cl
-from ca2cl.redact import redact
+from ca2cl.common.redact import redact
 
 
 def environment() -> dict[str, Any]:

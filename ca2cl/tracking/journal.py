@@ -1,4 +1,4 @@
-"""The journal of a run: one JSON object a line, the truth that MLflow only mirrors.
+"""Journal of a run: one JSON object a line, mirrored by MLflow.
 
 A training line has ``step`` and ``loss`` and no ``event``; every other line has an ``event`` and never a ``step``.
 """
@@ -6,9 +6,7 @@ A training line has ``step`` and ``loss`` and no ``event``; every other line has
 from __future__ import annotations
 
 import io
-import json
 import logging
-import math
 import os
 import threading
 import time
@@ -16,13 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ca2cl.data.atomic import replacing
+from ca2cl.common.files import replacing
+from ca2cl.common.records import NONFINITE, is_number, is_whole, json_line, parse_json
 from ca2cl.errors import InputError
-from ca2cl.redact import redact
-from ca2cl.untrusted import is_number, is_whole, parse_json
 
 JOURNAL_NAME = "journal.jsonl"
-NONFINITE = "nonfinite"
 _NONFINITE_WORDS = ("nan", "inf", "-inf")
 _LATEST = 1e11  # Unix seconds: some thousand years
 _log = logging.getLogger(__name__)
@@ -53,7 +49,7 @@ class Journal:
         Raises:
             InputError: the disk is full or fails; what was written before stays whole.
         """
-        line = encode({"time": time.time(), **record})
+        line = json_line({"time": time.time(), **record})
         with self._lock:
             try:
                 written = 0
@@ -124,32 +120,6 @@ def last_tick(path: Path) -> int:
 def is_training(record: Mapping[str, Any]) -> bool:
     """Whether a record tells of an optimizer step."""
     return "event" not in record and "step" in record
-
-
-def encode(record: Mapping[str, Any]) -> bytes:
-    """A record as one line of strict JSON (RFC 8259: no NaN, no infinities)."""
-    nonfinite: dict[str, str] = {}
-    clean = {str(name): _clean(value, str(name), nonfinite) for name, value in record.items()}
-    if nonfinite:
-        clean[NONFINITE] = nonfinite
-    return json.dumps(clean, allow_nan=False, ensure_ascii=False).encode() + b"\n"
-
-
-def _clean(value: Any, name: str, nonfinite: dict[str, str]) -> Any:
-    if isinstance(value, bool) or value is None or isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        nonfinite[name] = str(value)
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _clean(inner, f"{name}.{key}", nonfinite) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(inner, f"{name}.{place}", nonfinite) for place, inner in enumerate(value)]
-    if hasattr(value, "item"):  # a NumPy scalar or a tensor of one element
-        return _clean(value.item(), name, nonfinite)
-    return redact(str(value)).encode("utf-8", "replace").decode()
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:

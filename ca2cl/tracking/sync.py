@@ -1,4 +1,4 @@
-"""``ca2cl sync RUN_DIR``: send to MLflow what it missed of a run."""
+"""``ca2cl sync``: send the journal lines that MLflow missed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ca2cl.errors import InputError
+from ca2cl.store.open import store_errors
 from ca2cl.tracking.journal import JOURNAL_NAME
 from ca2cl.tracking.run_record import read_run, replayer_of, store_of
-from ca2cl.tracking.store import store_errors
 
 POSITIONAL = ("run_dir",)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and JSON, independent of engine and world size, atomic, and known to be whole.
+"""Checkpoints: atomic folders of safetensors and JSON, for any world size.
 
 A folder appears by one rename when its files are on the disk, and ``latest`` names it after that, so a run killed at
 any instruction finds a whole one. What happens to it later (a bit that flips, a copy that was cut) is seen by the
@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ca2cl.data.atomic import file_sha256
+from ca2cl.common.files import file_digest, fsync
+from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.untrusted import is_whole, parse_json
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
@@ -133,16 +133,16 @@ class Checkpointer:
         tensors, scalars = _tensors_and_numbers(optimizer)
         save_file(tensors, temporary / _OPTIMIZER)
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
-        content["optimizer_name"] = _optimizer_name(engine)
+        content["optimizer_name"] = engine.optimizer_name
         content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
-        content["sha256"] = {name: file_sha256(temporary / name) for name in (_MODEL, _OPTIMIZER)}
+        content["sha256"] = {name: file_digest(temporary / name) for name in (_MODEL, _OPTIMIZER)}
         content["sha256"][_STATE] = _state_digest(content)
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
-            _fsync(file)
+            fsync(file)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        _fsync(self.folder)
+        fsync(self.folder)
         self._damaged.discard(target)
         self._point_at(target)
         self._prune(target)
@@ -153,9 +153,9 @@ class Checkpointer:
     def _point_at(self, target: Path) -> None:
         temporary = self.folder / f".{_LATEST}.tmp"
         temporary.write_text(target.name, encoding="utf-8")
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(self.folder / _LATEST)
-        _fsync(self.folder)
+        fsync(self.folder)
 
     def _prune(self, newest: Path) -> None:
         """Keep the newest ones. Those of later steps are what a run that went back has left behind: they go first, and
@@ -167,6 +167,19 @@ class Checkpointer:
             kept |= {path for path in before if int(path.name.removeprefix("step-")) % self.keep_every == 0}
         for old in set(there) - kept:
             shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass
+class _State:
+    """What is checked of ``state.json``; the job's own fields are handed on as they are."""
+
+    step: Count
+    optimizer: dict[str, dict[str, Any]]
+    schema_version: Count = 0
+    progress: dict[str, Count] = field(default_factory=dict)
+    best: dict[str, Number | None] = field(default_factory=dict)
+    scaler: dict[str, Any] | None = None
+    sha256: dict[str, Any] = field(default_factory=dict)
 
 
 class DamagedCheckpoint(InputError):
@@ -184,7 +197,7 @@ def verify(path: Path) -> None:
     wanted = state.get("sha256", {})
     try:
         files = [name for name in (_MODEL, _OPTIMIZER) if name in wanted]
-        changed = next((name for name in files if wanted[name] != file_sha256(path / name)), None)
+        changed = next((name for name in files if wanted[name] != file_digest(path / name)), None)
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
     misplaced = path.name.startswith("step-") and path.name != f"step-{state['step']:09d}"
@@ -206,35 +219,13 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: missing, damaged, or of a newer schema.
     """
     try:
-        state = parse_json((path / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = (path / _STATE).read_bytes()
+        parse_record(text, _State, path, "give the path of another step-* folder", newest=SCHEMA_VERSION)
+    except OSError as error:
         raise DamagedCheckpoint(f"{path}: not a checkpoint ({error}); give the path of a step-* folder") from None
-    if not isinstance(state, dict) or not is_whole(state.get("step")):
-        raise DamagedCheckpoint(f"{path}: not a checkpoint of ca2cl; give the path of a step-* folder")
-    if is_whole(state.get("schema_version"), SCHEMA_VERSION + 1):
-        raise InputError(f"{path}: schema {state['schema_version']} is newer than {SCHEMA_VERSION}; upgrade ca2cl")
-    wrong = _wrong_field(state)
-    if wrong:
-        raise DamagedCheckpoint(f"{path}: {wrong} is damaged; give the path of another step-* folder")
-    return state
-
-
-def _wrong_field(state: dict[str, Any]) -> str | None:
-    """Name of a field whose value is of the wrong kind."""
-    optimizer, progress, best = state.get("optimizer"), state.get("progress", {}), state.get("best", {})
-    holds = {
-        "schema_version": is_whole(state.get("schema_version", 0), 0, SCHEMA_VERSION),
-        "optimizer": isinstance(optimizer, dict) and all(isinstance(entry, dict) for entry in optimizer.values()),
-        "progress": isinstance(progress, dict) and all(map(is_whole, progress.values())),
-        "best": isinstance(best, dict) and all(value is None or _is_score(value) for value in best.values()),
-        "scaler": isinstance(state.get("scaler"), (dict, type(None))),
-        "sha256": isinstance(state.get("sha256", {}), dict),
-    }
-    return next((name for name, good in holds.items() if not good), None)
-
-
-def _is_score(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    except DamagedRecord as error:
+        raise DamagedCheckpoint(str(error)) from None
+    return dict(parse_json(text))
 
 
 def restore(path: Path, engine: AccelerateEngine) -> None:
@@ -244,7 +235,7 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         InputError: damaged, or of another architecture.
     """
     bare, state = engine.bare, read_state(path)
-    held, ours = state.get("optimizer_name"), _optimizer_name(engine)
+    held, ours = state.get("optimizer_name"), engine.optimizer_name
     if held not in (None, ours):  # the first checkpoints did not say
         raise InputError(f"{path}: holds the state of {held}, not of {ours}; set optim.name to that")
     try:
@@ -264,10 +255,6 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         engine.scaler.load_state_dict(state["scaler"])
 
 
-def _optimizer_name(engine: AccelerateEngine) -> str:
-    return engine.optimizer_name
-
-
 def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Optimizer state for safetensors, as ``moment/parameter``, and for JSON."""
     tensors: dict[str, Tensor] = {}
@@ -283,11 +270,3 @@ def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Te
 
 def _portable(value: Tensor) -> Tensor:
     return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Leaving a step between its micro-batches, on all ranks or on none.
+"""Leave a step between micro-batches, on all ranks or none.
 
 A step of many micro-batches may take longer than a scheduler waits. Ranks that exchange embeddings, statistics or
 gradients may only leave it together: so each time that a method asks for a micro-batch, which it does on every rank in
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ca2cl.training.preempt import GivenUp, StopFlag
+from ca2cl.runtime.signals import GivenUp, StopFlag
 
 
 class StepExit:

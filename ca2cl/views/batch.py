@@ -1,4 +1,4 @@
-"""A decoded batch → its two views."""
+"""Render the two views of a batch of tiles."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ca2cl.views.preprocess import normalise_, to_planes
-from ca2cl.views.random import Draws
+from ca2cl.models.preprocess import normalise_, to_planes
+from ca2cl.views.ops.random import Draws
 
 # Numbers in the planes that are worked on together: on a CPU few enough to stay in a core's cache, on another device
 # enough to fill it.

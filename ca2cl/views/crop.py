@@ -1,4 +1,7 @@
-"""The ``crop`` recipe: random resized crops, flips, colour and H&E-stain jitter, for training from scratch."""
+"""``crop`` recipe: random resized crops for training from scratch.
+
+Flips, quarter turns, colour and H&E-stain jitter, grey and blur.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-from ca2cl.views import colour, geometry
-from ca2cl.views.filters import gaussian_weights, symmetric_blur
-from ca2cl.views.random import Draws
-from ca2cl.views.subset import apply_to, to_device
+from ca2cl.runtime.device import to_device
+from ca2cl.views.ops import colour, geometry
+from ca2cl.views.ops.filters import gaussian_weights, symmetric_blur
+from ca2cl.views.ops.random import Draws
+from ca2cl.views.ops.subset import apply_to
 
 _RATIO = (3.0 / 4.0, 4.0 / 3.0)
 _JITTER_PROBABILITY = 0.8

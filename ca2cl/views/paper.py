@@ -1,4 +1,4 @@
-"""The ``ca2cl`` recipe: the strong and the weak view of the paper (DESIGN.md section 3).
+"""The ``ca2cl`` recipe: the paper's strong and weak view (docs/mathematics.md).
 
 What an operation's setting means follows the conventions of 8-bit image augmentation: a limit is the end of a uniform
 range, brightness is added, contrast multiplies, and of a one-of each member is as likely. Order: flips, brightness and
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ca2cl.views import distort, filters, geometry
-from ca2cl.views.clahe import clahe_lightness
-from ca2cl.views.hsv import shift_hsv
-from ca2cl.views.random import Draws
-from ca2cl.views.subset import apply_to, per_sample, rows_of, to_device
+from ca2cl.runtime.device import to_device
+from ca2cl.views.ops import distort, filters, geometry
+from ca2cl.views.ops.clahe import clahe_lightness
+from ca2cl.views.ops.hsv import shift_hsv
+from ca2cl.views.ops.random import Draws
+from ca2cl.views.ops.subset import apply_to, per_sample, rows_of
 
 _BLURS = ("motion", "median", "gaussian", "noise")
 _DISTORTIONS = ("optical", "grid", "elastic")

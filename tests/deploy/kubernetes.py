@@ -20,7 +20,7 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from ca2cl.cli import main as ca2cl
-from ca2cl.training.preempt import EXIT_PREEMPTED
+from ca2cl.runtime.signals import EXIT_PREEMPTED
 
 FOLDER = Path(__file__).parents[2] / "launch" / "kubernetes"
 VERSIONS = ("1.29", "1.37")  # the oldest that values.yaml promises, and the newest schemas

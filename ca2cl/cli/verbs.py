@@ -1,0 +1,109 @@
+"""Table of the verbs: summary, module, settings, exit behaviour."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """Where a verb's code is: a module with ``run(settings)``, and the name of the settings' dataclass."""
+
+    summary: str
+    module: str
+    settings: str
+    stops: bool = False
+    """Whether it ends by SIGTERM with a checkpoint, and 85; while it trains by Ctrl-C, too, with 130."""
+    raw: bool = False
+    """Whether ``run`` takes the words of the command line as they are."""
+    shared: bool = False
+    """Whether the processes of a launch share its work: any other verb is rank 0's alone."""
+    kept: str = "run it again"
+    """What Ctrl-C leaves, and how to go on."""
+
+    @property
+    def settings_module(self) -> str:
+        """The module of the settings' dataclass: ``config`` beside ``run``, else the verb's own module."""
+        package, _, name = self.module.rpartition(".")
+        return f"{package}.config" if name == "run" else self.module
+
+
+_CELLS_KEPT = "finished cells and checkpoints are kept, and the same command goes on"
+# A verb of two words belongs to the group that its first word names; that word may be a verb by itself, too.
+VERBS = {
+    "shard": Verb(
+        "tiles in folders or a Hugging Face data set -> WebDataset shards",
+        "ca2cl.data.shards.run",
+        "ShardConfig",
+        kept="finished shards are kept, and the same command goes on",
+    ),
+    "pretrain": Verb(
+        "shards -> an encoder in MLflow's registry",
+        "ca2cl.pretrain.run",
+        "PretrainConfig",
+        stops=True,
+        shared=True,
+        kept="checkpoints are kept, and the same command goes on",
+    ),
+    "launch": Verb(
+        "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.cli.launch", "", raw=True
+    ),
+    "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe.run", "ProbeConfig"),
+    "finetune": Verb(
+        "train an encoder on labelled shards and score it",
+        "ca2cl.evaluation.finetune.run",
+        "FinetuneConfig",
+        stops=True,
+        shared=True,
+        kept=_CELLS_KEPT,
+    ),
+    "embed": Verb(
+        "tiles -> a file of an encoder's vectors",
+        "ca2cl.evaluation.embed.run",
+        "EmbedConfig",
+        shared=True,
+        kept="finished parts are kept, and the same command goes on",
+    ),
+    "export": Verb(
+        "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.run", "ExportConfig"
+    ),
+    "detect": Verb(
+        "train a gland detector from an encoder and score it",
+        "ca2cl.detection.train.run",
+        "DetectConfig",
+        stops=True,
+        shared=True,
+        kept=_CELLS_KEPT,
+    ),
+    "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare.run", "PrepareConfig"),
+    "detect predict": Verb(
+        "images -> COCO, masks and overlays of a detector", "ca2cl.detection.predict", "PredictConfig"
+    ),
+    "report": Verb("a run -> one HTML page that shows and scores it", "ca2cl.report.run", "ReportConfig"),
+    "encoders list": Verb("registered encoders and what they score", "ca2cl.encoders.list", "ListConfig"),
+    "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.encoders.show", "ShowConfig"),
+    "encoders compare": Verb("downstream metrics of encoders side by side", "ca2cl.encoders.compare", "CompareConfig"),
+    "encoders promote": Verb("give an encoder an alias, if it is better", "ca2cl.encoders.promote", "PromoteConfig"),
+    "encoders import": Verb("register an encoder that came from elsewhere", "ca2cl.encoders.import_", "ImportConfig"),
+    "reproduce nct": Verb(
+        "the authors' tables, cell by cell, yours beside theirs",
+        "ca2cl.reproduce.run",
+        "NctConfig",
+        shared=True,
+        kept="finished steps and cells are kept, and the same command goes on",
+    ),
+    "sync": Verb(
+        "send to MLflow what it missed of a run",
+        "ca2cl.tracking.sync",
+        "SyncConfig",
+        kept="what MLflow has by now it keeps, and the same command sends the rest",
+    ),
+    "doctor": Verb(
+        "look at the views that a recipe makes of your tiles", "ca2cl.doctor.run", "DoctorConfig", shared=True
+    ),
+    "quickstart": Verb(
+        "the whole pipeline on made-up tissue, in minutes",
+        "ca2cl.cli.quickstart",
+        "QuickstartConfig",
+        kept="the same command goes on where it was",
+    ),
+}

@@ -1,0 +1,1 @@
+"""What training and evaluation read: sample order, stream and worker processes."""

@@ -1,0 +1,207 @@
+"""Sample order as a pure function of seed, epoch and position.
+
+(seed, epoch) permutes the shards into one virtual sequence of all samples; inside a shard, (seed, epoch, shard)
+permutes the samples. The sequence's first L * lane_length samples are cut into L equal runs, the lanes: whole shards
+follow one another in a lane, and with fewer shards than lanes the cut falls inside shards, by the same rule. Global
+batch t of an epoch takes the next q = G / L samples of every lane. Nothing depends on the number of processes or
+workers, and one integer, the optimizer step, is the whole position.
+
+Legend: N samples, P shards, L lanes, G global batch, B this rank's share of it, W world size, q samples a lane gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.errors import InputError
+
+Integers = npt.NDArray[np.int64]
+
+# The second 64-bit half of Philox's counter tells the permutations of one epoch apart.
+_SHARDS = 0
+_FIRST_SHARD = 1
+
+
+class Sized(Protocol):
+    """What the order needs of an index: the number of samples before each shard, shape (P + 1,)."""
+
+    starts: Integers
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One rank's share of a global batch.
+
+    ``samples`` (B,) are sample numbers in index order; ``positions`` (B,) their rows in the global batch, whose
+    canonical order is lane by lane: row = lane * q + j.
+    """
+
+    epoch: int
+    samples: Integers
+    positions: Integers
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    number: int
+    shards: Integers
+    """Shard numbers in this epoch's order, shape (P,)."""
+    starts: Integers
+    """Virtual position at which each of them begins, shape (P + 1,)."""
+
+
+def permutation(seed: int, epoch: int, stream: int, length: int) -> Integers:
+    """A permutation of ``range(length)`` that is the same under every version of NumPy.
+
+    Philox's raw words are guaranteed stable by NumPy (NEP 19), ``Generator.permutation`` is not; a stable sort of
+    random 64-bit words is a uniform permutation up to ties (probability length^2 / 2^65).
+    """
+    generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, stream, 0], np.uint64))
+    return np.argsort(generator.random_raw(length), kind="stable").astype(np.int64, copy=False)
+
+
+class LaneOrder:
+    """Which samples make up which batch.
+
+    Args:
+        index: the shards' index (only its ``starts`` are used).
+        lanes: L, number of parallel runs; fixes every batch's content.
+        batch_size: G, the global batch; a multiple of L.
+        seed: of the whole order, 0 or more.
+        world: W, the processes that a remedy has in mind.
+        least: fewest tiles that a step needs, objective.clusters of them where there is k-means.
+
+    Attributes:
+        lane_length: samples in a lane, N // L.
+        per_lane: q, samples that a batch takes of a lane.
+        steps_per_epoch: lane_length // q; the tail that fills no batch is left out and differs in every epoch.
+
+    Raises:
+        InputError: G is no multiple of L, or there are fewer samples than one batch.
+    """
+
+    def __init__(self, index: Sized, lanes: int, batch_size: int, seed: int, *, world: int = 1, least: int = 2) -> None:
+        if lanes < 1 or batch_size < 1 or batch_size % lanes:
+            multiple = max(1, lanes) * max(1, round(batch_size / max(1, lanes)))
+            raise InputError(
+                f"run.batch_size is {batch_size}: a batch takes the same number of tiles from each of "
+                f"data.lanes = {lanes} lanes; use a multiple, such as --run.batch_size {multiple}"
+            )
+        self.starts = np.asarray(index.starts, np.int64)
+        self.lanes, self.batch_size, self.seed = lanes, batch_size, seed
+        self.per_lane = batch_size // lanes
+        self._least, total = least, int(self.starts[-1])
+        self.lane_length = total // lanes
+        self.steps_per_epoch = self.lane_length // self.per_lane
+        if self.steps_per_epoch < 1:
+            raise InputError(
+                f"run.batch_size is {batch_size}: {total} samples in {lanes} lanes are {self.lane_length} each, and a "
+                f"batch takes {self.per_lane} of each; {_fitting_words(total, lanes, batch_size, world, least)}"
+            )
+        self._epoch: _Epoch | None = None
+        # Every lane stands in one shard, or on a border between two; the rest is room for replacements.
+        self._permuted = lru_cache(2 * lanes + 64)(self._permute)
+
+    def sample(self, epoch: int, lane: int, position: int) -> int:
+        """Sample number at ``position`` (below ``lane_length``) of a lane."""
+        return int(self.samples(epoch, lane, position, 1)[0])
+
+    def samples(self, epoch: int, lane: int, start: int, count: int) -> Integers:
+        """Sample numbers at positions start .. start + count - 1 of a lane, shape (count,)."""
+        assert 0 <= lane < self.lanes and start >= 0 and start + count <= self.lane_length, (lane, start, count)
+        return self._lookup(epoch, lane * self.lane_length + start + np.arange(count, dtype=np.int64))
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> BatchPlan:
+        """The share of rank ``rank`` of ``world`` in the batch of global optimizer step ``step``.
+
+        Raises:
+            InputError: W does not divide L.
+        """
+        self.check_world(world)
+        assert 0 <= rank < world and step >= 0, (rank, world, step)
+        epoch, within = divmod(step, self.steps_per_epoch)
+        lanes = np.arange(rank, self.lanes, world, dtype=np.int64)[:, None]
+        j = np.arange(self.per_lane, dtype=np.int64)[None, :]
+        virtual = lanes * self.lane_length + within * self.per_lane + j
+        return BatchPlan(epoch, self._lookup(epoch, virtual.ravel()), (lanes * self.per_lane + j).ravel())
+
+    def check_world(self, world: int) -> None:
+        """Whether ``world`` processes can share the lanes evenly.
+
+        Raises:
+            InputError: they cannot.
+        """
+        if world < 1 or self.lanes % world:
+            divisors, total = _divisors(self.lanes), int(self.starts[-1])
+            raise InputError(
+                f"data.lanes is {self.lanes}: {world} processes cannot share them evenly; start "
+                f"{_alternatives(divisors)} processes, or "
+                f"{_fitting_words(total, self.lanes, self.batch_size, max(1, world), self._least)}"
+            )
+
+    def _lookup(self, epoch: int, virtual_B: Integers) -> Integers:
+        """Sample numbers at ascending positions of the epoch's virtual sequence."""
+        order = self._order(epoch)
+        place_B = np.searchsorted(order.starts, virtual_B, side="right") - 1
+        samples_B = np.empty_like(virtual_B)
+        # Ascending positions come shard by shard: each run of equal places is one shard's.
+        borders = [0, *(np.flatnonzero(np.diff(place_B)) + 1).tolist(), len(place_B)]
+        for first, stop in zip(borders, borders[1:], strict=False):
+            if first < stop:
+                place = int(place_B[first])
+                shard = int(order.shards[place])
+                rows = self._permuted(epoch, shard)[virtual_B[first:stop] - order.starts[place]]
+                samples_B[first:stop] = self.starts[shard] + rows
+        return samples_B
+
+    def _order(self, epoch: int) -> _Epoch:
+        if self._epoch is None or self._epoch.number != epoch:
+            shards = permutation(self.seed, epoch, _SHARDS, len(self.starts) - 1)
+            lengths = np.diff(self.starts)[shards]
+            self._epoch = _Epoch(epoch, shards, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        return self._epoch
+
+    def _permute(self, epoch: int, shard: int) -> Integers:
+        length = int(self.starts[shard + 1] - self.starts[shard])
+        return permutation(self.seed, epoch, _FIRST_SHARD + shard, length)
+
+
+def fitting(total: int, lanes: int, batch_size: int, world: int, least: int) -> tuple[int, int] | None:
+    """A batch size and a number of lanes, near to these, that ``total`` samples and ``world`` processes allow; None
+    where there are none of ``least`` tiles."""
+    for count in range(max(world, lanes - lanes % world), 0, -world):
+        most = total // count
+        each = min(max(round(batch_size / count), -(-least // count)), most)
+        if each >= 1 and each * count >= least:
+            return each * count, count
+    return None
+
+
+def _fitting_words(total: int, lanes: int, batch_size: int, world: int, least: int) -> str:
+    found = fitting(total, lanes, batch_size, world, least)
+    if found is not None:
+        size, count = found
+        return f"use --run.batch_size {size}" + (f" with --data.lanes {count}" if count != lanes else "")
+    found = fitting(total, lanes, batch_size, world, 2)
+    if found is None:
+        return "make shards of more tiles" + (", or start fewer processes" if world > 1 else "")
+    size, count = found
+    return (
+        f"make shards of more tiles, or use --run.batch_size {size} with --data.lanes {count} and "
+        f"--objective.clusters {size}"
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _alternatives(numbers: Sequence[int]) -> str:
+    head = [str(number) for number in numbers]
+    return head[0] if len(head) == 1 else f"{', '.join(head[:-1])} or {head[-1]}"

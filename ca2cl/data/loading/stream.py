@@ -1,0 +1,295 @@
+"""Batches of tiles in lane order, for the training loop.
+
+Workers answer requests (step, first row, last row), each a pure function of the request, from one endless list of them,
+and the answers come in order. So the number of workers never changes a batch, workers live through all epochs, a seek
+is a first request elsewhere, and memory in flight is bounded by chunks and not by batches.
+
+Legend: B this rank's tiles of a batch, H, W height and width in pixels, q samples that a batch takes of a lane.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ca2cl.data.decode import BadSample, decode_into
+from ca2cl.data.loading.order import BatchPlan, Integers, LaneOrder
+from ca2cl.data.loading.workers import Pixels, TileWorkers
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import ShardIndex, key_hash
+from ca2cl.errors import InputError
+
+_MAX_REPLACEMENTS = 64
+"""Undecodable tiles in a row of a lane after which the data, not the tile, is at fault."""
+
+
+@dataclass(frozen=True)
+class BadTile:
+    """A sample that could not be decoded, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """One rank's share of the batch of optimizer step ``step`` (counted from 0).
+
+    ``tiles`` uint8 (B, H, W, 3) RGB; ``key_hash`` int64 (B,), from which the views' randomness derives; ``labels``
+    int64 (B,), -1 where unlabelled; ``positions`` int64 (B,), rows in the global batch's canonical order; ``keys``
+    the B samples' keys; ``bad`` the samples that were met and replaced.
+    """
+
+    step: int
+    epoch: int
+    tiles: Tensor
+    key_hash: Tensor
+    labels: Tensor
+    positions: Tensor
+    keys: list[str]
+    bad: list[BadTile]
+
+
+@dataclass(frozen=True)
+class BadBudget:
+    """Decides from totals over all ranks whether too many samples are bad, so that every rank decides alike.
+
+    The run stops when more than ``max_rate`` of the samples seen so far are bad. Up to ``grace`` samples the share is
+    taken of ``grace`` samples, so that one bad tile in a first small batch does not stop a run.
+    """
+
+    max_rate: float
+    grace: int = 100
+
+    def exceeded(self, bad: int, seen: int) -> bool:
+        """Whether ``bad`` of ``seen`` samples are too many."""
+        return bad > self.max_rate * max(seen, self.grace)
+
+    def check(self, bad: int, seen: int, examples: Sequence[BadTile] = ()) -> None:
+        """Raise where ``exceeded``; ``examples`` are bad tiles to name, the last three are.
+
+        Raises:
+            InputError: more than the allowed share is bad.
+        """
+        if self.exceeded(bad, seen):
+            named = "; ".join(f"{tile.key}: {tile.reason}" for tile in examples[-3:])
+            raise InputError(
+                f"data.max_bad_rate is {self.max_rate}: {bad} of {seen} samples could not be decoded"
+                f"{f' ({named})' if named else ''}; repair them, or raise --data.max_bad_rate"
+            )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is known of consecutive rows of a batch, beside their pixels."""
+
+    epoch: int
+    key_hash: Integers
+    labels: Integers
+    positions: Integers
+    keys: list[str]
+    bad: list[BadTile]
+
+
+class SampleSource:
+    """Decodes single samples by their number in index order."""
+
+    def __init__(self, index: ShardIndex, reader: ShardReader) -> None:
+        self._index, self._reader = index, reader
+        height, width = index.manifest.tile_size
+        self.tile_size = (int(height), int(width))
+
+    def fill(self, sample: int, out_HWC: Pixels) -> tuple[str, int]:
+        """Decode a sample into ``out_HWC``; returns its key and label.
+
+        Raises:
+            UndecodableError: it is no tile of the manifest's size.
+            InputError: its shard cannot be read.
+        """
+        shard, row = self._index.locate(sample)
+        samples = self._index.samples(shard)
+        key = samples.key[row]
+        data = self._reader.read(self._index.shards[shard].name, int(samples.offset[row]), int(samples.size[row]))
+        try:
+            decode_into(data, out_HWC)
+        except BadSample as error:
+            raise UndecodableError(BadTile(key, str(error))) from None
+        return key, int(samples.label[row])
+
+
+class UndecodableError(Exception):
+    """Carries a BadTile from the decoder to whoever replaces or skips it."""
+
+    def __init__(self, tile: BadTile) -> None:
+        super().__init__(tile.key, tile.reason)
+        self.tile = tile
+
+
+Request = tuple[int, int, int]
+
+
+class _BatchRows:
+    """Decodes rows (step, first, last + 1) of one rank's batches."""
+
+    def __init__(self, source: SampleSource, order: LaneOrder, rank: int, world: int) -> None:
+        self._source, self._order, self._rank, self._world = source, order, rank, world
+        self._plan: tuple[int, BatchPlan] | None = None
+
+    def rows(self, request: Request) -> int:
+        _, first, stop = request
+        return stop - first
+
+    def __call__(self, request: Request, tiles_RHWC: Pixels) -> _Rows:
+        step, first, stop = request
+        plan = self._plan_of(step)
+        keys: list[str] = []
+        labels: list[int] = []
+        bad: list[BadTile] = []
+        for row in range(stop - first):
+            try:
+                key, label = self._source.fill(int(plan.samples[first + row]), tiles_RHWC[row])
+            except UndecodableError as failure:
+                position = int(plan.positions[first + row])
+                key, label, failed = self._replace(failure.tile, step, position, tiles_RHWC[row])
+                bad += failed
+            keys.append(key)
+            labels.append(label)
+        hashes = np.array([key_hash(key) for key in keys], np.int64)
+        return _Rows(plan.epoch, hashes, np.array(labels, np.int64), plan.positions[first:stop], keys, bad)
+
+    def _plan_of(self, step: int) -> BatchPlan:
+        if self._plan is None or self._plan[0] != step:
+            self._plan = (step, self._order.batch(step, self._rank, self._world))
+        return self._plan[1]
+
+    def _replace(self, tile: BadTile, step: int, position: int, out_HWC: Pixels) -> tuple[str, int, list[BadTile]]:
+        """Fill a bad sample's row with the first good one of ``replacements``; the list names all bad ones met."""
+        order, failed = self._order, [tile]
+        epoch, within = divmod(step, order.steps_per_epoch)
+        lane, j = divmod(position, order.per_lane)
+        for place in replacements(within * order.per_lane + j, order.per_lane, order.lane_length):
+            try:
+                return *self._source.fill(order.sample(epoch, lane, place), out_HWC), failed
+            except UndecodableError as failure:
+                failed.append(failure.tile)
+        raise InputError(
+            f"sample {tile.key}: {tile.reason}, and so with the next {len(failed) - 1} tiles of its lane; "
+            "the data set is damaged, write it again with `ca2cl shard`"
+        )
+
+
+def replacements(position: int, per_lane: int, lane_length: int) -> Iterator[int]:
+    """Lane positions that are tried, in order, for a bad one: its slot in the next batch, the batch after that, ...
+
+    They wrap round the lane; where slots run out, those of the neighbouring sample follow. A pure function, so that
+    neither seeking nor the number of processes changes what stands in for a bad sample. At most 64 are tried.
+    """
+    rounds = math.ceil(lane_length / per_lane)
+    tried = {position}
+    for nudge in range(per_lane):
+        for ahead in range(rounds):
+            place = (position + ahead * per_lane + nudge) % lane_length
+            if place not in tried:
+                yield place
+                tried.add(place)
+            if len(tried) > _MAX_REPLACEMENTS:
+                return
+
+
+class _Requests:
+    """All requests of steps start .. stop, lazily: the list may be a whole run's."""
+
+    def __init__(self, start: int, stop: int, rows: int, chunk: int) -> None:
+        self._start, self._stop, self._rows, self._chunk = start, stop, rows, chunk
+
+    def __iter__(self) -> Iterator[Request]:
+        for step in range(self._start, self._stop):
+            for first in range(0, self._rows, self._chunk):
+                yield step, first, min(first + self._chunk, self._rows)
+
+    def __len__(self) -> int:
+        return (self._stop - self._start) * -(-self._rows // self._chunk)
+
+
+class LaneStream:
+    """Iterable over the TileBatches of steps ``start_step`` .. ``stop_step`` - 1 of one rank, in order.
+
+    Args:
+        index: the shards' index.
+        order: which samples make up which batch.
+        reader: where their bytes come from.
+        rank: r, this process.
+        world: W, number of processes; divides the lanes.
+        workers: decoding processes; 0 decodes in this one. Never changes a batch.
+        start_step: first optimizer step; any step costs the same to begin at.
+        stop_step: one past the last.
+        chunk: tiles that a worker decodes in one piece.
+        pin: page-locked batches, for asynchronous copies to a GPU; None pins where CUDA is available.
+
+    Raises:
+        InputError: at construction, W does not divide the lanes; while iterating, a shard cannot be read, or no
+            replacement is found for a bad sample. The message is one line, from whichever worker it came.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        order: LaneOrder,
+        reader: ShardReader,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        start_step: int = 0,
+        stop_step: int,
+        chunk: int = 128,
+        pin: bool | None = None,
+    ) -> None:
+        order.check_world(world)
+        assert 0 <= rank < world and 0 <= start_step <= stop_step and chunk >= 1, (rank, world, start_step, chunk)
+        self._start, self._stop, self._chunk = start_step, stop_step, chunk
+        self._rows = order.batch_size // world
+        self._pin = torch.cuda.is_available() if pin is None else pin
+        index.keep(2 * order.lanes // world + 64)
+        source = SampleSource(index, reader)
+        self._tile_size = source.tile_size
+        work = _BatchRows(source, order, rank, world)
+        self._workers = TileWorkers(work, min(chunk, self._rows), source.tile_size, workers)
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return self._stop - self._start
+
+    def __iter__(self) -> Generator[TileBatch, None, None]:
+        requests = _Requests(self._start, self._stop, self._rows, self._chunk)
+        with contextlib.closing(self._workers.answers(requests)) as chunks:
+            for step in range(self._start, self._stop):
+                yield self._assemble(step, chunks)
+
+    def _assemble(self, step: int, chunks: Iterator[tuple[_Rows, Tensor]]) -> TileBatch:
+        rows, tiles = next(chunks)
+        parts = [rows]
+        if self._pin or len(tiles) < self._rows:
+            whole = torch.empty((self._rows, *self._tile_size, 3), dtype=torch.uint8, pin_memory=self._pin)
+            whole[: len(tiles)] = tiles
+            for first in range(self._chunk, self._rows, self._chunk):
+                rows, tiles = next(chunks)
+                parts.append(rows)
+                whole[first : first + len(tiles)] = tiles
+            tiles = whole
+        return TileBatch(
+            step=step,
+            epoch=parts[0].epoch,
+            tiles=tiles,
+            key_hash=torch.from_numpy(np.concatenate([part.key_hash for part in parts])),
+            labels=torch.from_numpy(np.concatenate([part.labels for part in parts])),
+            positions=torch.from_numpy(np.concatenate([part.positions for part in parts])),
+            keys=[key for part in parts for key in part.keys],
+            bad=[tile for part in parts for tile in part.bad],
+        )

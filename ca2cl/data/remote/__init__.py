@@ -1,0 +1,1 @@
+"""Bytes of shards through fsspec, with a local cache and retries."""

@@ -1,0 +1,1 @@
+"""``ca2cl shard``: WebDataset tars, their index and manifest."""

@@ -1,0 +1,62 @@
+"""Settings of ``ca2cl shard``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from annotated_types import Ge, Interval
+
+from ca2cl.config import check_ranges
+from ca2cl.errors import InputError
+
+POSITIONAL = ("source", "out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """Settings of ``ca2cl shard``."""
+
+    source: str
+    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, hf:NAME, or
+    module:Class:WHERE for a source of your own (docs/architecture.md)."""
+    out: str
+    """Folder for the shards, the index and the manifest."""
+    encode: Literal["keep", "jpeg", "webp", "png"] = "keep"
+    """keep the tiles' bytes as they come, or re-encode every tile."""
+    quality: int = 95
+    """Quality of jpeg and webp, 1 to 100."""
+    resize: int | None = None
+    """Resize every tile to this side in pixels; needs encode other than keep."""
+    samples_per_shard: int = 1000
+    """Tiles in one shard; the last has what is left."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Writing processes. Never changes a result."""
+    check: Literal["full", "header"] = "full"
+    """full: decode every tile once, as training will; header: only read its header, faster."""
+    bad: Literal["stop", "skip"] = "stop"
+    """What a tile gets that does not decode or has another size: stop and name it, or skip it and list it in
+    skipped.txt."""
+    seed: int = 0
+    """Seed of the shuffle that mixes classes within every shard."""
+    unlabelled: bool = False
+    """Take no labels from folders or columns."""
+    check_classes: bool = True
+    """Refuse class folders that look like splits (train, test), or like data sets that hold the same classes each."""
+    group_pattern: str | None = None
+    """Regular expression that finds a tile's slide or patient in its path below the source (its first group if any).
+    Files that it misses are counted in a warning, and each is a slide of its own wherever slides are kept apart."""
+    split: str | None = None
+    """Split of a Hugging Face dataset; needed where it has several."""
+    image_column: str | None = None
+    """Image column of a Hugging Face dataset; found by type by default."""
+    label_column: str | None = None
+    """Label column of a Hugging Face dataset; found by type or name by default."""
+    group_column: str | None = None
+    """Column of a Hugging Face dataset with the slide or patient."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, samples_per_shard=Ge(1), workers=Ge(1), quality=Interval(ge=1, le=100), seed=Ge(0))
+        if self.resize is not None and (self.resize < 1 or self.encode == "keep"):
+            raise InputError(f"resize is {self.resize}: use a positive number and --encode jpeg, webp or png")

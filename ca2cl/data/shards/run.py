@@ -1,0 +1,285 @@
+"""``ca2cl shard``: tiles to WebDataset tars, an index and a manifest.
+
+What goes into which shard is fixed by a plan before the first byte is written: a seeded shuffle of the listing, cut
+every ``samples_per_shard``. Processes then write shards independently, so the result does not depend on their number,
+and a run that was killed takes up the shards that its plan still lacks. Index and manifest come last: a folder without
+a manifest is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from ca2cl.common.files import sync_replace, write_atomic, writing
+from ca2cl.common.job_dir import JobDir, changed
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.index import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Manifest,
+    ShardIndex,
+    ShardInfo,
+    ShardSamples,
+    digest_of,
+    write_index,
+)
+from ca2cl.data.shards.pool import PLAN_FOLDER, ShardTask, sidecar_path, write_shards
+from ca2cl.data.shards.writer import REMEDY, Packing, image_size, read_sidecar
+from ca2cl.data.sources.base import Source, SourceOptions
+from ca2cl.data.sources.choose import open_source
+from ca2cl.errors import InputError
+
+_LOG_SECONDS = 10.0
+_SIZED_TILES = 32  # enough for the usual size to be the most frequent where edge tiles are smaller
+SKIPPED_NAME = "skipped.txt"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tiles go into which shard: ``order`` (N,) holds row numbers of the source."""
+
+    digest: str
+    order: npt.NDArray[np.int64]
+    samples_per_shard: int
+    packing: Packing
+    about: dict[str, Any]
+    """The settings and the source, by which a folder of other ones is refused."""
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-len(self.order) // self.samples_per_shard)
+
+    def rows(self, shard: int) -> npt.NDArray[np.int64]:
+        """Row numbers in the source of a shard's tiles, in their order in the tar."""
+        start = shard * self.samples_per_shard
+        return self.order[start : start + self.samples_per_shard]
+
+
+def run(config: ShardConfig) -> int:
+    """Shard ``config.source`` into ``config.out``; returns the exit code.
+
+    Raises:
+        InputError: bad source, bad tile, or a folder that cannot be written or holds something else.
+    """
+    started = time.monotonic()
+    options = SourceOptions(**{name: getattr(config, name) for name in SourceOptions.__dataclass_fields__})
+    source = open_source(config.source, options)
+    _tell_ungrouped(source)
+    out = Path(config.out)
+    job = job_dir(out)
+    with job.locked(0.0):
+        plan = make_plan(source, config)
+        record = {"digest": plan.digest, "about": plan.about}
+        if not job.check(record):
+            job.write(record)
+        manifest = finished(out, plan)
+        if manifest is not None:
+            sys.stdout.write(f"{out}: already complete\n")
+            _summarise(manifest, None)
+            return 0
+        infos = _write_shards(out, plan, source, config.workers)
+        manifest = _finish(out, plan, source, infos)
+    _summarise(manifest, time.monotonic() - started)
+    return 0
+
+
+def _tell_ungrouped(source: Source) -> None:
+    if source.ungrouped:
+        first = ", ".join(tile.name for tile in source.tiles(source.ungrouped[:3]))
+        logger.warning(
+            "%d of %d tiles have no slide or patient (%s%s); each counts as a slide of its own; mend "
+            "group_pattern or group_column if they should have one",
+            len(source.ungrouped),
+            len(source),
+            first,
+            " first" if len(source.ungrouped) > 3 else "",
+        )
+
+
+def make_plan(source: Source, config: ShardConfig) -> Plan:
+    """Fix the content of every shard; the first tile in order says which size all must have."""
+    words = np.random.Philox(key=config.seed).random_raw(len(source))
+    order = np.argsort(words, kind="stable").astype(np.int64)
+    size, reference = (None, "") if config.resize is not None else _usual_size(source, order[:_SIZED_TILES])
+    options = asdict(config)
+    # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
+    for name in ("source", "out", "workers", "check", "bad", "check_classes"):
+        del options[name]
+    identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
+    packing = Packing(
+        source=source.name,
+        classes=tuple(source.classes),
+        encode=config.encode,
+        quality=config.quality,
+        resize=config.resize,
+        tile_size=size,
+        reference=reference,
+        check=config.check,
+        bad=config.bad,
+    )
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    about = {**options, "source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
+    return Plan(
+        digest=digest, order=order, samples_per_shard=config.samples_per_shard, packing=packing, about=about
+    )  # fmt: skip
+
+
+def _usual_size(source: Source, rows: npt.NDArray[np.int64]) -> tuple[tuple[int, int], str]:
+    """The most frequent height and width of these tiles, and the name of a tile that has it."""
+    found: dict[tuple[int, int], list[str]] = {}
+    errors = []
+    for tile in source.tiles(rows):
+        where = source.reader.where(tile)
+        try:
+            found.setdefault(image_size(source.reader.read(tile), where), []).append(where)
+        except InputError as error:  # the shard that holds the tile decides what comes of it
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    size = max(found, key=lambda size: len(found[size]))
+    return size, found[size][0]
+
+
+def job_dir(out: Path) -> JobDir:
+    """The folder as a job's."""
+    return JobDir(
+        out, f"{PLAN_FOLDER}/plan.json", _differences, foreign=(MANIFEST_NAME, "*.tar"), setting="out", remedy=REMEDY,
+        lock=f"{PLAN_FOLDER}/lock", forks=False, temporaries=("", PLAN_FOLDER),
+    )  # fmt: skip
+
+
+def _differences(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if first["digest"] == now["digest"]:
+        return []
+    return changed(first.get("about", {}), now["about"]) or ["another source or other options"]
+
+
+def finished(out: Path, plan: Plan) -> Manifest | None:
+    """The manifest if the folder is complete and undamaged; else it is withdrawn and the shards are looked at again."""
+    path = out / MANIFEST_NAME
+    if not path.exists():
+        return None
+    try:
+        index = ShardIndex(out)
+        index.verify()
+        return index.manifest
+    except InputError as error:
+        logger.warning("%s", error)
+    with writing(path, REMEDY):
+        path.unlink()
+    return None
+
+
+def _write_shards(out: Path, plan: Plan, source: Source, workers: int) -> list[ShardInfo]:
+    """Write all shards; their infos in shard order."""
+    infos: dict[int, ShardInfo] = {}
+    tasks = (
+        ShardTask(str(out), shard, source.tiles(plan.rows(shard)), source.reader, plan.packing)
+        for shard in range(plan.shards)
+    )
+    logged = time.monotonic()
+    with tqdm(total=len(source), unit="tile", disable=None, desc="shard") as bar:
+        for shard, info in write_shards(tasks, min(workers, plan.shards)):
+            infos[shard] = info
+            bar.update(len(plan.rows(shard)))
+            if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
+                logged = time.monotonic()
+                logger.info("%d of %d shards written", len(infos), plan.shards)
+    return [infos[shard] for shard in range(plan.shards)]
+
+
+class _Parts(Sequence[tuple[ShardInfo, ShardSamples]]):
+    """Every shard's samples, read from its sidecar only when asked for: an index may be larger than memory."""
+
+    def __init__(self, out: Path, infos: Sequence[ShardInfo]) -> None:
+        self._out = out
+        self._infos = infos
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __getitem__(self, shard: Any) -> Any:
+        packed = read_sidecar(sidecar_path(self._out, self._infos[shard].name))
+        return packed.info, packed.samples
+
+
+def _finish(out: Path, plan: Plan, source: Source, infos: Sequence[ShardInfo]) -> Manifest:
+    """Write index and manifest, in this order: the manifest says that all is there."""
+    counts = np.zeros(len(source.classes), np.int64)
+    skipped: list[str] = []
+    turned = 0
+    for info in infos:
+        packed = read_sidecar(sidecar_path(out, info.name))
+        labels = packed.samples.label
+        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+        skipped += packed.skipped
+        turned += packed.turned
+    if len(skipped) == len(source):
+        raise InputError(f"{out}: every tile was skipped, the first because of {skipped[0]}")
+    with writing(out / SKIPPED_NAME, REMEDY):
+        (out / SKIPPED_NAME).unlink(missing_ok=True)
+    if turned:
+        logger.warning("%d tiles say that they are to be shown turned (EXIF orientation); they stay as stored", turned)
+    if skipped:
+        logger.warning("%d tiles skipped, listed in %s", len(skipped), out / SKIPPED_NAME)
+        write_atomic(out / SKIPPED_NAME, "\n".join([*skipped, ""]).encode(), REMEDY)
+    temporary = out / f".{INDEX_NAME}.tmp-{os.getpid()}"
+    with writing(out / INDEX_NAME, REMEDY):
+        write_index(temporary, _Parts(out, infos))
+    sync_replace(temporary, out / INDEX_NAME, REMEDY)
+    manifest = _manifest(plan, source, infos, counts.tolist())
+    write_atomic(out / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2).encode(), REMEDY)
+    for info in infos:
+        with suppress(OSError):  # the index now says it all
+            sidecar_path(out, info.name).unlink()
+    return manifest
+
+
+def _manifest(plan: Plan, source: Source, infos: Sequence[ShardInfo], counts: Sequence[int]) -> Manifest:
+    packing = plan.packing
+    size = packing.tile_size or (packing.resize, packing.resize)
+    tile_size = [int(side) for side in size if side is not None]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        classes=list(source.classes),
+        counts=dict(zip(source.classes, counts, strict=True)),
+        tile_size=tile_size,
+        source=source.name,
+        encode=packing.encode,
+        samples=sum(info.samples for info in infos),
+        shards=len(infos),
+        bytes=sum(info.bytes for info in infos),
+        digest=digest_of(source.classes, tile_size, infos),
+    )
+
+
+def _summarise(manifest: Manifest, seconds: float | None) -> None:
+    height, width = manifest.tile_size
+    classes = " ".join(f"{name}={count}" for name, count in manifest.counts.items()) or "none (unlabelled)"
+    if manifest.counts and (bare := manifest.samples - sum(manifest.counts.values())):
+        classes += f", {bare} unlabelled"
+    lines = [
+        f"tiles    {manifest.samples} of {width} x {height} px",
+        f"classes  {classes}",
+        f"shards   {manifest.shards}, {manifest.bytes / 1e6:.1f} MB",
+    ]
+    if seconds is not None:
+        lines.append(f"rate     {manifest.samples / max(seconds, 1e-9):.0f} tiles/s in {seconds:.1f} s")
+    sys.stdout.write("\n".join([*lines, f"digest   {manifest.digest}", ""]))

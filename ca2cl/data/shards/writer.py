@@ -1,0 +1,256 @@
+"""Check, encode and write one shard as a WebDataset tar.
+
+The tar's headers come from the standard library's ``TarInfo``: ``webdataset.TarWriter`` tells no offsets, which the
+index needs, and ``TarFile`` tells them only by reading the tar again. Headers carry no clock and no owner, so equal
+tiles give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from ca2cl.common.files import replacing, write_atomic, writing
+from ca2cl.common.records import parse_json
+from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
+from ca2cl.data.orientation import as_stored, orientation_of, stored_size
+from ca2cl.data.shards.index import ShardInfo, ShardSamples
+from ca2cl.data.sources.base import Content, Tile, TileReader
+from ca2cl.errors import InputError
+
+REMEDY = "free some space and run again, finished shards are kept; or give another folder"
+_FORMATS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp"}
+_ENCODED_EXT = {"jpeg": "jpg", "webp": "webp", "png": "png"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What every tile of a set of shards must be, and becomes."""
+
+    source: str
+    classes: tuple[str, ...]
+    encode: str
+    """keep, jpeg, webp or png."""
+    quality: int
+    resize: int | None
+    """Side in pixels that tiles are resized to; needs an ``encode`` other than keep."""
+    tile_size: tuple[int, int] | None
+    """Height and width that every tile must come with; None where resizing makes them equal."""
+    reference: str
+    """A tile that has ``tile_size``."""
+    check: str
+    """full: decode every tile that is kept as it comes; header: read its header only."""
+    bad: str
+    """stop at a tile that is not as it must be, or skip it."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A finished shard: its tar, the samples in it, one line about every tile left out."""
+
+    info: ShardInfo
+    samples: ShardSamples
+    skipped: list[str]
+    turned: int = 0
+    """Tiles that say of themselves that they are to be shown turned (``orientation``)."""
+
+
+@contextmanager
+def _opened(data: Content, where: str) -> Iterator[Image.Image]:
+    """The image in ``data``; anything that is wrong with it becomes one line about ``where``."""
+    if not isinstance(data, bytes):
+        yield Image.fromarray(check_pixels(data, where))
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns about large images; the limit below is ours
+            with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(f"{where}: {image.width} x {image.height} pixels; cut it into tiles first")
+                yield image
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{where}: far too many pixels; cut it into tiles first") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{where}: does not decode as an image; restore it or use --bad skip") from None
+    except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError) as error:
+        raise InputError(f"{where}: does not decode as an image ({error}); restore it or use --bad skip") from None
+
+
+def check_pixels(pixels: npt.NDArray[np.uint8], where: str) -> npt.NDArray[np.uint8]:
+    """The same RGB pixels (H, W, 3).
+
+    Raises:
+        InputError: another type, shape or size.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not 0 < pixels.size <= 3 * MAX_PIXELS:
+        raise InputError(
+            f"{where}: its source gave {pixels.dtype} {pixels.shape}, not uint8 (H, W, 3); mend the source"
+        )
+    return pixels
+
+
+def image_size(data: Content, where: str) -> tuple[int, int]:
+    """Height and width in pixels; of an encoded image from its header.
+
+    Raises:
+        InputError: not an image, or more than ``MAX_PIXELS`` pixels.
+    """
+    with _opened(data, where) as image:
+        return stored_size(image)
+
+
+def prepare(data: Content, tile: Tile, where: str, packing: Packing) -> tuple[bytes, str]:
+    """A tile's bytes as they go into the shard, and their extension. Pixels that are kept as they come become PNG.
+
+    Raises:
+        InputError: the tile does not decode or has another size than the reference.
+    """
+    with _opened(data, where) as image:
+        size = stored_size(image)
+        if packing.tile_size is not None and size != packing.tile_size:
+            height, width = packing.tile_size
+            raise InputError(
+                f"{where}: {size[1]} x {size[0]} pixels, but {packing.reference}: {width} x {height}; tiles must have "
+                "one size: separate them, skip them with --bad skip, or use --encode png --resize PX"
+            )
+        if packing.encode == "keep" and isinstance(data, bytes):
+            if packing.check == "full":
+                _decode(data, where)
+            # what PIL calls MPO is a JPEG with more behind it
+            return data, tile.ext or _FORMATS.get(image.format or "", "jpg")
+        encode = "png" if packing.encode == "keep" else packing.encode
+        return _encode(image, encode, packing), _ENCODED_EXT[encode]
+
+
+def _decode(data: bytes, where: str) -> None:
+    """Decode as training will: what fails here would be missing there in every epoch."""
+    try:
+        decode(data)
+    except BadSample as error:
+        raise InputError(f"{where}: does not decode as an image ({error}); restore it or use --bad skip") from None
+
+
+def _encode(image: Image.Image, encode: str, packing: Packing) -> bytes:
+    image = as_stored(image).convert("RGB")
+    if packing.resize is not None:
+        image = image.resize((packing.resize, packing.resize), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    if encode == "png":
+        image.save(out, "PNG")
+    elif encode == "webp":
+        image.save(out, "WEBP", quality=packing.quality)
+    else:
+        # 4:4:4: stain differences between neighbouring nuclei are chroma, which subsampling would halve
+        image.save(out, "JPEG", quality=packing.quality, subsampling=0)
+    return out.getvalue()
+
+
+class _TarWriter:
+    """Writes members one after another and knows where each lies and the SHA-256 of all, so nothing is read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.length = 0
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.sha256.update(data)
+        self.length += len(data)
+
+    def add(self, name: str, data: bytes) -> int:
+        """Add a member; the offset of its bytes in the tar."""
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        self._write(member.tobuf(tarfile.PAX_FORMAT))
+        offset = self.length
+        self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def close(self) -> None:
+        """Write the end mark."""
+        end = 2 * tarfile.BLOCKSIZE
+        self._write(bytes(end + -(self.length + end) % tarfile.RECORDSIZE))
+
+
+def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing) -> Packed:
+    """Write ``tiles`` as the tar ``path``, whole or not at all; equal input gives equal bytes.
+
+    Raises:
+        InputError: a tile that cannot be read, does not decode or has another size, or a failure to write.
+    """
+    kept: list[Tile] = []
+    offsets, sizes, exts, skipped = [], [], [], []
+    turned = 0
+    with writing(path, REMEDY), replacing(path) as file:
+        tar = _TarWriter(file)
+        for tile in tiles:
+            try:
+                came = reader.read(tile)
+                data, ext = prepare(came, tile, reader.where(tile), packing)
+            except InputError as error:
+                if packing.bad == "stop":
+                    raise
+                skipped.append(str(error))
+                continue
+            offsets.append(tar.add(f"{tile.key}.{ext}", data))
+            tar.add(f"{tile.key}.cls", str(tile.label).encode())
+            tar.add(f"{tile.key}.json", _about(tile, packing))
+            kept.append(tile)
+            turned += isinstance(came, bytes) and orientation_of(came) != 1
+            sizes.append(len(data))
+            exts.append(ext)
+        tar.close()
+    info = ShardInfo(name=path.name, bytes=tar.length, sha256=tar.sha256.hexdigest(), samples=len(kept))
+    samples = ShardSamples(
+        key=[tile.key for tile in kept],
+        ext=exts,
+        offset=np.array(offsets, np.int64),
+        size=np.array(sizes, np.int64),
+        label=np.array([tile.label for tile in kept], np.int32),
+        group=[tile.group for tile in kept],
+    )
+    return Packed(info, samples, skipped, turned)
+
+
+def _about(tile: Tile, packing: Packing) -> bytes:
+    about: dict[str, str | int | float] = {**tile.meta, "source": packing.source, "name": tile.name}
+    if tile.label >= 0:
+        about["class"] = packing.classes[tile.label]
+    if tile.group is not None:
+        about["group"] = tile.group
+    return json.dumps(about, sort_keys=True).encode()
+
+
+def write_sidecar(path: Path, packed: Packed) -> None:
+    """Note what a finished tar holds, so that a restarted run need not write it again."""
+    samples = packed.samples
+    rows = {name: np.asarray(getattr(samples, name)).tolist() for name in ("offset", "size", "label")}
+    rows |= {name: list(getattr(samples, name)) for name in ("key", "ext", "group")}
+    content = {"info": asdict(packed.info), "samples": rows, "skipped": packed.skipped, "turned": packed.turned}
+    write_atomic(path, json.dumps(content).encode(), REMEDY)
+
+
+def read_sidecar(path: Path) -> Packed:
+    """What ``write_sidecar`` noted. OSError, ValueError, KeyError or TypeError if it is missing or damaged."""
+    content = parse_json(path.read_bytes())
+    rows = content["samples"]
+    for name, kind in (("offset", np.int64), ("size", np.int64), ("label", np.int32)):
+        rows[name] = np.array(rows[name], kind)
+    return Packed(
+        ShardInfo(**content["info"]), ShardSamples(**rows), list(content["skipped"]), content.get("turned", 0)
+    )

@@ -1,0 +1,1 @@
+"""Where tiles come from: class folders and Hugging Face data sets."""

@@ -1,0 +1,1 @@
+"""Synthetic tissue tiles and gland images for the quickstart and the tests."""

@@ -1,0 +1,1 @@
+"""COCO files of instances: reading, validation, masks and average precision."""

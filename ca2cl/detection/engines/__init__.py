@@ -1,0 +1,1 @@
+"""Detector engines: torchvision's and detectron2's."""

@@ -1,0 +1,259 @@
+"""Protocol of a detector engine, and the data it trains on.
+
+The job knows COCO files, encoders, seeds, MLflow and metrics; an engine knows how to build, train and run a detector.
+They meet here, and nowhere else:
+
+    job                                              engine
+    resolve_encoder, detect prepare   ── build ──→   detector = body from the encoder + heads, every tensor consumed
+    Watch: journal, MLflow, signals   ←─ train ──→   its own loop: batches, augmentation, SyncBN, AMP, DDP, checkpoints
+    coco_scores, glas_scores          ←─ predict ─   boxes, scores, masks in the image's own pixels
+    MLflow's model                    ←─ save ────   a folder of safetensors and JSON; load gives the detector back
+
+Why the cut is where it is. detectron2 has a trainer with hooks, a checkpointer and a launcher of its own, and they are
+to be used, not imitated: so ``train`` is one call, and what the job must know or decide comes to it through ``Watch``.
+A torchvision engine calls it from a plain loop, a detectron2 engine from one ``HookBase``
+(``on_step`` in ``after_step``, ``on_evaluation`` every ``evaluate_every`` steps, ``stop`` looked at there too).
+Evaluation is the job's: engines predict, and one piece of code scores all of them, or two engines' numbers could not
+stand in one table. Data goes in as COCO files and not as a loader, because each engine has a mapper of its own. Masks
+come out as run lengths of the whole image, and not as the 28 x 28 that a head makes: pasting is the engine's.
+
+Who does what:
+
+- **Processes.** Every process of the job calls ``build`` and ``train`` with the same arguments; the process group is
+  there already. Engines split the work and reduce what they report; ``Watch`` is called on every rank in the same
+  order. Its stop flag is a rank's own: the engine has the ranks agree on it before it acts, for a flag that one rank
+  alone saw would leave the others waiting.
+- **Checkpoints.** In ``TrainJob.folder``, by the engine, atomically, every ``checkpoint_every`` steps and on a stop; a
+  ``train`` that finds some goes on from the newest and says at which step it began.
+- **Randomness.** A function of ``Schedule.seed``: order, augmentation and the heads' initial values.
+- **Numbers.** ``Schedule`` is in iterations and images, global over processes; an engine that would have to scale a
+  value (``batch_size`` that the processes do not divide) refuses it.
+- **Records.** ``Engine.name`` and ``Engine.version`` go into every result; results of two engines are never averaged.
+
+Legend: N detections of one image, H, W its height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from annotated_types import Ge, Gt
+
+from ca2cl.config import check_ranges
+from ca2cl.data.sources.names import is_clutter
+from ca2cl.detection.engines.predictions import Detections
+from ca2cl.errors import InputError
+
+if TYPE_CHECKING:
+    from ca2cl.registry.resolve import ResolvedEncoder
+    from ca2cl.runtime.signals import StopFlag
+
+Pixels = npt.NDArray[np.uint8]
+EngineName = Literal["torchvision", "detectron2"]
+Head = Literal["mask_rcnn_fpn", "mask_rcnn_c4", "retinanet_fpn"]
+"""Mask R-CNN on a feature pyramid; on res4 with res5 as its box head and the extra norm after it (the MoCo protocol's
+C4); RetinaNet, which has no masks."""
+
+
+def has_masks(head: Head) -> bool:
+    """Whether a detector with this head finds masks, and needs them to learn from."""
+    return head != "retinanet_fpn"
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One split as ``ca2cl detect prepare`` writes it, or any other COCO file of instances."""
+
+    annotations: Path
+    images: Path
+    """The folder that ``file_name`` is relative to."""
+
+    @classmethod
+    def of(cls, root: Path, split: str) -> CocoSplit:
+        """Split ``split`` of a folder that ``ca2cl detect prepare`` wrote.
+
+        Raises:
+            InputError: it is not there.
+        """
+        found = cls(root / f"{split}.json", root / split)
+        if not found.annotations.is_file() or not found.images.is_dir():
+            there = ", ".join(split_names(root)) or "none"
+            raise InputError(f"{root}: no split {split}, there are: {there}; make it with `ca2cl detect prepare`")
+        return found
+
+    def path(self, image: Mapping[str, Any]) -> Path:
+        """Where an image of the split lies. A ``file_name`` from Windows has backslashes, and umlauts may be written in
+        another form than on this disk."""
+        name = str(image["file_name"])
+        names = [name, name.replace("\\", "/"), unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]
+        return next((path for path in (self.images / one for one in names) if path.exists()), self.images / name)
+
+
+def split_names(root: Path) -> list[str]:
+    """The splits of a folder that ``ca2cl detect prepare`` wrote, by name."""
+    return sorted(path.stem for path in root.glob("*.json") if not is_clutter(path.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how a detector is trained; counts are global, over all processes."""
+
+    iterations: int
+    """Optimizer steps."""
+    batch_size: int
+    """Images a step."""
+    lr: float
+    warmup: int
+    """Steps in which the rate rises linearly to ``lr``."""
+    milestones: tuple[int, ...]
+    """Steps after which it is divided by 10."""
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    train_sides: tuple[int, ...] = (800,)
+    """Shorter sides in pixels that a training image is resized to, one drawn at random."""
+    test_side: int = 800
+    longest_side: int = 1333
+    """Most pixels of the longer side; the shorter one gives way."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    sync_norm: bool = True
+    """BatchNorm trained, over all processes; False keeps it as the encoder has it."""
+    precise_norm: bool = False
+    """Statistics estimated again over training images before an evaluation, with the weights held."""
+    frozen_stages: int = 0
+    """Stem and stages that are not trained, from the input: 2 is detectron2's default, 0 the MoCo protocol's."""
+    checkpoint_every: int = 1000
+    evaluate_every: int = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, iterations=Ge(1), batch_size=Ge(1), test_side=Ge(1), checkpoint_every=Ge(1), warmup=Ge(0),
+            weight_decay=Ge(0), momentum=Ge(0), evaluate_every=Ge(0), lr=Gt(0), train_sides=Ge(1),
+        )  # fmt: skip
+        if not 0 <= self.frozen_stages <= 5:
+            raise InputError(f"frozen_stages is {self.frozen_stages}: use 0 to 5, the stem and four stages")
+        if list(self.milestones) != sorted({step for step in self.milestones if 0 < step < self.iterations}):
+            raise InputError(f"milestones is {self.milestones}: use rising steps between 0 and {self.iterations}")
+        if not self.train_sides:
+            raise InputError(f"train_sides is {self.train_sides}: use one or more numbers of pixels")
+        if self.longest_side < max(self.test_side, *self.train_sides):
+            raise InputError(f"longest_side is {self.longest_side}: use at least the longest of the shorter sides")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What an engine builds and trains from."""
+
+    head: Head
+    encoder: ResolvedEncoder
+    """The body's weights, and in its card the architecture and the mean and std of its input."""
+    train: CocoSplit
+    classes: Sequence[str]
+    """Names of the categories, in the order that ``train`` lists them; ``Detections.labels_N`` counts from 0 in it."""
+    schedule: Schedule
+    folder: Path
+    """Where checkpoints lie; another start with the same one goes on."""
+    device: str = "cpu"
+    workers: int = 0
+    """Processes that read and decode images, for each training process; 0 does so in the training process."""
+
+
+class Watch(Protocol):
+    """The job's side of a training: told what happens, asked whether to go on. Called on every rank alike."""
+
+    stop: StopFlag
+    """Raised by a signal, perhaps on one rank alone: the engine then writes a checkpoint and returns."""
+
+    def on_step(self, step: int, values: Mapping[str, float]) -> None:
+        """After optimizer step ``step`` (from 1): ``loss``, the losses that it is the sum of by the engine's names,
+        averaged over ranks, ``lr``, and what else the engine knows of the step."""
+
+    def on_evaluation(self, step: int, detector: Detector) -> None:
+        """Time to evaluate: ``detector`` predicts with the weights of this step. Not called for the last step."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How ``Detector.train`` ended."""
+
+    first_step: int
+    """Steps that were done already when it began."""
+    step: int
+    """Steps that are done."""
+    finished: bool
+    """False after a stop: the same job, started again, goes on."""
+
+
+class Detector(ABC):
+    """A detector of one engine; built or loaded by its ``Engine``."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str]:
+        """Names by label."""
+
+    @abstractmethod
+    def train(self, watch: Watch) -> Trained:
+        """Train to the end of the schedule, or until ``watch`` says stop.
+
+        Raises:
+            InputError: the data do not fit, a loss that is not finite, or the detector was loaded for predicting.
+        """
+
+    @abstractmethod
+    def predict(self, images: Iterable[Pixels]) -> Iterator[Detections]:
+        """What is found in each image, in order; the weights and their mode are as before afterwards.
+
+        Args:
+            images: RGB, uint8 (H, W, 3), of any sizes; resized as ``Schedule.test_side`` says.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what ``Engine.load`` needs into a folder that does not exist yet: safetensors and JSON, no pickle."""
+
+
+class Engine(ABC):
+    """A way to train detectors."""
+
+    name: ClassVar[EngineName]
+    """torchvision or detectron2: what ``--engine`` takes and what every result says."""
+    heads: ClassVar[tuple[Head, ...]]
+    """What it can build; the job refuses the others by name."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Of the package behind it, with the commit where it was built from one."""
+
+    @abstractmethod
+    def build(self, job: TrainJob) -> Detector:
+        """A detector whose body has the encoder's weights.
+
+        Raises:
+            InputError: a backbone tensor of the encoder that the body did not take, or one of the body's that the
+                encoder did not give; a head or a setting that the engine does not have.
+            MissingPackage: the engine's package is not installed.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, device: str = "cpu") -> Detector:
+        """A detector that ``Detector.save`` wrote, to predict with.
+
+        Raises:
+            InputError: nothing there, damaged, or another engine's.
+        """
+
+
+def record_of(engine: Engine, job: TrainJob) -> dict[str, Any]:
+    """What a result must say of how it was made: two results may be averaged only where all of this is the same."""
+    schedule = {name: value for name, value in vars(job.schedule).items() if name != "seed"}
+    return {"engine": engine.name, "engine_version": engine.version, "head": job.head, **schedule}

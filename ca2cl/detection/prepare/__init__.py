@@ -1,0 +1,1 @@
+"""``ca2cl detect prepare``: images with instance masks to COCO files."""

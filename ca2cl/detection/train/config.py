@@ -1,0 +1,136 @@
+"""Settings of ``ca2cl detect``, and the published schedules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from annotated_types import Ge, Gt, Interval
+
+from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.detection.engines.base import Head, Schedule
+from ca2cl.detection.engines.registry import EngineChoice
+from ca2cl.errors import InputError
+
+DataSet = Literal["glas", "crag", "coco"]
+
+
+class _Published(NamedTuple):
+    """How the method's authors train on a data set: the configurations of their repository."""
+
+    iterations: int
+    milestones: tuple[int, ...]
+    train_sides: tuple[int, ...]
+    test_side: int
+
+
+_PUBLISHED = {
+    "glas": _Published(5_000, (4_000,), tuple(range(400, 522 + 1)), 522),
+    "crag": _Published(15_000, (10_000, 13_000), tuple(range(768, 1_024 + 1)), 768),
+    "coco": _Published(90_000, (60_000, 80_000), (640, 672, 704, 736, 768, 800), 800),  # detectron2's 1x
+}
+
+
+def _tracking() -> TrackingConfig:
+    return TrackingConfig(register_as=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """Gland detection from an encoder: a detector with its body is trained on one split and scored on the others.
+
+    Other verbs of this family: detect prepare, images with masks -> COCO files; detect predict, a trained detector on
+    a folder of images.
+    """
+
+    encoder: str
+    """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
+    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    dataset: DataSet
+    """Whose schedule and sizes are taken: glas (5,000 iterations at 400 to 522 pixels), crag (15,000 at 768 to 1,024)
+    or coco, any COCO files of instances (90,000 at 640 to 800, so give iterations)."""
+    data: str
+    """Folder that `ca2cl detect prepare` wrote; of glas or crag also the folder that the archive was unzipped to, which
+    is then prepared in output_dir/data."""
+    output_dir: str
+    """Folder of the job, one folder in it for every training. A job started again goes on."""
+    against: tuple[str, ...] = ("random",)
+    """Other encoders that detectors are trained from in the same way; [] trains from the first alone."""
+    seeds: int = 1
+    """Trainings from every encoder: seeds 0, 1, and so on. One says little: use 5."""
+    engine: EngineChoice = "auto"
+    """What builds and trains the detector: torchvision or detectron2; auto is detectron2 where it is installed."""
+    head: Head = "mask_rcnn_fpn"
+    """mask_rcnn_fpn; mask_rcnn_c4, of engine detectron2 alone; or retinanet_fpn, which has no masks."""
+    times: float = 1.0
+    """Length of the training as a multiple of the published one, such as 0.5, 2 or 3."""
+    iterations: int | None = None
+    """Optimizer steps; none takes the published number, times times."""
+    batch_size: int = 16
+    """Images in an optimizer step, over all processes."""
+    lr: float = 0.02
+    """Peak learning rate; it belongs to batch_size."""
+    warmup: int = 1_000
+    """Steps in which the rate rises to lr; at most a fifth of the iterations."""
+    train_sides: tuple[int, ...] = ()
+    """Shorter sides in pixels that a training image is resized to, one drawn at random; [] takes the published ones."""
+    test_side: int | None = None
+    """Shorter side of the images that are scored; none takes the published one."""
+    longest_side: int = 1333
+    """Most pixels of the longer side."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast precision."""
+    norm: Literal["sync", "frozen"] = "sync"
+    """BatchNorm. sync: trained, statistics over all processes; frozen: the encoder's own, unchanged, and none in the
+    pyramid."""
+    precise_norm: bool = True
+    """Statistics estimated once more over 200 batches, or as many as it is trained on if they are fewer, with the
+    weights held, before a detector is scored."""
+    frozen_stages: int = 0
+    """Stem and stages that are not trained, from the input."""
+    checkpoint_every: int = 500
+    """Optimizer steps between checkpoints."""
+    evaluate_every: int = 0
+    """Optimizer steps between scorings while training, for the curves; none of them chooses anything. 0: at the end."""
+    min_score: float = 0.5
+    """What a detection must score to count for F1, Dice and Hausdorff, and to be drawn."""
+    workers: int = 2
+    """Processes that read images for each training process; 0 reads in the training process."""
+    tracking: TrackingConfig = field(default_factory=_tracking)
+    """Where encoders are found and results are logged."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, seeds=Ge(1), times=Gt(0), iterations=Ge(1), workers=Ge(0), min_score=Interval(gt=0, lt=1))
+        if self.tracking.register_as:
+            raise InputError("tracking.register_as is for encoders and classifiers; detectors are kept in output_dir")
+        if len({"encoder", *self.against}) < len(self.against) + 1:
+            raise InputError(f"against names one encoder twice: {', '.join(self.against)}")
+        self.schedule(0)
+
+    def schedule(self, seed: int) -> Schedule:
+        """The schedule of one training.
+
+        Raises:
+            InputError: a setting is out of its range.
+        """
+        published = _PUBLISHED[self.dataset]
+        iterations = self.iterations or max(1, round(published.iterations * self.times))
+        scale = iterations / published.iterations
+        milestones = sorted({round(step * scale) for step in published.milestones} - {0, iterations})
+        return Schedule(
+            iterations=iterations,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            warmup=min(self.warmup, iterations // 5),
+            milestones=tuple(milestones),
+            train_sides=self.train_sides or published.train_sides,
+            test_side=self.test_side or published.test_side,
+            longest_side=self.longest_side,
+            precision=self.precision,
+            sync_norm=self.norm == "sync",
+            precise_norm=self.precise_norm and self.norm == "sync",
+            frozen_stages=self.frozen_stages,
+            checkpoint_every=self.checkpoint_every,
+            evaluate_every=self.evaluate_every,
+            seed=seed,
+        )

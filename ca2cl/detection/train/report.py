@@ -1,0 +1,180 @@
+"""Report of a detection job: tables, differences, JSON, MLflow run."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ca2cl import __version__
+from ca2cl.common.grid import AGAIN, Grid
+from ca2cl.common.records import read_fields
+from ca2cl.common.tables import aligned
+from ca2cl.config import flatten
+from ca2cl.detection.engines.base import split_names
+from ca2cl.detection.train.config import DetectConfig
+from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST, Trial
+from ca2cl.errors import InputError
+from ca2cl.evaluation.leakage import Leak, lines, tag
+from ca2cl.evaluation.report import metric_names, write_json
+from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
+
+if TYPE_CHECKING:
+    from ca2cl.registry.resolve import ResolvedEncoder
+
+RESULTS, LOGGED = "detect-results.json", "logged.json"
+SCHEMA_VERSION = 1
+_COLUMNS = {
+    "box/AP": "AP box", "box/AP50": "AP50", "box/AP75": "AP75", "mask/AP": "AP mask", "f1": "object F1",
+    "dice": "object Dice", "hausdorff": "Hausdorff px",
+}  # fmt: skip
+_OF_ONE_TRAINING = ("seed", "start", "scores", "run_id", "steps")
+Scores = dict[str, dict[str, dict[str, list[float]]]]
+"""Split → encoder → score → one value a seed."""
+
+
+def report(
+    config: DetectConfig,
+    found: ResolvedEncoder,
+    grid: Grid[Trial],
+    root: Path,
+    leaks: Mapping[str, Leak],
+) -> None:
+    """Print and write what all trainings together say, and log it.
+
+    Args:
+        leaks: what each split shares with train.
+
+    Raises:
+        InputError: a result is damaged, or trainings were made by different engines; the store cannot be reached.
+    """
+    out = Path(config.output_dir).expanduser()
+    results = {trial: read_fields(path, (), AGAIN) for trial, path in grid.items()}
+    made = _made_by(results, grid)
+    scores = _gathered(results)
+    first = next(iter(grid)).start
+    text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(first, scores)
+    text += "".join(f"{line}\n" for split, leak in leaks.items() for line in lines(leak, split))
+    digests = {name: hashlib.sha256((root / f"{name}.json").read_bytes()).hexdigest() for name in split_names(root)}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "detect",
+        "ca2cl": __version__,
+        "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
+        "data": digests,
+        "leaks": leaks,
+        "made_by": made,
+        "config": flatten(config),
+        "trainings": list(results.values()),
+    }
+    write_json(out / RESULTS, content)
+    seeds = f"mean ± sd over {config.seeds} seeds" if config.seeds > 1 else "one seed, which says little: use seeds 5"
+    sys.stdout.write(f"{text}\nengine {made['engine']} {made['engine_version']}, {made['head']}, ")
+    sys.stdout.write(f"{made['iterations']} steps of {made['batch_size']} images; {seeds}\n")
+    sys.stdout.write(f"detectors, predictions and pictures in {out / CELLS}; written to {out / RESULTS}\n")
+    detector = shlex.quote(str(out / CELLS / FIRST.name / DETECTOR))
+    sys.stdout.write(f"to use the first: ca2cl detect predict {detector} IMAGES OUT\n")
+    sys.stdout.flush()
+    run_id, before = _log(config, found, out, _metrics(first, scores), made, digests, leaks)
+    sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
+
+
+def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> dict[str, Any]:
+    """What every training was made by: the numbers of two engines do not stand in one mean."""
+    made = [{k: v for k, v in result.items() if k not in _OF_ONE_TRAINING} for result in results.values()]
+    for trial, one in zip(results, made, strict=True):
+        changed = [name for name in one if one[name] != made[0].get(name)]
+        if changed:
+            raise InputError(
+                f"{grid[trial].parent}: trained with another {', '.join(changed)} than the first; delete that "
+                "folder and start again"
+            )
+    return made[0]
+
+
+def _gathered(results: Mapping[Trial, Mapping[str, Any]]) -> Scores:
+    gathered: Scores = {}
+    for trial, result in results.items():
+        for split, of_split in result["scores"].items():
+            of_start = gathered.setdefault(split, {}).setdefault(trial.start, {})
+            for name, value in of_split.items():
+                of_start.setdefault(name, []).append(value)
+    return gathered
+
+
+def _table(split: str, of_split: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    columns = [name for name in _COLUMNS if any(name in scores for scores in of_split.values())]
+    rows = [[start, *(_spread(scores.get(name, []), name) for name in columns)] for start, scores in of_split.items()]
+    return f"{split}\n" + aligned(["body from", *(_COLUMNS[name] for name in columns)], rows) + "\n"
+
+
+def _spread(values: Sequence[float], name: str) -> str:
+    if not values:
+        return "-"
+    digits = 1 if name == "hausdorff" else 4
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def _differences(first: str, scores: Scores) -> str:
+    """The encoder less every other one, seed by seed: the same order of images and the same new weights in the head."""
+    lines = []
+    for split, of_split in scores.items():
+        for start, theirs in of_split.items():
+            if start == first:
+                continue
+            less = np.subtract(of_split[first]["box/AP"], theirs["box/AP"])
+            spread = (
+                f" ± {less.std(ddof=1):.4f}, {(less > 0).sum()} of {len(less)} seeds above" if len(less) > 1 else ""
+            )
+            lines.append(f"{first} less {start}, {split}, AP box: {less.mean():+.4f}{spread}\n")
+    return "".join(lines)
+
+
+def _metrics(first: str, scores: Scores) -> dict[str, float]:
+    others = list(dict.fromkeys(start for of_split in scores.values() for start in of_split if start != first))
+    names = {first: "encoder", **metric_names(others)}
+    metrics: dict[str, float] = {}
+    for split, of_split in scores.items():
+        for start, values in of_split.items():
+            for name, seeds in values.items():
+                key = f"{names[start]}/{split}/{name}"
+                metrics[key] = float(np.mean(seeds))
+                if len(seeds) > 1:
+                    metrics[f"{key}_sd"] = float(np.std(seeds, ddof=1))
+    return metrics
+
+
+def _log(
+    config: DetectConfig, found: ResolvedEncoder, out: Path, metrics: Mapping[str, float], made: Mapping[str, Any],
+    digests: Mapping[str, str], leaks: Mapping[str, Leak],
+) -> tuple[str, bool]:  # fmt: skip
+    # a job's numbers are compared as one: what is wrong with a split is wrong with them
+    kinds = [f"{kind} ({split})" for split, leak in leaks.items() for kind in tag(leak, found.uri).values()]
+    tests = [digest for name, digest in digests.items() if name != "train"]
+    return log_evaluation_once(
+        out / LOGGED,
+        source_run_id=found.source_run_id,
+        name=config.tracking.run_name or "detect",
+        params={**flatten(config), "encoder_uri": found.uri},
+        metrics=metrics,
+        artifacts=[out / RESULTS, *sorted(out.glob("cells/*-seed0/figures/*.png"))],
+        tags={
+            # a result of another engine is another kind: the two are never compared as one
+            "ca2cl.kind": f"detect-{made['engine']}",
+            "ca2cl.engine": f"{made['engine']} {made['engine_version']}",
+            "ca2cl.protocol": "honest",
+            **({LEAK_TAG: "; ".join(kinds)} if kinds else {}),
+            "ca2cl.train_manifest_digest": digests["train"],
+            "ca2cl.test_manifest_digest": hashlib.sha256("".join(tests).encode()).hexdigest(),
+        },
+        uri=config.tracking.uri,
+        root=config.tracking.root,
+        experiment=config.tracking.experiment,
+    )

@@ -1,0 +1,197 @@
+"""Trial of a detection grid: one training from an encoder, with a seed.
+
+Its folder is an MLflow run of its own, live. It leaves the detector, its predictions, a sheet of samples, and last its
+result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tqdm import tqdm
+
+from ca2cl.common.files import write_atomic, write_record, writing
+from ca2cl.common.grid import RESULT, Grid, folder_name
+from ca2cl.config import TrackingConfig
+from ca2cl.detection.engines.base import CocoSplit, Detector, Engine, TrainJob, record_of
+from ca2cl.detection.engines.checkpoint import KEPT
+from ca2cl.detection.scores.plots import draw_samples
+from ca2cl.detection.scores.scoring import SplitScores, score_split
+from ca2cl.detection.train.config import DetectConfig
+from ca2cl.runtime.signals import StopFlag
+
+if TYPE_CHECKING:
+    from ca2cl.tracking.run import NullTracker
+
+logger = logging.getLogger(__name__)
+CELLS, DETECTOR, PREDICTIONS = "cells", "detector", "predictions"
+
+
+class Trial(NamedTuple):
+    """Which encoder the body is from, and which training."""
+
+    start: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the trial's folder."""
+        return f"{folder_name(self.start)}-seed{self.seed}"
+
+
+FIRST = Trial("encoder", 0)
+"""The encoder's own first training."""
+
+
+def trial_grid(out: Path, starts: Iterable[str], seeds: int) -> Grid[Trial]:
+    """The trials of the job in ``out``."""
+    trials = itertools.starmap(Trial, itertools.product(starts, range(seeds)))
+    return Grid((trial, out / CELLS / trial.name / RESULT) for trial in trials)
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What the trial's MLflow run has as parameters."""
+
+    start: str
+    seed: int
+    encoder: str
+    job: DetectConfig
+    tracking: TrackingConfig
+
+
+@dataclass(frozen=True)
+class Tests:
+    """How detectors are scored: the splits by name, and from which score on a detection counts."""
+
+    splits: Mapping[str, CocoSplit]
+    min_score: float
+    accelerator: Any
+
+    def score(self, detector: Detector) -> dict[str, SplitScores] | None:
+        """Every split's scores; None on ranks other than 0."""
+        found = {
+            name: score_split(detector, split, name, min_score=self.min_score, accelerator=self.accelerator)
+            for name, split in self.splits.items()
+        }
+        return {name: scores for name, scores in found.items() if scores is not None} or None
+
+
+def run_trial(
+    trial: Trial, engine: Engine, job: TrainJob, tests: Tests, settings: TrialSettings, folder: Path, stop: StopFlag
+) -> bool:
+    """Train and score. Every rank calls it.
+
+    Returns:
+        False where a signal asked for an end before it was done.
+
+    Raises:
+        InputError: as the engine's.
+    """
+    detector = engine.build(job)
+    tags = {"ca2cl.kind": "detect-training", "ca2cl.engine": f"{engine.name} {engine.version}"}
+    if job.encoder.source_run_id:  # not SOURCE_RUN_TAG: what belongs to the encoder is the whole job's run
+        tags["ca2cl.trained_from"] = job.encoder.source_run_id
+    run = _Run(trial, settings, tests, folder, stop, job.schedule.iterations, tags)
+    try:
+        with stop.training():
+            trained = detector.train(run)
+        if not trained.finished:
+            run.close("KILLED")
+            return False
+        scored = tests.score(detector)
+        if scored is not None:
+            run.keep(scored, detector, {**record_of(engine, job), "steps": trained.step})
+    except KeyboardInterrupt:
+        run.close("KILLED")
+        raise
+    except BaseException:
+        run.close("FAILED")
+        raise
+    run.close("FINISHED")
+    if scored is not None:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    tests.accelerator.wait_for_everyone()
+    return True
+
+
+def flat(scored: Mapping[str, SplitScores]) -> dict[str, float]:
+    """``SPLIT/box/AP`` and so on."""
+    return {f"{split}/{name}": value for split, one in scored.items() for name, value in one.scores.items()}
+
+
+class _Run:
+    """The trial as the engine sees it (``engine.Watch``): a progress bar, the journal and MLflow on rank 0."""
+
+    def __init__(
+        self, trial: Trial, settings: TrialSettings, tests: Tests, folder: Path, stop: StopFlag, iterations: int,
+        tags: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        self.trial, self.settings, self.tests, self.folder, self.stop = trial, settings, tests, folder, stop
+        self.iterations, self.tags = iterations, tags
+        self.writes = bool(tests.accelerator.is_main_process)
+        self.bar = tqdm(total=iterations, desc=trial.name, unit="step", disable=None if self.writes else True)
+        self.tracker: NullTracker | None = None
+        self.loss = float("nan")
+
+    def on_step(self, step: int, values: Mapping[str, float]) -> None:
+        """A journal line."""
+        self.loss = values["loss"]
+        if self.writes:
+            self._opened(step - 1).log_step({"step": step, **values})
+            self.bar.update(step - self.bar.n)
+            self.bar.set_postfix_str(f"loss {self.loss:.3f}")
+
+    def on_evaluation(self, step: int, detector: Detector) -> None:
+        """Scores on the way, in the journal and for nothing else."""
+        scored = self.tests.score(detector)
+        if scored is not None:
+            self._opened(step).log_step({"step": step, "loss": self.loss, **flat(scored)})
+
+    def keep(self, scored: Mapping[str, SplitScores], detector: Detector, record: Mapping[str, Any]) -> None:
+        """Write what the trial leaves, the result last. Rank 0 calls it."""
+        tracker = self._opened(self.iterations)
+        tracker.log_step({"step": self.iterations, "loss": self.loss, **flat(scored)})
+        shutil.rmtree(self.folder / DETECTOR, ignore_errors=True)
+        with writing(self.folder, KEPT):
+            detector.save(self.folder / DETECTOR)
+            (self.folder / PREDICTIONS).mkdir(exist_ok=True)
+        for name, one in scored.items():
+            write_atomic(self.folder / PREDICTIONS / f"{name}.json", json.dumps(one.results).encode(), KEPT)
+            split, least = self.tests.splits[name], self.tests.min_score
+            tracker.log_figure(f"samples-{name}", draw_samples(split, name, one.results, least))
+        content = {**self.trial._asdict(), **record, "run_id": tracker.run_id}
+        content["scores"] = {name: one.scores for name, one in scored.items()}
+        write_record(self.folder / RESULT, content, KEPT)
+        for name in (DETECTOR, PREDICTIONS):
+            tracker.log_artifact(self.folder / name, name)
+        tracker.log_artifact(self.folder / RESULT)
+        logger.info("%s: %s", self.trial.name, describe(scored))
+
+    def close(self, status: Any) -> None:
+        """End the bar and the MLflow run."""
+        self.bar.close()
+        if self.tracker is not None:
+            self.tracker.finish(status)
+
+    def _opened(self, step: int) -> NullTracker:
+        """The run, opened when the engine has said where it goes on from: ``step`` steps were done then."""
+        from ca2cl.tracking.run import open_run
+
+        if self.tracker is None:
+            self.tracker = open_run(self.folder, self.settings, resume=True, step=step)
+            for name, value in self.tags.items():
+                self.tracker.set_tag(name, value)
+        return self.tracker
+
+
+def describe(scored: Mapping[str, SplitScores]) -> str:
+    """The box AP of every split, in words."""
+    return ", ".join(f"{name} AP(box) {one.scores.get('box/AP', 0.0):.4f}" for name, one in scored.items())

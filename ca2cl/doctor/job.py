@@ -1,0 +1,157 @@
+"""Check a job: shards, lanes, processes, workers and decoding rate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, ModelConfig, RunConfig, ViewsConfig
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.stream import LaneStream, TileBatch
+from ca2cl.data.remote.reader import ShardReader, open_index
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.doctor.finding import Finding
+from ca2cl.errors import InputError
+from ca2cl.methods.base import LocalEngine, Method, MethodSettings, Tiles
+from ca2cl.methods.registry import build_method
+from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.config import MethodConfig, PretrainConfig
+from ca2cl.pretrain.shares import lane_groups, micro_batch
+from ca2cl.runtime.precision import seconds_of
+from ca2cl.views.build import build_views
+
+_PATIENCE_S = 3.0
+_STEP_TILES = 32
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What is asked of the data, and how a batch is shared out."""
+
+    shards: str
+    batch_size: int
+    lanes: int
+    processes: int
+    workers: int
+    image_size: int
+    recipe: str
+    cache_dir: str | None
+    micro_batch_size: int | None
+    accumulation: Literal["exact", "plain", "bitwise"]
+    model: ModelConfig
+
+
+def job(plan: JobPlan) -> list[Finding]:
+    """The order's arithmetic, and measured rates of reading, views and the step."""
+    try:
+        index = open_index(plan.shards, plan.cache_dir)
+        order = LaneOrder(index, plan.lanes, plan.batch_size, seed=0, world=plan.processes)
+        order.check_world(plan.processes)
+        _check_shares(plan)
+    except InputError as error:
+        return [Finding("order", "wrong", str(error), "change what the line names")]
+    return [arithmetic(index, order, plan), *rates(index, order, plan)]
+
+
+def _check_shares(plan: JobPlan) -> None:
+    """What pre-training would refuse of micro-batches and groups of normalisation."""
+    config = PretrainConfig(
+        data=DataConfig(lanes=plan.lanes),
+        model=plan.model,
+        run=RunConfig(
+            batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, accumulation=plan.accumulation
+        ),
+    )
+    lane_groups(config, plan.processes, micro_batch(config, plan.processes))
+
+
+def arithmetic(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> Finding:
+    """How an epoch is dealt out, and how many shards a batch's tiles come from."""
+    tiles, used = len(index), order.steps_per_epoch * plan.batch_size
+    plan_of_first = order.batch(0)
+    from_shards = len({index.locate(int(sample))[0] for sample in plan_of_first.samples})
+    text = (
+        f"{tiles} tiles in {len(index.shards)} shards = {plan.lanes} lanes of {order.lane_length}; a batch of "
+        f"{plan.batch_size} takes {order.per_lane} of each lane, from {from_shards} shards; {order.steps_per_epoch} "
+        f"steps an epoch leave out {tiles - used} tiles; {plan.processes} processes serve "
+        f"{plan.lanes // plan.processes} lanes each"
+    )
+    return Finding("order", "ok", text)
+
+
+def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
+    """Tiles/s that one core reads and decodes, and that the device turns into views and trains on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        reading, batch = _reading(index, order, plan)
+    except InputError as error:
+        return [Finding("reading", "wrong", str(error), "write the shards again with `ca2cl shard`")]
+    config = ViewsConfig(recipe=plan.recipe)  # type: ignore[arg-type]
+    views = build_views(config, plan.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
+    method = build_method(MethodConfig.name, MethodSettings())
+    keys, pixels = batch.key_hash[:_STEP_TILES], batch.tiles[:_STEP_TILES].to(device)
+    tiles = Tiles(pixels, keys, 0, torch.arange(len(keys), device=device))
+
+    def make() -> Any:
+        made = method.views(tiles, views)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return made
+
+    viewing = len(keys) / seconds_of(make)
+    stepping = len(keys) / _step_seconds(method, make(), device)
+    return [_supply(reading, 1 / (1 / viewing + 1 / stepping), plan), _views(viewing, stepping, plan, device)]
+
+
+def _reading(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> tuple[float, TileBatch]:
+    """Tiles/s of one decoding process, and a batch. What the page cache holds is read from there, as in an epoch."""
+    reader = ShardReader(plan.shards, plan.cache_dir, index=index)
+    stream: Iterator[TileBatch] = iter(
+        LaneStream(
+            index, order, reader, rank=0, world=plan.processes, workers=0, start_step=0,
+            stop_step=order.steps_per_epoch * 1000,
+        )
+    )  # fmt: skip
+    first = next(stream)
+    began, tiles = time.perf_counter(), 0
+    while time.perf_counter() - began < _PATIENCE_S:
+        tiles += len(next(stream).keys)
+    return tiles / (time.perf_counter() - began), first
+
+
+def _step_seconds(method: Method, batch: Any, device: torch.device) -> float:
+    """Seconds of a ResNet-18's gradient on these views, adversary and all; bf16 where there is a GPU."""
+    network = method.build(build_encoder(identity_blocks=True)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def once() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            method.step(LocalEngine(network.train()), [batch])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return seconds_of(once, repeats=1)
+
+
+def _supply(reading: float, taking: float, plan: JobPlan) -> Finding:
+    """Whether a process's workers keep up with its device."""
+    processes = max(1, plan.workers)
+    text = (
+        f"one core reads and decodes {reading:,.0f} tiles/s, {processes} of them {processes * reading:,.0f} a process; "
+        f"a process takes {taking:,.0f}"
+    )
+    if processes * reading < taking:
+        return Finding("reading", "wrong", text, f"use --data.workers {math.ceil(taking / reading)}")
+    return Finding("reading", "ok", text)
+
+
+def _views(viewing: float, stepping: float, plan: JobPlan, device: torch.device) -> Finding:
+    text = (
+        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; a ResNet-18's step: "
+        f"{stepping:,.0f} tiles/s"
+    )
+    return Finding("views, step", "ok" if viewing > stepping else "note", text)

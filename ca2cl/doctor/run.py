@@ -1,0 +1,45 @@
+"""``ca2cl doctor``: checks before training, and a sheet of views."""
+
+from __future__ import annotations
+
+import sys
+
+from ca2cl.config import ModelConfig, ViewsConfig
+from ca2cl.doctor.config import DoctorConfig
+
+
+def run(config: DoctorConfig) -> int:
+    """Print what was found, or write the sheet; returns 0, or 1 when something is wrong."""
+    return _sheet(config, *config.views) if config.views else _examine(config)
+
+
+def _sheet(config: DoctorConfig, shards: str, out: str) -> int:
+    from ca2cl.views.contact_sheet import run_sheet
+
+    recipe = ViewsConfig(recipe=config.recipe)
+    path = run_sheet(shards, out, count=config.count, config=recipe, image_size=config.image_size)
+    sys.stdout.write(f"views of {config.count} tiles in {path}\n")
+    return 0
+
+
+def _examine(config: DoctorConfig) -> int:
+    from ca2cl.doctor.finding import told
+    from ca2cl.doctor.job import JobPlan, job
+    from ca2cl.doctor.launch import meet
+    from ca2cl.doctor.machine import machine
+
+    rank, ranks = meet(config.patience)
+    if rank != 0:
+        return 0
+    findings = [*machine(config.tracking_uri, config.tracking_root), *ranks]
+    if config.shards:
+        processes = len(ranks) - 1 if ranks else config.processes
+        model = ModelConfig(norm=config.norm, norm_group=config.norm_group, norm_block=config.norm_block)
+        plan = JobPlan(
+            config.shards, config.batch_size, config.lanes, processes, config.workers, config.image_size,
+            config.recipe, config.cache_dir, config.micro_batch_size, config.accumulation, model,
+        )  # fmt: skip
+        findings += job(plan)
+    sys.stdout.write(told(findings))
+    sys.stdout.flush()
+    return 1 if any(finding.state == "wrong" for finding in findings) else 0

@@ -1,0 +1,1 @@
+"""``ca2cl encoders list | show | compare | promote | import``."""

@@ -1,0 +1,1 @@
+"""``ca2cl embed``: a file of feature vectors, written in resumable parts."""

@@ -1,0 +1,241 @@
+"""Embed a tile set in resumable parts.
+
+Legend: B tiles of a batch, H, W height and width in pixels, S side of the encoder's input, D length of a vector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ca2cl import __version__
+from ca2cl.common.redact import redact
+from ca2cl.data.loading.stream import BadBudget, BadTile
+from ca2cl.data.loading.workers import TileWorkers
+from ca2cl.data.sources.base import SourceOptions
+from ca2cl.errors import InputError
+from ca2cl.evaluation.embed.config import EmbedConfig
+from ca2cl.evaluation.embed.parts import Part, PartFacts, Parts
+from ca2cl.evaluation.embed.tiles import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
+from ca2cl.models.encoder_io import weights_digest
+from ca2cl.models.preprocess import preprocess
+from ca2cl.runtime.device import find_device
+from ca2cl.runtime.distributed import Ranks
+from ca2cl.runtime.precision import check_precision
+
+if TYPE_CHECKING:
+    from ca2cl.registry.resolve import ResolvedEncoder
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+_NAMED_BAD = 100
+_WARNED_BAD = 20
+_LOG_SECONDS = 10.0
+
+
+class Tally(NamedTuple):
+    """Tiles that a run went through, and the seconds that it took."""
+
+    tiles: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """An embedding that is ready to run on this process's device."""
+
+    config: EmbedConfig
+    found: ResolvedEncoder
+    data: TileData
+    parts: Parts
+    device: torch.device
+    prepare: Prepare
+
+    @property
+    def out(self) -> Path:
+        """The result."""
+        return Path(self.config.out)
+
+    def encode(self, tiles_BHWC: Tensor, resized: Mapping[int, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Vectors (B, D) of tiles; ``resized`` holds the encoder's input of those that have another size than usual."""
+        autocast = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
+        with torch.inference_mode(), torch.autocast(self.device.type, autocast, self.config.precision != "no"):
+            x_BCHW = self.prepare(tiles_BHWC.to(self.device, non_blocking=True))
+            for place, x_CHW in resized.items():
+                x_BCHW[place] = torch.from_numpy(x_CHW).to(self.device)
+            vectors: npt.NDArray[np.float32] = self.found.encoder(x_BCHW).float().cpu().numpy()
+        broken = int((~np.isfinite(vectors)).any(axis=1).sum())
+        if broken:
+            raise InputError(
+                f"{self.found.uri}: gives vectors that are not finite for {broken} of {len(vectors)} tiles; use an "
+                "encoder that converged" + (" or --precision no" if self.config.precision == "fp16" else "")
+            )
+        return vectors
+
+    def check_bad(self, bad: int, examples: Sequence[BadTile]) -> None:
+        """Refuse to go on with ``bad`` tiles of all that did not decode.
+
+        The share is taken of all tiles of the job and not of those seen, so that it does not matter in which order, or
+        in how many processes, they are met.
+        """
+        if BadBudget(self.config.max_bad_rate).exceeded(bad, len(self.data)):
+            named = "; ".join(f"{tile.key}: {tile.reason}" for tile in examples[:3])
+            raise InputError(
+                f"max_bad_rate is {self.config.max_bad_rate}: at least {bad} of {len(self.data)} tiles do not decode "
+                f"({named}); repair them, or raise --max_bad_rate"
+            )
+
+    def about(self, bad: Sequence[BadTile]) -> dict[str, Any]:
+        """What the file says of itself: nothing of when or in how many processes, the same job gives the same."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "embedding",
+            "job": self.parts.digest,
+            "identity": dict(self.parts.identity),
+            "encoder": {
+                "uri": self.found.uri,
+                "source_run_id": self.found.source_run_id,
+                "card": dataclasses.asdict(self.found.card),
+            },
+            "data": {
+                "source": redact(self.config.source),
+                "name": self.data.name,
+                "manifest_digest": self.data.manifest_digest,
+                "classes": list(self.data.classes),
+                "undecodable": len(bad),
+                "undecodable_first": {tile.key: tile.reason for tile in bad[:_NAMED_BAD]},
+            },
+        }
+
+
+def open_job(config: EmbedConfig) -> EmbedJob:
+    """Find the tiles and the encoder.
+
+    Raises:
+        InputError: either is not there.
+    """
+    from ca2cl.registry.resolve import resolve_encoder
+
+    device = find_device(config.device)
+    check_precision(config.precision, device, "precision")
+    options = SourceOptions(
+        unlabelled=config.unlabelled,
+        split=config.split,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    data = open_tiles(config.source, config.cache_dir, options)
+    found = resolve_encoder(config.encoder, tracking_uri=config.tracking.uri, root=config.tracking.root)
+    card = found.card
+    size = config.image_size or card.input_size
+    identity = {
+        "ca2cl": __version__,
+        "encoder": weights_digest(found.encoder, card.mean, card.std),
+        "data": data.digest,
+        "tiles": len(data),
+        "labels": [config.unlabelled, *data.classes],
+        "image_size": size,
+        "precision": config.precision,
+        "device": device.type,
+        "part_size": config.part_size,
+    }
+    out = Path(config.out)
+    parts = Parts(out.with_name(f"{out.name}.parts"), identity, len(data), config.part_size, card.feature_dim)
+    found.encoder.eval().to(device, memory_format=torch.channels_last)
+    return EmbedJob(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
+
+
+def embed_parts(job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks) -> Tally:
+    """Make and write the parts ``todo``, in order.
+
+    Raises:
+        InputError: too many bad tiles, vectors that are not finite, a file that cannot be read, or a full disk.
+    """
+    parts = [job.parts[number] for number in todo]
+    progress = _Progress(job, parts, finished, ranks)
+    step = job.config.batch_size
+    requests = [(first, min(first + step, part.last)) for part in parts for first in range(part.first, part.last, step)]
+    rows = max((last - first for first, last in requests), default=1)
+    workers = TileWorkers(DecodeRange(job.data, job.prepare), rows, job.data.tile_size, job.config.workers)
+    with contextlib.closing(workers.answers(requests)) as answers, progress:
+        for part in parts:
+            _make(job, part, answers, progress)
+    return progress.tally()
+
+
+def _make(
+    job: EmbedJob, part: Part, answers: Generator[tuple[Decoded, Tensor], None, None], progress: _Progress
+) -> None:
+    rows: list[TileRow] = []
+    bad: list[BadTile] = []
+    turned = 0
+    vectors = [np.empty((0, job.parts.dim), np.float32)]
+    while len(rows) + len(bad) < part.last - part.first:
+        decoded, tiles_BHWC = next(answers)
+        if decoded.rows:
+            vectors.append(job.encode(tiles_BHWC[: len(decoded.rows)], decoded.resized))
+        rows += decoded.rows
+        bad += decoded.bad
+        turned += decoded.turned
+        progress.update(len(decoded.rows), decoded.bad)
+    job.parts.write(part, rows, np.concatenate(vectors), bad, turned)
+
+
+class _Progress:
+    """Counts tiles and bad tiles of this rank; the first rank shows them, as a bar or as a line now and then."""
+
+    def __init__(self, job: EmbedJob, parts: Sequence[Part], finished: Mapping[int, PartFacts], ranks: Ranks) -> None:
+        self._job = job
+        self._total = sum(part.last - part.first for part in parts)
+        self._done = self._met = 0
+        # Those of a run before this one count, too. Met by other ranks, they count in the end.
+        self._bad = [tile for facts in finished.values() for tile in facts.bad]
+        self._shows = ranks.rank == 0
+        self._title = f"embed (rank 0 of {ranks.world})" if ranks.world > 1 else "embed"
+        self._started = self._logged = time.monotonic()
+        if self._shows and finished:
+            logger.info("%d of %d parts are finished; going on", len(finished), len(job.parts))
+
+    def __enter__(self) -> None:
+        self._bar = tqdm(total=self._total, desc=self._title, unit="tile", disable=None if self._shows else True)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, good: int, bad: Sequence[BadTile]) -> None:
+        """Count a batch.
+
+        Raises:
+            InputError: there are too many bad tiles by now.
+        """
+        self._done += good + len(bad)
+        for tile in bad:
+            self._met += 1
+            if self._met <= _WARNED_BAD:
+                more = "; further ones are only counted" if self._met == _WARNED_BAD else ""
+                logger.warning("tile %s left out: %s%s", tile.key, tile.reason, more)
+        self._bad += bad
+        self._job.check_bad(len(self._bad), self._bad)
+        self._bar.update(good + len(bad))
+        if self._shows and self._bar.disable and time.monotonic() - self._logged > _LOG_SECONDS:
+            self._logged = time.monotonic()
+            rate = self._done / (self._logged - self._started)
+            logger.info("%s: %d of %d tiles, %.0f tiles/s", self._title, self._done, self._total, rate)
+
+    def tally(self) -> Tally:
+        """What this rank did."""
+        return Tally(self._done, time.monotonic() - self._started)

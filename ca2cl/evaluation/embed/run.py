@@ -1,0 +1,136 @@
+"""``ca2cl embed``: an encoder's vectors of shards or of a plain folder of tiles, as one Parquet or safetensors file.
+
+Tiles are cut into parts of a fixed size. The processes of a launch share out the parts that are not finished, and the
+first joins them. Batches never reach over a part, so which tiles go through the encoder together, and with it the last
+bit of a vector, depends on ``part_size`` and ``batch_size`` and not on how many processes or attempts there were.
+
+No MLflow run is made of it: vectors are data and not a score, and whom they come from stands in the file itself, which
+so needs no store to be understood and none to be written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from ca2cl.common.files import remove_temporaries
+from ca2cl.common.job_dir import changed, listed
+from ca2cl.errors import InputError, LocalError
+from ca2cl.evaluation.embed.config import EmbedConfig
+from ca2cl.evaluation.embed.job import EmbedJob, Tally, embed_parts, open_job
+from ca2cl.evaluation.embed.parts import KEPT, REMEDY, PartFacts, mine
+from ca2cl.evaluation.embed.writer import outputs, read_about, write_vectors
+from ca2cl.runtime.distributed import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: EmbedConfig) -> int:
+    """Embed ``config.source`` into ``config.out``; returns the exit code.
+
+    Raises:
+        InputError: an unknown encoder, no tiles, an ``out`` that exists or cannot be written, too many bad tiles.
+    """
+    ranks = Ranks()
+    job = ranks.together(lambda: _open(config))
+    _check_alike(ranks, job)
+    with ExitStack() as held:
+        finished = ranks.from_first(lambda: _begin(job, held))
+        if finished is None:
+            return _tell(ranks, f"{config.out}: already complete\n")
+        try:
+            tally = _embed(job, ranks, finished)
+            if ranks.rank == 0:
+                _join(job, tally)
+        except BaseException:
+            if ranks.world == 1:
+                job.parts.remove_if_empty()
+            raise
+    return 0
+
+
+def _tell(ranks: Ranks, text: str) -> int:
+    if ranks.rank == 0:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    return 0
+
+
+def _open(config: EmbedConfig) -> EmbedJob:
+    """What is wrong with ``out`` is found out first: encoder and tiles take longer."""
+    out = Path(config.out)
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"out is {config.out!r}: cannot be written; give a file in a folder you can write")
+    return open_job(config)
+
+
+def _check_alike(ranks: Ranks, job: EmbedJob) -> None:
+    for rank, identity in enumerate(ranks.share(dict(job.parts.identity))):
+        other = [name for name, value in identity.items() if value != job.parts.identity.get(name)]
+        if other:
+            raise InputError(
+                f"rank {rank}: has another {', '.join(other)} than rank {ranks.rank}; give all processes the same"
+            )
+
+
+def _begin(job: EmbedJob, held: ExitStack) -> dict[int, PartFacts] | None:
+    """Claim ``out`` for this job; its finished parts, or None where all is done."""
+    out, parts = job.out, job.parts
+    existing = [path for path in outputs(out) if path.exists()]
+    if existing and not job.config.overwrite:
+        about = read_about(out)
+        if not about or about.get("job") != parts.digest or len(existing) < len(outputs(out)):
+            changes = changed(about["identity"], parts.identity) if about and "identity" in about else []
+            of = f" of another job ({listed(changes)})" if changes else ""
+            raise InputError(
+                f"{existing[0]}: exists{of}; give another name for out, or replace it with --overwrite true"
+            )
+        parts.remove()  # where it was killed while it put them away
+        return None
+    held.enter_context(parts.job.locked(0.0))
+    for path in outputs(out):
+        remove_temporaries(path.parent, REMEDY, path.name)
+    return parts.adopt(job.config.overwrite)
+
+
+def _embed(job: EmbedJob, ranks: Ranks, finished: dict[int, PartFacts]) -> Tally:
+    """Make this rank's share of what is missing; the tally of all ranks."""
+    todo = mine([part.number for part in job.parts if part.number not in finished], ranks.rank, ranks.world)
+    try:
+        tally = embed_parts(job, todo, finished, ranks)
+    except InputError as error:
+        # The others may be busy for hours: this process tells it, and the launcher ends them.
+        raise (error if ranks.rank == 0 else LocalError(str(error))) from None
+    told: list[Tally] = ranks.share(tally)
+    return Tally(sum(t.tiles for t in told), max(t.seconds for t in told))
+
+
+def _join(job: EmbedJob, tally: Tally) -> None:
+    facts = [job.parts.facts(part) for part in job.parts]
+    whole = [fact for fact in facts if fact is not None]
+    if len(whole) < len(facts):
+        raise InputError(
+            f"{job.parts.path(facts.index(None))}: not where rank 0 looks for it; give an out on a file system that "
+            f"all processes share, and run again: {KEPT}"
+        )
+    rows = sum(fact.rows for fact in whole)
+    bad = [tile for fact in whole for tile in fact.bad]
+    job.check_bad(len(bad), bad)
+    if not rows:
+        raise InputError(f"{job.config.source}: none of {len(job.data)} tiles could be decoded; look at them")
+    turned = sum(fact.turned for fact in whole)
+    if turned:
+        logger.warning("%d tiles say that they are to be shown turned (EXIF orientation); taken as stored", turned)
+    dim = job.parts.dim
+    write_vectors(job.out, lambda: (job.parts.read(part) for part in job.parts), rows, dim, job.about(bad))
+    job.parts.remove()
+    rate = f"{tally.tiles / max(tally.seconds, 1e-9):.0f} tiles/s" if tally.tiles else "all parts were finished"
+    left_out = f", {len(bad)} tiles that do not decode left out" if bad else ""
+    sys.stdout.write(f"{job.out}: {rows} vectors of {dim} numbers{left_out}, {rate}\n")
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""``ca2cl probe``: classifiers on frozen features, with baselines."""

@@ -1,0 +1,185 @@
+"""Logistic regression and k-NN on frozen features.
+
+Legend: N labelled tiles, M test tiles, D features, K classes. Labels are 0..K-1 and every class has a labelled tile.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.evaluation.protocol import HONEST, Protocol
+from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds
+
+logger = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
+
+Strength = float | Literal["auto"]
+STRENGTHS = (1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
+"""Values of C, scikit-learn's inverse L2 strength, that are tried; ascending."""
+DEFAULT_STRENGTH = 1.0
+"""C where a class has fewer than ``FOLDS`` labelled tiles, too few to hold any out of every fold."""
+FOLDS = 5
+"""A fold is the fifth of the labelled tiles that is held out."""
+HELD_OUT_TILES = 200
+"""Folds are held out in turn until this many tiles have been, so that few labels do not mean a choice by five tiles;
+where slides are known, all are."""
+RISES = 2
+"""The search stops when this many strengths in a row were worse than the best before them."""
+MAX_ITERATIONS = 2000
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities of the test tiles, shape (M, K), and the setting that the classifier ended with."""
+
+    probabilities: npt.NDArray[np.float64]
+    setting: dict[str, float]
+
+
+def logistic_regression(
+    train_ND: FloatArray,
+    labels_N: IntArray,
+    test_MD: FloatArray,
+    *,
+    seed: int,
+    strength: Strength = "auto",
+    protocol: Protocol = HONEST,
+    groups: Sequence[str | None] | None = None,
+) -> Prediction:
+    """Multinomial logistic regression by L-BFGS on features less the labelled tiles' mean, scaled to unit length.
+
+    Centred, because features of one sign share most of their length; to unit length as in SimpleShot's CL2N
+    (arXiv 1911.04623). On held-out training tiles of crc5 that and unit variance are level, each at its best strength
+    (.644 and .638, ``python -m benchmarks.probe_settings``).
+
+    Args:
+        strength: C; or ``auto``, the one with the lowest mean log-loss on held-out *labelled* tiles (the smaller C of
+            equals): log-loss, because a few held-out tiles cannot tell accuracies apart. Test tiles take no part in
+            it. Held-out tiles of slides that are trained on reward a classifier for telling slides apart.
+        seed: of the folds that ``auto`` holds out.
+        groups: slide or patient of every labelled tile: ``auto`` then holds out whole ones.
+    """
+    if strength == "auto":
+        chosen = protocol.holds_out
+        strength = choose_strength(train_ND, labels_N, seed=seed, groups=groups) if chosen else DEFAULT_STRENGTH
+    model = _model(strength)
+    train_ND, test_MD = centred(train_ND, test_MD)
+    _fit(model, train_ND, labels_N)
+    return Prediction(np.asarray(model.predict_proba(test_MD), np.float64), {"C": strength})
+
+
+def choose_strength(
+    train_ND: FloatArray,
+    labels_N: IntArray,
+    *,
+    seed: int,
+    strengths: Sequence[float] = STRENGTHS,
+    groups: Sequence[str | None] | None = None,
+) -> float:
+    """The C of ``strengths`` that predicts held-out labelled tiles best; ``DEFAULT_STRENGTH`` with too few labels, or
+    where no whole slide can be held out of those that are known."""
+    held_out = [_HeldOut(train_ND, labels_N, held_N) for held_N in _held_in_turn(labels_N, groups, seed)]
+    if not held_out:
+        return DEFAULT_STRENGTH
+    return _lowest(strengths, lambda strength: sum(fold.loss(strength) for fold in held_out))
+
+
+def _held_in_turn(
+    labels_N: IntArray, groups: Sequence[str | None] | None, seed: int
+) -> list[npt.NDArray[np.bool_]]:  # fmt: skip
+    """Which labelled tiles are held out, one mask (N,) a fold."""
+    if np.bincount(labels_N).min() < FOLDS:
+        return []
+    slides = None if groups is None else known_slides(groups)
+    fold_N = stratified_folds(labels_N, FOLDS, seed) if slides is None else slide_folds(labels_N, slides, FOLDS, seed)
+    masks = [fold_N == fold for fold in range(fold_N.max() + 1)]
+    # a class may lie in few slides: what is left must still hold it
+    masks = [held_N for held_N in masks if held_N.any() and len(np.unique(labels_N[~held_N])) == labels_N.max() + 1]
+    # of slides all: one fold of them may hold few of the classes
+    return masks[: math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N))] if slides is None else masks
+
+
+def _lowest(strengths: Sequence[float], loss: Callable[[float], float]) -> float:
+    """The strength with the lowest loss, the first of equals."""
+    losses: list[float] = []
+    for strength in strengths:
+        losses.append(loss(strength))
+        # The loss falls and then rises with C, and the largest C take by far the longest to fit.
+        if len(losses) > RISES and min(losses[-RISES:]) > min(losses[:-RISES]):
+            break
+    return float(strengths[int(np.argmin(losses))])
+
+
+class _HeldOut:
+    """One fold held out: a model that goes up the path of strengths, each fit started from the one before."""
+
+    def __init__(self, train_ND: FloatArray, labels_N: IntArray, held_N: npt.NDArray[np.bool_]) -> None:
+        self._fit_ND, self._held_MD = centred(train_ND[~held_N], train_ND[held_N])
+        self._labels_N, self._truth_M = labels_N[~held_N], labels_N[held_N]
+        self._model = _model(STRENGTHS[0])
+
+    def loss(self, strength: float) -> float:
+        """Summed log-loss of the held-out tiles."""
+        self._model.set_params(C=strength)
+        _fit(self._model, self._fit_ND, self._labels_N)
+        probability_MK = self._model.predict_proba(self._held_MD)
+        right_M = probability_MK[np.arange(len(self._truth_M)), self._truth_M]
+        # A float32 probability can underflow to 0: one certain mistake must not outweigh every other tile.
+        return float(-np.log(np.maximum(right_M, 1e-12)).sum())
+
+
+def _model(strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression  # loaded when a probe runs: it takes a second
+
+    return LogisticRegression(C=strength, solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True)
+
+
+def _fit(model: Any, train_ND: FloatArray, labels_N: IntArray) -> None:
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(train_ND, labels_N)
+    if any(issubclass(entry.category, ConvergenceWarning) for entry in caught):
+        logger.warning("logistic regression with C = %g stopped after %d iterations", model.C, MAX_ITERATIONS)
+
+
+def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
+    """All of them less the mean of ``train_ND``, of unit length."""
+    mean_D = train_ND.mean(axis=0, dtype=np.float64).astype(train_ND.dtype)
+    return [_unit(features - mean_D) for features in (train_ND, *others)]
+
+
+def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatArray, *, k: int) -> Prediction:
+    """The k nearest labelled tiles by cosine vote, each with its similarity as weight (0 where it is negative).
+
+    Cosines are of features less the labelled tiles' mean, as for ``logistic_regression``: without that, features of one
+    sign all point the same way (a random network's tiles have cosines near 1) and the vote is close to chance.
+
+    Probabilities are shares of the votes. There is no temperature: nothing to tune on the test set, and nearly a
+    majority vote with ties going to the nearer class. ``k`` is cut to the number of labelled tiles. A tile whose
+    features equal the mean is equally far from all.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    k = min(k, len(train_ND))
+    unit_ND, unit_MD = centred(train_ND, test_MD)
+    # The floor lets a tile that is orthogonal to all its neighbours still get their majority.
+    model = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.maximum(1 - distance, 1e-9))
+    votes_MK = model.fit(unit_ND, labels_N).predict_proba(unit_MD)
+    return Prediction(np.asarray(votes_MK, np.float64), {"k": float(k)})
+
+
+def _unit(features: FloatArray) -> FloatArray:
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(norm, np.finfo(features.dtype).tiny), features.dtype)

@@ -1,0 +1,133 @@
+"""``ca2cl probe``: score frozen features beside baselines."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.errors import InputError
+from ca2cl.evaluation.compare import compare_with_first
+from ca2cl.evaluation.datasets import ProbeSet, check_every_class, name_sets, open_sets, read_set, slides_of
+from ca2cl.evaluation.leakage import find_leak
+from ca2cl.evaluation.probe.config import ProbeConfig
+from ca2cl.evaluation.probe.encoders import ENCODER, Contenders, find_contenders
+from ca2cl.evaluation.probe.record import ProbeRecord
+from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Scoring, score
+from ca2cl.evaluation.probe.sgd import RECIPE
+from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
+from ca2cl.evaluation.splits import draw_subsets
+from ca2cl.evaluation.statistics import Units
+from ca2cl.runtime.device import find_device
+
+_ROWS = {"logistic": LINEAR, "sgd": SGD, "knn": KNN}
+
+
+def run(config: ProbeConfig) -> int:
+    """Probe an encoder: print the table, write the JSON, log the MLflow run. Returns the exit code.
+
+    Raises:
+        InputError: data sets that do not fit together, an unknown encoder, an unwritable output.
+    """
+    indexes = open_sets(config.train, config.tests, config.cache_dir)
+    device = find_device(config.device)
+    contenders = find_contenders(config)
+    output = _prepare_output(config, contenders, indexes)
+    train, *tests = _read(config, contenders, indexes, device)
+    record = _probe(config, contenders, train, dict(zip(name_sets(config.tests), tests, strict=True)))
+    sys.stdout.write(record.text())
+    files = record.write(output)
+    told = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
+    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {told}\n")
+    sys.stdout.flush()
+    # Last, so that a store that is away costs no result.
+    sys.stdout.write(f"logged as MLflow run {record.log(files)}\n")
+    return 0
+
+
+def _prepare_output(config: ProbeConfig, contenders: Contenders, indexes: Sequence[ShardIndex]) -> Path:
+    """The JSON's path, in a folder that can be written: found out before the work and not after it.
+
+    The default name is one that another encoder, other data or another protocol does not overwrite.
+    """
+    if config.output:
+        path = Path(config.output)
+    else:
+        found = contenders.encoder
+        name = re.sub(r"[^\w.@-]+", "-", found.source_run_id or found.uri).strip("-")[-64:]
+        data = hashlib.sha256("".join(index.manifest.digest for index in indexes).encode()).hexdigest()[:8]
+        protocol = "" if config.protocol == "honest" else f"-{config.protocol}"
+        path = Path(config.tracking.root) / f"probe-{name}-{data}{protocol}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output is {str(path)!r}: {error.strerror}; give a file in a folder you can write") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"output is {str(path)!r}: cannot be written; give a file in a folder you can write")
+    return path
+
+
+def _read(
+    config: ProbeConfig, contenders: Contenders, indexes: Sequence[ShardIndex], device: torch.device
+) -> list[ProbeSet]:
+    """All sets with their features, train's first; every tile is decoded once."""
+    extractors = contenders.extractors(config, device)
+    return [
+        read_set(
+            f"features of {root}",
+            root,
+            index,
+            extractors,
+            cache_dir=config.cache_dir,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            device=device,
+        )
+        for root, index in zip((config.train, *config.tests), indexes, strict=True)
+    ]
+
+
+def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: dict[str, ProbeSet]) -> ProbeRecord:
+    check_every_class(train.root, train.tiles.labels_N, train.index.classes)
+    cards = {ENCODER: contenders.encoder.card, **{name: found.card for name, found in contenders.rivals.items()}}
+    leaks = {
+        name: find_leak(train.side(), test.side(), name=name if len(tests) > 1 else "", encoders=cards)
+        for name, test in tests.items()
+    }
+    protocol = PROTOCOLS[config.protocol]
+    slides = slides_of(train)
+    by_slide = slides is not None and config.draw_by == "auto" and not protocol.replacement
+    subsets = draw_subsets(
+        train.tiles.labels_N, config.labels, config.seeds, groups=slides if by_slide else None, protocol=protocol
+    )
+    strength = config.strength or ("auto" if slides is not None and protocol.holds_out else 1.0)
+    how = Scoring(
+        k=config.knn,
+        strength=strength,
+        classifiers=[row for name, row in _ROWS.items() if name in config.classifiers],
+        groups=slides,
+        protocol=protocol,
+        units={name: Units.of(slides_of(test), len(test.tiles)) for name, test in tests.items()},
+        recipe=replace(RECIPE, epochs=config.sgd_epochs, optim=replace(RECIPE.optim, lr=config.sgd_lr)),
+    )
+    rows = score(train.tiles, {name: test.tiles for name, test in tests.items()}, subsets, how)
+    return ProbeRecord(
+        config=config,
+        contenders=contenders,
+        train=train,
+        tests=tests,
+        drawn_by=describe_draw(protocol, by_slide),
+        strength=strength,
+        subsets=subsets,
+        leaks=leaks,
+        rows=rows,
+        units=how.units,
+        compared=compare_with_first(rows),
+    )

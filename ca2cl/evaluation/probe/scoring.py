@@ -1,0 +1,126 @@
+"""Score features with every classifier, label budget, test set and seed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from ca2cl.evaluation.features import Features
+from ca2cl.evaluation.metrics import classification_metrics
+from ca2cl.evaluation.probe.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
+from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
+from ca2cl.evaluation.protocol import HONEST, Protocol
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import IntArray, Subsets, describe_budget
+from ca2cl.evaluation.statistics import Units, bootstrap_interval
+
+logger = logging.getLogger(__name__)
+
+LINEAR, SGD, KNN = "linear", "linear SGD", "k-NN"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How every row is made."""
+
+    k: int = 20
+    """Neighbours that vote."""
+    strength: Strength = 1.0
+    """C of the logistic regression, or auto."""
+    classifiers: Sequence[str] = (LINEAR, SGD, KNN)
+    groups: Sequence[str | None] | None = None
+    """Slide or patient of every training tile: whole ones are held out then, where any are."""
+    protocol: Protocol = HONEST
+    recipe: SgdRecipe = RECIPE
+    units: Mapping[str, Units] = field(default_factory=dict)
+    """What the tiles of each test set are resampled by; single tiles where it has none."""
+
+
+def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how: Scoring) -> list[Row]:
+    """Every row of the table, features first, then classifier, then budget, then test set."""
+    rows: list[Row] = []
+    fits = sum(map(len, subsets.values())) * len(train.values) * len(how.classifiers)
+    with tqdm(total=fits, desc="classifiers", unit="fit", disable=None) as bar:
+        for name in train.values:
+            for classifier in how.classifiers:
+                for budget, draws in subsets.items():
+                    made = _predictions(name, classifier, draws, train, tests, how, bar)
+                    new = [
+                        _row(name, classifier, budget, draws, test, tests[test], made[test], how.units.get(test))
+                        for test in tests
+                    ]
+                    rows += new
+                    logger.info(
+                        "%s, %s, %s labels: accuracy %s",
+                        name,
+                        classifier,
+                        describe_budget(budget),
+                        ", ".join(f"{row.mean_sd('accuracy')[0]:.4f}" for row in new),
+                    )
+    return rows
+
+
+def _predictions(
+    name: str, classifier: str, draws: Sequence[IntArray], train: Features, tests: Mapping[str, Features], how: Scoring,
+    bar: tqdm[Any],
+) -> dict[str, list[Prediction]]:  # fmt: skip
+    """One prediction a seed for every test set."""
+    made: dict[str, list[Prediction]] = {test: [] for test in tests}
+    by_chance = classifier == SGD or (classifier == LINEAR and how.strength == "auto")
+    # One fit serves all test sets, unless a test set chooses the model: then each chooses its own.
+    together = [[test] for test in tests] if how.protocol.selects_on_test else [list(tests)]
+    for seed, rows in enumerate(draws):
+        same = seed > 0 and not by_chance and np.array_equal(rows, draws[seed - 1])
+        for names in together:
+            if same:  # all labels: the seed has nothing left to decide
+                for test in names:
+                    made[test].append(made[test][-1])
+                continue
+            values_MD = np.concatenate([tests[test].values[name] for test in names])
+            labels_M = np.concatenate([tests[test].labels_N for test in names])
+            found = _classify(classifier, train.values[name], train.labels_N, rows, values_MD, labels_M, seed, how)
+            ends = np.cumsum([len(tests[test]) for test in names])[:-1]
+            for test, part in zip(names, np.split(found.probabilities, ends), strict=True):
+                made[test].append(Prediction(part, found.setting))
+        bar.update()
+    return made
+
+
+def _classify(
+    classifier: str, values_ND: npt.NDArray[np.float32], labels_N: IntArray, rows: IntArray,
+    test_MD: npt.NDArray[np.float32], test_labels_M: IntArray, seed: int, how: Scoring,
+) -> Prediction:  # fmt: skip
+    labelled = values_ND[rows], labels_N[rows], test_MD
+    if classifier == KNN:
+        return nearest_neighbours(*labelled, k=how.k)
+    groups = None if how.groups is None else [how.groups[row] for row in rows]
+    if classifier == SGD:
+        return sgd_classifier(
+            *labelled, test_labels_M, seed=seed, protocol=how.protocol, groups=groups, recipe=how.recipe
+        )
+    return logistic_regression(*labelled, seed=seed, strength=how.strength, protocol=how.protocol, groups=groups)
+
+
+def _row(
+    name: str, classifier: str, budget: float, draws: Sequence[IntArray], test: str, tiles: Features,
+    predictions: Sequence[Prediction], units: Units | None,
+) -> Row:  # fmt: skip
+    right_SN = np.stack([p.probabilities.argmax(axis=1) == tiles.labels_N for p in predictions])
+    return Row(
+        features=name,
+        classifier=classifier,
+        budget=budget,
+        labelled=len(draws[0]),
+        per_seed=[classification_metrics(tiles.labels_N, p.probabilities) for p in predictions],
+        settings=[p.setting for p in predictions],
+        interval=bootstrap_interval(right_SN, units),
+        test=test,
+        right_SN=right_SN,
+        units=units,
+    )

@@ -1,0 +1,188 @@
+"""Result tables as text, JSON and confusion-matrix plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.redact import redact_all
+from ca2cl.common.tables import aligned
+from ca2cl.evaluation.metrics import ClassificationMetrics
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import describe_budget
+from ca2cl.evaluation.statistics import Interval
+
+_REMEDY = "free some space, or give a file in a folder you can write"
+SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
+_COLUMNS = {
+    "accuracy": "top-1 accuracy",
+    "balanced_accuracy": "balanced acc.",
+    "macro_f1": "macro F1",
+    "macro_auroc": "macro AUROC",
+}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text: mean ± sd over seeds, and the accuracy's 95 % interval.
+
+    There is a column for the test set where there are several.
+    """
+    several = len({row.test for row in rows}) > 1
+    return aligned(heads(several), [cells(row, several) for row in rows])
+
+
+def heads(several: bool = False) -> list[str]:
+    """What stands above the columns of the table.
+
+    Args:
+        several: whether there is more than one test set.
+    """
+    where = ["test"] if several else []
+    return ["features", "classifier", "labels", "tiles", *where, *_COLUMNS.values(), "95 % of top-1"]
+
+
+def cells(row: Row, several: bool = False) -> list[str]:
+    """What stands in a row of the table, under ``heads``."""
+    numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
+    interval = describe_interval(row.interval)
+    what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
+    return [*what, *([row.test] if several else []), *numbers, interval]
+
+
+def describe_interval(interval: Interval) -> str:
+    """Of an accuracy; one slide alone gives none."""
+    return "one slide" if math.isnan(interval[0]) else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _plus_minus(mean: float, sd: float) -> str:
+    if math.isnan(mean):
+        return "undefined"
+    return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
+
+
+def row_as_dict(row: Row) -> dict[str, Any]:
+    """A row for JSON: mean and sd of every score, and every seed's scores, setting and confusion matrix."""
+    scores = {name: row.mean_sd(name) for name in SCORES}
+    return {
+        "features": row.features,
+        "classifier": row.classifier,
+        "budget": row.budget,
+        "labelled": row.labelled,
+        "mean": {name: mean for name, (mean, _) in scores.items()},
+        "sd": {name: sd for name, (_, sd) in scores.items()},
+        "accuracy_interval_95": list(row.interval),
+        "seeds": [
+            {"seed": seed, **setting, **metrics.scores(), "confusion": metrics.confusion.tolist()}
+            for seed, (metrics, setting) in enumerate(zip(row.per_seed, row.settings, strict=True))
+        ],
+    }
+
+
+def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
+    """The row that ``row_as_dict`` told of; a score that JSON has as null is ``nan`` again.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    per_seed, settings = [], []
+    for seed in held["seeds"]:
+        scores = {name: math.nan if seed[name] is None else float(seed[name]) for name in SCORES}
+        per_seed.append(ClassificationMetrics(**scores, confusion=np.asarray(seed["confusion"], np.int64)))
+        settings.append({name: value for name, value in seed.items() if name not in {*SCORES, "seed", "confusion"}})
+    low, high = (math.nan if bound is None else float(bound) for bound in held["accuracy_interval_95"])
+    return Row(
+        features=str(held["features"]),
+        classifier=str(held["classifier"]),
+        budget=float(held["budget"]),
+        labelled=int(held["labelled"]),
+        per_seed=per_seed,
+        settings=settings,
+        interval=(low, high),
+        test=test,
+    )
+
+
+def tracked_metrics(rows: Sequence[Row], names: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Flat metrics for MLflow, ``encoder/linear/100pct/accuracy`` and the like; undefined ones are left out.
+
+    Args:
+        names: what features are called there, if not as in the table.
+    """
+    flat = {}
+    for row in rows:
+        prefix = metric_name((names or {}).get(row.features, row.features), row.classifier, row.budget)
+        for name in SCORES:
+            mean, sd = row.mean_sd(name)
+            flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean, sd
+        flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = row.interval
+    return {name: value for name, value in flat.items() if math.isfinite(value)}
+
+
+def metric_name(features: str, classifier: str, budget: float) -> str:
+    """``random_encoder/k-NN/8_per_class``."""
+    words = describe_budget(budget).replace(" %", "pct").replace("/", "_per_")
+    return f"{features}/{classifier}/{words}".replace(" ", "_")
+
+
+def metric_names(rivals: Sequence[str]) -> dict[str, str]:
+    """What other encoders are called in MLflow: ``against/NAME``, without what its names may not hold."""
+    names: dict[str, str] = {}
+    for rival in rivals:
+        name = re.sub(r"[^\w.-]+", "-", rival).strip("-.")[-64:]
+        taken = f"against/{name}" in names.values()
+        names[rival] = f"against/{name}-{len(names) + 1}" if taken else f"against/{name}"
+    return names
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON atomically; numbers that are not finite become null, secrets in URIs are taken out.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    text = json.dumps(_finite(redact_all(content)), indent=1, allow_nan=False)
+    with writing(path, _REMEDY):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (text + "\n").encode(), _REMEDY)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequence[str], title: str) -> None:
+    """A PNG of a (K, K) confusion matrix: colour is the share of a label's tiles, the text its percentage."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.55 * len(classes)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="prediction", ylabel="label", title=title)
+    for (row, column), value in np.ndenumerate(share):
+        if confusion[row, column]:
+            colour = "white" if value > 0.5 else "black"
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour)
+    figure.colorbar(image, label="share of the label's tiles")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
+    write_atomic(path, drawn.getvalue(), _REMEDY)

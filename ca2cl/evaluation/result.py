@@ -1,0 +1,42 @@
+"""One row of a result table: a classifier's scores over seeds, with its interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.evaluation.metrics import ClassificationMetrics, mean_sd
+from ca2cl.evaluation.statistics import Interval, Units
+
+
+@dataclass(frozen=True)
+class Row:
+    """One classifier on one kind of features at one label budget and on one test set, over all seeds."""
+
+    features: str
+    classifier: str
+    budget: float
+    labelled: int
+    """Labelled tiles."""
+    per_seed: list[ClassificationMetrics]
+    settings: list[dict[str, float]]
+    """What each seed's classifier ended with: C, the epoch, or k."""
+    interval: Interval
+    """95 % interval of the accuracy averaged over seeds (``statistics.bootstrap_interval``)."""
+    test: str = ""
+    """Name of the test set."""
+    right_SN: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False, compare=False)
+    """Whether seed s classified test tile n correctly, for paired comparisons."""
+    units: Units | None = field(default=None, repr=False, compare=False)
+    """What the test tiles are resampled by; None takes single tiles."""
+
+    def mean_sd(self, score: str) -> tuple[float, float]:
+        """Mean and sample sd over seeds of a score of ``ClassificationMetrics``."""
+        return mean_sd([metrics.scores()[score] for metrics in self.per_seed])
+
+    @property
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """Counts summed over seeds, (K, K): row = label, column = prediction."""
+        return np.asarray(np.sum([metrics.confusion for metrics in self.per_seed], axis=0), np.int64)

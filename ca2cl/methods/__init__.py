@@ -1,0 +1,1 @@
+"""Self-supervised methods. No engine, no files, no MLflow."""

@@ -1,0 +1,194 @@
+"""The method interface: what pre-training asks of a self-supervised method, and what a method asks of an engine.
+
+A method is a subclass of ``Method``, known by its name in ``methods.registry`` or as ``package.module:Class``. Most
+losses of two views are shorter as a ``methods.two_views.TwoViewMethod``, which brings exact accumulation along.
+
+Shapes: B local rows of a micro-batch, S side of a view in pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ca2cl.config import ObjectiveConfig
+from ca2cl.models.resnet import Encoder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Panel = tuple[str, str, tuple[tuple[str, str], ...]]
+"""A chart of the run's curves: its title, its unit, and names of terms with their labels."""
+
+
+class Tiles(NamedTuple):
+    """A micro-batch before views are made of it.
+
+    Attributes:
+        pixels: uint8 (B, H, W, 3), on the device.
+        keys: int64 (B,), a word a tile, on the host: what a view draws is drawn there.
+        epoch: the pass over the data, from 0.
+        positions: int64 (B,), the rows' places in the global batch.
+        second_order: int64 (B,), the rows' order in which a second view's groups of ``lane_group`` normalisation are
+            runs of consecutive rows (the first view's are in the order given); None: there are no groups.
+    """
+
+    pixels: Tensor
+    keys: Tensor
+    epoch: int
+    positions: Tensor
+    second_order: Tensor | None = None
+
+
+MakeViews = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""uint8 tiles, their keys and the epoch -> strong and weak view, as ``views.batch.Views`` makes them."""
+
+
+class ViewBatch(NamedTuple):
+    """Two views of a micro-batch, (B, 3, S, S) each; ``positions`` and ``second_order`` are those of ``Tiles``."""
+
+    x1: Tensor
+    x2: Tensor
+    positions: Tensor
+    second_order: Tensor | None = None
+
+
+class Engine(Protocol):
+    """What a method needs of whatever carries its gradient."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The wrapped network: call it like what ``Method.build`` made."""
+
+    @property
+    def bare(self) -> Any:
+        """The network inside the wrapper: for passes that the engine must not notice."""
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor by which fp16 training multiplies a loss before its backward; 1 otherwise."""
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Surrounds a micro-batch's passes; gradients are exchanged in the last one only."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of ``loss`` summed over ranks."""
+
+
+class LocalEngine:
+    """One process, no wrapper, no autocast: for a step's time, and for comparing gradients."""
+
+    loss_scale = 1.0
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network: Any = network
+        self.bare: Any = network
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Nothing is exchanged."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of ``loss``."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a method without settings of its own."""
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What a method is made from.
+
+    Attributes:
+        objective: the settings of CA2CL's loss, whose temperature other contrastive losses share.
+        projection_dim: ``model.projection_dim``.
+        accumulation: what several micro-batches mean.
+        options: the method's own settings, ``Method.options`` made from the words of ``method.options``.
+    """
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    projection_dim: int = 128
+    accumulation: Literal["exact", "plain"] = "exact"
+    options: Any = NoOptions()
+
+
+class Method(ABC):
+    """A self-supervised method: its network, its views and how a step's gradient is made (``training.loop.Method``)."""
+
+    options: ClassVar[type] = NoOptions
+    """A dataclass of the method's own settings, each a bool, int, float or str with a default: ``method.options``."""
+    counters: ClassVar[Mapping[str, str]] = {}
+    """Terms of a step that are counts, added up over the run in the journal, and what each one counts."""
+    curves: ClassVar[Sequence[Panel]] = (("Loss", "", (("loss", ""),)),)
+    """Charts of the terms of a step; those of rate, norm and throughput are every method's."""
+    accumulations: ClassVar[Sequence[str]] = ("plain",)
+    """Values of ``run.accumulation`` with which a step may have several micro-batches; bitwise, only if it is named."""
+
+    @classmethod
+    def from_settings(cls, settings: MethodSettings) -> Method:
+        """The method with those settings; by default it takes none.
+
+        Raises:
+            InputError: it cannot use one of them.
+        """
+        return cls()
+
+    @abstractmethod
+    def build(self, encoder: Encoder) -> nn.Module:
+        """The network to train: encoder, heads, and a teacher where there is one.
+
+        It is called with images (B, 3, S, S), autocasts its passes to its attribute ``autocast_dtype`` (None: to none;
+        ``models.heads.EncoderNetwork`` does), and its ``state_dict`` is what checkpoints hold.
+        """
+
+    def encoder(self, network: Any) -> Encoder:
+        """The part of ``build``'s network that is registered in the end."""
+        encoder: Encoder = network.encoder
+        return encoder
+
+    def views(self, tiles: Tiles, views: MakeViews) -> Any:
+        """What ``step`` gets of a micro-batch, by default the strong and the weak view; the same whenever it is asked
+        for."""
+        made = views(tiles.pixels, tiles.keys, tiles.epoch)
+        x1, x2 = (x.contiguous(memory_format=torch.channels_last) for x in made)
+        return ViewBatch(x1, x2, tiles.positions, tiles.second_order)
+
+    @abstractmethod
+    def step(self, engine: Engine, micro_batches: Sequence[Any]) -> dict[str, Tensor]:
+        """Accumulate the gradient of one optimizer step, by one ``engine.backward`` a micro-batch.
+
+        Returns:
+            The step's terms as scalars, ``loss`` among them, the same on every rank.
+        """
+
+    def after_step(self, network: Any, step: int, total_steps: int) -> None:  # noqa: B027 - not every method has one
+        """Update what no gradient does, such as an EMA teacher or a queue: ``step`` optimizer steps are done by now.
+        Not called after a step that was left out."""
+
+    @property
+    def least_tiles(self) -> int:
+        """Fewest tiles that the loss takes."""
+        return 2
+
+    def too_few(self, tiles: int) -> tuple[str, str]:
+        """Why a loss of so many tiles is refused, and the setting that would let it pass."""
+        return f"the loss needs at least {self.least_tiles} tiles", ""
+
+    def figures(self, network: Any, tiles_NHWC: Tensor, batches: Iterable[Tensor]) -> dict[str, Figure]:
+        """Figures of what the network has learnt, by name; called on one process, without gradient.
+
+        Args:
+            network: in evaluation mode.
+            tiles_NHWC: some training tiles, uint8, on the host.
+            batches: the same tiles as the encoder's input, batch after batch, on the device.
+        """
+        return {}

@@ -1,0 +1,1 @@
+"""CA2CL: NT-Xent, cluster loss and adversarial stem weights (docs/mathematics.md)."""

@@ -1,0 +1,136 @@
+"""CA2CL: how a step's gradient is computed on any engine (docs/mathematics.md).
+
+Shapes: B local rows of a micro-batch, G rows of it over all ranks, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ca2cl.config import ObjectiveConfig
+from ca2cl.methods.base import Engine, MethodSettings, ViewBatch
+from ca2cl.methods.ca2cl.adversary import perturbation, stem_weight, zero_perturbation
+from ca2cl.methods.ca2cl.cluster_loss import k_means
+from ca2cl.methods.ca2cl.grad_cache import adversarial_exact_step
+from ca2cl.methods.ca2cl.losses import adversarial_term, both_terms, first_terms
+from ca2cl.methods.gather import Rows, all_sum
+from ca2cl.methods.two_views import TwoViewMethod, carry, embed_first, embed_second, parameters_of
+from ca2cl.models.heads import Embeddings, Network
+from ca2cl.models.resnet import Encoder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class CA2CL(TwoViewMethod):
+    """L1 + L2 of CA2CL, by one backward pass a micro-batch.
+
+    L1 = NTXent(z1, z2) + lambda Cluster(g1, g2);  L2 = NTXent(z2, z_adv), z_adv the strong view through W + delta.
+
+    The direction of delta needs L1's gradient before L2 is known. z1 has no part in L2, so the strong view is gone
+    through once for both, the direction and L1's gradient of every parameter, and its graph is let go before the
+    adversarial pass; the weak view is gone through twice, the first time for the direction alone. What is known by then
+    enters the one backward as terms that are linear in it (``carry``): no engine sees a second backward.
+
+    Args:
+        config: the loss.
+        accumulation: as of ``TwoViewMethod``; exact accumulation with the adversary is ``grad_cache``'s.
+        projection_dim: outputs of both heads.
+    """
+
+    counters = {"skipped_adversaries": "adversarial branches skipped"}
+    curves = (
+        ("Loss", "", (("loss", "total"), ("nt_xent", "NT-Xent"), ("nt_xent_adversarial", "NT-Xent, adversarial"))),
+        ("Cluster loss", "", (("cluster", ""),)),
+        ("Mutual information", "", (("mutual_information", ""),)),
+    )
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        accumulation: Literal["exact", "plain"] = "exact",
+        projection_dim: int = 128,
+    ) -> None:
+        super().__init__(accumulation)
+        self.config, self.projection_dim = config, projection_dim
+
+    @classmethod
+    def from_settings(cls, settings: MethodSettings) -> CA2CL:
+        """As ``Method.from_settings``."""
+        return cls(settings.objective, settings.accumulation, settings.projection_dim)
+
+    def build(self, encoder: Encoder) -> Network:
+        """As ``Method.build``."""
+        return Network(encoder, self.projection_dim)
+
+    @property
+    def least_tiles(self) -> int:
+        """k-means needs one for each cluster."""
+        return self.config.least_tiles
+
+    def too_few(self, tiles: int) -> tuple[str, str]:
+        """As ``Method.too_few``."""
+        return (
+            f"k-means needs at least objective.clusters = {self.least_tiles} tiles",
+            f"--objective.clusters {tiles}",
+        )
+
+    def figures(self, network: Any, tiles_NHWC: Tensor, batches: Iterable[Tensor]) -> dict[str, Figure]:
+        """What the group head now puts together: ``clusters``, a row of tiles for each."""
+        from ca2cl.methods.ca2cl.cluster_figure import cluster_figure
+
+        groups_ND = torch.cat([network(x).g.float().cpu() for x in batches])
+        clusters = min(self.config.clusters, len(groups_ND))
+        found = k_means(groups_ND, clusters, self.config.lloyd_iterations)
+        return {"clusters": cluster_figure(tiles_NHWC.numpy(), found.assignments.numpy(), clusters)}
+
+    def terms(self, first: Embeddings, second: Embeddings, rows: Rows) -> dict[str, Tensor]:
+        """As ``TwoViewMethod.terms``: L1 and its terms."""
+        return first_terms(first, second, rows, self.config)
+
+    def micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """As ``TwoViewMethod.micro_step``."""
+        if not self.config.adversary:
+            return super().micro_step(engine, views)
+        delta, rows = zero_perturbation(stem_weight(engine)), Rows.at(views.positions)
+        first = embed_first(engine.bare, views, delta, record=True)
+        second = embed_second(engine.bare, views, delta, record=True)
+        terms = first_terms(first, second, rows, self.config)
+        gradient, carried = _first_half(terms["loss"], first, second, delta, engine)
+        step, valid = perturbation(
+            all_sum(gradient), stem_weight(engine), self.config.epsilon, self.config.epsilon_mode
+        )
+        perturbed = embed_first(engine.network, views, step, record=False)
+        adversarial = adversarial_term(second.z, perturbed.z, rows, valid, self.config)
+        return carried + adversarial, both_terms(terms, adversarial, valid)
+
+    def exact_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
+        """As ``TwoViewMethod.exact_step``."""
+        if not self.config.adversary:
+            return super().exact_step(engine, micro_batches)
+        return adversarial_exact_step(self.config, engine, micro_batches)
+
+
+def _first_half(
+    loss: Tensor, first: Embeddings, second: Embeddings, delta: Tensor, engine: Engine
+) -> tuple[Tensor, Tensor]:
+    """L1's gradient with respect to delta on this rank, times the loss scale, and L1 as terms linear in what the last
+    backward will reach: the weak view's embeddings, and the parameters, for the strong view's part.
+
+    The strong view's graph is freed. Everything is summed over ranks inside the loss's own backward, once.
+    """
+    parameters, scale = parameters_of(engine), engine.loss_scale
+    outer = torch.autograd.grad(loss * scale, [*first, *second], allow_unused=True)
+    strong = [(e, grad) for e, grad in zip(first, outer[: len(first)], strict=True) if grad is not None]
+    weak = [(e, grad) for e, grad in zip(second, outer[len(first) :], strict=True) if grad is not None]
+    found = torch.autograd.grad(
+        [e for e, _ in strong], [delta, *parameters], [grad for _, grad in strong], allow_unused=True
+    )
+    (other,) = torch.autograd.grad([e for e, _ in weak], delta, [grad for _, grad in weak], retain_graph=True)
+    known = [(p, grad) for p, grad in zip(parameters, found[1:], strict=True) if grad is not None]
+    assert found[0] is not None
+    return found[0] + other, carry([*weak, *known], scale)

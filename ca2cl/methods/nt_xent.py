@@ -1,0 +1,93 @@
+"""NT-Xent between two views (SimCLR, arXiv 2002.05709, equation 1), with its gradient written out.
+
+Shapes: B local batch, G global batch, N = 2G rows of both views, R rows of a block, D embedding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ca2cl.methods.gather import Rows
+from ca2cl.methods.surrogate import given_gradient
+
+LOGITS_AT_ONCE = 1 << 22
+"""Logits that are held at a time (16 MB in fp32): memory grows with G and not with G^2."""
+_ROWS_AT_ONCE = 64
+"""Rows of a block. All blocks have as many, padded: a matrix product's last bits depend on its shape, which must not
+depend on how many rows a rank has."""
+
+
+class _Block(NamedTuple):
+    """Some of the local rows: themselves, and the columns of the row itself and of its positive."""
+
+    rows_RD: Tensor
+    self_R: Tensor
+    positive_R: Tensor
+
+    def logits(self, columns_ND: Tensor, temperature: float) -> Tensor:
+        """(R, N), each row's own column masked out."""
+        logits_RN = (self.rows_RD / temperature) @ columns_ND.T
+        return logits_RN.scatter_(1, self.self_R[:, None], float("-inf"))
+
+
+def nt_xent(
+    z1_BD: Tensor, z2_BD: Tensor, rows: Rows, temperature: float, logits_at_once: int = LOGITS_AT_ONCE
+) -> Tensor:
+    """This rank's share of NT-Xent over the global batch: the sum over ranks is the loss.
+
+    For row i of either view, with the other view's row i as the positive p and all 2G - 1 rows k other than i,
+
+        l_i = -log( exp(s_ip) / Z_i ),   s_ik = z_i . z_k / T,   Z_i = sum_{k != i} exp(s_ik),   loss = sum_i l_i / 2G.
+
+    A row is anchor once and a column of every other row, so with P_ik = exp(s_ik) / Z_i
+
+        d loss / d z_i = [ sum_{k != i} (P_ik + P_ki) z_k - 2 z_p ] / (2G T).
+
+    P_ki needs no logits but the row's own, only Z_k: each rank has the whole gradient of its rows after the numbers log
+    Z have been gathered, and no backward collective. Both passes go through the logits in blocks of rows.
+
+    Args:
+        z1_BD, z2_BD: unit vectors of the local rows of the two views.
+        rows: their places in the global batch.
+        temperature: T.
+        logits_at_once: most logits to hold at a time; one row's are held in any case.
+
+    Returns:
+        A scalar: the mean of l_i over the local 2B rows, times B / G. Its gradient is that of the whole loss.
+    """
+    total, (grad1_BD, grad2_BD) = _value_and_gradients(
+        z1_BD.detach(), z2_BD.detach(), rows, temperature, logits_at_once
+    )
+    return given_gradient(total, [(z1_BD, grad1_BD), (z2_BD, grad2_BD)])
+
+
+def _value_and_gradients(
+    z1_BD: Tensor, z2_BD: Tensor, rows: Rows, temperature: float, logits_at_once: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    columns_ND = torch.cat(rows.gather(z1_BD, z2_BD))
+    pairs = len(columns_ND) // 2
+    local = 2 * len(z1_BD)
+    size = max(1, min(_ROWS_AT_ONCE, logits_at_once // len(columns_ND)))
+    blocks = _blocks(torch.cat([z1_BD, z2_BD]), rows.own, pairs, size)
+    log_z = torch.cat([block.logits(columns_ND, temperature).logsumexp(1) for block in blocks])
+    log_z_N = torch.cat(rows.gather(*log_z[:local, None].chunk(2))).squeeze(1)
+
+    losses, gradients = [], []
+    for block, own_log_z_R in zip(blocks, torch.split(log_z, size), strict=True):
+        logits_RN = block.logits(columns_ND, temperature)
+        losses.append(own_log_z_R - logits_RN.gather(1, block.positive_R[:, None]).squeeze(1))
+        both_RN = (logits_RN - own_log_z_R[:, None]).exp_().add_(logits_RN.sub_(log_z_N).exp_())
+        gradients.append(both_RN @ columns_ND - 2 * columns_ND[block.positive_R])
+    total = torch.cat(losses)[:local].sum(dtype=torch.float64)
+    return total / (2 * pairs), (torch.cat(gradients)[:local] / (2 * pairs * temperature)).chunk(2)
+
+
+def _blocks(rows_RD: Tensor, own_B: Tensor, pairs: int, size: int) -> list[_Block]:
+    """The local rows of both views in blocks of ``size``; what fills up the last one is to be dropped."""
+    parts = rows_RD, torch.cat([own_B, own_B + pairs]), torch.cat([own_B + pairs, own_B])
+    missing = -len(rows_RD) % size
+    padded = [torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) for part in parts]
+    return [_Block(*part) for part in zip(*(torch.split(part, size) for part in padded), strict=True)]

@@ -1,0 +1,1 @@
+"""Encoder, heads, BatchNorm, preprocessing and encoder files."""

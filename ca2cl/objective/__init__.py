@@ -1,1 +1,0 @@
-"""NT-Xent, clusters, adversary: pure mathematics, no engine, no files."""

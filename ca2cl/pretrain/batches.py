@@ -1,0 +1,64 @@
+"""Micro-batches of tiles on the device, from the lane stream to a method's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ca2cl.data.loading.stream import BadTile, LaneStream, TileBatch
+from ca2cl.methods.base import Tiles
+from ca2cl.models.bn_groups import LaneGroups
+
+MakeViews = Callable[[Tiles], Any]
+"""What a method's step takes of a micro-batch; a pure function, so a method that asks twice gets the same."""
+
+
+class MicroBatches(Sequence[Any]):
+    """A step's tiles in micro-batches of ``size`` rows, each turned into its views on access.
+
+    With ``groups``, rows come in the order in which groups of normalisation are runs of them.
+    """
+
+    def __init__(
+        self, batch: TileBatch, views: MakeViews, device: torch.device, size: int, groups: LaneGroups | None = None
+    ) -> None:
+        self._batch, self._views, self._device, self._size, self._groups = batch, views, device, size, groups
+        self._order = torch.arange(len(batch.keys)) if groups is None else groups.first_order(batch.positions)
+
+    def __len__(self) -> int:
+        return -(-len(self._batch.keys) // self._size)
+
+    def __getitem__(self, number: Any) -> Any:
+        """The views of micro-batch ``number``."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        rows = self._order[number * self._size : (number + 1) * self._size]
+        tiles, positions = (
+            part[rows].to(self._device, non_blocking=True) for part in (self._batch.tiles, self._batch.positions)
+        )
+        second_order = self._groups.second_order(len(rows)).to(self._device) if self._groups else None
+        return self._views(Tiles(tiles, self._batch.key_hash[rows], self._batch.epoch, positions, second_order))
+
+
+@dataclass(frozen=True)
+class FedStep:
+    """One optimizer step's share of this rank (``loop.StepData``)."""
+
+    epoch: int
+    bad: list[BadTile]
+    micro_batches: MicroBatches
+
+
+def feed(
+    stream: LaneStream,
+    views: MakeViews,
+    device: torch.device,
+    micro_batch_size: int,
+    groups: LaneGroups | None = None,
+) -> Iterator[FedStep]:
+    """The stream's batches as the loop takes them."""
+    for batch in stream:
+        yield FedStep(batch.epoch, batch.bad, MicroBatches(batch, views, device, micro_batch_size, groups))

@@ -1,0 +1,164 @@
+"""What is seen of a run while it goes: journal lines, a progress bar, figures every few epochs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ca2cl.data.loading.order import LaneOrder
+from ca2cl.data.loading.sequential import iterate_tiles
+from ca2cl.data.loading.stream import BadTile
+from ca2cl.data.remote.reader import ShardReader, is_remote
+from ca2cl.data.shards.index import ShardIndex
+from ca2cl.errors import InputError
+from ca2cl.methods.base import Method
+from ca2cl.models.preprocess import preprocess
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.memory import peak_bytes
+from ca2cl.tracking.figures import curves_figure
+from ca2cl.tracking.journal import training_lines
+from ca2cl.tracking.run import NullTracker, RunTracker
+from ca2cl.training.engine import AccelerateEngine
+
+logger = logging.getLogger(__name__)
+_FIGURE_TILES = 256
+_LONG_STEP_S = 30.0
+_REMOTE_SHARDS = 8  # whole ones are fetched, while the other ranks wait
+
+
+class RunObserver:
+    """Watches a run on rank 0; does nothing on the others (their tracker is a ``NullTracker``).
+
+    Args:
+        method: whose curves and figures are drawn.
+        state: what every checkpoint carries; it learns the run's id as soon as MLflow has given one.
+    """
+
+    def __init__(
+        self,
+        tracker: NullTracker,
+        config: PretrainConfig,
+        method: Method,
+        index: ShardIndex,
+        reader: ShardReader,
+        order: LaneOrder,
+        total_steps: int,
+        state: dict[str, Any],
+    ) -> None:
+        self.method = method
+        self.tracker, self.config, self.index, self.reader, self.order = tracker, config, index, reader, order
+        self.state = state
+        self.last_metrics: dict[str, float | None] = {}
+        self.active = isinstance(tracker, RunTracker)
+        if isinstance(tracker, RunTracker):  # a run that goes on after its last step still knows how it ended
+            for record in training_lines(tracker.run_dir / "journal.jsonl"):
+                self._remember(record)
+        # on a terminal a bar, otherwise a plain line now and then
+        terminal = self.active and sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, unit="step", disable=not terminal, dynamic_ncols=True)
+        self._line_every = max(1, total_steps // 50)
+        self._total_steps, self._steps_seen = total_steps, 0
+
+    def log_step(self, record: dict[str, Any]) -> None:
+        """A training line for the journal, and what a person watching wants of it."""
+        self._remember(record)
+        self.tracker.log_step(record)
+        self.state["run_id"] = self.tracker.run_id
+        if not self.active:
+            return
+        self._tell_pace(record["step"], self.config.run.batch_size / record["tiles_per_s"])
+        self._bar.update(record["step"] - self._bar.n)
+        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tiles_per_s']:.0f} tiles/s")
+        if self._bar.disable and (record["step"] % self._line_every == 0 or record["step"] == 1):
+            logger.info(
+                "step %d of %s, epoch %d: loss %.4f, lr %.2e, %.0f tiles/s",
+                record["step"], self._bar.total, record["epoch"], record["loss"], record["lr"], record["tiles_per_s"],
+            )  # fmt: skip
+
+    def _tell_pace(self, step: int, seconds: float) -> None:
+        """How long an epoch will take, by the second step of this start: the first one warms up, and is taken if it
+        lasts."""
+        self._steps_seen += 1
+        if self._steps_seen > 2 or self._total_steps - step < 1 or (self._steps_seen == 1 and seconds < _LONG_STEP_S):
+            return
+        self._steps_seen = 2
+        per_epoch = self.order.steps_per_epoch
+        logger.info(
+            "a step takes about %s, an epoch of %d steps %s, what is left %s; the process held %.1f GB at most",
+            _duration(seconds), per_epoch, _duration(per_epoch * seconds),
+            _duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
+        )  # fmt: skip
+
+    def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
+        """A journal line for each tile that had to be replaced."""
+        for tile in tiles:
+            self.tracker.log_event("bad_sample", in_step=step, key=tile.key, reason=tile.reason)
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        self.last_metrics = {key: value for key, value in record.items() if isinstance(value, (int, float))}
+
+    def after_epoch(self, epoch: int, engine: AccelerateEngine) -> None:
+        """Figures every ``run.figures_every`` epochs."""
+        every = self.config.run.figures_every
+        if every and (epoch + 1) % every == 0:
+            self.figures(engine)
+
+    def figures(self, engine: AccelerateEngine) -> None:
+        """The curves so far, and the method's own figures on a fixed sample of tiles."""
+        if not isinstance(self.tracker, RunTracker):
+            return
+        curves = curves_figure(self.tracker.run_dir / "journal.jsonl", self.method.curves)
+        self.tracker.log_figure("curves", curves)
+        samples = _spread(self.index.starts, _REMOTE_SHARDS if is_remote(self.config.data.shards) else None)
+        try:
+            read = [part[0] for part in iterate_tiles(self.index, self.reader, samples, batch_size=64)]
+        except InputError as error:  # met by this rank alone, and a picture is not worth the run
+            logger.warning("no figures of tiles: %s", error)
+            return
+        for name, figure in self._drawn(engine, read).items():
+            self.tracker.log_figure(name, figure)
+
+    @torch.no_grad()
+    def _drawn(self, engine: AccelerateEngine, read: Sequence[Tensor]) -> dict[str, Any]:
+        """The method's figures of tiles, batch after batch (B, H, W, 3)."""
+        model, network = self.config.model, engine.bare
+        inputs = (preprocess(x.to(engine.device), self.config.data.image_size, model.mean, model.std) for x in read)
+        training = network.training
+        network.eval()
+        try:
+            return self.method.figures(network, torch.cat(list(read)), inputs)
+        finally:
+            network.train(training)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    """In the two largest units: 2.4 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    for long, short, unit, part in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
+        if seconds < 100 * unit or long == "d":
+            whole, rest = divmod(round(seconds / part), unit // part)
+            return f"{whole} {long} {rest} {short}" if rest else f"{whole} {long}"
+    raise AssertionError(seconds)
+
+
+def _spread(starts: npt.NDArray[np.int64], most: int | None) -> npt.NDArray[np.int64]:
+    """The figure's samples: evenly over all shards, or over at most so many of them; ``starts``: the index's."""
+    shards, samples = len(starts) - 1, int(starts[-1])
+    if most is None or most >= shards:
+        return np.linspace(0, samples - 1, min(_FIGURE_TILES, samples)).astype(np.int64)
+    ends = [(starts[shard], starts[shard + 1]) for shard in np.linspace(0, shards - 1, most).astype(np.int64)]
+    parts = [np.linspace(first, last - 1, min(_FIGURE_TILES // most, last - first)) for first, last in ends]
+    return np.concatenate(parts).astype(np.int64)

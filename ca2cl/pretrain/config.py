@@ -1,0 +1,62 @@
+"""Settings of ``ca2cl pretrain``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ca2cl.config import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    TrackingConfig,
+    ViewsConfig,
+    require,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Which self-supervised method trains the encoder."""
+
+    name: str = "ca2cl"
+    """ca2cl, with the settings of objective; simclr: NT-Xent between the two views alone, with objective.temperature;
+    or package.module:Class, a ca2cl.methods.base.Method of your own. Code is named on the command line alone, never by
+    a YAML file."""
+    options: tuple[str, ...] = ()
+    """Settings of a method of your own, NAME=VALUE each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A pre-training job."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the tiles come from and in which order."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The encoder and its heads."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """How a tile becomes its two views."""
+    method: MethodConfig = field(default_factory=MethodConfig)
+    """The self-supervised method."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """CA2CL's loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Size, length and folder of the run."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the numbers and the encoder go."""
+
+    def __post_init__(self) -> None:
+        run, data = self.run, self.data
+        require(
+            run.batch_size % data.lanes == 0,
+            "run.batch_size",
+            run.batch_size,
+            f"a batch takes the same number of tiles from each of data.lanes = {data.lanes} lanes; "
+            f"use a multiple, such as --run.batch_size {max(1, round(run.batch_size / data.lanes)) * data.lanes}, "
+            f"or --data.lanes {math.gcd(run.batch_size, data.lanes)}",
+        )

@@ -1,0 +1,138 @@
+"""Estimate a step's memory and compare it with what there is."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from ca2cl.errors import InputError
+from ca2cl.models.resnet import Encoder, build_encoder
+from ca2cl.runtime.launched import find_place, launched_rank
+
+logger = logging.getLogger(__name__)
+_VIEWS = 2
+"""Passes whose graphs a step holds at once: both views, then the weak and the perturbed one."""
+_TRIED_ROWS, _TRIED_SIZE = 1, 64
+_SURE, _LIKELY = 0.9, 1.6
+"""A step takes at least so much of the estimate, and often so much: a ResNet-18's at 96 px takes 1.5 on a CPU."""
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def bytes_a_tile(build: Callable[[Encoder], nn.Module], arch: str, image_size: int, precision: str) -> float:
+    """What autograd keeps of one tile in one pass: measured on small ones, for it grows as the number of pixels.
+
+    Args:
+        build: of the method, the network around an encoder.
+        arch: of the encoder.
+        image_size: side of the tile in pixels.
+        precision: that of the job.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # its values do not matter, and take time to draw
+        network = build(build_encoder(arch, "frozen")).train()  # sync would wait for the other ranks
+    network = network.to_empty(device="cpu")
+    for tensor in network.state_dict().values():
+        tensor.zero_()
+    network.autocast_dtype = None if precision == "no" else torch.bfloat16  # type: ignore[assignment]  # fp16 is as large, and slow on CPUs
+    more = _kept_bytes(network, 2 * _TRIED_ROWS) - _kept_bytes(network, _TRIED_ROWS)
+    return more / _TRIED_ROWS * (image_size / _TRIED_SIZE) ** 2
+
+
+def _kept_bytes(network: nn.Module, rows: int) -> int:
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # or the next one may have the address of one that is gone
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.zeros(rows, 3, _TRIED_SIZE, _TRIED_SIZE))
+    return sum(kept.values())
+
+
+def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.device) -> None:
+    """Say what a step holds, warn where that may be too much, and refuse what surely is.
+
+    Args:
+        a_tile: of ``bytes_a_tile``.
+        micro_batch: tiles that a process holds at a time.
+        share: its tiles of a batch.
+
+    Raises:
+        InputError: it cannot fit.
+    """
+    step, processes = _VIEWS * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
+    free = free_bytes(device) / processes
+    told = (
+        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for two views of "
+        f"{micro_batch} tiles at a time; {_size(free)} are free{' for each process' if processes > 1 else ''}"
+    )
+    fits = int(free / _LIKELY / _VIEWS / a_tile)
+    smaller = max((size for size in range(2, min(fits, share) + 1) if share % size == 0), default=0)
+    remedy = "use a smaller --run.batch_size or --data.image_size, or more processes"
+    if smaller:
+        remedy = f"use --run.micro_batch_size {smaller} or less (with --model.norm lane_group), or more processes"
+    if _SURE * step > free:
+        whole = ", a process's whole share of the batch" if micro_batch == share else ""
+        raise InputError(f"run.micro_batch_size is {micro_batch}{whole}: {told}; {remedy}")
+    if _LIKELY * step > free:
+        logger.warning("%s, which may not be enough: %s", told, remedy)
+    elif launched_rank() == 0:
+        logger.info(told)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a process may still take: of a GPU's memory, or of the machine's, swap included, within its cgroups."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    machine = psutil.virtual_memory().available + psutil.swap_memory().free
+    return int(min([machine, *_left_in_cgroups(_CGROUPS, _OWN_CGROUPS)]))
+
+
+def _left_in_cgroups(root: Path, own: Path) -> Iterator[int]:
+    """Bytes left to each of this process's cgroups that has a limit, of version 1 or 2; file caches give way."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        names = ("memory.max", "memory.current", "inactive_file")
+        if "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        elif controllers:
+            continue
+        base = root / "memory" if controllers else root
+        inside = base / path.lstrip("/")
+        # in a container the path may be the host's: then what is mounted is the container's own
+        for folder in {base, inside, *(one for one in inside.parents if one.is_relative_to(base))}:
+            left = _left(folder, *names)
+            if left is not None:
+                yield left
+
+
+def _left(folder: Path, most: str, used: str, cache: str) -> int | None:
+    try:
+        limit, taken = ((folder / name).read_text(encoding="utf-8").strip() for name in (most, used))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        return None if limit == "max" else max(0, int(limit) - int(taken) + int(stat.get(cache, 0)))
+    except (OSError, ValueError):
+        return None
+
+
+def peak_bytes() -> int:
+    """The most that this process has held so far, on its GPU where it uses one."""
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return int(on_gpu) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

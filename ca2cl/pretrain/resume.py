@@ -1,0 +1,114 @@
+"""Which settings may change when a run is resumed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from ca2cl.common.job_dir import changed, listed
+from ca2cl.common.records import parse_json
+from ca2cl.config import flatten
+from ca2cl.errors import InputError
+from ca2cl.pretrain.config import MethodConfig, PretrainConfig
+from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
+from ca2cl.tracking.run_record import RUN_NAME, read_run
+from ca2cl.training.checkpoint import Checkpointer, read_state
+
+logger = logging.getLogger(__name__)
+FREE = (
+    # the data are known by their digest, wherever they lie
+    "data.shards", "data.cache_dir", "data.cache_gb", "data.fetch_timeout", "data.workers", "data.max_bad_rate",
+    "run.output_dir", "run.resume",
+    "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
+    "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
+    "tracking.sinks",
+)  # fmt: skip
+"""Settings that change no weight of the encoder. Every other is the same as at the run's first start."""
+_LENGTH = ("run.steps", "run.epochs")
+_OPEN_ENDED = ("constant", "cosine_restarts")
+"""Schedules whose rates do not depend on the run's length."""
+
+
+def may_change(name: str, config: PretrainConfig) -> bool:
+    """Whether the setting may change when the run goes on."""
+    if name == "run.micro_batch_size":  # then BatchNorm's statistics and the negatives are the same in any share
+        return config.run.accumulation != "plain" and config.model.norm != "sync"
+    return name in FREE or name in _LENGTH
+
+
+def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manifest_digest: str, start: str) -> bool:
+    """Whether the run of ``run.output_dir`` is finished, so that nothing is to be done; says so.
+
+    Args:
+        steps: optimizer steps that are asked for.
+        steps_per_epoch: of the data.
+        manifest_digest: of the data.
+        start: digest of the weights that ``model.weights`` means, kept in checkpoints as ``start_weights``.
+
+    Raises:
+        InputError: it is a run with other settings or data. The line names them, and how to go on from its weights.
+    """
+    folder = Path(config.run.output_dir)
+    if config.run.resume == "never" or not (folder / RUN_NAME).exists():
+        return False
+    # a run of a version that had but one method does not say which
+    first = {"method.name": MethodConfig.name, **read_run(folder).params}
+    newest = Checkpointer(folder / "checkpoints", 1).newest()
+    now = {name: str(value) for name, value in flatten(config).items()}
+    differing = {name for name in now if name in first and now[name] != first[name] and not may_change(name, config)}
+    if newest is not None and "model.weights" in differing and read_state(newest).get("start_weights") == start:
+        differing.remove("model.weights")  # the same file by another path
+    changes = changed(first, {name: now[name] for name in now if name in differing})
+    trained_on = _data_of(folder)
+    if trained_on not in ("", manifest_digest):
+        changes.append(f"the tiles in data.shards, manifest {trained_on[:8]} -> {manifest_digest[:8]}")
+    reached = int(newest.name.removeprefix("step-")) if newest is not None else 0
+    done = reached > 0 and _status(folder) == "FINISHED"
+    if changes:
+        raise InputError(_refusal(config, changes, f"finished run of {reached} steps" if done else "run", newest))
+    back = config.run.resume != "auto" and newest is not None and read_state(newest).get("resume") != config.run.resume
+    if done and reached == steps and not back:
+        logger.info("%s: finished (%d of %d steps), nothing to do", folder, reached, steps)
+        return True
+    begun_with = _total(first, steps_per_epoch)
+    if begun_with not in (None, steps) and config.optim.schedule not in _OPEN_ENDED:
+        logger.warning(
+            "%s: %d steps instead of %d; optim.schedule %s goes to the new last step, and the %d steps done had the "
+            "old rates", folder, steps, begun_with, config.optim.schedule, reached,
+        )  # fmt: skip
+    return False
+
+
+def _refusal(config: PretrainConfig, changes: list[str], what: str, newest: Path | None) -> str:
+    fork = f", where --run.resume {newest} goes on from its weights" if newest is not None else ""
+    return (
+        f"run.output_dir is {config.run.output_dir!r}: it holds a {what} with other settings ({listed(changes)}); "
+        f"use those, or another run.output_dir{fork}"
+    )
+
+
+def _total(params: Mapping[str, str], steps_per_epoch: int) -> int | None:
+    """Optimizer steps of the first start's settings."""
+    steps, epochs = (params.get(name, "") for name in _LENGTH)
+    if steps.isdecimal():
+        return int(steps)
+    return int(epochs) * steps_per_epoch if epochs.isdecimal() else None
+
+
+def _data_of(folder: Path) -> str:
+    """Digest of the data that the run was begun with; empty where it does not say."""
+    try:
+        return str(parse_json((folder / "manifest.json").read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _status(folder: Path) -> str:
+    """What the journal says last of the run; empty where it says nothing."""
+    path, status = folder / JOURNAL_NAME, ""
+    if path.exists():
+        for record, _ in read_journal(path):
+            if record.get("event") == "status":
+                status = str(record.get("status", ""))
+    return status

@@ -1,0 +1,1 @@
+"""Registered encoders: register, resolve, serve, and the runs that measured them."""

@@ -1,0 +1,171 @@
+"""Register encoders in MLflow: files, pyfunc and model version.
+
+The pyfunc is saved to a folder and uploaded as plain artifacts, and the version points at that folder. So nothing
+depends on MLflow's global state, and MLflow 2 and 3 behave alike (3 moves what ``log_model`` writes out of the run:
+mlflow#19036, #16947; ``register_model`` may drop artifacts: #18581).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ca2cl
+from ca2cl.common.files import file_digest
+from ca2cl.common.scratch import scratch_folder
+from ca2cl.errors import InputError
+from ca2cl.models.encoder_io import (
+    CARD_NAME,
+    ENCODER_PATH,
+    WEIGHTS_NAME,
+    EncoderCard,
+    load_encoder,
+    read_card,
+    save_encoder,
+    write_card,
+)
+from ca2cl.store.open import Store
+from ca2cl.store.upload import upload
+
+MODEL_PATH = "model"
+CHAMPION = "champion"
+DIGEST_TAG = "ca2cl.encoder_sha256"
+INPUT_SIZE_TAG = "ca2cl.input_size"
+_RUNTIME = (
+    "mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "pydantic", "simplejpeg", "pillow", "pyarrow",
+)  # fmt: skip
+_log = logging.getLogger(__name__)
+
+
+def log_and_register(run_id: str, folder: str | Path, register_as: str | None, store: Store) -> str | None:
+    """Upload an encoder to its run and make it the newest version of a registered model.
+
+    ``models:/NAME@latest`` is MLflow's own alias for the newest version. The first version also becomes
+    ``champion``; after that only ``ca2cl encoders promote`` moves it. Doing it again with the same weights and run
+    changes nothing.
+
+    Args:
+        folder: what ``save_encoder`` wrote.
+        register_as: name of the registered model, or None to upload only.
+
+    Returns:
+        The version, or None if nothing was registered.
+
+    Raises:
+        InputError: the folder does not hold an encoder.
+    """
+    source = Path(folder)
+    card = read_card(source / CARD_NAME)
+    digest = digest_of(source / WEIGHTS_NAME)
+    client = store.client
+    if client.get_run(run_id).data.tags.get(DIGEST_TAG) != digest:
+        upload(store, run_id, source, ENCODER_PATH)
+        with scratch_folder() as scratch:
+            model = Path(scratch) / MODEL_PATH
+            save_pyfunc(model, source, card)
+            upload(store, run_id, model, _model_path(digest))
+        client.set_tag(run_id, DIGEST_TAG, digest)
+    return _register(run_id, register_as, digest, card, store) if register_as else None
+
+
+def name_run(folder: Path, run_id: str) -> None:
+    """Write into an encoder's card which run it is of, where it was trained before MLflow gave that run an id.
+
+    Raises:
+        InputError: the folder does not hold an encoder.
+    """
+    card = read_card(folder / CARD_NAME)
+    if card.source_run_id is None:
+        write_card(folder / CARD_NAME, replace(card, source_run_id=run_id))
+
+
+def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
+    """Write the MLflow model of what is in ``folder``, encoder or classifier: this package's code, the two files, no
+    pickle."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    # no inputs: serving.py says why
+    if card.predicts:
+        code = "serve_classifier.py"
+        columns = [ColSpec("string", "prediction")] + [ColSpec("float", f"probability_{n}") for n in card.predicts]
+        signature = ModelSignature(outputs=Schema(columns))
+    else:
+        code = "serve_encoder.py"
+        signature = ModelSignature(outputs=Schema([TensorSpec(_float32(), (-1, card.feature_dim))]))
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        python_model=str(Path(__file__).with_name(code)),
+        artifacts={"encoder": str(folder)},
+        code_paths=[str(Path(ca2cl.__file__).parent)],
+        pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _RUNTIME],
+        signature=signature,
+        input_example=[_example(card.input_size)],
+    )
+
+
+def _example(side: int) -> bytes:
+    """A plain grey tile as PNG: shows what to send."""
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), (128, 128, 128)).save(out, "PNG")
+    return out.getvalue()
+
+
+def _float32() -> Any:
+    import numpy as np
+
+    return np.dtype(np.float32)
+
+
+def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Store) -> str:
+    from mlflow.exceptions import MlflowException
+
+    client = store.client
+    try:
+        what = "Tile classifier fine-tuned" if card.predicts else "Tile encoder trained"
+        client.create_registered_model(name, description=f"{what} by ca2cl")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = list(client.search_model_versions(f"name = '{name}'"))
+    for version in known:
+        if version.run_id == run_id and version.tags.get(DIGEST_TAG) == digest:
+            return str(version.version)
+    location = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{_model_path(digest)}"
+    tags = {
+        DIGEST_TAG: digest,
+        "ca2cl.arch": card.arch,
+        "ca2cl.step": str(card.step),
+        INPUT_SIZE_TAG: str(card.input_size),
+    }
+    if card.manifest_digest:
+        tags["ca2cl.manifest_digest"] = card.manifest_digest
+    version = client.create_model_version(name, location, run_id, tags=tags)
+    if CHAMPION not in client.get_registered_model(name).aliases:
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+    _log.info("registered %s version %s", name, version.version)
+    return str(version.version)
+
+
+def _model_path(digest: str) -> str:
+    """A folder for these weights alone: a run that is trained further must not change a version that is registered."""
+    return f"{MODEL_PATH}-{digest[:12]}"
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    try:
+        return file_digest(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no weights here; give a folder that holds an encoder") from None
+
+
+__all__ = ["EncoderCard", "load_encoder", "log_and_register", "read_card", "save_encoder", "save_pyfunc"]

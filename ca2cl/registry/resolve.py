@@ -1,0 +1,261 @@
+"""One resolver for everything that needs an encoder: from whatever names one to an ``Encoder`` with its card."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ca2cl.common.records import load_tensors, why_not_tensors
+from ca2cl.common.scratch import scratch_folder
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
+from ca2cl.errors import InputError
+from ca2cl.models.encoder_io import (
+    CARD_NAME,
+    ENCODER_PATH,
+    WEIGHTS_NAME,
+    EncoderCard,
+    load_encoder,
+    make_encoder,
+    read_weights,
+)
+from ca2cl.models.resnet import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.registry.register import CHAMPION
+from ca2cl.registry.versions import LATEST, existing_store, find_version
+from ca2cl.store.artifacts import fetch, names_in, run_place, version_place
+from ca2cl.store.names import MODEL, WORD, full_run_id, is_stored
+from ca2cl.store.open import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
+
+logger = logging.getLogger(__name__)
+_DEFAULT_ARCH = "resnet18"
+_DEFAULT_SIZE = 224
+_FORMS = (
+    "a run id or its first digits, a version's number, an alias such as champion, models:/NAME/VERSION, "
+    "models:/NAME@ALIAS, a run folder, a .safetensors file, "
+    "torchvision:IMAGENET1K_V1, random, or the authors' .pth or .tar"
+)
+
+
+@dataclass(frozen=True)
+class ResolvedEncoder:
+    """An encoder in eval mode on the CPU, its card, and where it came from."""
+
+    encoder: Encoder
+    card: EncoderCard
+    source_run_id: str | None
+    """MLflow run that made it, as far as known."""
+    uri: str
+    """What was resolved, without secrets: a version's number in place of its alias."""
+    bare: bool = False
+    """Whether the weights came without a card: normalisation and size are then ImageNet's, for want of others."""
+
+    def beside(self, first: ResolvedEncoder) -> ResolvedEncoder:
+        """This encoder in a comparison with ``first``: bare weights see tiles at its size, or they would be compared by
+        that, too."""
+        if not self.bare:
+            return self
+        return replace(self, card=replace(self.card, input_size=first.card.input_size))
+
+
+def resolve_encoder(
+    source: str,
+    *,
+    tracking_uri: str | None = None,
+    root: str | Path | None = None,
+    arch: str | None = None,
+) -> ResolvedEncoder:
+    """Find and load an encoder.
+
+    Args:
+        source: a run id or its first digits, ``runs:/ID``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, a
+            version's number or an alias (as ``find_version`` takes them); a run folder or a folder that
+            ``save_encoder`` wrote, a safetensors file (its card beside it, or ``arch``), ``torchvision:WEIGHTS``,
+            ``random`` or ``random:SEED``, or the method's authors' checkpoint (``{'net': {'module.resnet.…'}}``).
+            Where a file or folder has the name that a version or a run goes by, it is the file or folder.
+        tracking_uri: MLflow store of runs and models; none takes MLFLOW_TRACKING_URI or the embedded store.
+        root: folder of the embedded store.
+        arch: the architecture that is wanted; none takes the card's, or resnet18 where there is no card.
+
+    Raises:
+        InputError: nothing there, the store cannot be reached, another architecture, or weights that do not fill every
+            tensor of the backbone exactly.
+    """
+    if arch is not None and arch not in ARCHITECTURES:
+        raise InputError(f"model.arch is {arch!r}: use one of {', '.join(ARCHITECTURES)}")
+    if source == "random" or source.startswith("random:"):
+        found = _random(source, arch or _DEFAULT_ARCH)
+    elif source.startswith("torchvision:"):
+        found = _torchvision(source, arch or _DEFAULT_ARCH)
+    elif is_stored(source):
+        found = _from_store(source, open_store(tracking_uri, root or DEFAULT_ROOT))
+    elif (named := stored_name(source, tracking_uri, root)) is not None:
+        found = _from_store(named, open_store(tracking_uri, root or DEFAULT_ROOT))
+    else:
+        found = _from_path(Path(source).expanduser(), arch)
+    if arch is not None and found.card.arch != arch:
+        raise InputError(
+            f"{source}: the encoder is a {found.card.arch}, not a {arch}; give --model.arch or another one"
+        )
+    return found
+
+
+def _bare_card(arch: str, encoder: Encoder) -> EncoderCard:
+    """The card of weights that came without one: ImageNet's normalisation and size."""
+    return EncoderCard(
+        arch=arch,
+        feature_dim=encoder.feature_dim,
+        input_size=_DEFAULT_SIZE,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def _random(source: str, arch: str) -> ResolvedEncoder:
+    seed = source.partition(":")[2] or "0"
+    if not seed.isdecimal():
+        raise InputError(f"encoder {source!r}: the seed is no number; use random or random:SEED")
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on this
+        torch.manual_seed(int(seed))
+        encoder = build_encoder(arch)
+    encoder.eval()
+    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
+
+
+def _torchvision(source: str, arch: str) -> ResolvedEncoder:
+    from torchvision.models import get_model_weights
+
+    name = source.partition(":")[2]
+    known = get_model_weights(arch).__members__
+    if name not in known:
+        raise InputError(f"encoder {source!r}: torchvision has {', '.join(known)} for {arch}")
+    try:
+        state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - as in _foreign_state, and all that a download may meet
+        raise InputError(
+            f"encoder {source!r}: cannot be downloaded or read ({why_not_tensors(error)}); put "
+            f"{Path(known[name].url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
+        ) from None
+    encoder = make_encoder(state, arch, source)
+    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
+
+
+def _from_store(source: str, store: Store) -> ResolvedEncoder:
+    if source.startswith("models:/"):
+        return _from_version(source, store)
+    run_id = full_run_id(store, source)
+    assert run_id is not None, source
+    fetch_run(store, run_id)
+    location = run_place(store, run_id, ENCODER_PATH)
+    if not {WEIGHTS_NAME, CARD_NAME} <= set(names_in(store, location)):
+        raise InputError(f"run {run_id!r}: has no encoder yet; let it finish, or send it with `ca2cl sync RUN_DIR`")
+    return _download(location, store, run_id, f"runs:/{run_id}")
+
+
+def stored_name(word: str, tracking_uri: str | None, root: str | Path | None) -> str | None:
+    """``runs:/ID`` or ``models:/NAME/VERSION`` for a version's number, an alias or the first digits of a run id; None
+    for what is there as a file or folder, or looks like the path of one.
+
+    Raises:
+        InputError: the store has none such, or cannot be reached.
+    """
+    if not WORD.fullmatch(word):
+        return None
+    if Path(word).expanduser().exists():
+        if word.isdecimal() or word in (CHAMPION, LATEST):
+            logger.info("encoder %s: the file or folder; the registry's is models:/NAME/VERSION or @ALIAS", word)
+        return None
+    store = existing_store(TrackingConfig(uri=tracking_uri, root=str(root or DEFAULT_ROOT)))
+    if store is None:
+        return None
+    try:
+        entry = find_version(store, word)
+    except InputError as error:
+        raise InputError(f"encoder {word!r}: no file or folder of that name; {error}") from None
+    return f"runs:/{entry.run_id}" if entry.run_id.startswith(word) else entry.uri
+
+
+def _from_version(source: str, store: Store) -> ResolvedEncoder:
+    from mlflow.exceptions import MlflowException
+
+    match = MODEL.fullmatch(source)
+    if match is None:
+        raise InputError(f"encoder {source!r}: not a model; use models:/NAME/VERSION or models:/NAME@ALIAS")
+    name, version, alias = match["name"], match["version"], match["alias"]
+    if version == "latest":
+        version, alias = None, "latest"
+    client = store.client
+    with store_errors(store.uri):
+        try:
+            found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise InputError(
+                f"encoder {source!r}: not in {store.public_uri}; check the name, --tracking.uri or --tracking.root"
+            ) from None
+    place = version_place(store, name, found.version)
+    return _download(place, store, found.run_id or None, f"models:/{name}/{found.version}")
+
+
+def _download(location: str, store: Store, run_id: str | None, uri: str) -> ResolvedEncoder:
+    with scratch_folder() as scratch:
+        weights = sorted(fetch(store, location, scratch).rglob(WEIGHTS_NAME))
+        if not weights:
+            raise InputError(f"{uri}: holds no {WEIGHTS_NAME}; give an encoder that ca2cl registered")
+        encoder, card = load_encoder(weights[0].parent)
+    return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri)
+
+
+def _from_path(path: Path, arch: str | None) -> ResolvedEncoder:
+    if not path.exists():
+        raise InputError(f"encoder {str(path)!r}: not there; give {_FORMS}")
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix == ".safetensors":
+        if arch is None or (path.parent / CARD_NAME).exists():
+            return _from_folder(path.parent) if path.name == WEIGHTS_NAME else _bare(path, read_weights(path), arch)
+        return _bare(path, read_weights(path), arch)
+    return _bare(path, _foreign_state(path), arch)
+
+
+def _from_folder(path: Path) -> ResolvedEncoder:
+    for folder in (path / ENCODER_PATH, path):
+        if (folder / WEIGHTS_NAME).exists():
+            encoder, card = load_encoder(folder)
+            return ResolvedEncoder(encoder, card, card.source_run_id, str(folder))
+    raise InputError(f"encoder {str(path)!r}: the folder holds no {WEIGHTS_NAME}; let its run finish, or give {_FORMS}")
+
+
+def _bare(path: Path, state: Mapping[str, Tensor], arch: str | None) -> ResolvedEncoder:
+    encoder = make_encoder(state, arch or _DEFAULT_ARCH, str(path))
+    return ResolvedEncoder(encoder, _bare_card(encoder.arch, encoder), None, str(path), bare=True)
+
+
+def _foreign_state(path: Path) -> dict[str, Tensor]:
+    """Backbone tensors of a ``torch.save`` file, under torchvision's names; nothing in it is executed.
+
+    The authors' checkpoint is ``{'net': {'module.resnet.conv1.weight': …, 'module.…head…': …}}``.
+    """
+    try:
+        raw = load_tensors(path)
+    except ValueError as error:
+        raise InputError(
+            f"encoder {str(path)!r}: not a file of plain tensors ({error}); where it was made, write the weights alone "
+            f"by torch.save(model.state_dict(), FILE) or as safetensors, or give {_FORMS}"
+        ) from None
+    for name in ("net", "state_dict", "model"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(name), Mapping):
+            raw = raw[name]
+            break
+    if not isinstance(raw, Mapping):
+        raise InputError(f"encoder {str(path)!r}: holds a {type(raw).__name__}, not named tensors; give {_FORMS}")
+    state = {str(name).removeprefix("module."): value for name, value in raw.items() if isinstance(value, Tensor)}
+    for prefix in ("resnet.", "backbone.", "encoder."):
+        inner = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        if inner:  # what lies outside is heads
+            return inner
+    return state

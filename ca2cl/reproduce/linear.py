@@ -1,0 +1,165 @@
+"""Grid of linear classifiers: one small file for each classifier, label budget and seed.
+
+Legend: N labelled tiles, M test tiles, D features.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.grid import Grid
+from ca2cl.common.records import parse_json, read_fields
+from ca2cl.errors import InputError
+from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
+from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
+from ca2cl.evaluation.probe.sgd import sgd_classifier
+from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import budget_name, draw_subsets
+from ca2cl.evaluation.statistics import Units, bootstrap_interval
+from ca2cl.reproduce.config import KEPT, NctConfig
+from ca2cl.reproduce.vectors import Vectors
+
+logger = logging.getLogger(__name__)
+Integers = npt.NDArray[np.int64]
+SGD: Literal["linear SGD"] = "linear SGD"
+LOGISTIC: Literal["linear"] = "linear"
+CLASSIFIERS = (SGD, LOGISTIC)
+"""By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
+linear probe is a job of ``ca2cl finetune``, by protocol original."""
+ENCODER = "encoder"
+SLIDES = "linear/test-slides.json"
+"""The slide or patient of every test tile that was scored; null where none is known."""
+
+
+class LinearTrial(NamedTuple):
+    """Which classifier, how many tiles are labelled, and which draw of them."""
+
+    classifier: str
+    budget: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the trial's file."""
+        classifier = self.classifier.replace(" ", "-")
+        return f"{classifier}-{budget_name(self.budget)}-seed{self.seed}"
+
+
+def linear_grid(config: NctConfig) -> Grid[LinearTrial]:
+    """The trials, in the table's order."""
+    assert config.seeds is not None
+    budgets = sorted(set(config.labels), key=lambda budget: (budget > 1, budget))
+    trials = itertools.starmap(LinearTrial, itertools.product(CLASSIFIERS, budgets, range(config.seeds)))
+    return Grid((trial, config.out / "linear" / f"{trial.name}.json") for trial in trials)
+
+
+def run_trials(config: NctConfig, trials: Sequence[LinearTrial], train: Vectors, test: Vectors, shown: bool) -> None:
+    """Fit and score these trials.
+
+    Args:
+        shown: whether a progress bar is.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    with writing(config.out, KEPT):
+        (config.out / "linear").mkdir(exist_ok=True)
+    write_atomic(config.out / SLIDES, (json.dumps(test.known_groups) + "\n").encode(), KEPT)
+    grid = linear_grid(config)
+    for trial in tqdm(trials, desc="linear cells", unit="cell", disable=None if shown else True):
+        result = _run(trial, grid, config, train, test)
+        write_atomic(grid[trial], (json.dumps(result) + "\n").encode(), KEPT)
+        logger.info("%s: accuracy %.4f, macro F1 %.4f", trial.name, result["scores"]["accuracy"],
+                    result["scores"]["macro_f1"])  # fmt: skip
+
+
+def _run(
+    trial: LinearTrial, grid: Grid[LinearTrial], config: NctConfig, train: Vectors, test: Vectors
+) -> dict[str, Any]:
+    protocol = PROTOCOLS[config.protocol]
+    subsets = draw_subsets(
+        train.labels_N, [trial.budget], trial.seed + 1, groups=train.known_groups, protocol=protocol
+    )  # fmt: skip
+    rows_N = subsets[trial.budget][trial.seed]
+    first = trial._replace(seed=0)
+    everything = len(rows_N) == len(train.labels_N) and not protocol.replacement
+    if trial.classifier == LOGISTIC and everything and grid[first].exists():
+        return {**_read(grid[first]), **trial._asdict()}  # the same tiles, and no randomness of its own
+    prediction = _predict(trial, rows_N, protocol, train, test)
+    metrics = classification_metrics(test.labels_N, prediction.probabilities)
+    return {
+        **trial._asdict(),
+        "labelled": len(rows_N),
+        "setting": prediction.setting,
+        "scores": metrics.scores(),
+        "confusion": metrics.confusion.tolist(),
+        "right": "".join("01"[hit] for hit in (prediction.probabilities.argmax(axis=1) == test.labels_N).astype(int)),
+    }
+
+
+def _predict(trial: LinearTrial, rows_N: Integers, protocol: Protocol, train: Vectors, test: Vectors) -> Prediction:
+    labelled = train.values_ND[rows_N], train.labels_N[rows_N], test.values_ND
+    if trial.classifier == LOGISTIC:
+        return logistic_regression(*labelled, seed=trial.seed, strength=1.0)
+    known = train.known_groups  # as for the draw: one rule for all cells, whichever tiles a draw happens to hold
+    groups = None if known is None else [known[row] for row in rows_N]
+    return sgd_classifier(*labelled, test.labels_N, seed=trial.seed, protocol=protocol, groups=groups)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_fields(path, ("labelled", "setting", "scores", "confusion", "right"), "delete it and start again")
+
+
+def read_units(out: Path) -> Units | None:
+    """What the test tiles are resampled by; None in a folder that an earlier version left, which did not say.
+
+    Raises:
+        InputError: the file that says so is damaged.
+    """
+    path = out / SLIDES
+    try:
+        slides = parse_json(path.read_text(encoding="utf-8")) if path.exists() else None
+        return None if slides is None else Units.of([str(slide) for slide in slides], len(slides))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete {path.parent} and start again") from None
+
+
+def read_rows(config: NctConfig) -> list[Row]:
+    """The linear trials' rows of the table, over seeds.
+
+    Raises:
+        InputError: a trial's file is missing or damaged.
+    """
+    grid, units = linear_grid(config), read_units(config.out)
+    groups = itertools.groupby(grid, key=lambda trial: (trial.classifier, trial.budget))
+    return [
+        _row(classifier, budget, [_read(grid[trial]) for trial in trials], units)
+        for (classifier, budget), trials in groups
+    ]
+
+
+def _row(classifier: str, budget: float, results: Sequence[Mapping[str, Any]], units: Units | None) -> Row:
+    right_SM = np.array([[mark == "1" for mark in result["right"]] for result in results])
+    return Row(
+        features=ENCODER,
+        classifier=classifier,
+        budget=budget,
+        labelled=results[0]["labelled"],
+        per_seed=[
+            ClassificationMetrics(**result["scores"], confusion=np.array(result["confusion"], np.int64))
+            for result in results
+        ],
+        settings=[result["setting"] for result in results],
+        interval=bootstrap_interval(right_SM, units),
+    )

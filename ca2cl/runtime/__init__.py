@@ -1,0 +1,1 @@
+"""The processes of a job: launcher, ranks, device, precision and signals."""

@@ -1,0 +1,1 @@
+"""An MLflow store: opening it, its artifacts and the names it accepts."""

@@ -1,0 +1,1 @@
+"""Batched image operations that the view recipes are made of."""
