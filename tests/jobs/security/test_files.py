@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.common.grid import read_result as read_training
 from ca2cl.common.job_dir import JobDir
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.decode import BadSample, decode
@@ -25,7 +26,6 @@ from ca2cl.detection.coco.files import read_coco
 from ca2cl.detection.coco.instances import read_mask
 from ca2cl.detection.engines.checkpoint import CARD, WEIGHTS, DetectorCard, write_detector
 from ca2cl.detection.engines.registry import load_detector
-from ca2cl.detection.train.report import _read as read_training
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.parts import Parts
 from ca2cl.evaluation.embed.writer import read_about
