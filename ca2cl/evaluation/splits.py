@@ -46,6 +46,11 @@ def describe_budget(budget: float) -> str:
     return f"{budget * 100:g} %" if budget <= 1 else f"{int(budget)}/class"
 
 
+def budget_name(budget: float) -> str:
+    """The same as a part of a file's name."""
+    return describe_budget(budget).replace(" %", "pct").replace("/", "-per-")
+
+
 def labelled_subset(
     labels_N: IntArray, budget: float, seed: int, groups: Sequence[str | None] | None = None
 ) -> IntArray:  # fmt: skip

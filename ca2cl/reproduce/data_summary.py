@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ca2cl.common.files import write_atomic
+from ca2cl.common.files import write_record
 from ca2cl.common.records import read_fields
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
@@ -60,7 +59,7 @@ def find_facts(config: NctConfig) -> dict[str, Any]:
         "missing_classes": missing_classes(indexes[1].labels(), indexes[1].classes),
         "leak": find_leak(*sides),
     }
-    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode(), KEPT)
+    write_record(path, facts, KEPT)
     return facts
 
 

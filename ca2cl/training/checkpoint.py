@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ca2cl.common.files import file_sha256, fsync
+from ca2cl.common.files import file_digest, fsync
 from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
 from ca2cl.training.engine import AccelerateEngine
@@ -135,7 +135,7 @@ class Checkpointer:
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
         content["optimizer_name"] = engine.optimizer_name
         content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
-        content["sha256"] = {name: file_sha256(temporary / name) for name in (_MODEL, _OPTIMIZER)}
+        content["sha256"] = {name: file_digest(temporary / name) for name in (_MODEL, _OPTIMIZER)}
         content["sha256"][_STATE] = _state_digest(content)
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
@@ -197,7 +197,7 @@ def verify(path: Path) -> None:
     wanted = state.get("sha256", {})
     try:
         files = [name for name in (_MODEL, _OPTIMIZER) if name in wanted]
-        changed = next((name for name in files if wanted[name] != file_sha256(path / name)), None)
+        changed = next((name for name in files if wanted[name] != file_digest(path / name)), None)
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
     misplaced = path.name.startswith("step-") and path.name != f"step-{state['step']:09d}"

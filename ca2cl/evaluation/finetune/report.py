@@ -56,13 +56,13 @@ def report(
         InputError: a trial's files are damaged; the store cannot be reached.
     """
     groups: Groups = {}
-    for trial in grid.trials:
-        groups.setdefault((trial.start, trial.budget), []).append(grid.folder(trial))
+    for trial, path in grid.items():
+        groups.setdefault((trial.start, trial.budget), []).append(path.parent)
     right = {key: np.stack([_right(folder) for folder in folders]) for key, folders in groups.items()}
     units = _units(next(iter(groups.values()))[0], test)
     name = CLASSIFIERS[config.trains]
     rows = [_row(name, *key, folders, right[key], units) for key, folders in groups.items()]
-    first, out = grid.trials[0].start, Path(config.output_dir)
+    first, out = next(iter(grid)).start, Path(config.output_dir)
     compared = {
         (start, budget): paired_difference(right[first, budget], right[start, budget], units)
         for start, budget in groups
