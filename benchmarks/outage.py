@@ -30,7 +30,7 @@ from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.replay import metrics_of
 from ca2cl.tracking.run_record import read_run
 from ca2cl.tracking.sync import sync
-from tests.servers import Server
+from tests.support.servers import Server
 
 BAR = 0.05
 WARM_UP = 3

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,19 +13,19 @@ from ca2cl.runtime.signals import StopFlag
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests' tiles lie on the CPU; without a GPU this changes nothing
 
 LONG = (
-    "engines",
-    "half_precision",
-    "pretrain",
-    "finetune",
-    "finetune_protocol",
-    "reproduce_nct",
-    "distributed_step",
-    "detect",
-    "outage",
-    "bad_data",
-    "remote_jobs",
+    "pretrain/test_engines",
+    "pretrain/test_half_precision",
+    "pretrain/test_pretrain",
+    "evaluation/test_finetune",
+    "evaluation/test_finetune_protocol",
+    "reproduce/test_nct",
+    "pretrain/test_distributed_step",
+    "detection/test_train",
+    "tracking/test_outage",
+    "data/test_bad_data",
+    "data/test_remote_jobs",
 )
-"""Files that take minutes, the longest first."""
+"""Files of ``tests/jobs`` that take minutes, the longest first."""
 
 
 def pytest_configure() -> None:
@@ -36,8 +37,9 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers share the files in this order: a long one that came last would leave the other worker idle."""
-    place = {f"test_{name}": number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+    jobs = Path(__file__).parent / "jobs"
+    place = {jobs / f"{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes an environment, installs the project and runs every check: style, types, tests.
-# Further arguments go to pytest: `bash tests/run.sh -m slow`, `bash tests/run.sh tests/test_lanes.py`.
+# Further arguments go to pytest: `bash tests/run.sh -m slow`, `bash tests/run.sh tests/unit/data/test_lanes.py`.
 # CA2CL_VENV names the environment's folder (default .venv-test).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""The method interface: what pre-training asks of a self-supervised method, and what a method asks of an engine.
+"""Interface of a self-supervised method, and of the engine under it.
 
 A method is a subclass of ``Method``, known by its name in ``methods.registry`` or as ``package.module:Class``. Most
 losses of two views are shorter as a ``methods.two_views.TwoViewMethod``, which brings exact accumulation along.
@@ -23,8 +23,6 @@ from ca2cl.models.resnet import Encoder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ca2cl.views.build import Views
-
 Panel = tuple[str, str, tuple[tuple[str, str], ...]]
 """A chart of the run's curves: its title, its unit, and names of terms with their labels."""
 
@@ -46,6 +44,19 @@ class Tiles(NamedTuple):
     epoch: int
     positions: Tensor
     second_order: Tensor | None = None
+
+
+class Views(Protocol):
+    """Augmented views of tiles, a pure function of what it is given (``views.batch.Views``)."""
+
+    def __call__(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """The strong and the weak view, normalised, (B, 3, S, S) each."""
+
+    def strong(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The strong view alone."""
+
+    def weak(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The weak view alone."""
 
 
 class ViewBatch(NamedTuple):

@@ -1,4 +1,4 @@
-"""Self-supervised methods by name, and those of a user's own.
+"""Registry of self-supervised methods.
 
 ``method.name`` is a name of ``METHODS``, or ``package.module:Class`` for a class that Python can import. The latter
 runs code, so a configuration file cannot say it (``cli.parser``): only whoever starts the job can.
@@ -6,14 +6,16 @@ runs code, so a configuration file cannot say it (``cli.parser``): only whoever 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from ca2cl.common.plugins import is_plugin, load_plugin
 from ca2cl.errors import InputError, nearest
 from ca2cl.methods.base import Method, MethodSettings
 
+DEFAULT = "ca2cl"
+"""That of a run which does not say: there was no other once."""
 METHODS = {"ca2cl": "ca2cl.methods.ca2cl.method:CA2CL", "simclr": "ca2cl.methods.simclr:SimCLR"}
 
 
@@ -24,13 +26,9 @@ def find_method(name: str) -> type[Method]:
         InputError: there is none, or it is no ``Method``.
     """
     path = METHODS.get(name, name)
-    if ":" not in path:
+    if not is_plugin(path):
         raise InputError(f"method.name is {name!r}: {nearest(name, [*METHODS])}; your own is package.module:Class")
-    module, _, kind = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"method.name is {name!r}: {error}; put its folder on PYTHONPATH, or install it") from None
+    found = load_plugin(path, "method.name")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise InputError(f"method.name is {name!r}: not a subclass of ca2cl.methods.base.Method")
     return found

@@ -1,4 +1,4 @@
-"""MLflow's copy of a run: a thread that follows the journal and sends what is new.
+"""Background thread that mirrors the journal to MLflow.
 
 The journal file itself is the queue, so it is bounded by the disk and nothing in it is ever lost: a store that is away
 costs one warning and a pause, and what it missed is sent when it is back, or by ``ca2cl sync RUN_DIR``.

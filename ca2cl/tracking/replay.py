@@ -1,4 +1,4 @@
-"""Sends a run's journal to MLflow: what is new, in batches, remembering how far it came.
+"""Send new journal lines to MLflow in batches.
 
 A line sent twice (killed between the sending and the remembering) makes the same rows, which MLflow's database keeps
 once. A job and any number of syncs of one folder take turns.
@@ -6,7 +6,6 @@ once. A job and any number of syncs of one folder take turns.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,11 +13,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl.common.files import replacing
+from ca2cl.common.locks import exclusive_lock
 from ca2cl.common.records import NONFINITE, is_file_name, is_number, is_whole, lies_in, parse_json
 from ca2cl.common.scratch import NoScratch
 from ca2cl.errors import InputError
@@ -74,7 +74,7 @@ class Replayer:
             InputError: the store is away (``StoreAway``) or refuses.
         """
         if self._find is not None:
-            with _in_turn(self.run_dir / LOCK_NAME):
+            with _in_turn(self.run_dir):
                 self.run_id = self._find()
             self._find = None
 
@@ -88,7 +88,7 @@ class Replayer:
         self.meet()
         if not self.journal.exists():
             return 0
-        with _in_turn(self.run_dir / LOCK_NAME):
+        with _in_turn(self.run_dir):
             self.offset = self._recall()  # another process may have sent some; a resumed run may have rewound it
             return self._send_from_here(stop)
 
@@ -225,18 +225,10 @@ def metrics_of(record: Mapping[str, Any]) -> Iterator[Metric]:
         yield Metric(name, float(value), timestamp, step)
 
 
-@contextmanager
-def _in_turn(lock: Path) -> Iterator[None]:
-    """One process at a time. A record lock, not flock: decoding workers would inherit that one."""
-    with lock.open("w", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            _log.info("%s: another process sends this run to MLflow, waiting for it", lock.parent)
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks: rows are idempotent all the same
-            _log.debug("%s: cannot be locked (%s)", lock, error.strerror)
-        yield
+def _in_turn(folder: Path) -> AbstractContextManager[Any]:
+    """One process at a time sends the run."""
+    waiting = f"{folder}: another process sends this run to MLflow, waiting for it"
+    return exclusive_lock(folder / LOCK_NAME, waiting=waiting)
 
 
 def _passes(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""One job's run: its folder with the journal, its MLflow run, and the thread that keeps the second like the first."""
+"""Run of a job: folder, journal, MLflow run and mirror thread."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import yaml
 
-from ca2cl.common.files import alone, replacing
-from ca2cl.common.job_dir import JOB_LOCK, LOCK_S
+from ca2cl.common.files import replacing
+from ca2cl.common.job_dir import JobDir
 from ca2cl.common.mlflow_names import LONGEST_RUN_NAME
 from ca2cl.common.redact import redact_all
 from ca2cl.config import TrackingConfig, flatten, to_dict
@@ -175,20 +175,15 @@ def hold_run(run_dir: str | Path) -> Iterator[ExitStack]:
     Raises:
         InputError: another job works in it and does not end within ``LOCK_S`` seconds, or it cannot be written.
     """
-    folder = Path(run_dir)
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_writable(folder, error) from None
+    job = JobDir(Path(run_dir), record=RUN_NAME, setting="run.output_dir", remedy="use a folder you can write")
+    new = not job.path.exists()
     with ExitStack() as held:
-        held.enter_context(alone(folder, JOB_LOCK, "use a folder you can write", LOCK_S))
+        held.enter_context(job.locked())
         try:
             yield held
         except InputError:
-            if new and [entry.name for entry in folder.iterdir()] == [JOB_LOCK]:  # a refused start leaves no folder
-                (folder / JOB_LOCK).unlink()
-                folder.rmdir()
+            if new and not (job.path / RUN_NAME).exists():  # a refused start leaves no folder
+                job.withdraw()
             raise
 
 

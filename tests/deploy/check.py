@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.jobs import training_lines
+from tests.support.jobs import training_lines
 
 PATIENCE = 900.0
 

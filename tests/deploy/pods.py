@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests.deploy.kubernetes import FOLDER, build, exit_codes
-from tests.jobs import ROOT, free_port, make_shards, training_lines
+from tests.support.jobs import ROOT, free_port, make_shards, training_lines
 
 STEPS = 12
 WITH_HOSTS = 'mount --bind "$HOSTS" /etc/hosts && exec "$@"'

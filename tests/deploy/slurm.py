@@ -22,7 +22,7 @@ from ca2cl.store.open import Store, open_store
 from ca2cl.training.checkpoint import Checkpointer, read_state
 from tests.deploy.check import Check, distance, steps, until
 from tests.deploy.cluster import NODES, Cluster
-from tests.jobs import ROOT
+from tests.support.jobs import ROOT
 
 STEPS = 60
 SETTINGS = ("--run.figures_every", "0", "--run.checkpoint_every", "20")

@@ -20,7 +20,7 @@ import psutil
 
 from tests.deploy.check import Check, distance, steps, until
 from tests.deploy.hosts import Hosts
-from tests.jobs import CONFIGS, ROOT, free_port, make_shards
+from tests.support.jobs import CONFIGS, ROOT, free_port, make_shards
 
 STEPS = 60
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.servers import Process, free_port
+from tests.support.servers import Process, free_port
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DATABASES = ("mlflow", "mlflow_auth")

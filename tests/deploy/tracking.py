@@ -17,8 +17,8 @@ from pathlib import Path
 import requests
 
 from tests.deploy.stack import DATABASES, DOCKER, Postgres, Service, store, tracking
-from tests.jobs import ROOT, make_shards, pretrain, start
-from tests.servers import free_port
+from tests.support.jobs import ROOT, make_shards, pretrain, start
+from tests.support.servers import free_port
 
 NAME = "mlflow.example.org"
 STEPS = 3

@@ -1,0 +1,160 @@
+"""``ca2cl encoders import``: register an encoder from elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from annotated_types import Ge
+
+from ca2cl import __version__
+from ca2cl.common.files import writing
+from ca2cl.common.redact import redact
+from ca2cl.common.scratch import scratch_folder
+from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.encoders.show import fetch_card
+from ca2cl.errors import InputError
+from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
+from ca2cl.registry.register import DIGEST_TAG, digest_of, log_and_register
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
+from ca2cl.registry.versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
+from ca2cl.store.open import Store, open_store, store_errors
+from ca2cl.tracking.run_record import create_mlflow_run
+
+POSITIONAL = ("source",)
+KIND = "import"
+_REMEDY = "free some space there, or set TMPDIR to a folder with more"
+_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Register an encoder that was not trained here.
+
+    It gets a run of its own (kind import) and a card that tells where it came from. The same weights for tiles of the
+    same size again register nothing: the version that they already are is named.
+    """
+
+    source: str
+    """The authors' .pth or .tar, a safetensors file, a run folder, torchvision:IMAGENET1K_V1, or whatever else a verb
+    takes as --encoder."""
+    name: str = ENCODER_NAME
+    """Registered model that it becomes a version of."""
+    arch: Literal["resnet18", "resnet34", "resnet50"] | None = None
+    """Its architecture; none takes the card's, or resnet18 where there is no card."""
+    input_size: int | None = None
+    """Side in pixels of the tiles that it is meant for; none takes the card's, or 224 where there is no card."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Which store it goes into. register_as is not used here: --name is."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(f"name is {self.name!r}: use letters, digits, . - and _")
+        check_ranges(self, input_size=Ge(32))
+
+
+def run(config: ImportConfig) -> int:
+    """Register the encoder and print its version. Returns the exit code.
+
+    Raises:
+        InputError: the source is no encoder, or the store cannot be used.
+    """
+    tracking = config.tracking
+    found = resolve_encoder(config.source, tracking_uri=tracking.uri, root=tracking.root, arch=config.arch)
+    store = open_store(tracking.uri, tracking.root)
+    with scratch_folder() as scratch:
+        folder = Path(scratch) / ENCODER_PATH
+        card = _card(found, config)
+        with writing(folder, _REMEDY):
+            save_encoder(folder, found.encoder.state_dict(), card)
+        digest = digest_of(folder / WEIGHTS_NAME)
+        card = dataclasses.replace(card, origin_sha256=_source_sha256(config.source, found.card.arch) or digest)
+        known = _registered_before(store, config.name, digest, card)
+        if known:
+            sys.stdout.write(f"{known.label} already has exactly these weights, nothing was registered\n")
+            return 0
+        run_id, version = _register(store, config, found, folder, card)
+    made = find_version(store, version, config.name)
+    sys.stdout.write(
+        f"{made.label}: {card.arch}, {card.input_size} px, from {card.origin} (sha256 {card.origin_sha256}), "
+        f"run {run_id}{''.join(f', the first and so {alias}' for alias in made.aliases)}\n"
+    )
+    return 0
+
+
+def _card(found: ResolvedEncoder, config: ImportConfig) -> EncoderCard:
+    path = Path(config.source).expanduser()
+    origin = str(path.resolve()) if path.exists() else found.uri
+    return dataclasses.replace(
+        found.card,
+        input_size=config.input_size or found.card.input_size,
+        predicts=(),  # a classifier's encoder is imported without its head
+        origin=redact(origin),
+        origin_run_id=found.source_run_id,
+        source_run_id=None,
+    )
+
+
+def _source_sha256(source: str, arch: str) -> str | None:
+    """Of the file that the weights were read from; None where there is no one file, or the store has it."""
+    path = Path(source).expanduser()
+    if source.startswith("torchvision:"):
+        from torchvision.models import get_model_weights
+
+        url = get_model_weights(arch)[source.partition(":")[2]].url
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if path.is_dir():
+        path = next(folder / WEIGHTS_NAME for folder in (path / ENCODER_PATH, path) if (folder / WEIGHTS_NAME).exists())
+    return digest_of(path) if path.is_file() else None
+
+
+def _registered_before(store: Store, name: str, digest: str, card: EncoderCard) -> EncoderVersion | None:
+    """The version with the same weights that also takes its tiles the same way."""
+    for entry in registered(store, name):
+        if entry.tag(DIGEST_TAG) != digest:
+            continue
+        try:
+            other = fetch_card(store, entry)
+        except InputError:  # its files are gone: the very reason to import it again
+            continue
+        if (other.arch, other.input_size, other.mean, other.std) == (card.arch, card.input_size, card.mean, card.std):
+            return entry
+    return None
+
+
+def _register(
+    store: Store, config: ImportConfig, found: ResolvedEncoder, folder: Path, card: EncoderCard
+) -> tuple[str, str]:
+    """A finished run of the kind import, and its version; a run that does not get so far ends as FAILED."""
+    tags = {"ca2cl.kind": KIND, **({ORIGIN_RUN_TAG: card.origin_run_id} if card.origin_run_id else {})}
+    run_name = config.tracking.run_name or f"{KIND} {Path(card.origin or '').name}"
+    run_id = create_mlflow_run(store, store.experiment_id(config.tracking.experiment), run_name, tags)
+    params = {
+        "source": card.origin,
+        "source_sha256": card.origin_sha256,
+        "arch": card.arch,
+        "input_size": card.input_size,
+        "ca2cl": __version__,
+    }
+    client = store.client
+    with store_errors(store.uri):
+        try:
+            for name, value in params.items():
+                client.log_param(run_id, name, value)
+            # downstream runs are tied to this run: the store may never have had the one that trained it
+            with writing(folder, _REMEDY):
+                save_encoder(folder, found.encoder.state_dict(), dataclasses.replace(card, source_run_id=run_id))
+            version = log_and_register(run_id, folder, config.name, store)
+            assert version is not None
+            if card.origin_run_id:
+                client.set_model_version_tag(config.name, version, ORIGIN_RUN_TAG, card.origin_run_id)
+            client.set_terminated(run_id, "FINISHED")
+        except BaseException:
+            client.set_terminated(run_id, "FAILED")
+            raise
+    return run_id, version

@@ -1,0 +1,105 @@
+"""Real jobs for the tests: made-up tissue, shards of it, and processes started as a user starts them."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ca2cl.data.shards.config import ShardConfig
+from ca2cl.data.shards.run import run as run_shard
+from ca2cl.data.synthetic.tissue import write_tissue
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_shards(folder: Path, tiles_per_class: int, seed: int = 0, size: int = 48) -> Path:
+    """Shards of made-up tissue in nine classes."""
+    tissue = write_tissue(folder / f"tissue-{seed}", tiles_per_class, size=size, seed=seed)
+    out = folder / f"shards-{seed}"
+    run_shard(ShardConfig(source=str(tissue), out=str(out), samples_per_shard=20, workers=1))
+    return out
+
+
+def start(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in ``folder`` with the package importable and one thread a process."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def as_printed(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the documents in ``folder``, beside the launcher configurations, as a user would: without the
+    variables that the test run sets."""
+    ours = ("OMP_", "MKL_", "CUDA_", "ACCELERATE_", "MLFLOW_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env |= {"PYTHONPATH": str(ROOT), "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **environment}
+    (folder / CONFIGS.name).exists() or (folder / CONFIGS.name).symlink_to(CONFIGS)
+    words = shlex.split(command)
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
+CONFIGS = ROOT / "accelerate_configs"
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def pretrain(
+    folder: Path, *arguments: str, processes: int = 1, config: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch -m ca2cl pretrain`` on CPU processes, through a shipped launcher configuration or none."""
+    launch = [*LAUNCH, "--mixed_precision", "no", "--num_machines", "1", "--dynamo_backend", "no"]
+    launch += ["--num_processes", str(processes)]
+    if config is not None:
+        launch += ["--config_file", str(CONFIGS / f"{config}.yaml"), "--main_process_port", str(free_port())]
+    elif processes > 1:
+        launch += ["--multi_gpu", "--main_process_port", str(free_port())]
+    # DeepSpeed would take itself for one with oneCCL
+    device = {"DS_ACCELERATOR": "cpu"} if "deepspeed" in (config or "") else {}
+    return start([*launch, "-m", "ca2cl", "pretrain", *arguments], folder, **device)
+
+
+def training_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The journal's training lines."""
+    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    return [line for line in lines if "step" in line]
+
+
+class Ranks:
+    """``ca2cl pretrain`` on ``processes`` CPU processes without a launcher, so that each one's end is its own.
+
+    A launcher ends the others when one has ended, and tells exit code 1 of them all.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, processes: int) -> None:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        env.pop("MLFLOW_TRACKING_URI", None)
+        if processes > 1:
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+        self.started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ca2cl", "pretrain", *arguments],
+                cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else env,
+            )
+            for rank in range(processes)
+        ]  # fmt: skip
+
+    def wait(self, seconds: float = 300) -> list[tuple[int, str]]:
+        """Exit code and stderr of each; one that hangs fails the test and is ended."""
+        try:
+            told = [process.communicate(timeout=seconds)[1] for process in self.started]
+        finally:
+            for process in self.started:
+                process.kill()
+        return [(process.returncode, text) for process, text in zip(self.started, told, strict=True)]

@@ -1,0 +1,113 @@
+"""The command line: help, recipes, spelling, exit codes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ca2cl.cli import main
+from ca2cl.cli.parser import parse, recipes
+from ca2cl.cli.verbs import VERBS
+
+
+def outcome(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    return code, *capfd.readouterr()
+
+
+def explanation(block: str) -> str:
+    """What help says of an option, less its name, placeholder, type and default."""
+    told = re.sub(r"^--\S+(?: (?:[A-Z_]+|\{\S+\}|\[\S+\]))*", "", " ".join(block.split()))
+    return re.sub(r"\(.*", "", told).strip()
+
+
+def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (((), 2), (("--help",), 0)):
+        code, out, _ = outcome(capfd, *arguments)
+        assert code == expected
+        assert all(f"  {verb}" in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if not verb.raw])
+def test_help_of_every_verb_explains_every_setting(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome(capfd, *verb.split(), "--help")
+    assert code == 0
+    assert "null" not in out  # the explanations' word is none
+    blocks = re.split(r"\n  (?=--)", out)[1:]
+    assert blocks
+    for block in blocks:
+        name = block.split()[0]
+        assert len(explanation(block).split()) >= 2, f"{verb}: {name} has no explanation"
+
+
+def test_the_first_word_of_a_group_lists_its_verbs(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in ((("encoders",), 2), (("encoders", "--help"), 0)):
+        code, out, _ = outcome(capfd, *arguments)
+        assert code == expected
+        assert [verb for verb in VERBS if f"  {verb}" in out] == [v for v in VERBS if v.startswith("encoders ")]
+
+
+def test_the_last_positional_takes_every_word_and_a_flag_needs_no_value() -> None:
+    words = ["1", "champion", "models:/a@b"]
+    settings = parse("encoders compare", [*words, "--json", "--tracking.root", "x"])
+    assert settings.encoders == tuple(words) and settings.json and settings.tracking.root == "x"
+    assert not parse("encoders compare", [*words, "--json", "false"]).json
+    assert parse("encoders list", ["--metrics", "AP", "1"]).metrics == ("AP", "1")
+
+
+def test_hyphens_are_taken_for_underscores(capfd: pytest.CaptureFixture[str]) -> None:
+    settings = parse("encoders promote", ["3", "--if-better=a-b", "--exit-code"])
+    assert (settings.what, settings.if_better, settings.exit_code) == ("3", "a-b", True)
+    assert parse("encoders import", ["x", "--input-size", "64"]).input_size == 64
+
+
+def test_a_setting_without_a_docstring_would_be_seen() -> None:
+    """The check above on what the parser prints for one."""
+    block = "--plain PLAIN         (type: int, default: 1)"
+    assert not explanation(block)
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome(capfd, "pretrain", "--recipe", recipe, "--optim.lr", "0.125", "--print_config")
+    assert code == 0
+    assert "lr: 0.125" in out and "epsilon_mode" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pretain",), "no verb 'pretain': did you mean pretrain?"),
+        (("pretrain", "--recipe", "smok"), "no recipe 'smok': did you mean smoke?"),
+        (("pretrain", "--optim.rl", "1"), "unknown setting optim.rl: did you mean optim.lr?"),
+        (("pretrain", "--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("pretrain", "--optim.lr", "fast"), "optim.lr"),
+        (("pretrain", "--optim.lr", "-1"), "optim.lr is -1.0: use more than 0"),
+        (("pretrain", "--model.norm", "batch"), "model.norm"),
+        (("shard",), "source"),
+        (("probe", "--train", "a", "--test", "b"), "encoder"),
+        (("doctor", "--lanes", "0"), "lanes is 0"),
+        (("sync", "nowhere"), "nowhere"),
+        (("encoders", "lst"), "no verb 'encoders lst': did you mean encoders list?"),
+        (("encodrs",), "no verb 'encodrs': did you mean encoders?"),
+        (("encoders", "show"), "what"),
+        (("encoders", "show", "1"), "no store there"),
+        (("encoders", "compare", "1"), "give two or more"),
+        (("encoders", "promote", "1", "--alias", "latest"), "MLflow's own"),
+        (("encoders", "promote", "1", "--alias", "v1"), "nothing like v1"),
+        (("encoders", "promote", "1", "--than", "best"), "needs if_better"),
+        (("encoders", "import", "random", "--input_size", "8"), "use 32 or more"),
+        (("encoders", "import", "random", "--name", "a/b"), "use letters"),
+        (("encoders", "import", "nowhere.pth"), "not there"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, _, error = outcome(capfd, *arguments)
+    assert code == 2
+    (line,) = error.splitlines()
+    assert line.startswith("ca2cl: error: ") and message in line, line
+    assert not list(tmp_path.iterdir())

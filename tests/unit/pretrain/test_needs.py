@@ -1,0 +1,105 @@
+"""What a step needs is said before the first one, and refused in one line where a machine does not have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ca2cl.cli import main
+from ca2cl.errors import InputError
+from ca2cl.models.heads import Network
+from ca2cl.models.resnet import build_encoder
+from ca2cl.pretrain.callbacks import _duration
+from ca2cl.pretrain.memory import _left_in_cgroups, bytes_a_tile, check_memory, free_bytes
+from ca2cl.runtime.precision import _has
+from tests.support.jobs import make_shards
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_the_estimate_is_what_autograd_keeps(arch: str) -> None:
+    network, kept = Network(build_encoder(arch)).train(), {}
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.randn(4, 3, 96, 96))
+    found = sum(size for place, size in kept.items() if place not in own) / 4
+    assert bytes_a_tile(Network, arch, 96, "no") == pytest.approx(found, rel=0.1)
+    assert bytes_a_tile(Network, arch, 96, "bf16") < 0.7 * found
+
+
+def test_the_estimate_draws_nothing_from_the_jobs_generator() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    bytes_a_tile(Network, "resnet18", 96, "no")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_fits_is_said_and_what_cannot_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    free = free_bytes(CPU)
+    check_memory(free / 1e4, 8, 64, CPU)
+    assert "a step holds about" in caplog.text and "free" in caplog.text
+    check_memory(free / 128, 48, 48, CPU)
+    assert caplog.records[-1].levelname == "WARNING" and "may not be enough" in caplog.text
+    with pytest.raises(
+        InputError,
+        match=r"micro_batch_size is 512, a process's whole share.*use --run.micro_batch_size (32|16) or less",
+    ):
+        check_memory(free / 128, 512, 512, CPU)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_cgroups_limit_counts_less_what_files_hold(tmp_path: Path, version: int) -> None:
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    base, line = tmp_path / "memory", "4:cpu,memory:/job/step\n"
+    if version == 2:
+        names, base, line = ("memory.max", "memory.current", "inactive_file"), tmp_path, "0::/job/step\n"
+    for folder, limit in ((base / "job" / "step", "9000"), (base / "job", "5000"), (base, "max")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text("3000\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{names[2]} 700\n")
+    (tmp_path / "own").write_text(line)
+    assert sorted(_left_in_cgroups(tmp_path, tmp_path / "own")) == [2700, 6700]
+
+
+def test_durations_are_in_the_two_largest_units() -> None:
+    told = {2.44: "2.4 s", 99: "99 s", 200: "3 min 20 s", 5 * 3600 + 720: "5 h 12 min", 76 * 3600 * 2: "6 d 8 h"}
+    assert {seconds: _duration(seconds) for seconds in told} == told
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("needs"), 10)
+
+
+def test_a_job_that_cannot_fit_is_one_line_and_leaves_nothing(
+    shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["--recipe", "smoke", "--data.shards", str(shards), "--run.output_dir", str(run)]
+    assert main(["pretrain", *arguments, "--data.image_size", "16384"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("ca2cl: error: run.micro_batch_size is 32") and "a step holds about" in line
+    assert not run.exists()
+
+
+@pytest.mark.skipif(_has("fp16"), reason="this CPU has fp16")
+def test_fp16_is_refused_where_it_is_emulated(shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    arguments = ["--recipe", "smoke", "--data.shards", str(shards), "--run.output_dir", str(run)]
+    assert main(["pretrain", *arguments, "--run.precision", "fp16"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "run.precision is fp16, which this CPU emulates" in line and line.endswith("use --run.precision no")
+    assert not run.exists()
