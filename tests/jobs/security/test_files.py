@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from ca2cl.cli import main
-from ca2cl.common.grid import read_result as read_training
 from ca2cl.common.job_dir import JobDir
 from ca2cl.common.records import read_fields
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
