@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from ca2cl.evaluation.probe.baselines import colour_histogram
 from ca2cl.evaluation.probe.sgd import RECIPE, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST
 from ca2cl.evaluation.splits import labelled_subset, slide_folds, stratified_folds
-from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 BUDGETS = (0.01, 0.1, 1.0)
 FOLDS = 5
@@ -109,10 +109,14 @@ def _sgd(batch: int, lr: float) -> Predict:
 def read(shards: str, encoder: str) -> ProbeSet:
     """The training tiles with the features of the encoder, a random network and a colour histogram."""
     found = resolve_encoder(encoder)
-    card, floor = found.card, resolve_encoder("random", arch=found.card.arch)
+    floor = resolve_encoder("random", arch=found.card.arch)
+    return features(shards, {"encoder": found, "random": floor.beside(found)})
+
+
+def features(shards: str, encoders: Mapping[str, ResolvedEncoder]) -> ProbeSet:
+    """The training tiles with each encoder's features, and a colour histogram."""
     extractors = {
-        name: frozen(network, card.input_size, card.mean, card.std)
-        for name, network in (("encoder", found.encoder), ("random", floor.encoder))
+        name: frozen(one.encoder, one.card.input_size, one.card.mean, one.card.std) for name, one in encoders.items()
     }
     return read_set(
         "features", shards, open_index(shards), {**extractors, "colour": colour_histogram},
@@ -121,7 +125,7 @@ def read(shards: str, encoder: str) -> ProbeSet:
 
 
 def score(data: ProbeSet, setting: Setting, seeds: int) -> Array:
-    """Held-out accuracy, mean over seeds, of every kind of features at every budget: (features, budgets)."""
+    """Held-out accuracy of every kind of features at every budget: (features, budgets, seeds)."""
     labels_N, slides = data.tiles.labels_N, slides_of(data)
     accuracy = np.zeros((len(data.tiles.values), len(BUDGETS), seeds))
     for seed in range(seeds):
@@ -134,7 +138,7 @@ def score(data: ProbeSet, setting: Setting, seeds: int) -> Array:
             for f, values_ND in enumerate(data.tiles.values.values()):
                 predicted = setting.predict(values_ND[fit], labels_N[fit], values_ND[held], seed)
                 accuracy[f, b, seed] = (predicted == labels_N[held]).mean()
-    return np.asarray(accuracy.mean(axis=2))
+    return accuracy
 
 
 def main() -> None:
@@ -154,7 +158,7 @@ def main() -> None:
         )
         baseline = None
         for setting in settings():
-            found = score(data, setting, options.seeds)
+            found = score(data, setting, options.seeds).mean(axis=2)
             baseline = found if baseline is None else baseline
             cells = "".join(f"{value:14.3f}" for value in found.flatten())
             print(f"{setting.name:32}{cells}   mean {found.mean():.3f} ({(found - baseline).mean():+.3f})", flush=True)

@@ -1,4 +1,4 @@
-"""``python -m ca2cl VERB …`` and ``accelerate launch … -m ca2cl pretrain …``."""
+"""``python -m ca2cl``, and ``accelerate launch ... -m ca2cl``."""
 
 import sys
 

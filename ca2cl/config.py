@@ -1,6 +1,6 @@
-"""Every setting of a pre-training job: frozen dataclasses, validated, one docstring a field.
+"""Settings that several verbs share: validated frozen dataclasses.
 
-The field names are a contract (DESIGN.md section 8): programs set them as ``--group.field value`` or in YAML.
+The field names are a contract: programs set them as ``--group.field value`` or in YAML.
 Settings of the other verbs stand beside the code that reads them; they follow the same form.
 """
 
@@ -9,8 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from annotated_types import Ge, Gt, Interval
 
 from ca2cl.common.mlflow_names import check_experiment, check_model_name, check_run_name, check_tracking_uri
 from ca2cl.common.redact import redact_all
@@ -23,6 +27,27 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def require(holds: bool, name: str, value: object, remedy: str) -> None:
     if not holds:
         raise InputError(f"{name} is {value!r}: {remedy}")
+
+
+_BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "ge": ("{} or more", operator.ge), "gt": ("more than {}", operator.gt),
+    "le": ("up to {}", operator.le), "lt": ("below {}", operator.lt),
+}  # fmt: skip
+
+
+def check_ranges(config: object, group: str = "", **ranges: Ge | Gt | Interval) -> None:
+    """Compare settings with their ranges; of a tuple every value. None is in any range.
+
+    Raises:
+        InputError: one is outside of its range.
+    """
+    for name, bounds in ranges.items():
+        given = getattr(config, name)
+        values = given if isinstance(given, tuple) else (given,)
+        limits = [(*_BOUNDS[kind], limit) for kind in _BOUNDS if (limit := getattr(bounds, kind, None)) is not None]
+        inside = all(value is None or holds(value, limit) for value in values for _, holds, limit in limits)
+        remedy = ", ".join(words.format(limit) for words, _, limit in limits)
+        require(inside, f"{group}.{name}" if group else name, given, f"use {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +74,10 @@ class DataConfig:
     """The run stops when more than this share of the samples read so far could not be decoded."""
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 32, "data.image_size", self.image_size, "use at least 32 pixels")
-        require(self.lanes >= 1, "data.lanes", self.lanes, "use at least 1 lane")
-        require(self.workers >= 0, "data.workers", self.workers, "use 0 or more worker processes")
-        require(self.cache_gb is None or self.cache_gb > 0, "data.cache_gb", self.cache_gb, "use a positive number")
-        require(self.fetch_timeout > 0, "data.fetch_timeout", self.fetch_timeout, "use a positive number of seconds")
-        require(0 <= self.max_bad_rate <= 1, "data.max_bad_rate", self.max_bad_rate, "use a share from 0 to 1")
+        check_ranges(
+            self, "data", image_size=Ge(32), lanes=Ge(1), workers=Ge(0), cache_gb=Gt(0), fetch_timeout=Gt(0),
+            max_bad_rate=Interval(ge=0, le=1),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +107,7 @@ class ModelConfig:
     """Standard deviation of the input's channels, divided by before the encoder."""
 
     def __post_init__(self) -> None:
-        require(self.projection_dim >= 2, "model.projection_dim", self.projection_dim, "use at least 2")
-        require(self.norm_group >= 2, "model.norm_group", self.norm_group, "use at least 2 samples a group")
-        require(self.norm_block >= 1, "model.norm_block", self.norm_block, "use 1 or more groups a block")
-        require(min(self.std) > 0, "model.std", self.std, "use positive numbers")
+        check_ranges(self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +124,7 @@ class ViewsConfig:
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         require(0 < low <= high <= 1, "views.crop_scale", self.crop_scale, "use 0 < smallest <= largest <= 1")
-        require(self.strength >= 0, "views.strength", self.strength, "use 0 or more")
+        check_ranges(self, "views", strength=Ge(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +156,10 @@ class ObjectiveConfig:
         return self.clusters if self.cluster_weight or self.mutual_information else 2
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, "objective.temperature", self.temperature, "use a positive number")
-        require(
-            self.cluster_temperature > 0,
-            "objective.cluster_temperature",
-            self.cluster_temperature,
-            "use a positive number",
-        )
-        require(self.clusters >= 2, "objective.clusters", self.clusters, "use at least 2 clusters")
-        require(self.cluster_weight >= 0, "objective.cluster_weight", self.cluster_weight, "use 0 or more")
-        require(self.lloyd_iterations >= 1, "objective.lloyd_iterations", self.lloyd_iterations, "use at least 1")
+        check_ranges(
+            self, "objective", temperature=Gt(0), cluster_temperature=Gt(0), clusters=Ge(2), cluster_weight=Ge(0),
+            lloyd_iterations=Ge(1),
+        )  # fmt: skip
         require(
             self.epsilon > 0, "objective.epsilon", self.epsilon, "use a positive number, or --objective.adversary false"
         )
@@ -176,13 +190,10 @@ class OptimConfig:
     """Largest norm of the whole gradient; none leaves it alone."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", self.lr, "use a positive number")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "use 0 or more")
-        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "use a number in [0, 1)")
-        require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "use 0 or more")
-        require(self.restart_epochs >= 1, "optim.restart_epochs", self.restart_epochs, "use at least 1")
-        clip = self.clip_norm
-        require(clip is None or clip > 0, "optim.clip_norm", clip, "use a positive number")
+        check_ranges(
+            self, "optim", lr=Gt(0), weight_decay=Ge(0), momentum=Interval(ge=0, lt=1), warmup_steps=Ge(0),
+            restart_epochs=Ge(1), clip_norm=Gt(0),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,16 +238,11 @@ class RunConfig:
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 2, "run.batch_size", self.batch_size, "use at least 2 tiles")
-        micro = self.micro_batch_size
-        require(micro is None or micro >= 2, "run.micro_batch_size", micro, "use at least 2 tiles")
-        require(self.epochs is None or self.epochs >= 1, "run.epochs", self.epochs, "use at least 1")
-        require(self.steps is None or self.steps >= 1, "run.steps", self.steps, "use at least 1")
-        for name in ("checkpoint_every", "keep_last", "log_every", "max_skipped"):
-            require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "use at least 1")
-        require(self.keep_every is None or self.keep_every >= 1, "run.keep_every", self.keep_every, "use at least 1")
-        require(0 <= self.seed < 2**31, "run.seed", self.seed, "use a number from 0 to 2147483647")
-        require(self.figures_every >= 0, "run.figures_every", self.figures_every, "use 0 or more")
+        check_ranges(
+            self, "run", batch_size=Ge(2), micro_batch_size=Ge(2), epochs=Ge(1), steps=Ge(1), checkpoint_every=Ge(1),
+            keep_last=Ge(1), log_every=Ge(1), max_skipped=Ge(1), keep_every=Ge(1), figures_every=Ge(0),
+            seed=Interval(ge=0, lt=2**31),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +260,9 @@ class TrackingConfig:
     register_as: str | None = "ca2cl-encoder"
     """Registered model that the finished encoder (fine-tuning: the best classifier) becomes a version of; none
     registers nothing."""
+    sinks: tuple[str, ...] = ()
+    """Metrics trackers beside MLflow that get the journal's lines, too: module:Class of your own
+    (docs/architecture.md)."""
 
     def __post_init__(self) -> None:
         check_experiment("tracking.experiment", self.experiment)

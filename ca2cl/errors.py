@@ -1,4 +1,4 @@
-"""The one error that users are meant to see."""
+"""The error type for bad usage and input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: finds the verb, runs it, one line for a user's error, and the exit code.
+"""Entry point of the command line.
 
 Exit codes: 0 done, 2 bad usage or input (one line on stderr, no traceback), 3 an alias that ``encoders promote
 --exit_code`` left where it was, 85 preempted after a checkpoint, 130 stopped by

@@ -1,4 +1,4 @@
-"""``ca2cl launch``: accelerate's launcher, for schedulers that count on signals and exit codes.
+"""``ca2cl launch``: accelerate's launcher with the job's exit code and signals.
 
 ``accelerate launch`` ends with 1 whatever its processes ended with, so that no scheduler can tell a preempted job (85)
 from a broken one; it dies of SIGUSR1, and gives SIGTERM's receivers 30 s. Here the launcher's own work is done in a

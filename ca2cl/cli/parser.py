@@ -1,4 +1,4 @@
-"""A verb's settings from the command line and YAML files: a parser made of the settings' dataclass."""
+"""Parse a verb's settings from the command line and YAML files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``ca2cl quickstart``: the whole pipeline on made-up tissue, by the commands that a user would type."""
+"""``ca2cl quickstart``: the whole pipeline on synthetic tissue.
+
+It runs the commands that a user would type, and prints each.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from annotated_types import Ge
+
 from ca2cl.common.records import parse_json
-from ca2cl.config import TrackingConfig
+from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.errors import InputError
 from ca2cl.store.databases import sqlite_uri
 
@@ -37,10 +42,7 @@ class QuickstartConfig:
     """Optimizer steps of pre-training."""
 
     def __post_init__(self) -> None:
-        if self.tiles_per_class < 10:
-            raise InputError(f"tiles_per_class is {self.tiles_per_class}: use at least 10")
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}: use at least 1")
+        check_ranges(self, tiles_per_class=Ge(10), steps=Ge(1))
 
 
 def run(config: QuickstartConfig) -> int:

@@ -1,4 +1,7 @@
-"""Standard streams that a job never dies of: readers that leave, full disks, closed descriptors, narrow encodings."""
+"""Standard streams that cannot end a job.
+
+A reader may leave, a disk fill up, a descriptor be closed, or an encoding lack a character.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs: what each is for, and where its code and its settings are."""
+"""Table of the verbs: summary, module, settings, exit behaviour."""
 
 from __future__ import annotations
 
@@ -79,17 +79,11 @@ VERBS = {
         "images -> COCO, masks and overlays of a detector", "ca2cl.detection.predict", "PredictConfig"
     ),
     "report": Verb("a run -> one HTML page that shows and scores it", "ca2cl.report.run", "ReportConfig"),
-    "encoders list": Verb("registered encoders and what they score", "ca2cl.registry.commands.list", "ListConfig"),
-    "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.registry.commands.show", "ShowConfig"),
-    "encoders compare": Verb(
-        "downstream metrics of encoders side by side", "ca2cl.registry.commands.compare", "CompareConfig"
-    ),
-    "encoders promote": Verb(
-        "give an encoder an alias, if it is better", "ca2cl.registry.commands.promote", "PromoteConfig"
-    ),
-    "encoders import": Verb(
-        "register an encoder that came from elsewhere", "ca2cl.registry.commands.import_", "ImportConfig"
-    ),
+    "encoders list": Verb("registered encoders and what they score", "ca2cl.encoders.list", "ListConfig"),
+    "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.encoders.show", "ShowConfig"),
+    "encoders compare": Verb("downstream metrics of encoders side by side", "ca2cl.encoders.compare", "CompareConfig"),
+    "encoders promote": Verb("give an encoder an alias, if it is better", "ca2cl.encoders.promote", "PromoteConfig"),
+    "encoders import": Verb("register an encoder that came from elsewhere", "ca2cl.encoders.import_", "ImportConfig"),
     "reproduce nct": Verb(
         "the authors' tables, cell by cell, yours beside theirs",
         "ca2cl.reproduce.run",

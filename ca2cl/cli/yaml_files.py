@@ -1,4 +1,4 @@
-"""YAML files of settings, as the flags that they stand for: one reading of values, wherever they are written."""
+"""Translate YAML settings into command-line flags, so both are parsed alike."""
 
 from __future__ import annotations
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from ca2cl.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 
 def file_sha256(path: Path) -> str:
@@ -69,6 +64,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path, remedy: str, name: str = "*") -> None:
+    """Remove what killed writers of ``name`` left in ``folder``; nobody may write there now. ``remedy`` as above."""
+    for temporary in folder.glob(f".{name}.tmp-*"):
+        with writing(temporary, remedy):
+            temporary.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -104,53 +106,3 @@ def fresh_folder(root: Path) -> Iterator[Path]:
         os.replace(temporary, root)  # noqa: PTH105 - a rename onto an empty folder is what makes this atomic
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def alone(folder: Path, lock_name: str, remedy: str, patience: float = 0.0) -> Iterator[None]:
-    """Make the folder and keep other jobs out of it; the lock goes with this process, however it ends.
-
-    A record lock, not flock: decoding workers would inherit that one, and they outlive a killed parent by seconds.
-
-    Args:
-        patience: seconds that another job may take to get out.
-
-    Raises:
-        InputError: another job works in it, or it cannot be written.
-    """
-    deadline = time.monotonic() + patience
-    while True:
-        with writing(folder, remedy):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / lock_name).open("a")  # "w" would give a finished job's folder another time
-        with lock:
-            _wait_for(lock, folder, deadline)
-            if _is_at(lock, folder / lock_name):  # or who held it has taken the file away, and another makes a new one
-                yield
-                return
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _wait_for(lock: IO[str], folder: Path, deadline: float) -> None:
-    told = False
-    while True:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except (BlockingIOError, PermissionError):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise InputError(f"{folder}: another job is writing here; wait for it, or end it") from None
-        except OSError as error:  # file systems without locks
-            logger.warning("%s: cannot be locked (%s); do not run two jobs in it", folder, error.strerror)
-            return
-        if not told:
-            logger.info("%s: another job is writing here; waiting for it, %.0f s at most", folder, left)
-        told = True
-        time.sleep(0.2)

@@ -1,32 +1,24 @@
-"""The folder of a job that may be started again: which job's it is, written down in one file of it, and its lock."""
+"""Job directory: owner record and lock."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ca2cl.common.files import alone, write_atomic
+from ca2cl.common.files import remove_temporaries, write_atomic, writing
+from ca2cl.common.locks import Locked, exclusive_lock
 from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
 
-_REMEDY = "give a folder you can write"
 _SHOWN = 4
-JOB_LOCK, LOCK_S = ".lock", 120.0
+LOCK_NAME, LOCK_S = ".lock", 120.0
 """A job that is started again may find the one before still ending, or a file server that still holds its lock."""
-
-
-def hold_job(folder: Path, held: ExitStack) -> str:
-    """Keep other jobs out of a folder until the stack is closed; what is wrong, or nothing."""
-    try:
-        held.enter_context(alone(folder, JOB_LOCK, _REMEDY, LOCK_S))
-    except InputError as error:
-        return str(error)
-    return ""
+REMEDY = "give a folder you can write"
 
 
 def changed(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -41,59 +33,118 @@ def listed(changes: Sequence[str]) -> str:
     return ", ".join(changes[:_SHOWN]) + more
 
 
-def other_job(folder: Path, changes: Sequence[str]) -> str:
-    """The line that refuses a folder in which another job has begun."""
-    return f"output_dir {str(folder)!r} holds another job ({listed(changes)}): use those settings, or another folder"
+def job_record(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Record of a job with these settings, and what else it is known by."""
+    content = {"settings": dict(settings), **more}
+    text = json.dumps(content if more else content["settings"], sort_keys=True)
+    return {"digest": hashlib.sha256(text.encode()).hexdigest(), **content}
+
+
+def _settings_changed(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return changed(first["settings"], now["settings"])
 
 
 @dataclass(frozen=True)
-class JobFolder:
-    """A folder, and the name of the file in it that says whose it is."""
+class JobDir:
+    """Directory of a job that may be started again."""
 
     path: Path
-    record: str
+    record: str = "job.json"
+    """Name of the file that says whose it is."""
+    differences: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]] = _settings_changed
+    """In what the job of the first record differs from that of the second."""
+    foreign: tuple[str, ...] = ("[!.]*",)
+    """Patterns of what a directory without a record must not hold."""
+    setting: str = "output_dir"
+    remedy: str = REMEDY
+    lock: str = LOCK_NAME
+    forks: bool = True
+    """Whether a killed job's forked workers may outlive it; see ``exclusive_lock``."""
+    temporaries: tuple[str, ...] = ()
+    """Folders in it that are cleared of half-written files once it is locked."""
 
-    def differing(self, settings: Mapping[str, Any]) -> list[str] | None:
-        """``changed`` of the job that the folder belongs to and this one; None where it is nobody's.
+    def changes(self, record: Mapping[str, Any]) -> list[str] | None:
+        """In what the job that the directory belongs to differs from this one; None where it is nobody's.
 
         Raises:
-            InputError: the record is damaged, or the folder holds something else.
+            InputError: the record is damaged, or the directory holds something else.
         """
-        held = self._held()
-        if held is not None:
-            return changed(held, settings)
-        out = self.path
-        if out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
-            raise InputError(f"output_dir {str(out)!r} is not empty and holds no such job: use another folder")
+        path = self.path / self.record
+        try:
+            return self.differences(parse_json(path.read_text(encoding="utf-8")), record)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: damaged ({error!r}); use another {self.setting}") from None
+        if any(True for pattern in self.foreign for _ in self.path.glob(pattern)):
+            raise InputError(
+                f"{self.setting} {str(self.path)!r} is not empty and holds no such job: use another folder"
+            )
         return None
 
-    def check(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the folder is this job's already; False where it is nobody's.
+    def check(self, record: Mapping[str, Any]) -> bool:
+        """Whether the directory is this job's already; False where it is nobody's.
 
         Raises:
             InputError: it is another's, or holds something else.
         """
-        changes = self.differing(settings)
+        changes = self.changes(record)
         if changes:
-            raise InputError(other_job(self.path, changes))
+            raise InputError(
+                f"{self.setting} {str(self.path)!r} holds another job ({listed(changes)}): use those settings, or "
+                "another folder"
+            )
         return changes is not None
 
-    def claim(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder this job's.
+    def begin(self, record: Mapping[str, Any], held: ExitStack, timeout: float | None = None) -> bool:
+        """Lock the directory until ``held`` is closed, and check it; the result and errors are those of both."""
+        self.check(record)  # before anything is written to another job's directory
+        held.enter_context(self.locked(timeout))
+        return self.check(record)  # the job before may just have claimed it
+
+    def claim(self, record: Mapping[str, Any]) -> None:
+        """Make the directory this job's, if ``check`` agrees."""
+        if not self.check(record):
+            self.write(record)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write the record."""
+        write_atomic(self.path / self.record, (json.dumps(dict(record), indent=1) + "\n").encode(), self.remedy)
+
+    def withdraw(self) -> None:
+        """Take back the claim of a job that was refused: no record, and no directory if nothing else is in it."""
+        (self.path / self.record).unlink(missing_ok=True)
+        if [entry.name for entry in self.path.iterdir()] == [self.lock]:
+            (self.path / self.lock).unlink()
+            self.path.rmdir()
+
+    @contextmanager
+    def locked(self, timeout: float | None = None) -> Iterator[None]:
+        """Make the directory and keep other jobs out of it; the lock goes with this process, however it ends.
+
+        Args:
+            timeout: seconds that another job may take to get out; None: ``LOCK_S``.
 
         Raises:
-            InputError: it is another's, or cannot be written.
+            InputError: another job works in it, or it cannot be written.
         """
-        if not self.check(settings):
-            digest = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()
-            record = {"digest": digest, "settings": dict(settings)}
-            write_atomic(self.path / self.record, (json.dumps(record, indent=1) + "\n").encode(), _REMEDY)
+        with ExitStack() as held:
+            while not self._lock(held, LOCK_S if timeout is None else timeout):
+                pass
+            for folder in self.temporaries:
+                remove_temporaries(self.path / folder, self.remedy)
+            yield
 
-    def _held(self) -> dict[str, Any] | None:
-        path = self.path / self.record
+    def _lock(self, held: ExitStack, timeout: float) -> bool:
+        path = self.path / self.lock
+        waiting = f"{self.path}: another job is writing here; waiting for it, {timeout:.0f} s at most"
         try:
-            return dict(parse_json(path.read_text(encoding="utf-8"))["settings"])
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error!r}); use another output_dir") from None
+            with writing(self.path, self.remedy):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(exclusive_lock(path, timeout, waiting=waiting, per_process=self.forks))
+                except FileNotFoundError:  # the holder was refused, and has removed the new directory
+                    return False
+        except Locked as holder:
+            raise InputError(f"{self.path}: another job is writing here; wait for it, or end it{holder}") from None
+        return True

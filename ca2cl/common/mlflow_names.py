@@ -1,4 +1,4 @@
-"""Names and addresses that MLflow takes: held against its rules before a job begins, which it asks only at the end."""
+"""Check names and URIs against MLflow's rules before a job begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages that only some verbs need: imported where they are used, with one error that says what to install."""
+"""Import optional packages, with one error that says what to install."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What files from elsewhere are held against before they are believed: JSON, numbers and names in it.
+"""Validation of untrusted input files: JSON records, numbers and names.
 
 Nothing here, or in any reader of this package, runs what it reads: see README, "What is never run".
 """
@@ -10,13 +10,103 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+
+from annotated_types import Interval
 
 from ca2cl.common.redact import redact
+from ca2cl.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 NONFINITE = "nonfinite"
 """Field of a JSON line that names its values which are not finite."""
+Count = Annotated[int, Interval(ge=0, lt=2**63)]
+"""Type of a record's field: a whole number that 64 bits hold. True and False are none."""
+Number = float | Annotated[int, Interval(gt=-(2**1023), lt=2**1023)]
+"""Type of a record's field: a number that a float holds, kept as it is written."""
+T = TypeVar("T")
+
+
+class DamagedRecord(InputError):
+    """A file that is not what its reader needs."""
+
+
+def read_record(path: Path, model: type[T], remedy: str, *, newest: int | None = None, absent: str = "") -> T:
+    """The record in a JSON file.
+
+    Args:
+        path: the file.
+        model, remedy, newest: as for ``parse_record``.
+        absent: what to say instead where there is no file.
+
+    Raises:
+        DamagedRecord: it is missing, cannot be read, or is not such a record.
+        InputError: it is of a newer schema.
+    """
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedRecord(f"{path}: {absent or f'no such file; {remedy}'}") from None
+    except OSError as error:
+        raise DamagedRecord(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    return parse_record(text, model, path, remedy, newest=newest)
+
+
+def parse_record(text: str | bytes, model: type[T], where: object, remedy: str, *, newest: int | None = None) -> T:
+    """A JSON text as an instance of ``model``.
+
+    Nothing is converted: "1" and True are no numbers.
+
+    Args:
+        model: a dataclass, or another type that pydantic knows. A dataclass may have a ``__pydantic_config__``, and a
+            ``__post_init__`` that raises ValueError.
+        where: the file, for messages.
+        remedy: the end of a message.
+        newest: the newest ``schema_version`` that is known; None where there are no versions.
+
+    Raises:
+        DamagedRecord: it is not such a record; names the field and its value.
+        InputError: it is of a newer schema.
+    """
+    from pydantic import ValidationError
+
+    try:
+        raw = parse_json(text)
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if newest is not None and is_whole(version, newest + 1):
+            raise InputError(f"{where}: schema {version} is newer than this version's {newest}; upgrade ca2cl")
+        record: T = _adapter(cast(Any, model)).validate_json(text, strict=True)
+        return record
+    except ValidationError as error:
+        raise DamagedRecord(f"{where}: {_fault(error, raw)}; {remedy}") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise DamagedRecord(f"{where}: not JSON ({error}); {remedy}") from None
+
+
+@cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(model)
+
+
+def _fault(error: ValidationError, raw: Any) -> str:
+    """What is wrong with a record: its missing fields, or the first field with a wrong value."""
+    faults = error.errors(include_url=False, include_context=False)
+    missing = [str(fault["loc"][0]) for fault in faults if fault["type"] == "missing" and len(fault["loc"]) == 1]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    reason = faults[0]["msg"]
+    if not faults[0]["loc"]:  # the whole record is at fault, and a __post_init__ says why
+        return reason.removeprefix("Value error, ")
+    field = faults[0]["loc"][0]
+    return f"{field} is {raw[field]!r:.100} ({reason})"
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Secrets that stand in URIs: taken out of whatever is written down, sent or shown."""
+"""Redact secrets in URIs before anything is written, sent or printed."""
 
 from __future__ import annotations
 

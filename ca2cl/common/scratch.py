@@ -1,4 +1,4 @@
-"""Temporary folders that say which one is full or missing."""
+"""Temporary folders, with an error that names a full or missing one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain tables for a terminal: aligned columns, two blanks between them, a rule under the heads."""
+"""Print plain tables with aligned columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoded bytes of one tile -> uint8 RGB.
+"""Decode one tile's bytes to RGB pixels.
 
 JPEG goes through libjpeg-turbo (simplejpeg) with the accurate DCT and smooth chroma upsampling, so that pixels equal
 Pillow's; the fast variants differ by a few grey levels and would make a tile depend on who decoded it. What

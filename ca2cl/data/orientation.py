@@ -1,4 +1,4 @@
-"""Which way up an image is stored, and the one rule for it: pixels are taken as they are stored, in every format.
+"""EXIF orientation: pixels are taken as they are stored.
 
 A camera or a viewer may note in a file that it is to be shown turned (EXIF or TIFF tag 274, XMP ``tiff:Orientation``).
 That is not followed here: a tile has no way up, bytes are kept as they came, masks and COCO files count the pixels that

@@ -1,4 +1,4 @@
-"""``ca2cl detect predict``: a trained detector on a folder of images → COCO, label masks, pictures, scores."""
+"""``ca2cl detect predict``: COCO results, label masks, overlays and scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from annotated_types import Interval
 from PIL import Image as PILImage
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from ca2cl.common.files import fresh_folder, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.common.tables import aligned
-from ca2cl.config import TrackingConfig
+from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.data.sources.image_folder import EXTENSIONS
@@ -74,8 +75,7 @@ class PredictConfig:
     """Where the run is."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_score < 1:
-            raise InputError(f"min_score is {self.min_score}: use a number between 0 and 1")
+        check_ranges(self, min_score=Interval(gt=0, lt=1))
 
 
 def run(config: PredictConfig) -> int:
@@ -157,7 +157,7 @@ def _load(config: PredictConfig) -> Detector:
 
 def _of_job(path: Path) -> Path:
     """A detector's folder; the first training's where ``path`` is a job's or a training's."""
-    for folder in (path, path / DETECTOR, path / CELLS / FIRST.folder / DETECTOR):
+    for folder in (path, path / DETECTOR, path / CELLS / FIRST.name / DETECTOR):
         if (folder / CARD).exists():
             return folder
     return path

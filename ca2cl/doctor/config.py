@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ca2cl.config import ModelConfig, RunConfig, TrackingConfig
-from ca2cl.errors import InputError
+from annotated_types import Ge, Gt
+
+from ca2cl.config import ModelConfig, RunConfig, TrackingConfig, check_ranges
 
 POSITIONAL = ()
 
@@ -58,10 +59,6 @@ class DoctorConfig:
     """Its tracking.root: folder of the embedded store."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "lanes", "processes", "count"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)!r}: use 1 or more")
-        if self.patience <= 0:
-            raise InputError(f"patience is {self.patience!r}: use a positive number of seconds")
-        if self.image_size < 32:
-            raise InputError(f"image_size is {self.image_size!r}: use at least 32 pixels")
+        check_ranges(
+            self, batch_size=Ge(1), lanes=Ge(1), processes=Ge(1), count=Ge(1), patience=Gt(0), image_size=Ge(32)
+        )

@@ -1,4 +1,4 @@
-"""One thing that was looked at, and how all of them are told."""
+"""Result of one check, and how results are printed."""
 
 from __future__ import annotations
 

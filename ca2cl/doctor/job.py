@@ -1,4 +1,4 @@
-"""A job's data: whether shards, lanes, processes and workers fit, and whether tiles come as fast as they are taken."""
+"""Check a job: shards, lanes, processes, workers and decoding rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ranks of a launch: who is where, and whether they reach one another."""
+"""Check a launch: which ranks there are, and whether they connect."""
 
 from __future__ import annotations
 

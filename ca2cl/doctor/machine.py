@@ -1,4 +1,4 @@
-"""The machine: versions, devices, precisions, shared memory, the tracking store."""
+"""Check the machine: versions, devices, precisions, shared memory, tracking store."""
 
 from __future__ import annotations
 

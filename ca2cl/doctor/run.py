@@ -1,4 +1,4 @@
-"""``ca2cl doctor``: look before you train."""
+"""``ca2cl doctor``: checks before training, and a sheet of views."""
 
 from __future__ import annotations
 

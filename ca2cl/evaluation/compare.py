@@ -1,4 +1,4 @@
-"""The encoder against everything else in the table, tile by tile: same draws, same test tiles."""
+"""Paired comparisons of encoders on the same draws and test tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two data sets of a probe: opened, checked against each other, turned into features."""
+"""Open labelled train and test sets, and check that they match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen features: every tile is read and decoded once, and all encoders and floors look at it together."""
+"""Extract frozen features, decoding every tile once for all encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled tiles for fine-tuning: which are held out, and the order in which the others are seen.
+"""Labelled tiles: the held-out split and the training order.
 
 Legend: N labelled tiles to train on, G global batch, W world size, B this rank's share of a batch or of a micro-batch.
 """

@@ -1,4 +1,4 @@
-"""What a test set shares with what a model has seen: tiles, slides or patients, and its encoder's training data.
+"""Find tiles, slides or patients that a test set shares with training.
 
 One search for every verb that scores. What it finds is named in the log, stands under the table (``lines``), in the
 JSON, and in MLflow's tag ``ca2cl.leak`` (``tag``); runs with that tag promote no encoder (``tracking.downstream``).

@@ -1,4 +1,4 @@
-"""How good a classifier is: every score that any table of ca2cl shows comes from here (``statistics`` says how sure).
+"""Classification metrics: accuracy, balanced accuracy, F1, AUROC, confusion matrix.
 
 Legend: N test tiles, K classes, S seeds.
 """

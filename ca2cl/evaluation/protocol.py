@@ -1,4 +1,4 @@
-"""What an evaluation may look at: the honest protocol, and what the method's authors did, task by task.
+"""Evaluation protocols: honest, and the authors' own.
 
 The second is here to stand beside their tables. Their two tasks differ: the linear probe keeps the epoch that is most
 accurate on the test tiles; fine-tuning keeps the one that is most accurate on a fifth of the training tiles, split off

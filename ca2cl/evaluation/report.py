@@ -1,4 +1,4 @@
-"""What a probe leaves behind: a table for people, JSON for programs, a confusion matrix for the eye."""
+"""Result tables as text, JSON and confusion-matrix plots."""
 
 from __future__ import annotations
 

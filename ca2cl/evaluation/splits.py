@@ -1,4 +1,4 @@
-"""Which tiles count as labelled: stratified subsets and folds that are pure functions of (labels, budget, seed)."""
+"""Label budgets and folds, stratified and seeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a number may be off: the interval of an accuracy, and the interval and the test of a difference.
+"""Confidence intervals and paired tests that resample slides.
 
 Tiles of one slide or patient are right or wrong together, and so are all tiles under one draw of labels. So what is
 left out, and what is flipped, are whole slides and whole draws; single tiles only where no slide is known, and whoever

@@ -1,4 +1,4 @@
-"""OUT: whether it may be written, and how it comes into being, whole or not at all.
+"""Check and create the output path, atomically.
 
 Everything is written into a hidden folder beside OUT under its final names, looked at there, and renamed.
 """

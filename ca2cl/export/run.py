@@ -1,4 +1,4 @@
-"""``ca2cl export``: an encoder as a file that another program loads, tried by that program's own means first."""
+"""``ca2cl export``: write an encoder for another library, verified by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a target of ``ca2cl export`` is made of, and what several targets share.
+"""Protocol of an export format, and helpers that formats share.
 
 Shapes: B tiles, S side of the input, D features.
 """

@@ -1,4 +1,4 @@
-"""detectron2: a ``.pth`` for ``DetectionCheckpointer``, and beside it the settings that belong to the weights.
+"""Export to detectron2: a ``.pth`` backbone and its settings.
 
 A ``.pkl``, which detectron2's own converter writes, would be a pickle; its checkpointer reads a ``.pth`` just as well.
 """

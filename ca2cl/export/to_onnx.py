@@ -1,4 +1,4 @@
-"""ONNX: RGB in [0, 1] → features, with the normalisation inside, for any number of tiles at a time.
+"""Export to ONNX, with normalisation inside and a dynamic batch.
 
 The normalisation is inside because the programs that read ONNX (viewers, browsers, servers in other languages) have no
 card to read it from. The resize to the card's side is not: it is up to whoever cuts the tiles.

@@ -1,4 +1,4 @@
-"""safetensors: a folder with the two files that the registry has, which every verb takes as ``--encoder``.
+"""Export to a folder that every verb takes as ``--encoder``.
 
 A folder and not a file, because the card must stay with the weights: without it size and normalisation are guesses.
 """

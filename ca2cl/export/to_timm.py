@@ -1,4 +1,7 @@
-"""timm: a file for ``timm.create_model(checkpoint_path=…)``. Its plain ResNets have torchvision's names."""
+"""Export to timm: a file for ``create_model(checkpoint_path=...)``.
+
+timm's plain ResNets have torchvision's key names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchvision: a state dict under its ResNets' names, without ``fc``."""
+"""Export to torchvision: a ResNet state dict without ``fc``."""
 
 from __future__ import annotations
 

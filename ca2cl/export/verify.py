@@ -1,4 +1,4 @@
-"""Whether a file is the encoder: its features of a few tiles against the encoder's own.
+"""Verify an exported file: its features must equal the encoder's.
 
 Shapes: B tiles, S side of the input, D features.
 """

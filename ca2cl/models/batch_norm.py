@@ -1,4 +1,4 @@
-"""BatchNorm whose samples and running statistics are ours to choose.
+"""BatchNorm over chosen samples, ranks or groups.
 
 ``sync`` takes the statistics of a forward pass over all processes. torch's SyncBatchNorm refuses CPU tensors in a
 process group and breaks ``torch.compile`` graphs (pytorch#161302); this one is three all-reduces and serves every

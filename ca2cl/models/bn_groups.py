@@ -1,4 +1,4 @@
-"""Which tiles of a batch share BatchNorm statistics under ``model.norm lane_group`` (DESIGN.md 3.1).
+"""Groups of tiles that share BatchNorm statistics under ``model.norm lane_group`` (docs/mathematics.md).
 
 A block is k groups' worth of tiles, taken from lanes l = b, b + N, b + 2 N, ... where N is the number of blocks (or
 from one lane, where a batch takes a whole block or more of each). A rank serves lanes l = r (mod W): if W divides N it

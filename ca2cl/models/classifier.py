@@ -1,4 +1,4 @@
-"""An encoder with a linear head: what fine-tuning trains."""
+"""Encoder with a linear head."""
 
 from __future__ import annotations
 

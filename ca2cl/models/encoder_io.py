@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from annotated_types import Ge, Gt, Interval, Len
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ca2cl.common.files import replacing
-from ca2cl.common.records import is_number, is_text, is_whole, json_line, parse_json
+from ca2cl.common.records import Count, Number, json_line, parse_record, read_record
 from ca2cl.errors import InputError
 from ca2cl.models.resnet import ARCHITECTURES, Encoder, build_encoder
 
@@ -22,9 +23,8 @@ WEIGHTS_NAME = "encoder.safetensors"
 CARD_NAME = "card.json"
 SCHEMA_VERSION = 1
 _LARGEST = 8192  # side in pixels, or features: beyond it a card would only ask for memory
-_OPTIONAL_TEXTS = (
-    "manifest_digest", "config_digest", "commit", "source_run_id", "origin", "origin_sha256", "origin_run_id",
-)  # fmt: skip
+_Size = Annotated[int, Interval(ge=1, le=_LARGEST)]
+_AGAIN = "export the encoder again"
 # torchvision's classifier, and BatchNorm's step counter, which some exporters leave out and inference never reads
 _HEAD = "fc."
 _COUNTER = "num_batches_tracked"
@@ -34,12 +34,14 @@ _COUNTER = "num_batches_tracked"
 class EncoderCard:
     """What must be known of an encoder to use it, and where it comes from."""
 
+    __pydantic_config__ = {"allow_inf_nan": False}
+
     arch: str
-    feature_dim: int
-    input_size: int
+    feature_dim: _Size
+    input_size: _Size
     """Side in pixels of the tiles it was trained on."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Annotated[tuple[Number, ...], Len(3, 3)]
+    std: Annotated[tuple[Annotated[Number, Gt(0)], ...], Len(3, 3)]
     manifest_digest: str | None = None
     """Identity of the tiles it was trained on."""
     earlier_manifests: tuple[str, ...] = ()
@@ -49,9 +51,9 @@ class EncoderCard:
     """Classes of the head ``fc`` in the order of its rows, where the weights have one: then it is a classifier too."""
     config_digest: str | None = None
     commit: str | None = None
-    step: int = 0
+    step: Count = 0
     """Optimizer steps of training."""
-    metrics: dict[str, float | None] = field(default_factory=dict)
+    metrics: dict[str, Number | None] = field(default_factory=dict)
     """Last numbers of the journal."""
     source_run_id: str | None = None
     origin: str | None = None
@@ -60,7 +62,11 @@ class EncoderCard:
     """Of the file that it was imported from, or of the weights where there was no one file."""
     origin_run_id: str | None = None
     """Run that trained it, as far as what it was imported from told."""
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES:
+            raise ValueError(f"arch is {self.arch!r}, not one of {', '.join(ARCHITECTURES)}")
 
     @property
     def manifests(self) -> tuple[str, ...]:
@@ -74,62 +80,8 @@ def read_card(path: str | Path) -> EncoderCard:
     Raises:
         InputError: missing, not JSON, of a newer schema, fields missing or of the wrong form.
     """
-    try:
-        raw = parse_json(Path(path).read_text(encoding="utf-8"))
-        version = raw["schema_version"]
-        if not is_whole(version, 1):
-            raise ValueError(f"schema_version is {version!r:.100}")
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no card here; give a folder with {WEIGHTS_NAME} and {CARD_NAME}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a card of ca2cl ({error!r}); export the encoder again") from None
-    if version > SCHEMA_VERSION:
-        raise InputError(f"{path}: schema {version!r} is newer than this version's {SCHEMA_VERSION}; upgrade ca2cl")
-    known = {f.name for f in fields(EncoderCard)}
-    try:
-        card = EncoderCard(**{name: _frozen(value) for name, value in raw.items() if name in known})
-        _check(card)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: damaged card ({error}); export the encoder again") from None
-    return card
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check(card: EncoderCard) -> None:
-    if card.arch not in ARCHITECTURES:
-        raise ValueError(f"arch is {card.arch!r}, not one of {', '.join(ARCHITECTURES)}")
-    for name in ("feature_dim", "input_size"):
-        if not is_whole(getattr(card, name), 1, _LARGEST):
-            raise ValueError(f"{name} is {getattr(card, name)!r:.100}, not a number from 1 to {_LARGEST}")
-    for name in ("mean", "std"):
-        value = getattr(card, name)
-        if not isinstance(value, tuple) or len(value) != 3 or not all(map(is_number, value)):
-            raise ValueError(f"{name} is {value!r:.100}, not three numbers")
-    if min(card.std) <= 0:
-        raise ValueError(f"std is {card.std!r}, not three positive numbers")
-    _check_facts(card)
-
-
-def _check_facts(card: EncoderCard) -> None:
-    for name in ("classes", "predicts", "earlier_manifests"):
-        value = getattr(card, name)
-        if not isinstance(value, tuple) or not all(map(is_text, value)):
-            raise ValueError(f"{name} is {value!r:.100}, not a list of names")
-    for name in _OPTIONAL_TEXTS:
-        value = getattr(card, name)
-        if value is not None and not is_text(value):
-            raise ValueError(f"{name} is {value!r:.100}, not text")
-    if not is_whole(card.step):
-        raise ValueError(f"step is {card.step!r:.100}, not a number of steps")
-    if not isinstance(card.metrics, dict) or not all(_is_metric(value) for value in card.metrics.values()):
-        raise ValueError("metrics are not numbers by name")
-
-
-def _is_metric(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    absent = f"no card here; give a folder with {WEIGHTS_NAME} and {CARD_NAME}"
+    return read_record(Path(path), EncoderCard, _AGAIN, newest=SCHEMA_VERSION, absent=absent)
 
 
 def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: EncoderCard) -> Path:
@@ -137,9 +89,10 @@ def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: 
 
     Raises:
         OSError: it cannot be written.
+        InputError: the card could not be read again.
     """
-    _check(card)
     target = Path(folder)
+    parse_record(json_line(asdict(card)), EncoderCard, target / CARD_NAME, _AGAIN)
     target.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder_state.items()}
     with replacing(target / WEIGHTS_NAME) as file:

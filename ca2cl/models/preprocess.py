@@ -1,4 +1,4 @@
-"""A tile as the encoder sees it outside training: resized, scaled and normalised, nothing random."""
+"""Preprocess tiles for a frozen encoder: resize, scale, normalise."""
 
 from __future__ import annotations
 

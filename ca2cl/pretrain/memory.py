@@ -1,4 +1,4 @@
-"""What a step of pre-training holds in memory, and how much there is."""
+"""Estimate a step's memory and compare it with what there is."""
 
 from __future__ import annotations
 

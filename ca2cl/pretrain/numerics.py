@@ -1,4 +1,4 @@
-"""What the last bit of a result depends on beside its inputs: fixed for ``run.accumulation bitwise``, and remembered.
+"""Fix and record the numerics that ``accumulation bitwise`` depends on.
 
 A sum is taken in another order by another number of threads, and by other kernels; a launcher gives its processes one
 thread each, where a process without one takes all cores.

@@ -1,4 +1,4 @@
-"""How the global batch of a pre-training job is shared out: rows of a micro-batch, and groups of normalisation."""
+"""Micro-batch size and BatchNorm groups of a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured with an encoder: the MLflow runs that name its run as their source."""
+"""Downstream results of an encoder, from the runs that name it."""
 
 from __future__ import annotations
 

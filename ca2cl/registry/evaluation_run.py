@@ -1,4 +1,4 @@
-"""Downstream results as MLflow runs of their own, tied to the run that the encoder came from."""
+"""Log downstream results as an MLflow run tied to the encoder's."""
 
 from __future__ import annotations
 

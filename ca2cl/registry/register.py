@@ -1,4 +1,4 @@
-"""Encoders in MLflow: plain files under ``encoder/``, the same as a pyfunc under ``model/``, and a registered version.
+"""Register encoders in MLflow: files, pyfunc and model version.
 
 The pyfunc is saved to a folder and uploaded as plain artifacts, and the version points at that folder. So nothing
 depends on MLflow's global state, and MLflow 2 and 3 behave alike (3 moves what ``log_model`` writes out of the run:
@@ -34,7 +34,9 @@ MODEL_PATH = "model"
 CHAMPION = "champion"
 DIGEST_TAG = "ca2cl.encoder_sha256"
 INPUT_SIZE_TAG = "ca2cl.input_size"
-_RUNTIME = ("mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "simplejpeg", "pillow", "pyarrow")
+_RUNTIME = (
+    "mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "pydantic", "simplejpeg", "pillow", "pyarrow",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 

@@ -1,5 +1,6 @@
-"""The encoder as an MLflow pyfunc. The file is saved with the model and executed when the model is loaded (models from
-code), so it uses absolute imports only.
+"""MLflow pyfunc of an encoder, by models from code.
+
+The file is saved with the model and executed when it is loaded, so it uses absolute imports only.
 """
 
 import mlflow

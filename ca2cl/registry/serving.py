@@ -1,4 +1,4 @@
-"""What an MLflow pyfunc makes of the images that a client sends: feature vectors, or the classes of a classifier.
+"""Predict from the images that a client sends: vectors or classes.
 
 MLflow runs ``serve_encoder.py`` or ``serve_classifier.py``, which name one of these each; nothing is pickled. The saved
 model has no input signature. With one, MLflow would decode base64 itself before ``predict`` sees it: it drops what is

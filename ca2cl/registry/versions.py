@@ -1,4 +1,4 @@
-"""Registered encoders as the ``ca2cl encoders`` verbs see them, and what a user may call one."""
+"""Registered model versions, and how users name them."""
 
 from __future__ import annotations
 

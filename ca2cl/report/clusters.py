@@ -1,4 +1,4 @@
-"""What k-means finds among the tiles' features, and how it meets the classes.
+"""k-means clusters of the tiles' features against their classes.
 
 Legend: N tiles, D features (unit length), K clusters.
 """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ca2cl.config import TrackingConfig
+from annotated_types import Ge, Interval
+
+from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.errors import InputError
 
 POSITIONAL = ("run", "out")
@@ -49,8 +51,7 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if not self.out.endswith((".html", ".htm")):
             raise InputError(f"out is {self.out!r}: give a file that ends in .html")
-        for name, least, most in (("tiles", 1, MOST_TILES), ("clusters", 2, 100), ("seed", 0, 2**31 - 1)):
-            if not least <= getattr(self, name) <= most:
-                raise InputError(f"{name} is {getattr(self, name)!r}: use a number from {least} to {most}")
-        if self.workers < 0:
-            raise InputError(f"workers is {self.workers!r}: use 0 or more")
+        check_ranges(
+            self, tiles=Interval(ge=1, le=MOST_TILES), clusters=Interval(ge=2, le=100), seed=Interval(ge=0, lt=2**31),
+            workers=Ge(0),
+        )  # fmt: skip

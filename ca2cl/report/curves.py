@@ -1,4 +1,4 @@
-"""A run's curves as drawings of its own page: their colours follow the page's, light or dark."""
+"""Training curves as inline SVG that follows the page's theme."""
 
 from __future__ import annotations
 

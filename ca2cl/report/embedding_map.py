@@ -1,4 +1,4 @@
-"""The tiles' features in two dimensions, for the eye.
+"""Two-dimensional map of the tiles' features by t-SNE.
 
 Legend: N tiles, D features (unit length).
 """

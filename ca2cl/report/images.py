@@ -1,4 +1,4 @@
-"""Pictures as data URIs, so that the page needs no other file.
+"""Images as data URIs.
 
 Legend: N tiles, T side of a thumbnail in pixels.
 """

@@ -1,4 +1,4 @@
-"""Everything that a store and a run's folder hold about one run, for a page about it.
+"""Collect what a store and a run folder hold about a run.
 
 The folder's journal is the truth and the store mirrors it, so the folder is read where it can be found; a run that was
 made on another machine is read from the store alone, and a folder whose store is away tells of itself.

@@ -1,4 +1,4 @@
-"""What an encoder holds alike: for some tiles, the nearest others by cosine.
+"""Nearest neighbours of some tiles by cosine similarity.
 
 Legend: N tiles, Q queries, k neighbours, D features (unit length).
 """

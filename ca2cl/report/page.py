@@ -1,4 +1,4 @@
-"""The page: every section with its material, or with the line that says why there is none and what makes it."""
+"""Assemble the page; a section without material says why."""
 
 from __future__ import annotations
 

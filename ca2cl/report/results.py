@@ -1,4 +1,4 @@
-"""What was measured with a run's encoder: tables with their floors, and confusion matrices.
+"""Downstream results: tables with baselines, and confusion matrices.
 
 Legend: K classes.
 """

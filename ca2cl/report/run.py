@@ -1,4 +1,4 @@
-"""``ca2cl report``: one HTML page about a run, which needs no network and no other file."""
+"""``ca2cl report``: one HTML page about a run, readable offline."""
 
 from __future__ import annotations
 

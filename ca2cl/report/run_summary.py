@@ -1,4 +1,4 @@
-"""What a run was, in words: its header, its lineage and its configuration."""
+"""Header, lineage and configuration of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which shards a page shows tiles of, and the sheet of the views that training made of some of them."""
+"""Choose the shards whose tiles are shown, and render their views."""
 
 from __future__ import annotations
 

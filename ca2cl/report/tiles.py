@@ -1,4 +1,4 @@
-"""The tiles that a page shows: drawn from shards, embedded, and kept as thumbnails.
+"""Sample, embed and thumbnail the tiles that a page shows.
 
 Legend: N tiles of the page, B tiles of a batch, D features, T side of a thumbnail in pixels.
 """

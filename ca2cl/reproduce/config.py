@@ -1,4 +1,4 @@
-"""What ``ca2cl reproduce nct`` can be told, and the settings that its steps are run with."""
+"""Settings of ``ca2cl reproduce nct`` and of its steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ca2cl.config import OptimConfig, TrackingConfig
+from annotated_types import Ge
+
+from ca2cl.config import OptimConfig, TrackingConfig, check_ranges
 from ca2cl.errors import InputError, nearest
 from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.finetune.config import OPTIM, FinetuneConfig, Trains
@@ -17,6 +19,7 @@ from ca2cl.reproduce.published_results import BUDGETS
 TrainSet = Literal["NCT-CRC-HE-100K", "NCT-CRC-HE-100K-NONORM"]
 TEST_SET = "CRC-VAL-HE-7K"
 TASKS = ("linear", "finetune")
+KEPT = "free some space and start again: finished cells are kept"
 RECORD_URL = "https://zenodo.org/api/records/1214456"
 _FULL = {"seeds": 5, "epochs": 20, "min_steps": 200}
 _SMALL = {"seeds": 2, "epochs": 3, "min_steps": 12, "image_size": 48}
@@ -98,8 +101,7 @@ class NctConfig:
         for task in self.tasks:
             if task not in TASKS:
                 raise InputError(f"tasks has {task!r}: {nearest(task, TASKS)}")
-        if self.embed_batch_size < 1:
-            raise InputError(f"embed_batch_size is {self.embed_batch_size}: use 1 or more")
+        check_ranges(self, embed_batch_size=Ge(1))
         if self.miniature and self.download:
             raise InputError("download with miniature: its tiles are drawn here; leave one of them out")
         if not self.record_url.startswith(("http://", "https://")):

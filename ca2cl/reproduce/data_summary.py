@@ -1,4 +1,4 @@
-"""What a job found in its data: once written down, another start is held to it."""
+"""Summary of the data; a resumed job must match it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from ca2cl.evaluation.datasets import missing_classes, open_pair
 from ca2cl.evaluation.leakage import find_leak, side_of
 from ca2cl.evaluation.splits import known_slides
 from ca2cl.evaluation.statistics import Units
-from ca2cl.reproduce.config import NctConfig
-from ca2cl.reproduce.work import KEPT
+from ca2cl.reproduce.config import KEPT, NctConfig
 
 NAME = "data.json"
 TEST_TILES = 7180

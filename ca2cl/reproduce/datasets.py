@@ -1,10 +1,11 @@
-"""The published sets: drawn, fetched or found in ``data``, and made into shards."""
+"""Draw, download or find the published sets, and shard them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ca2cl.common.files import alone, write_atomic, writing
+from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.job_dir import REMEDY, JobDir
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import MANIFEST_NAME
 from ca2cl.data.shards.run import run as run_shard
@@ -13,7 +14,6 @@ from ca2cl.errors import InputError
 from ca2cl.reproduce.archives import Archive, check_space, choose, download, part_of, read_record
 from ca2cl.reproduce.config import RECORD_URL, TEST_SET, NctConfig
 from ca2cl.reproduce.unpack import unpack
-from ca2cl.reproduce.work import REMEDY
 
 MADE_UP = "MADE-UP-TISSUE.txt"
 """Says of a data folder that its tiles were drawn."""
@@ -70,7 +70,7 @@ def provide(config: NctConfig) -> None:
     missing = [name for name in config.sets if not present(data, name)]
     if not missing:
         return
-    with alone(data, ".lock", REMEDY):
+    with JobDir(data).locked(0.0):
         if config.miniature:
             _draw(config, data)
         else:

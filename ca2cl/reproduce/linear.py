@@ -1,4 +1,4 @@
-"""The linear cells: a classifier, a budget of labels, a seed. Each leaves one small file, and is not made again.
+"""Grid of linear classifiers: one small file for each classifier, label budget and seed.
 
 Legend: N labelled tiles, M test tiles, D features.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.grid import Grid, budget_name
 from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
@@ -26,9 +27,8 @@ from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
 from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import describe_budget, draw_subsets
 from ca2cl.evaluation.statistics import Units, bootstrap_interval
-from ca2cl.reproduce.config import NctConfig
+from ca2cl.reproduce.config import KEPT, NctConfig
 from ca2cl.reproduce.vectors import Vectors
-from ca2cl.reproduce.work import KEPT
 
 logger = logging.getLogger(__name__)
 Integers = npt.NDArray[np.int64]
@@ -38,37 +38,35 @@ CLASSIFIERS = (SGD, LOGISTIC)
 """By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
 linear probe is a job of ``ca2cl finetune``, by protocol original."""
 ENCODER = "encoder"
+_NEEDED = ("labelled", "setting", "scores", "confusion", "right")
 SLIDES = "linear/test-slides.json"
 """The slide or patient of every test tile that was scored; null where none is known."""
 
 
-class LinearCell(NamedTuple):
+class LinearTrial(NamedTuple):
     """Which classifier, how many tiles are labelled, and which draw of them."""
 
     classifier: str
     budget: float
     seed: int
 
-    def path(self, out: Path) -> Path:
-        """The cell's file in the job's folder."""
-        budget = describe_budget(self.budget).replace(" %", "pct").replace("/", "-per-")
-        return out / "linear" / f"{self.classifier.replace(' ', '-')}-{budget}-seed{self.seed}.json"
+    @property
+    def name(self) -> str:
+        """Name of the trial's file."""
+        classifier = self.classifier.replace(" ", "-")
+        return f"{classifier}-{budget_name(describe_budget(self.budget))}-seed{self.seed}"
 
 
-def linear_cells(config: NctConfig) -> list[LinearCell]:
-    """All of them, in the table's order."""
+def linear_grid(config: NctConfig) -> Grid[LinearTrial]:
+    """The trials, in the table's order."""
     assert config.seeds is not None
     budgets = sorted(set(config.labels), key=lambda budget: (budget > 1, budget))
-    return [LinearCell(*cell) for cell in itertools.product(CLASSIFIERS, budgets, range(config.seeds))]
+    trials = [LinearTrial(*one) for one in itertools.product(CLASSIFIERS, budgets, range(config.seeds))]
+    return Grid(config.out / "linear", trials, "{}.json")
 
 
-def missing(config: NctConfig) -> list[LinearCell]:
-    """Those that have left no file yet."""
-    return [cell for cell in linear_cells(config) if not cell.path(config.out).exists()]
-
-
-def make_cells(config: NctConfig, cells: Sequence[LinearCell], train: Vectors, test: Vectors, shown: bool) -> None:
-    """Fit and score these cells.
+def run_trials(config: NctConfig, trials: Sequence[LinearTrial], train: Vectors, test: Vectors, shown: bool) -> None:
+    """Fit and score these trials.
 
     Args:
         shown: whether a progress bar is.
@@ -79,27 +77,30 @@ def make_cells(config: NctConfig, cells: Sequence[LinearCell], train: Vectors, t
     with writing(config.out, KEPT):
         (config.out / "linear").mkdir(exist_ok=True)
     write_atomic(config.out / SLIDES, (json.dumps(test.known_groups) + "\n").encode(), KEPT)
-    for cell in tqdm(cells, desc="linear cells", unit="cell", disable=None if shown else True):
-        result = _make(cell, config, train, test)
-        write_atomic(cell.path(config.out), (json.dumps(result) + "\n").encode(), KEPT)
-        logger.info("%s: accuracy %.4f, macro F1 %.4f", cell.path(config.out).stem, result["scores"]["accuracy"],
+    grid = linear_grid(config)
+    for trial in tqdm(trials, desc="linear cells", unit="cell", disable=None if shown else True):
+        result = _run(trial, grid, config, train, test)
+        write_atomic(grid.path(trial), (json.dumps(result) + "\n").encode(), KEPT)
+        logger.info("%s: accuracy %.4f, macro F1 %.4f", trial.name, result["scores"]["accuracy"],
                     result["scores"]["macro_f1"])  # fmt: skip
 
 
-def _make(cell: LinearCell, config: NctConfig, train: Vectors, test: Vectors) -> dict[str, Any]:
+def _run(
+    trial: LinearTrial, grid: Grid[LinearTrial], config: NctConfig, train: Vectors, test: Vectors
+) -> dict[str, Any]:
     protocol = PROTOCOLS[config.protocol]
     subsets = draw_subsets(
-        train.labels_N, [cell.budget], cell.seed + 1, groups=train.known_groups, protocol=protocol
+        train.labels_N, [trial.budget], trial.seed + 1, groups=train.known_groups, protocol=protocol
     )  # fmt: skip
-    rows_N = subsets[cell.budget][cell.seed]
-    first = cell._replace(seed=0).path(config.out)
+    rows_N = subsets[trial.budget][trial.seed]
+    first = trial._replace(seed=0)
     everything = len(rows_N) == len(train.labels_N) and not protocol.replacement
-    if cell.classifier == LOGISTIC and everything and first.exists():
-        return {**_read(first), **cell._asdict()}  # the same tiles, and no randomness of its own
-    prediction = _predict(cell, rows_N, protocol, train, test)
+    if trial.classifier == LOGISTIC and everything and grid.path(first).exists():
+        return {**grid.read(first, _NEEDED), **trial._asdict()}  # the same tiles, and no randomness of its own
+    prediction = _predict(trial, rows_N, protocol, train, test)
     metrics = classification_metrics(test.labels_N, prediction.probabilities)
     return {
-        **cell._asdict(),
+        **trial._asdict(),
         "labelled": len(rows_N),
         "setting": prediction.setting,
         "scores": metrics.scores(),
@@ -108,13 +109,13 @@ def _make(cell: LinearCell, config: NctConfig, train: Vectors, test: Vectors) ->
     }
 
 
-def _predict(cell: LinearCell, rows_N: Integers, protocol: Protocol, train: Vectors, test: Vectors) -> Prediction:
+def _predict(trial: LinearTrial, rows_N: Integers, protocol: Protocol, train: Vectors, test: Vectors) -> Prediction:
     labelled = train.values_ND[rows_N], train.labels_N[rows_N], test.values_ND
-    if cell.classifier == LOGISTIC:
-        return logistic_regression(*labelled, seed=cell.seed, strength=1.0)
+    if trial.classifier == LOGISTIC:
+        return logistic_regression(*labelled, seed=trial.seed, strength=1.0)
     known = train.known_groups  # as for the draw: one rule for all cells, whichever tiles a draw happens to hold
     groups = None if known is None else [known[row] for row in rows_N]
-    return sgd_classifier(*labelled, test.labels_N, seed=cell.seed, protocol=protocol, groups=groups)
+    return sgd_classifier(*labelled, test.labels_N, seed=trial.seed, protocol=protocol, groups=groups)
 
 
 def read_units(out: Path) -> Units | None:
@@ -132,18 +133,20 @@ def read_units(out: Path) -> Units | None:
 
 
 def read_rows(config: NctConfig) -> list[Row]:
-    """The linear cells' rows of the table, over seeds.
+    """The linear trials' rows of the table, over seeds.
 
     Raises:
-        InputError: a cell's file is missing or damaged.
+        InputError: a trial's file is missing or damaged.
     """
-    groups = itertools.groupby(linear_cells(config), key=lambda cell: (cell.classifier, cell.budget))
-    return [_row(classifier, budget, cells, config.out) for (classifier, budget), cells in groups]
+    grid, units = linear_grid(config), read_units(config.out)
+    groups = itertools.groupby(grid.trials, key=lambda trial: (trial.classifier, trial.budget))
+    return [
+        _row(classifier, budget, [grid.read(trial, _NEEDED) for trial in trials], units)
+        for (classifier, budget), trials in groups
+    ]
 
 
-def _row(classifier: str, budget: float, cells: Iterable[LinearCell], out: Path) -> Row:
-    results = [_read(cell.path(out)) for cell in cells]
-    units = read_units(out)
+def _row(classifier: str, budget: float, results: Sequence[Mapping[str, Any]], units: Units | None) -> Row:
     right_SM = np.array([[mark == "1" for mark in result["right"]] for result in results])
     return Row(
         features=ENCODER,
@@ -157,11 +160,3 @@ def _row(classifier: str, budget: float, cells: Iterable[LinearCell], out: Path)
         settings=[result["setting"] for result in results],
         interval=bootstrap_interval(right_SM, units),
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        result = parse_json(path.read_text(encoding="utf-8"))
-        return {name: result[name] for name in ("labelled", "setting", "scores", "confusion", "right")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None

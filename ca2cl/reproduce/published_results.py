@@ -1,5 +1,6 @@
-"""What the method's authors published and logged for NCT-CRC-HE (Li et al., IEEE JBHI 2025,
-doi 10.1109/JBHI.2025.3552640; logs/NCT of github.com/junjianli106/CA2CL).
+"""Published and logged results of the method's authors for NCT-CRC-HE.
+
+Li et al., IEEE JBHI 2025, doi 10.1109/JBHI.2025.3552640; logs/NCT of github.com/junjianli106/CA2CL.
 
 ResNet-18, nine classes, tested on CRC-VAL-HE-7K, labels drawn with replacement. Fine-tuning: mean and sample sd over
 their five logged seeds, the epoch chosen by 20,000 training tiles that were split off. Linear probe: one seed, the

@@ -1,4 +1,4 @@
-"""What the job leaves behind: a table, JSON, a chart, and an MLflow run tied to the encoder's."""
+"""Report of a reproduction: table, JSON, chart, MLflow run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import tag, trained_on
 from ca2cl.evaluation.report import metric_name, metric_names, row_as_dict, row_from_dict, tracked_metrics, write_json
-from ca2cl.reproduce.config import JOBS, TASKS, NctConfig, jobs
+from ca2cl.reproduce.config import JOBS, KEPT, TASKS, NctConfig, jobs
 from ca2cl.reproduce.datasets import made_up
-from ca2cl.reproduce.linear import ENCODER, missing, read_rows
+from ca2cl.reproduce.linear import ENCODER, linear_grid, read_rows
 from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
-from ca2cl.reproduce.work import KEPT
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder
@@ -59,7 +58,7 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
 def _finished(config: NctConfig) -> tuple[str, ...]:
     """This start's tasks and those that an earlier start has finished: it must not take their rows away."""
     tuned = {trains: (config.out / folder / TUNED).exists() for trains, folder in JOBS.items()}
-    there = {"linear": tuned["head"] or not missing(config), "finetune": tuned["all"]}
+    there = {"linear": tuned["head"] or not linear_grid(config).missing(), "finetune": tuned["all"]}
     return tuple(task for task in TASKS if task in config.tasks or there[task])
 
 

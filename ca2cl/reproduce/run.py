@@ -1,4 +1,4 @@
-"""``ca2cl reproduce nct``: every cell of the method's authors' tables on NCT-CRC-HE, ours beside theirs.
+"""``ca2cl reproduce nct``: the authors' tables on NCT-CRC-HE beside ours.
 
 The first process draws, fetches and shards; all share the encoder's work, the linear cells and the fine-tuning. What a
 step has finished is a file, written whole or not at all, and no step looks at anything else: so it does not matter
@@ -11,9 +11,11 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ca2cl.common.files import alone
+from ca2cl.common.job_dir import JobDir, job_record
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import check_every_class
@@ -22,11 +24,10 @@ from ca2cl.models.encoder_io import weights_digest
 from ca2cl.reproduce import datasets as published
 from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.data_summary import find_facts, open_sets
-from ca2cl.reproduce.linear import make_cells, missing
+from ca2cl.reproduce.linear import linear_grid, run_trials
 from ca2cl.reproduce.report import protocol_tag, report
 from ca2cl.reproduce.steps import plan
 from ca2cl.reproduce.vectors import make_vectors, read_vectors
-from ca2cl.reproduce.work import REMEDY, Preempted, Preemption, check_claim, claim
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
@@ -39,6 +40,25 @@ _FREE = ("tracking.", "output_dir", "workers", "plan", "download", "record_url",
 """Settings that may change from one start to the next; where the tiles are is compared as a path."""
 
 
+class Preempted(BaseException):
+    """A signal asked for an end. Not an Exception: nobody is to take it for an error of theirs."""
+
+
+class Preemption(StopFlag):
+    """Ends whatever runs at the first signal, by ``Preempted``: for steps that lose little to a kill."""
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first = not self.raised
+        super()._on_signal(number, frame)
+        if first:
+            raise Preempted
+
+
+def job_dir(out: Path) -> JobDir:
+    """The folder as a job's."""
+    return JobDir(out, "reproduce.json", temporaries=("", "linear"))
+
+
 def run(config: NctConfig) -> int:
     """Fill the tables as far as they are not, print them, log the MLflow run. Returns the exit code: 0, or 85 after a
     signal, when the same command goes on.
@@ -48,7 +68,7 @@ def run(config: NctConfig) -> int:
     """
     config = settled(config)
     if config.plan:
-        check_claim(config.out, _settings(config))
+        job_dir(config.out).check(job_record(_settings(config)))
         sys.stdout.write(plan(config))
         return 0
     if under_deepspeed():
@@ -101,18 +121,18 @@ def _resolve(config: NctConfig) -> ResolvedEncoder:
 
 def _begin(config: NctConfig, whose: dict[str, Any], held: ExitStack) -> dict[str, Any]:
     """The first process's part: claim the folder, provide tiles and shards; what they are."""
-    check_claim(config.out, whose)
-    held.enter_context(alone(config.out, ".lock", REMEDY))
-    claim(config.out, whose)
+    job, record = job_dir(config.out), job_record(whose)
+    if not job.begin(record, held, timeout=0.0):
+        job.write(record)
     published.provide(config)
     published.make_shards(config)
     return find_facts(config)
 
 
 def _linear(config: NctConfig, ranks: Ranks) -> None:
-    """The linear cells, dealt to the ranks. Every rank calls it."""
-    cells = ranks.from_first(lambda: missing(config))
-    if not cells:
+    """The linear trials, dealt to the ranks. Every rank calls it."""
+    trials = ranks.from_first(linear_grid(config).missing)
+    if not trials:
         return
     make_vectors(config, ranks)
 
@@ -122,6 +142,6 @@ def _linear(config: NctConfig, ranks: Ranks) -> None:
             read_vectors(config.vectors(name), index) for name, index in zip(config.sets, indexes, strict=True)
         )
         check_every_class(str(config.vectors(config.train_set)), train.labels_N, indexes[0].classes)
-        make_cells(config, cells[ranks.rank :: ranks.world], train, test, shown=ranks.rank == 0)
+        run_trials(config, trials[ranks.rank :: ranks.world], train, test, shown=ranks.rank == 0)
 
     ranks.together(work)

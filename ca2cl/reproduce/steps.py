@@ -1,28 +1,22 @@
-"""What a job has done and what it still has to do, from its files alone."""
+"""Which steps of a job are done, from its files alone."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
+from typing import Any
 
+from ca2cl.common.grid import Grid
 from ca2cl.common.tables import aligned
-from ca2cl.evaluation.finetune.config import START, Trains
-from ca2cl.evaluation.finetune.trial import RESULT, Cell
+from ca2cl.evaluation.finetune.config import START
+from ca2cl.evaluation.finetune.trial import trial_grid
 from ca2cl.reproduce import datasets as published
 from ca2cl.reproduce.archives import part_of
 from ca2cl.reproduce.config import JOBS, NctConfig, jobs
-from ca2cl.reproduce.linear import linear_cells, missing
+from ca2cl.reproduce.linear import linear_grid
 from ca2cl.reproduce.report import RESULTS
 from ca2cl.reproduce.vectors import embedded
 
 DONE, TO_DO = "done", "to do"
-
-
-def tuning_cells(config: NctConfig, trains: Trains) -> list[Path]:
-    """The folders of all cells of a job of ``ca2cl finetune``."""
-    assert config.seeds is not None
-    cells = itertools.product((START, *config.against), dict.fromkeys(config.labels), range(config.seeds))
-    return [config.out / JOBS[trains] / "cells" / Cell(*cell).folder for cell in cells]
 
 
 def plan(config: NctConfig) -> str:
@@ -35,15 +29,14 @@ def plan(config: NctConfig) -> str:
     steps += [("shards", str(config.shards(name)), _done(published.sharded(config, name))) for name in config.sets]
     if "linear" in config.tasks and config.protocol == "honest":
         steps += [("vectors", str(config.vectors(name)), _vectors(config, name)) for name in config.sets]
-        cells = linear_cells(config)
-        steps.append(
-            ("linear cells", str(config.out / "linear"), _count(len(cells) - len(missing(config)), len(cells)))
-        )
+        steps.append(("linear cells", str(config.out / "linear"), _count(linear_grid(config))))
     for trains in jobs(config):
-        folders = tuning_cells(config, trains)
-        finished = sum((folder / RESULT).exists() for folder in folders)
+        assert config.seeds is not None
+        grid = trial_grid(
+            config.out / JOBS[trains], (START, *config.against), dict.fromkeys(config.labels), config.seeds
+        )
         title = "fine-tuning cells" if trains == "all" else "linear cells"
-        steps.append((title, str(config.out / JOBS[trains]), _count(finished, len(folders))))
+        steps.append((title, str(config.out / JOBS[trains]), _count(grid)))
     steps.append(("table", str(config.out / RESULTS), _done((config.out / RESULTS).exists())))
     return aligned(("step", "where", "state"), steps)
 
@@ -52,7 +45,9 @@ def _done(done: bool) -> str:
     return DONE if done else TO_DO
 
 
-def _count(done: int, of: int) -> str:
+def _count(grid: Grid[Any]) -> str:
+    of = len(grid.trials)
+    done = of - len(grid.missing())
     return f"{done} of {of} {DONE}" if done < of else f"all {of} {DONE}"
 
 

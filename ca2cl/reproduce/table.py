@@ -1,4 +1,4 @@
-"""The table: ours beside theirs, cell by cell, and under it what was the same and what was not."""
+"""Table of published and own results, with what differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A zip archive → a folder that is there complete or not at all, whatever the archive says of its own paths."""
+"""Unpack zip archives safely and atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen features of both sets as the linear cells want them, read from the files that ``ca2cl embed`` wrote.
+"""Frozen features of both sets, from files of ``ca2cl embed``.
 
 Legend: N tiles of a set, D features.
 """

@@ -1,4 +1,4 @@
-"""accelerate's object for this process: where it computes, and the others of its launch."""
+"""Build accelerate's ``Accelerator`` and check which ranks joined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device that evaluation computes on."""
+"""Choose the device of evaluation, and copy tensors to it."""
 
 from __future__ import annotations
 

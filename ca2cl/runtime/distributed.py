@@ -1,4 +1,4 @@
-"""The processes of one launch that share a job: what one of them meets, all of them know.
+"""Share work, results and errors between the ranks of a launch.
 
 They meet over gloo whatever they compute on: they exchange a few words at the start and at the end, so a GPU needs no
 communicator of its own, and none spins while it waits for the slowest.

@@ -1,4 +1,4 @@
-"""What a launcher told this process: its number among the others, and what it may compute on."""
+"""Rank, world size and devices that a launcher assigned."""
 
 from __future__ import annotations
 

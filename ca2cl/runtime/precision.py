@@ -1,4 +1,4 @@
-"""Whether a device computes in a half precision or only imitates it."""
+"""Check whether a device computes in a half precision natively."""
 
 from __future__ import annotations
 

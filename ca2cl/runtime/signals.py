@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
+from ca2cl.runtime.deadline import Deadline
 from ca2cl.runtime.launched import launched_rank
 from ca2cl.runtime.lifetime import is_running, when_launcher_ends
 
@@ -28,6 +29,8 @@ _JOIN_S = 20.0
 _FIRST_STEP_S = 20.0
 """Seconds after a scheduler's signal that the first step of a start may go on: a job that is stopped early each time
 would never end otherwise."""
+_LINE_S = 2.0
+"""Seconds that the last line of a process may take."""
 EXIT_PREEMPTED = 85
 """Exit code that tells a scheduler to start the job again."""
 EXIT_INTERRUPTED = 130
@@ -43,14 +46,15 @@ class GivenUp(BaseException):
 def end_with_launcher() -> None:
     """Have SIGTERM sent to this process when a launcher that started it is gone.
 
-    A launcher that is killed takes nobody along: its processes would train on, and be in the way of the next start.
+    A launcher that is killed takes nobody along: its processes would train on, and be in the way of the next start. One
+    that is held up where it cannot obey, as in a collective whose other side has stopped, ends by its ``Deadline``.
     """
 
     def gone() -> None:
         held = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        if isinstance(held, StopFlag) and held.signalled:
+        if isinstance(held, StopFlag):
             held.launcher_gone()
-        else:
+        if not (isinstance(held, StopFlag) and held.signalled):
             os.kill(os.getpid(), signal.SIGTERM)
 
     launcher = os.environ.get(LAUNCHER)
@@ -79,6 +83,7 @@ class StopFlag:
         self._since: float | None = None
         self._waits: bool | None = None
         self._received: tuple[int, float] | None = None
+        self._deadline = Deadline()
 
     def install(self: Flag) -> Flag:
         """Take over the signals of this process (main thread only), but for those that it was started to ignore: by
@@ -111,10 +116,21 @@ class StopFlag:
     def training(self) -> Iterator[None]:
         """While there is something to keep: Ctrl-C then asks for a checkpoint, as the other signals do."""
         before, self._trains = self._trains, True
+        self._deadline.resume()
         try:
             yield
         finally:
             self._trains = before
+            self._deadline.suspend()
+
+    @contextmanager
+    def unhurried(self) -> Iterator[None]:
+        """While a training does what may take its time, whatever became of the launcher: a checkpoint, figures."""
+        self._deadline.suspend()
+        try:
+            yield
+        finally:
+            self._deadline.resume()
 
     @contextmanager
     def waiting(self, *, first: bool) -> Iterator[None]:
@@ -135,7 +151,8 @@ class StopFlag:
             self._waits = None
 
     def overdue(self, *, first: bool) -> bool:
-        """Whether to end without the step that is under way."""
+        """Whether to end without the step that is under way: the check that a training comes to again and again."""
+        self._deadline.check()
         if not self.raised or self.interrupted:
             return self.interrupted
         return not first or time.monotonic() - (self._since or time.monotonic()) > _FIRST_STEP_S
@@ -156,10 +173,10 @@ class StopFlag:
         self._over = True
 
     def launcher_gone(self) -> None:
-        """After a signal. Torch's launcher waits for its processes, unless Ctrl-C was pressed again; accelerate's of
-        one process does not, and the terminal is the shell's by now."""
-        assert self._received is not None
-        if self._received[0] != signal.SIGINT:
+        """Nobody is left who would end this process. After Ctrl-C torch's launcher waits for its processes, unless it
+        was pressed again; accelerate's of one process does not, and the terminal is the shell's by now."""
+        self._deadline.begin()
+        if self._received is None or self._received[0] != signal.SIGINT:
             return
         if "TORCHELASTIC_RUN_ID" in os.environ:
             os._exit(EXIT_INTERRUPTED)
@@ -194,9 +211,20 @@ class StopFlag:
             with suppress(TimeoutError):
                 number = reader.recv(1)
             if self._joining and self._received is not None and time.monotonic() - self._received[1] > _JOIN_S:
-                os._exit(EXIT_INTERRUPTED if self._received[0] == signal.SIGINT else EXIT_PREEMPTED)
+                self._end()
+            if self._deadline.passed() and not self._over:
+                threading.Timer(_LINE_S, self._end).start()  # even if nobody reads the line
+                logger.warning(
+                    "rank %d: its launcher has ended, and it is held up itself, by a rank that does not answer or by "
+                    "its data: it ends without another checkpoint; start again to go on", launched_rank(),
+                )  # fmt: skip
+                self._end()
             if number is not None and number[0] in _SIGNALS and not self._over:
                 self._receive(number[0])
+
+    def _end(self) -> None:
+        of_ctrl_c = self._received is not None and self._received[0] == signal.SIGINT
+        os._exit(EXIT_INTERRUPTED if of_ctrl_c else EXIT_PREEMPTED)
 
     def _receive(self, number: int) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Variables of the environment that accelerate, torch and their libraries read by themselves, and that change a result.
+"""Check environment variables that change results in other libraries.
 
 Each is refused, or taken out of the environment before it is read; ``tests/unit/runtime/test_variables.py`` has a
 verdict on every variable in accelerate's source. What a setting of ours decides is decided by it alone, and said where

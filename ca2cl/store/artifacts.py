@@ -1,4 +1,4 @@
-"""A run's or a version's files in a store: where they lie now, and how they are read.
+"""Find and fetch artifacts of runs and model versions.
 
 The embedded store's database holds whole paths. Where its folder was moved or copied, or is mounted elsewhere, they are
 taken to be beside the database, where they were made.

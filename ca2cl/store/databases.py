@@ -1,4 +1,4 @@
-"""SQLite files as tracking URIs, and back: quoted as SQLAlchemy reads them, whatever a folder is called."""
+"""Convert SQLite paths to tracking URIs and back."""
 
 from __future__ import annotations
 

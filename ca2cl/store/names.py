@@ -1,4 +1,4 @@
-"""What a user may call a run or a registered encoder, and a run's id from as many digits as tables show of it."""
+"""Valid names of runs and encoders, and run ids by prefix."""
 
 from __future__ import annotations
 

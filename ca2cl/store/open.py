@@ -1,4 +1,4 @@
-"""Which MLflow store a job talks to, and how it is opened.
+"""Choose and open the MLflow store of a job.
 
 An explicit URI wins over ``MLFLOW_TRACKING_URI``, and that over the embedded store: a SQLite file and an artifact
 folder side by side under one root, both written down as absolute paths so that any working directory finds them again.
@@ -6,19 +6,19 @@ folder side by side under one root, both written down as absolute paths so that 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from ca2cl.common.locks import exclusive_lock
 from ca2cl.common.mlflow_names import check_tracking_uri
 from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
@@ -289,14 +289,12 @@ def fetch_run(store: Store, run_id: str) -> Any:
 @contextmanager
 def _locked(folder: Path | None) -> Iterator[None]:
     """One process at a time in the embedded store's set-up: SQLite migrations of two at once collide."""
-    if folder is None:
-        yield
-        return
-    try:
-        # (a name of its own: the folder may be a run's too, and closing this would let go of the run's record lock)
-        file = (folder / ".store.lock").open("a")
-    except OSError as error:
-        raise InputError(f"tracking.root is {str(folder)!r}: {error.strerror}; use a folder you can write") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            if folder is not None:
+                held.enter_context(exclusive_lock(folder / ".store.lock", per_process=False))
+        except OSError as error:
+            raise InputError(
+                f"tracking.root is {str(folder)!r}: {error.strerror}; use a folder you can write"
+            ) from None
         yield

@@ -1,4 +1,4 @@
-"""Small files among a run's artifacts: read as text, and added to."""
+"""Read and add small text artifacts of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files to a run in MLflow, looked at once they are there.
+"""Upload artifacts to a run in MLflow and verify them.
 
 MLflow's client takes any answer with status 200 for an upload's success, a proxy's page too; what is believed to be
 there is never sent again.

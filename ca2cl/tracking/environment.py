@@ -1,4 +1,4 @@
-"""What a run ran on: packages, torch, devices, host and commit, for the run's artifacts."""
+"""Packages, devices, host and commit of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of a run: its curves, and what its k-means clusters look like."""
+"""Figures of a run: training curves and cluster contents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal of a run: one JSON object a line, the truth that MLflow only mirrors.
+"""Journal of a run: one JSON object a line, mirrored by MLflow.
 
 A training line has ``step`` and ``loss`` and no ``event``; every other line has an ``event`` and never a ``step``.
 """

@@ -1,4 +1,4 @@
-"""Which MLflow run a folder belongs to (``run.json``), and how that run is found or made.
+"""``run.json``: which MLflow run a folder belongs to.
 
 A run is made by whoever first reaches its store: the job at its start, its mirror later, or ``ca2cl sync``.
 """
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from ca2cl.common.files import replacing
-from ca2cl.common.records import is_number, is_text, parse_json
+from ca2cl.common.records import Number, read_record
 from ca2cl.errors import InputError
 from ca2cl.store.databases import database_of, sqlite_uri
 from ca2cl.store.open import Store, StoreAway, fetch_run, open_store, store_errors
@@ -27,6 +27,7 @@ from ca2cl.tracking.replay import Replayer
 RUN_NAME = "run.json"
 KEY_TAG = "ca2cl.run_key"
 _RUN_ID = re.compile(r"[\w-]{0,64}")  # it becomes a part of paths and addresses
+_RUN_KEY = re.compile(r"[0-9a-f]{32}")  # it goes into a query
 _log = logging.getLogger(__name__)
 
 
@@ -34,11 +35,13 @@ _log = logging.getLogger(__name__)
 class RunRecord:
     """What ``run.json`` holds: which MLflow run this folder belongs to. Never a secret."""
 
+    __pydantic_config__ = {"allow_inf_nan": False, "extra": "forbid"}
+
     run_id: str
     """Empty until a store that was away at the start has given it one."""
     tracking_uri: str
     experiment: str
-    created: float
+    created: Number
     """Unix seconds of the first start."""
     params: dict[str, str]
     """Flattened configuration of the first start; MLflow's parameters can never change."""
@@ -50,6 +53,13 @@ class RunRecord:
     beside: str = ""
     """The embedded store's database relative to this folder: the two may be moved or copied together."""
 
+    def __post_init__(self) -> None:
+        if not _RUN_ID.fullmatch(self.run_id):
+            raise ValueError(f"run_id is {self.run_id!r:.100}, which no run has")
+        key = self.tags.get(KEY_TAG, "")
+        if not self.run_id and not _RUN_KEY.fullmatch(key):
+            raise ValueError(f"tags[{KEY_TAG}] is {key!r:.100}, which no run has")
+
 
 def read_run(run_dir: str | Path) -> RunRecord:
     """The ``run.json`` of a run folder.
@@ -57,32 +67,9 @@ def read_run(run_dir: str | Path) -> RunRecord:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    path = Path(run_dir) / RUN_NAME
-    try:
-        record = RunRecord(**parse_json(path.read_text(encoding="utf-8")))
-        wrong = _wrong_field(record)
-        if wrong:
-            raise ValueError(f"{wrong} is of the wrong kind")
-        return record
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no run here; give a folder that a run wrote") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); restore it or start a new run in another folder") from None
-
-
-def _wrong_field(record: RunRecord) -> str | None:
-    groups = [record.params, record.tags]
-    holds = {
-        "run_id": isinstance(record.run_id, str) and _RUN_ID.fullmatch(record.run_id),
-        "tracking_uri": is_text(record.tracking_uri),
-        "experiment": is_text(record.experiment),
-        "created": is_number(record.created),
-        "name": is_text(record.name),
-        "beside": is_text(record.beside),
-        "params or tags": all(isinstance(group, dict) and all(map(is_text, group.values())) for group in groups),
-        KEY_TAG: record.run_id or re.fullmatch(r"[0-9a-f]{32}", record.tags.get(KEY_TAG, "")),  # it goes into a query
-    }
-    return next((name for name, good in holds.items() if not good), None)
+    absent = "no run here; give a folder that a run wrote"
+    remedy = "restore it or start a new run in another folder"
+    return read_record(Path(run_dir) / RUN_NAME, RunRecord, remedy, absent=absent)
 
 
 def write_run(folder: Path, record: RunRecord) -> None:

@@ -1,4 +1,4 @@
-"""``ca2cl sync RUN_DIR``: send to MLflow what it missed of a run."""
+"""``ca2cl sync``: send the journal lines that MLflow missed."""
 
 from __future__ import annotations
 

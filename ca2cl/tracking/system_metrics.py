@@ -1,4 +1,4 @@
-"""System metrics of the tracking process's machine, sampled into the journal under MLflow's own names.
+"""Sample system metrics into the journal under MLflow's names.
 
 MLflow's own monitor sends straight to the server, so it would lose samples while the server is away; here they take
 the way of every other number.

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and JSON, independent of engine and world size, atomic, and known to be whole.
+"""Checkpoints: atomic folders of safetensors and JSON, for any world size.
 
 A folder appears by one rename when its files are on the disk, and ``latest`` names it after that, so a run killed at
 any instruction finds a whole one. What happens to it later (a bit that flips, a copy that was cut) is seen by the
@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ca2cl.common.files import file_sha256
-from ca2cl.common.records import is_whole, parse_json
+from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
 from ca2cl.training.engine import AccelerateEngine
 
@@ -133,7 +134,7 @@ class Checkpointer:
         tensors, scalars = _tensors_and_numbers(optimizer)
         save_file(tensors, temporary / _OPTIMIZER)
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
-        content["optimizer_name"] = _optimizer_name(engine)
+        content["optimizer_name"] = engine.optimizer_name
         content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
         content["sha256"] = {name: file_sha256(temporary / name) for name in (_MODEL, _OPTIMIZER)}
         content["sha256"][_STATE] = _state_digest(content)
@@ -167,6 +168,19 @@ class Checkpointer:
             kept |= {path for path in before if int(path.name.removeprefix("step-")) % self.keep_every == 0}
         for old in set(there) - kept:
             shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass
+class _State:
+    """What is checked of ``state.json``; the job's own fields are handed on as they are."""
+
+    step: Count
+    optimizer: dict[str, dict[str, Any]]
+    schema_version: Count = 0
+    progress: dict[str, Count] = field(default_factory=dict)
+    best: dict[str, Number | None] = field(default_factory=dict)
+    scaler: dict[str, Any] | None = None
+    sha256: dict[str, Any] = field(default_factory=dict)
 
 
 class DamagedCheckpoint(InputError):
@@ -206,35 +220,13 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: missing, damaged, or of a newer schema.
     """
     try:
-        state = parse_json((path / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = (path / _STATE).read_bytes()
+        parse_record(text, _State, path, "give the path of another step-* folder", newest=SCHEMA_VERSION)
+    except OSError as error:
         raise DamagedCheckpoint(f"{path}: not a checkpoint ({error}); give the path of a step-* folder") from None
-    if not isinstance(state, dict) or not is_whole(state.get("step")):
-        raise DamagedCheckpoint(f"{path}: not a checkpoint of ca2cl; give the path of a step-* folder")
-    if is_whole(state.get("schema_version"), SCHEMA_VERSION + 1):
-        raise InputError(f"{path}: schema {state['schema_version']} is newer than {SCHEMA_VERSION}; upgrade ca2cl")
-    wrong = _wrong_field(state)
-    if wrong:
-        raise DamagedCheckpoint(f"{path}: {wrong} is damaged; give the path of another step-* folder")
-    return state
-
-
-def _wrong_field(state: dict[str, Any]) -> str | None:
-    """Name of a field whose value is of the wrong kind."""
-    optimizer, progress, best = state.get("optimizer"), state.get("progress", {}), state.get("best", {})
-    holds = {
-        "schema_version": is_whole(state.get("schema_version", 0), 0, SCHEMA_VERSION),
-        "optimizer": isinstance(optimizer, dict) and all(isinstance(entry, dict) for entry in optimizer.values()),
-        "progress": isinstance(progress, dict) and all(map(is_whole, progress.values())),
-        "best": isinstance(best, dict) and all(value is None or _is_score(value) for value in best.values()),
-        "scaler": isinstance(state.get("scaler"), (dict, type(None))),
-        "sha256": isinstance(state.get("sha256", {}), dict),
-    }
-    return next((name for name, good in holds.items() if not good), None)
-
-
-def _is_score(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    except DamagedRecord as error:
+        raise DamagedCheckpoint(str(error)) from None
+    return dict(parse_json(text))
 
 
 def restore(path: Path, engine: AccelerateEngine) -> None:
@@ -244,7 +236,7 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         InputError: damaged, or of another architecture.
     """
     bare, state = engine.bare, read_state(path)
-    held, ours = state.get("optimizer_name"), _optimizer_name(engine)
+    held, ours = state.get("optimizer_name"), engine.optimizer_name
     if held not in (None, ours):  # the first checkpoints did not say
         raise InputError(f"{path}: holds the state of {held}, not of {ours}; set optim.name to that")
     try:
@@ -262,10 +254,6 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
     engine.load_optimizer_state(entries)
     if engine.scaler is not None and state["scaler"]:
         engine.scaler.load_state_dict(state["scaler"])
-
-
-def _optimizer_name(engine: AccelerateEngine) -> str:
-    return engine.optimizer_name
 
 
 def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-1 and ZeRO-2 as the engine: the optimizer's state, and the gradients, are sharded over the ranks.
+"""DeepSpeed ZeRO-1 and ZeRO-2 engine.
 
 The engine is driven directly and not by ``accelerator.backward``, which steps the optimizer in every call
 (accelerate#2951). ZeRO's flat fp32 partitions are turned into whole tensors by parameter for checkpoints, so that these

@@ -1,4 +1,4 @@
-"""accelerate as the engine: devices, gradient exchange, precision, one optimizer step."""
+"""accelerate engine: devices, gradient exchange, precision, optimizer step."""
 
 from __future__ import annotations
 

@@ -157,7 +157,8 @@ def _train(job: Job, progress: Progress, way_out: StepExit) -> bool:
                 f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss or gradient: "
                 "lower optim.lr, or use run.precision bf16 or no, in another output_dir"
             )
-        enough = progress.step % job.steps_per_epoch == 0 and job.observer.after_epoch(data.epoch, job.engine)
+        with job.stop.unhurried():
+            enough = progress.step % job.steps_per_epoch == 0 and job.observer.after_epoch(data.epoch, job.engine)
 
         # checkpoint
         last = bool(enough) or progress.step == job.total_steps
@@ -232,7 +233,8 @@ def _failure(job: Job, mine: Exception | None) -> Exception:
 
 
 def _save(job: Job, progress: Progress) -> None:
-    job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": vars(progress)})
+    with job.stop.unhurried():
+        job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": vars(progress)})
 
 
 def _record(

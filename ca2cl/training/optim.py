@@ -1,4 +1,7 @@
-"""Optimizers by name. LARS is here because neither torch nor a library we already need has it."""
+"""Optimizers by name.
+
+LARS is here because neither torch nor a library that is needed anyway has it.
+"""
 
 from __future__ import annotations
 

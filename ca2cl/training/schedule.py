@@ -1,4 +1,7 @@
-"""The learning rate as a pure function of the step, so that a resumed run has nothing to restore."""
+"""Learning rate as a pure function of the step.
+
+A resumed run has nothing to restore.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaving a step between its micro-batches, on all ranks or on none.
+"""Leave a step between micro-batches, on all ranks or none.
 
 A step of many micro-batches may take longer than a scheduler waits. Ranks that exchange embeddings, statistics or
 gradients may only leave it together: so each time that a method asks for a micro-batch, which it does on every rank in

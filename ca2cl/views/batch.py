@@ -1,4 +1,4 @@
-"""A decoded batch → its two views."""
+"""Render the two views of a batch of tiles."""
 
 from __future__ import annotations
 

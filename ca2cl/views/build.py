@@ -1,4 +1,4 @@
-"""Two views of a tile, made on the device that the tile lies on (DESIGN.md sections 3 and 4)."""
+"""Builds the two views of a run (docs/mathematics.md, "Views")."""
 
 from __future__ import annotations
 

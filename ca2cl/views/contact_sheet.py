@@ -1,4 +1,4 @@
-"""A contact sheet of views: a row a tile, the original beside its strong and weak views of a few epochs."""
+"""Contact sheet of views: tiles beside their strong and weak views."""
 
 from __future__ import annotations
 

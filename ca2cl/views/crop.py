@@ -1,4 +1,7 @@
-"""The ``crop`` recipe: random resized crops, flips, colour and H&E-stain jitter, for training from scratch."""
+"""``crop`` recipe: random resized crops for training from scratch.
+
+Flips, quarter turns, colour and H&E-stain jitter, grey and blur.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``ca2cl`` recipe: the strong and the weak view of the paper (DESIGN.md section 3).
+"""The ``ca2cl`` recipe: the paper's strong and weak view (docs/mathematics.md).
 
 What an operation's setting means follows the conventions of 8-bit image augmentation: a limit is the end of a uniform
 range, brightness is added, contrast multiplies, and of a one-of each member is as likely. Order: flips, brightness and

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from annotated_types import Ge, Interval
 
 from ca2cl import config as c
 from ca2cl.errors import InputError
@@ -20,6 +21,8 @@ from ca2cl.pretrain.config import PretrainConfig
         (c.ObjectiveConfig, "temperature", 0.0),
         (c.ObjectiveConfig, "clusters", 1),
         (c.OptimConfig, "lr", -1.0),
+        (c.OptimConfig, "lr", float("nan")),
+        (c.OptimConfig, "momentum", 1.0),
         (c.OptimConfig, "clip_norm", 0.0),
         (c.RunConfig, "batch_size", 1),
         (c.RunConfig, "epochs", 0),
@@ -30,6 +33,13 @@ def test_a_wrong_value_is_named_with_its_remedy(group: type, field: str, value: 
     with pytest.raises(InputError, match=rf"\.{field} is .*: use ") as caught:
         group(**{field: value})
     assert "\n" not in str(caught.value)
+
+
+def test_a_range_is_told_in_words_and_none_is_in_any() -> None:
+    config = c.RunConfig()
+    c.check_ranges(config, micro_batch_size=Ge(2), seed=Interval(ge=0, le=0), batch_size=Interval(gt=255, lt=257))
+    with pytest.raises(InputError, match="^run.batch_size is 256: use more than 0, below 256$"):
+        c.check_ranges(config, "run", batch_size=Interval(gt=0, lt=256))
 
 
 def test_a_batch_that_lanes_do_not_divide_is_refused_with_a_lane_count_that_works() -> None:

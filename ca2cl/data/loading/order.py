@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of (seed, epoch, position), DESIGN.md section 4.
+"""Sample order as a pure function of seed, epoch and position.
 
 (seed, epoch) permutes the shards into one virtual sequence of all samples; inside a shard, (seed, epoch, shard)
 permutes the samples. The sequence's first L * lane_length samples are cut into L equal runs, the lanes: whole shards
@@ -11,9 +11,9 @@ Legend: N samples, P shards, L lanes, G global batch, B this rank's share of it,
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -105,9 +105,8 @@ class LaneOrder:
                 f"batch takes {self.per_lane} of each; {_fitting_words(total, lanes, batch_size, world, least)}"
             )
         self._epoch: _Epoch | None = None
-        self._rows: OrderedDict[tuple[int, int], Integers] = OrderedDict()
         # Every lane stands in one shard, or on a border between two; the rest is room for replacements.
-        self._capacity = 2 * lanes + 64
+        self._permuted = lru_cache(2 * lanes + 64)(self._permute)
 
     def sample(self, epoch: int, lane: int, position: int) -> int:
         """Sample number at ``position`` (below ``lane_length``) of a lane."""
@@ -168,16 +167,9 @@ class LaneOrder:
             self._epoch = _Epoch(epoch, shards, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         return self._epoch
 
-    def _permuted(self, epoch: int, shard: int) -> Integers:
-        key = (epoch, shard)
-        if key in self._rows:
-            self._rows.move_to_end(key)
-            return self._rows[key]
+    def _permute(self, epoch: int, shard: int) -> Integers:
         length = int(self.starts[shard + 1] - self.starts[shard])
-        rows = self._rows[key] = permutation(self.seed, epoch, _FIRST_SHARD + shard, length)
-        if len(self._rows) > self._capacity:
-            self._rows.popitem(last=False)
-        return rows
+        return permutation(self.seed, epoch, _FIRST_SHARD + shard, length)
 
 
 def fitting(total: int, lanes: int, batch_size: int, world: int, least: int) -> tuple[int, int] | None:

@@ -1,4 +1,6 @@
-"""Reading tiles in index order, once each: what evaluation and embedding use.
+"""Read tiles once each, in index order.
+
+Evaluation and embedding use it.
 
 Legend: B tiles of a batch, H, W height and width in pixels.
 """
@@ -14,47 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
 
 from ca2cl.data.loading.stream import BadTile, SampleSource, UndecodableError
-from ca2cl.data.loading.workers import Pixels, TileWorkers, empty_tiles
+from ca2cl.data.loading.workers import Pixels, TileWorkers
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 Integers = npt.NDArray[np.int64]
-
-
-class TileDataset(Dataset[tuple[Tensor, int, int]]):
-    """Map-style: item i is (tile uint8 (H, W, 3), label or -1, sample number).
-
-    Args:
-        index: the shards' index.
-        reader: where their bytes come from.
-        samples: sample numbers (in index order) that make up the data set; None takes all.
-
-    Raises:
-        InputError: on reading an item, its bytes cannot be read or do not decode to a tile of the manifest's size.
-    """
-
-    def __init__(self, index: ShardIndex, reader: ShardReader, samples: Integers | None = None) -> None:
-        self._source = SampleSource(index, reader)
-        self.samples = np.arange(len(index), dtype=np.int64) if samples is None else np.asarray(samples, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
-        sample = int(self.samples[item])
-        tiles = empty_tiles(1, self._source.tile_size, shared=get_worker_info() is not None)
-        try:
-            _, label = self._source.fill(sample, tiles[0].numpy())
-        except UndecodableError as failure:
-            bad = failure.tile
-            raise InputError(f"sample {bad.key}: {bad.reason}; repair it and run `ca2cl shard` again") from None
-        return tiles[0], label, sample
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Batches of tiles in lane order: what the training loop iterates over.
+"""Batches of tiles in lane order, for the training loop.
 
 Workers answer requests (step, first row, last row), each a pure function of the request, from one endless list of them,
 and the answers come in order. So the number of workers never changes a batch, workers live through all epochs, a seek
@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from ca2cl.data.decode import BadSample, decode_into
 from ca2cl.data.loading.order import BatchPlan, Integers, LaneOrder
 from ca2cl.data.loading.workers import Pixels, TileWorkers
 from ca2cl.data.remote.reader import ShardReader
-from ca2cl.data.shards.index import ShardIndex, ShardSamples, key_hash
+from ca2cl.data.shards.index import ShardIndex, key_hash
 from ca2cl.errors import InputError
 
 _MAX_REPLACEMENTS = 64
@@ -100,11 +98,10 @@ class _Rows:
 
 
 class SampleSource:
-    """Decodes single samples by their number in index order; keeps the index rows of the shards it last used."""
+    """Decodes single samples by their number in index order."""
 
-    def __init__(self, index: ShardIndex, reader: ShardReader, shards_kept: int = 256) -> None:
-        self._index, self._reader, self._kept = index, reader, shards_kept
-        self._shards: OrderedDict[int, ShardSamples] = OrderedDict()
+    def __init__(self, index: ShardIndex, reader: ShardReader) -> None:
+        self._index, self._reader = index, reader
         height, width = index.manifest.tile_size
         self.tile_size = (int(height), int(width))
 
@@ -116,7 +113,7 @@ class SampleSource:
             InputError: its shard cannot be read.
         """
         shard, row = self._index.locate(sample)
-        samples = self._samples(shard)
+        samples = self._index.samples(shard)
         key = samples.key[row]
         data = self._reader.read(self._index.shards[shard].name, int(samples.offset[row]), int(samples.size[row]))
         try:
@@ -124,25 +121,6 @@ class SampleSource:
         except BadSample as error:
             raise UndecodableError(BadTile(key, str(error))) from None
         return key, int(samples.label[row])
-
-    def _samples(self, shard: int) -> ShardSamples:
-        found = self._shards.get(shard)
-        if found is None:
-            found = self._shards[shard] = self._index.samples(shard)
-            if len(self._shards) > self._kept:
-                self._shards.popitem(last=False)
-        else:
-            self._shards.move_to_end(shard)
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A mapped index cannot be pickled; a spawned worker maps it again.
-        return self.__dict__ | {"_index": None, "_root": self._index.root, "_shards": OrderedDict()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        root = state.pop("_root")
-        self.__dict__.update(state)
-        self._index = ShardIndex(root)
 
 
 class UndecodableError(Exception):
@@ -278,7 +256,8 @@ class LaneStream:
         self._start, self._stop, self._chunk = start_step, stop_step, chunk
         self._rows = order.batch_size // world
         self._pin = torch.cuda.is_available() if pin is None else pin
-        source = SampleSource(index, reader, shards_kept=2 * order.lanes // world + 64)
+        index.keep(2 * order.lanes // world + 64)
+        source = SampleSource(index, reader)
         self._tile_size = source.tile_size
         work = _BatchRows(source, order, rank, world)
         self._workers = TileWorkers(work, min(chunk, self._rows), source.tile_size, workers)

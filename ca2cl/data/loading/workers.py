@@ -1,4 +1,4 @@
-"""Worker processes that decode tiles into memory which their parent already sees.
+"""Worker processes that decode tiles into shared memory.
 
 A fresh shared-memory tensor a chunk costs more than decoding it does where decoding is a copy (a page fault every 4 kB,
 100 microseconds a 224 px tile), so chunks are written into a pool of slots that is mapped once, before the workers

@@ -1,4 +1,4 @@
-"""The local cache of remote shards, shared by any number of processes, with a cap on its size.
+"""Local cache of remote shards, shared by processes, with a size limit.
 
 A shard is fetched under its lock by one process and renamed into place; what is there is whole. The lock is a file of
 the length of the shard that is on its way, so that others reckon with it before it has come. Shards that were opened
@@ -8,13 +8,14 @@ longest ago make room; to remove one that is open is harmless, its readers keep 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ca2cl.common.locks import Locked, exclusive_lock
 from ca2cl.data.remote.download import parts_of
 from ca2cl.data.remote.errors import DiskFull
 from ca2cl.errors import InputError
@@ -160,28 +161,12 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
     The file is removed with the lock, or the locks of 10^5 shards would stay.
     """
     lock = path.with_name(f".{path.name}.lock")
-    descriptor = _take(lock, wait)
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            lock.unlink(missing_ok=True)
-            os.close(descriptor)
-
-
-def _take(lock: Path, wait: bool) -> int | None:
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except FileNotFoundError:  # its holder removed it between our two calls
-            pass
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+            # of the file and not the process, which looks at its own locks too where it reckons what is on its way
+            file = held.enter_context(exclusive_lock(lock, math.inf if wait else 0.0, per_process=False, required=True))
+        except Locked:
+            yield None
+            return
+        held.callback(lock.unlink, missing_ok=True)
+        yield file.fileno()

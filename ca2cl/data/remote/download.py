@@ -1,8 +1,9 @@
-"""Copies of remote files through fsspec (``http(s)://``, ``s3://``, ``gs://``, ``hf://``, ...), whole or not at all.
+"""Download remote files through fsspec: resumable, retried and atomic.
 
 A transfer writes to a temporary name, is held against size and SHA-256 where they are known, and is renamed into place.
 One that broke off, or fell silent, goes on where it stopped if the store serves ranges, and else starts again; the
-stores' own retries are switched off where that can be done, so that what is tried how often is said in one place.
+stores' own retries are switched off where that can be done, so that what is tried how often is said in one place. A
+large file can be kept between starts of a job, too.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+from tqdm import tqdm
 
 from ca2cl.common.files import sync_folder
 from ca2cl.data.remote.errors import passing, retry_after, shown
@@ -27,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 4 * 2**20
 _PIECE = 2 * 2**20
-"""Bytes that are asked for at a time when a transfer goes on. An attempt that gained as much was not in vain."""
+"""Bytes that are asked for at a time when a transfer goes on, but over http. An attempt that gained as many was not in
+vain."""
 _PATIENCE = 4
 """How many times ``attempts`` a file may be tried altogether when every attempt gains something."""
 
@@ -45,6 +49,10 @@ class FetchPolicy:
     """Seconds before the second attempt; doubled before each further one."""
 
 
+class _NoRange(Exception):
+    """The server sends the file from its start, whatever was asked for."""
+
+
 class _Spoilt(OSError):
     """What came is not a part of the file: nothing of it is kept."""
 
@@ -57,7 +65,17 @@ def join(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}"
 
 
-def fetch(url: str, target: Path, policy: FetchPolicy, size: int | None = None, sha256: str | None = None) -> None:
+def fetch(
+    url: str,
+    target: Path,
+    policy: FetchPolicy,
+    size: int | None = None,
+    sha256: str | None = None,
+    *,
+    kept: Path | None = None,
+    check: Callable[[Path], None] | None = None,
+    title: str = "",
+) -> None:
     """Copy a remote file to ``target``, which holds all of it afterwards or does not exist.
 
     Args:
@@ -66,36 +84,60 @@ def fetch(url: str, target: Path, policy: FetchPolicy, size: int | None = None, 
         policy: retries and timeout.
         size: bytes that it must have, where known.
         sha256: its digest, where known.
+        kept: file in which what has come stays until all of it has, for another start to go on with. Attempts are then
+            counted as long as none of them gets further than those before.
+        check: of the whole file before it takes its place; an InputError of it is final.
+        title: of a progress bar; empty shows none.
 
     Raises:
         DiskFull: there is no room for it.
         InputError: it does not exist, may not be read, or was tried in vain ``policy.attempts`` times in a row.
     """
-    number, in_vain, transfer = 0, 0, _Transfer(url, _part(target, 0), size, policy.timeout)
+    number, in_vain = 0, 0
+    transfer = _Transfer(url, kept or _part(target, 0), size, policy.timeout, _length(kept, size))
+    longest = transfer.have
+    bar = tqdm(total=size, initial=longest, desc=title, unit="B", unit_scale=True, disable=None if title else True)
     try:
         while True:
             number += 1
             try:
-                transfer.wait()
-                _put_in_place(transfer.part, target, size, sha256)
+                transfer.wait(bar)
+                _put_in_place(transfer.part, target, size, sha256, check)
                 return
+            except InputError:
+                raise
             except Exception as error:  # noqa: BLE001 - every store has its own errors; what may pass is tried again
                 reason = passing(error, url, target)
-                in_vain = 1 if transfer.received >= _PIECE else in_vain + 1
-                if in_vain >= policy.attempts or number >= _PATIENCE * policy.attempts:
+                reached = transfer.have + transfer.received
+                gained = transfer.received >= _PIECE if kept is None else reached > longest
+                longest = max(longest, reached)
+                in_vain = 1 if gained else in_vain + 1
+                if in_vain >= policy.attempts or (kept is None and number >= _PATIENCE * policy.attempts):
                     raise InputError(
                         f"{shown(url)}: cannot be fetched after {number} attempts ({reason}); check address and network"
                     ) from None
                 logger.warning("%s: attempt %d failed: %s", shown(url), number, reason)
                 time.sleep(max(min(retry_after(error), policy.timeout), policy.pause * 2 ** (in_vain - 1)))
-                transfer = transfer.next(_part(target, number), keep=not isinstance(error, _Spoilt))
+                transfer = transfer.next(kept or _part(target, number), keep=not isinstance(error, _Spoilt))
     finally:
-        transfer.part.unlink(missing_ok=True)
+        bar.close()
+        transfer.abandoned = True
+        if kept is None:
+            transfer.part.unlink(missing_ok=True)
 
 
 def parts_of(target: Path) -> Iterator[Path]:
     """What transfers to ``target`` that were killed have left."""
     return target.parent.glob(f".{target.name}.*.part")
+
+
+def _length(kept: Path | None, size: int | None) -> int:
+    """How much of a file of ``size`` bytes there is; a longer one is another file, which is removed."""
+    have = kept.stat().st_size if kept is not None and kept.exists() else 0
+    if kept is not None and size is not None and have > size:
+        kept.unlink()
+        return 0
+    return have
 
 
 def _part(target: Path, number: int) -> Path:
@@ -120,6 +162,8 @@ class _Transfer(threading.Thread):
         try:
             from fsspec.core import url_to_fs
 
+            if self.have and self.have == self.size:
+                return
             store, path = url_to_fs(self.url, **_options(self.url, self.timeout))
             if not (self.have and self._go_on(store, path)):
                 self._start(store, path)
@@ -127,19 +171,34 @@ class _Transfer(threading.Thread):
             self.error = error
 
     def _start(self, store: Any, path: str) -> None:
+        self.have = 0
+        store.get_file(path, str(self.part), callback=self._progress(None), **_in_order(store))
+
+    def _progress(self, expected: int | None) -> Any:
+        """Callback of a download that counts its bytes, and wants the server to announce ``expected`` if given."""
         from fsspec.callbacks import Callback
 
         transfer = self
 
         class Progress(Callback):
             def relative_update(self, inc: int = 1) -> None:
+                if expected is not None and self.size != expected:
+                    raise _NoRange
                 transfer._gain(inc)
 
-        self.have = 0
-        store.get_file(path, str(self.part), callback=Progress(), **_in_order(store))
+        return Progress()
 
     def _go_on(self, store: Any, path: str) -> bool:
         """Fetch what is missing; False where the store serves no ranges."""
+        if "http" in _protocols(store) and self.size is not None:
+            headers = {**store.kwargs.get("headers", {}), "Accept-Encoding": "identity", "Range": f"bytes={self.have}-"}
+            with self.part.open("r+b") as file:  # one request for all of it: servers count requests
+                file.seek(self.have)
+                try:
+                    store.get_file(path, file, callback=self._progress(self.size - self.have), headers=headers)
+                except _NoRange:
+                    self.ranges = False
+            return self.ranges
         with store.open(path, "rb", block_size=_PIECE, cache_type="none") as source, self.part.open("r+b") as file:
             try:
                 source.seek(file.seek(self.have))
@@ -158,7 +217,7 @@ class _Transfer(threading.Thread):
         if self.abandoned:
             raise TimeoutError("abandoned")
 
-    def wait(self) -> None:
+    def wait(self, bar: tqdm[Any]) -> None:
         """Wait until done.
 
         Raises:
@@ -168,6 +227,7 @@ class _Transfer(threading.Thread):
         received, since = -1, time.monotonic()
         while self.is_alive():
             self.join(0.05 if self.timeout < 5 else 0.5)
+            bar.update(self.have + self.received - bar.n)
             if self.received != received:
                 received, since = self.received, time.monotonic()
             elif time.monotonic() - since > self.timeout:
@@ -177,14 +237,17 @@ class _Transfer(threading.Thread):
             raise self.error
 
     def next(self, part: Path, keep: bool) -> _Transfer:
-        """The attempt after this one, on a file of its own: a silent one may wake up and write to its."""
+        """The attempt after this one, on a file of its own: a silent one may wake up and write to its. A kept file is
+        too large to copy; there it can only write what belongs in that place."""
         have = self.part.stat().st_size if keep and self.ranges and self.part.exists() else 0
         # Stores that allocate the file first, or fill it out of order, leave more bytes than came: no beginning.
         have = have if have <= self.have + self.received else 0
-        if have:
+        if have and part != self.part:
             shutil.copyfile(self.part, part)
+        if have:
             os.truncate(part, have)
-        self.part.unlink(missing_ok=True)
+        if not have or part != self.part:
+            self.part.unlink(missing_ok=True)
         return _Transfer(self.url, part, self.size, self.timeout, have)
 
 
@@ -208,13 +271,19 @@ def _options(url: str, timeout: float) -> dict[str, Any]:
 def _in_order(store: Any) -> dict[str, int]:
     """Arguments for one stream from beginning to end, which tells its progress. Several at once report a block of
     hundreds of megabytes when it is there, which on a slow line looks like silence."""
-    protocols = {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
+    protocols = _protocols(store)
     if "s3" in protocols:
         return {"max_concurrency": 1}
     return {"concurrency": 1} if "gs" in protocols and hasattr(store, "_get_file_concurrent") else {}
 
 
-def _put_in_place(part: Path, target: Path, size: int | None, sha256: str | None) -> None:
+def _protocols(store: Any) -> set[str]:
+    return {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
+
+
+def _put_in_place(
+    part: Path, target: Path, size: int | None, sha256: str | None, check: Callable[[Path], None] | None
+) -> None:
     found = part.stat().st_size
     if size is not None and found != size:
         kind = OSError if found < size else _Spoilt
@@ -226,5 +295,7 @@ def _put_in_place(part: Path, target: Path, size: int | None, sha256: str | None
         if sha256 is not None and digest.hexdigest() != sha256:
             raise _Spoilt("its SHA-256 differs from the index's")
         os.fsync(source.fileno())
+    if check is not None:
+        check(part)
     part.replace(target)
     sync_folder(target.parent)

@@ -1,4 +1,4 @@
-"""What is wrong when a remote file does not come, told across the clients behind fsspec, in words without secrets."""
+"""Describe download errors of all fsspec clients, without secrets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def passing(error: Exception, url: str, target: Path) -> str:
     status, _ = answer(error)
     # fsspec reports a refused connection as a missing file too, but then without the store's answer.
     if status == 404 or (isinstance(error, FileNotFoundError) and error.__cause__ is None):
-        raise InputError(f"{shown(url)}: not found; give a URL under which `ca2cl shard` wrote") from None
+        raise InputError(f"{shown(url)}: not found; check the address (of shards: where `ca2cl shard` wrote)") from None
     refused = status is not None and 400 <= status < 500 and status not in _TRY_AGAIN
     if refused or isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
         raise InputError(f"{shown(url)}: may not be read ({reason}); check address and credentials") from None

@@ -1,4 +1,4 @@
-"""Bytes of shards, from a local folder or through fsspec (``http(s)://``, ``s3://``, ``gs://``, ``hf://``, ...).
+"""Read bytes of shards from a local folder or through fsspec.
 
 A remote shard is fetched whole into a local cache (``cache.py``) and read there: lanes read it sample by sample in
 permuted order, which as range requests would cost one round trip a tile.
@@ -13,7 +13,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from ca2cl.common.redact import redact
 from ca2cl.data.remote.cache import GB, SHARDS, ShardCache, locked
 from ca2cl.data.remote.download import FetchPolicy, fetch, join
 from ca2cl.data.remote.errors import shown
@@ -24,11 +23,6 @@ from ca2cl.errors import InputError
 def is_remote(root: str | Path) -> bool:
     """Whether ``root`` is a URL rather than a local path."""
     return "://" in str(root)
-
-
-def _without_secrets(root: str) -> str:
-    """What names the same folder tomorrow, when its password or token is another."""
-    return redact(root).partition("?")[0].rstrip("/")
 
 
 def open_index(root: str | Path, cache_dir: str | Path | None = None, policy: FetchPolicy | None = None) -> ShardIndex:

@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from annotated_types import Ge, Interval
+
+from ca2cl.config import check_ranges
 from ca2cl.errors import InputError
 
 POSITIONAL = ("source", "out")
@@ -16,7 +19,8 @@ class ShardConfig:
     """Settings of ``ca2cl shard``."""
 
     source: str
-    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, or hf:NAME."""
+    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, hf:NAME, or
+    module:Class:WHERE for a source of your own (docs/architecture.md)."""
     out: str
     """Folder for the shards, the index and the manifest."""
     encode: Literal["keep", "jpeg", "webp", "png"] = "keep"
@@ -53,11 +57,6 @@ class ShardConfig:
     """Column of a Hugging Face dataset with the slide or patient."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("samples_per_shard", 1, None), ("workers", 1, None), ("quality", 1, 100)):
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                raise InputError(f"{name} is {value}: use at least {low}" + (f" and at most {high}" if high else ""))
+        check_ranges(self, samples_per_shard=Ge(1), workers=Ge(1), quality=Interval(ge=1, le=100), seed=Ge(0))
         if self.resize is not None and (self.resize < 1 or self.encode == "keep"):
             raise InputError(f"resize is {self.resize}: use a positive number and --encode jpeg, webp or png")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}: use 0 or more")

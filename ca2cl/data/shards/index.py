@@ -1,4 +1,4 @@
-"""What a folder of shards holds: one Arrow index and one JSON manifest beside the tars.
+"""Index and manifest of a shard folder.
 
 The index is an Arrow IPC file with one record batch a shard, so that it is mapped and not read: opening it costs the
 same for 10^3 and for 10^8 samples, and a lane touches only the pages of its own shards.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from annotated_types import Ge, Len
 
-from ca2cl.common.records import is_text, is_whole, parse_json
+from ca2cl.common.records import Count, parse_record, read_record
 from ca2cl.data.decode import MAX_PIXELS
 from ca2cl.errors import InputError
 
@@ -32,6 +34,7 @@ _SHARDS_KEY = b"ca2cl.shards"
 _SUMS_KEY = b"ca2cl.checksums"
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar")
 _RECENT_SHARDS = 256
+_AGAIN = "write the folder again with `ca2cl shard`"
 _ROW_BYTES = 20  # at least: offset, size and label are not compressed
 _DAMAGE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError)
 _SCHEMA = pa.schema(
@@ -50,10 +53,12 @@ _SCHEMA = pa.schema(
 class ShardInfo:
     """One tar: its file name, size in bytes, SHA-256 and number of samples."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     name: str
-    bytes: int
+    bytes: Count
     sha256: str
-    samples: int
+    samples: Count
 
 
 @dataclass(frozen=True)
@@ -79,23 +84,27 @@ class ShardSamples:
 class Manifest:
     """What the shards are: written once, compared when an encoder and its data meet again."""
 
-    schema_version: int
+    schema_version: Annotated[int, Ge(1)]
     classes: list[str]
     """Class names in label order; empty for unlabelled tiles."""
-    counts: dict[str, int]
+    counts: dict[str, Count]
     """Samples by class."""
-    tile_size: list[int]
+    tile_size: Annotated[list[Annotated[int, Ge(1)]], Len(2, 2)]
     """Height and width in pixels of every tile."""
     source: str
     """What was sharded: a folder's name or ``hf:NAME``."""
     encode: str
     """keep, or the format that the tiles were re-encoded in."""
-    samples: int
-    shards: int
-    bytes: int
+    samples: Count
+    shards: Count
+    bytes: Count
     """Size of all tars together."""
     digest: str
     """SHA-256 over classes, tile size and every shard's digest: the identity of the data."""
+
+    def __post_init__(self) -> None:
+        if math.prod(self.tile_size) > MAX_PIXELS:
+            raise ValueError(f"tile_size is {self.tile_size}, more than {MAX_PIXELS} pixels")
 
 
 def digest_of(classes: Sequence[str], tile_size: Sequence[int], shards: Sequence[ShardInfo]) -> str:
@@ -125,9 +134,9 @@ class ShardIndex:
         self._path = path
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            listed = parse_json(self._reader.schema.metadata[_SHARDS_KEY])
-            self.shards = [ShardInfo(**entry) for entry in listed]
-            self._sums = parse_json(self._reader.schema.metadata[_SUMS_KEY])
+            metadata = self._reader.schema.metadata
+            self.shards = parse_record(metadata[_SHARDS_KEY], list[ShardInfo], path, _AGAIN)
+            self._sums = parse_record(metadata[_SUMS_KEY], list[int], path, _AGAIN)
             if not self._reader.schema.equals(_SCHEMA):
                 raise ValueError("other columns")
             self._check(path)
@@ -138,7 +147,7 @@ class ShardIndex:
             raise
         except _DAMAGE as error:
             raise self._damaged(error) from None
-        self._recent: OrderedDict[int, ShardSamples] = OrderedDict()
+        self.keep(_RECENT_SHARDS)
         self._check_sizes(missing_too=False)
         self.starts = np.concatenate([[0], np.cumsum([s.samples for s in self.shards], dtype=np.int64)])
 
@@ -163,8 +172,6 @@ class ShardIndex:
                 raise InputError(
                     f"{path}: shard {shard.name!r} is no tar in this folder; write it again with `ca2cl shard`"
                 )
-            if not (is_whole(shard.bytes) and is_whole(shard.samples)):
-                raise ValueError(f"{shard.name} has no size")
 
     def _check_counts(self, size: int) -> None:
         """Hold the declared counts against each other, and against the bytes that so many rows take: what is believed
@@ -221,19 +228,19 @@ class ShardIndex:
         Raises:
             InputError: the shard's part of the index is damaged.
         """
-        if shard in self._recent:
-            self._recent.move_to_end(shard)
-            return self._recent[shard]
+        return self._recent(shard)
+
+    def keep(self, shards: int) -> None:
+        """Hold the samples of the ``shards`` last used in memory, or of 256 if that is more."""
+        self._recent = lru_cache(max(shards, _RECENT_SHARDS))(self._read)
+
+    def _read(self, shard: int) -> ShardSamples:
         try:
             batch = self._reader.get_batch(shard)
             batch.validate(full=True)  # string offsets are followed without a check otherwise
-            samples = self._checked(shard, batch)
+            return self._checked(shard, batch)
         except _DAMAGE as error:
             raise self._damaged(f"shard {shard}: {error}") from None
-        self._recent[shard] = samples
-        if len(self._recent) > _RECENT_SHARDS:
-            self._recent.popitem(last=False)
-        return samples
 
     def _checked(self, shard: int, batch: pa.RecordBatch) -> ShardSamples:
         info = self.shards[shard]
@@ -349,46 +356,8 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         InputError: missing, not JSON, wrong fields, or a newer schema than this version knows.
     """
-    try:
-        raw = parse_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no manifest here; give a folder that `ca2cl shard` wrote") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); write the folder again with `ca2cl shard`") from None
-    if not isinstance(raw, dict) or not is_whole(raw.get("schema_version"), 1):
-        raise InputError(f"{path}: not a manifest of ca2cl; give a folder that `ca2cl shard` wrote")
-    if raw["schema_version"] > SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema {raw['schema_version']} is newer than this version's {SCHEMA_VERSION}; upgrade ca2cl"
-        )
-    missing = {f.name for f in fields(Manifest)} - raw.keys()
-    if missing:
-        raise InputError(f"{path}: lacks {', '.join(sorted(missing))}; write the folder again with `ca2cl shard`")
-    manifest = Manifest(**{f.name: raw[f.name] for f in fields(Manifest)})
-    wrong = _wrong_field(manifest)
-    if wrong:
-        raise InputError(f"{path}: {wrong} is damaged; write the folder again with `ca2cl shard`")
-    return manifest
-
-
-def _wrong_field(manifest: Manifest) -> str | None:
-    """Name of a field whose value is of the wrong kind."""
-
-    sides, classes, counts = manifest.tile_size, manifest.classes, manifest.counts
-    holds = {
-        "classes": isinstance(classes, list) and all(map(is_text, classes)),
-        "counts": isinstance(counts, dict) and all(map(is_whole, counts.values())),
-        "tile_size": isinstance(sides, list)
-        and len(sides) == 2
-        and all(is_whole(side, 1, MAX_PIXELS) for side in sides),
-        **{name: is_text(getattr(manifest, name)) for name in ("source", "encode", "digest")},
-        **{name: is_whole(getattr(manifest, name)) for name in ("schema_version", "samples", "shards", "bytes")},
-    }
-    if holds["tile_size"] and sides[0] * sides[1] > MAX_PIXELS:
-        return "tile_size"
-    return next((name for name, good in holds.items() if not good), None)
+    absent = "no manifest here; give a folder that `ca2cl shard` wrote"
+    return read_record(path, Manifest, _AGAIN, newest=SCHEMA_VERSION, absent=absent)
 
 
 def key_hash(key: str) -> int:

@@ -1,4 +1,4 @@
-"""Processes that write shards, each shard once over all runs into a folder."""
+"""Process pool that writes shards, each once over all runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAN_FOLDER = ".plan"
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardTask:
     """One shard to write, or to find written."""
 
     out: str
@@ -40,39 +40,39 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:06d}.tar"
 
 
-def make_shard(job: Job) -> ShardInfo:
+def make_shard(task: ShardTask) -> ShardInfo:
     """Write one shard, unless a run before this one finished it."""
-    path = Path(job.out) / shard_name(job.shard)
-    sidecar = sidecar_path(Path(job.out), path.name)
+    path = Path(task.out) / shard_name(task.shard)
+    sidecar = sidecar_path(Path(task.out), path.name)
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = read_sidecar(sidecar)
         info = known.info
-        wanted = not known.skipped or job.packing.bad == "skip"
+        wanted = not known.skipped or task.packing.bad == "skip"
         if wanted and path.stat().st_size == info.bytes and file_sha256(path) == info.sha256:
             return info
-    packed = pack(path, job.tiles, job.reader, job.packing)
+    packed = pack(path, task.tiles, task.reader, task.packing)
     write_sidecar(sidecar, packed)
     return packed.info
 
 
-def write_shards(jobs: Iterable[Job], workers: int) -> Iterator[tuple[int, ShardInfo]]:
-    """Run the jobs; yields shard numbers and infos in order of completion.
+def write_shards(tasks: Iterable[ShardTask], workers: int) -> Iterator[tuple[int, ShardInfo]]:
+    """Run the tasks; yields shard numbers and infos in order of completion.
 
     Raises:
-        InputError: from a job, or because a process was killed; jobs not yet started are dropped.
+        InputError: from a task, or because a process was killed; tasks not yet started are dropped.
     """
     if workers == 1 or not processes_can_share():
-        for job in jobs:
-            yield job.shard, make_shard(job)
+        for task in tasks:
+            yield task.shard, make_shard(task)
         return
     # spawned: a forked child would inherit the threads' locks of whatever the caller has loaded
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
     pending: dict[Future[ShardInfo], int] = {}
     try:
-        for job in jobs:
-            with starting_workers():  # the pool's first job does
-                pending[pool.submit(make_shard, job)] = job.shard
+        for task in tasks:
+            with starting_workers():  # the pool's first task does
+                pending[pool.submit(make_shard, task)] = task.shard
             if len(pending) >= 2 * workers:
                 yield from _collect(pending)
         while pending:

@@ -8,15 +8,14 @@ a manifest is unfinished.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.common.files import sync_replace, write_atomic, writing
-from ca2cl.common.job_dir import changed, listed
-from ca2cl.common.records import parse_json
+from ca2cl.common.job_dir import JobDir, changed
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import (
     INDEX_NAME,
@@ -40,7 +38,7 @@ from ca2cl.data.shards.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.shards.pool import PLAN_FOLDER, Job, sidecar_path, write_shards
+from ca2cl.data.shards.pool import PLAN_FOLDER, ShardTask, sidecar_path, write_shards
 from ca2cl.data.shards.writer import REMEDY, Packing, image_size, read_sidecar
 from ca2cl.data.sources.base import Source, SourceOptions
 from ca2cl.data.sources.choose import open_source
@@ -85,9 +83,10 @@ def run(config: ShardConfig) -> int:
     source = open_source(config.source, options)
     _tell_ungrouped(source)
     out = Path(config.out)
-    with _claimed(out):
+    job = job_dir(out)
+    with job.locked(0.0):
         plan = make_plan(source, config)
-        _adopt(out, plan)
+        job.claim({"digest": plan.digest, "about": plan.about})
         manifest = finished(out, plan)
         if manifest is not None:
             sys.stdout.write(f"{out}: already complete\n")
@@ -156,47 +155,18 @@ def _usual_size(source: Source, rows: npt.NDArray[np.int64]) -> tuple[tuple[int,
     return size, found[size][0]
 
 
-@contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """Make the folder and keep other runs out of it; the lock goes with this process, however it ends."""
-    with writing(out, REMEDY):
-        (out / PLAN_FOLDER).mkdir(parents=True, exist_ok=True)
-        lock = (out / PLAN_FOLDER / "lock").open("a")  # "w" would change its time
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another `ca2cl shard` is writing here; wait for it") from None
-        except OSError as error:  # file systems without locks
-            logger.warning("%s: cannot be locked (%s); do not shard into it twice at once", out, error.strerror)
-        _remove_leftovers(out)
-        yield
+def job_dir(out: Path) -> JobDir:
+    """The folder as a job's."""
+    return JobDir(
+        out, f"{PLAN_FOLDER}/plan.json", _differences, foreign=(MANIFEST_NAME, "*.tar"), setting="out", remedy=REMEDY,
+        lock=f"{PLAN_FOLDER}/lock", forks=False, temporaries=("", PLAN_FOLDER),
+    )  # fmt: skip
 
 
-def _remove_leftovers(out: Path) -> None:
-    for folder in (out, out / PLAN_FOLDER):
-        for leftover in folder.glob(".*.tmp-*"):
-            with writing(leftover, REMEDY):
-                leftover.unlink(missing_ok=True)
-
-
-def _adopt(out: Path, plan: Plan) -> None:
-    """Take the folder for this plan, or refuse it because it holds another's shards."""
-    path = out / PLAN_FOLDER / "plan.json"
-    try:
-        held = parse_json(path.read_bytes())
-        differing = held["digest"] != plan.digest
-        changes = changed(held.get("about", {}), plan.about)
-    except FileNotFoundError:
-        if (out / MANIFEST_NAME).exists() or any(out.glob("*.tar")):
-            raise InputError(f"{out}: holds shards that this run did not write; give an empty folder") from None
-        write_atomic(path, json.dumps({"digest": plan.digest, "about": plan.about}).encode(), REMEDY)
-        return
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: damaged; give an empty folder") from None
-    if differing:
-        which = f" ({listed(changes)})" if changes else ""
-        raise InputError(f"{out}: holds shards of another source or of other options{which}; give an empty folder")
+def _differences(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if first["digest"] == now["digest"]:
+        return []
+    return changed(first.get("about", {}), now["about"]) or ["another source or other options"]
 
 
 def finished(out: Path, plan: Plan) -> Manifest | None:
@@ -218,13 +188,13 @@ def finished(out: Path, plan: Plan) -> Manifest | None:
 def _write_shards(out: Path, plan: Plan, source: Source, workers: int) -> list[ShardInfo]:
     """Write all shards; their infos in shard order."""
     infos: dict[int, ShardInfo] = {}
-    jobs = (
-        Job(str(out), shard, source.tiles(plan.rows(shard)), source.reader, plan.packing)
+    tasks = (
+        ShardTask(str(out), shard, source.tiles(plan.rows(shard)), source.reader, plan.packing)
         for shard in range(plan.shards)
     )
     logged = time.monotonic()
     with tqdm(total=len(source), unit="tile", disable=None, desc="shard") as bar:
-        for shard, info in write_shards(jobs, min(workers, plan.shards)):
+        for shard, info in write_shards(tasks, min(workers, plan.shards)):
             infos[shard] = info
             bar.update(len(plan.rows(shard)))
             if bar.disable and time.monotonic() - logged > _LOG_SECONDS:

@@ -1,4 +1,4 @@
-"""One shard: its tiles checked, re-encoded if asked, and written as a WebDataset tar.
+"""Check, encode and write one shard as a WebDataset tar.
 
 The tar's headers come from the standard library's ``TarInfo``: ``webdataset.TarWriter`` tells no offsets, which the
 index needs, and ``TarFile`` tells them only by reading the tar again. Headers carry no clock and no owner, so equal
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ca2cl.common.files import replacing, write_atomic, writing
@@ -26,7 +27,7 @@ from ca2cl.common.records import parse_json
 from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
 from ca2cl.data.orientation import as_stored, orientation_of, stored_size
 from ca2cl.data.shards.index import ShardInfo, ShardSamples
-from ca2cl.data.sources.base import Tile, TileReader
+from ca2cl.data.sources.base import Content, Tile, TileReader
 from ca2cl.errors import InputError
 
 REMEDY = "free some space and run again, finished shards are kept; or give another folder"
@@ -67,8 +68,11 @@ class Packed:
 
 
 @contextmanager
-def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
+def _opened(data: Content, where: str) -> Iterator[Image.Image]:
     """The image in ``data``; anything that is wrong with it becomes one line about ``where``."""
+    if not isinstance(data, bytes):
+        yield Image.fromarray(check_pixels(data, where))
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns about large images; the limit below is ours
@@ -86,8 +90,21 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
         raise InputError(f"{where}: does not decode as an image ({error}); restore it or use --bad skip") from None
 
 
-def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """Height and width in pixels from the header of an encoded image.
+def check_pixels(pixels: npt.NDArray[np.uint8], where: str) -> npt.NDArray[np.uint8]:
+    """The same RGB pixels (H, W, 3).
+
+    Raises:
+        InputError: another type, shape or size.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not 0 < pixels.size <= 3 * MAX_PIXELS:
+        raise InputError(
+            f"{where}: its source gave {pixels.dtype} {pixels.shape}, not uint8 (H, W, 3); mend the source"
+        )
+    return pixels
+
+
+def image_size(data: Content, where: str) -> tuple[int, int]:
+    """Height and width in pixels; of an encoded image from its header.
 
     Raises:
         InputError: not an image, or more than ``MAX_PIXELS`` pixels.
@@ -96,8 +113,8 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
         return stored_size(image)
 
 
-def prepare(data: bytes, tile: Tile, where: str, packing: Packing) -> tuple[bytes, str]:
-    """A tile's bytes as they go into the shard, and their extension.
+def prepare(data: Content, tile: Tile, where: str, packing: Packing) -> tuple[bytes, str]:
+    """A tile's bytes as they go into the shard, and their extension. Pixels that are kept as they come become PNG.
 
     Raises:
         InputError: the tile does not decode or has another size than the reference.
@@ -110,12 +127,13 @@ def prepare(data: bytes, tile: Tile, where: str, packing: Packing) -> tuple[byte
                 f"{where}: {size[1]} x {size[0]} pixels, but {packing.reference}: {width} x {height}; tiles must have "
                 "one size: separate them, skip them with --bad skip, or use --encode png --resize PX"
             )
-        if packing.encode == "keep":
+        if packing.encode == "keep" and isinstance(data, bytes):
             if packing.check == "full":
                 _decode(data, where)
             # what PIL calls MPO is a JPEG with more behind it
             return data, tile.ext or _FORMATS.get(image.format or "", "jpg")
-        return _encode(image, packing), _ENCODED_EXT[packing.encode]
+        encode = "png" if packing.encode == "keep" else packing.encode
+        return _encode(image, encode, packing), _ENCODED_EXT[encode]
 
 
 def _decode(data: bytes, where: str) -> None:
@@ -126,14 +144,14 @@ def _decode(data: bytes, where: str) -> None:
         raise InputError(f"{where}: does not decode as an image ({error}); restore it or use --bad skip") from None
 
 
-def _encode(image: Image.Image, packing: Packing) -> bytes:
+def _encode(image: Image.Image, encode: str, packing: Packing) -> bytes:
     image = as_stored(image).convert("RGB")
     if packing.resize is not None:
         image = image.resize((packing.resize, packing.resize), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    if packing.encode == "png":
+    if encode == "png":
         image.save(out, "PNG")
-    elif packing.encode == "webp":
+    elif encode == "webp":
         image.save(out, "WEBP", quality=packing.quality)
     else:
         # 4:4:4: stain differences between neighbouring nuclei are chroma, which subsampling would halve
@@ -193,7 +211,7 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
             tar.add(f"{tile.key}.cls", str(tile.label).encode())
             tar.add(f"{tile.key}.json", _about(tile, packing))
             kept.append(tile)
-            turned += orientation_of(came) != 1
+            turned += isinstance(came, bytes) and orientation_of(came) != 1
             sizes.append(len(data))
             exts.append(ext)
         tar.close()
@@ -210,7 +228,7 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
 
 
 def _about(tile: Tile, packing: Packing) -> bytes:
-    about: dict[str, str | int] = {"source": packing.source, "name": tile.name}
+    about: dict[str, str | int | float] = {**tile.meta, "source": packing.source, "name": tile.name}
     if tile.label >= 0:
         about["class"] = packing.classes[tile.label]
     if tile.group is not None:

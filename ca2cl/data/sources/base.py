@@ -1,19 +1,24 @@
-"""What a source of tiles is, whatever it reads.
+"""Protocol of a tile source.
 
 A source is listed once, in the parent process. What the writing processes get is its ``reader`` (small, picklable) and
-the tiles of one shard at a time, so that a listing of 10^8 files is never copied.
+the tiles of one shard at a time, so that a listing of 10^8 files is never copied. A new source is a class with this
+form in a module of its own, and a line in ``choose.KINDS``; one outside this package is named on the command line as
+``module:Class:WHERE``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
+
+Content = bytes | npt.NDArray[np.uint8]
+"""A tile as its source has it: an encoded image, or RGB pixels (H, W, 3)."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,15 @@ class Tile:
     """Slide or patient."""
     ext: str | None
     """Lower-case extension without dot; None where only the bytes tell."""
+    meta: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What else is known of it, such as x, y, level and mpp of a slide's tile; goes into the shard's ``.json``."""
 
 
 class TileReader(Protocol):
-    """Fetches a tile's encoded bytes; goes to the writing processes."""
+    """Reads tiles; goes to the writing processes."""
 
-    def read(self, tile: Tile) -> bytes:
-        """The tile's bytes as they are stored. InputError if they cannot be read."""
+    def read(self, tile: Tile) -> Content:
+        """The tile's bytes as they are stored, or its pixels. InputError if they cannot be read."""
 
     def where(self, tile: Tile) -> str:
         """The tile's full name for error messages."""

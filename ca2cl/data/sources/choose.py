@@ -1,32 +1,60 @@
-"""Where tiles come from: class-folder trees and Hugging Face ``datasets``."""
+"""Open a tile source by its name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from ca2cl.common.plugins import is_plugin, load_plugin
 from ca2cl.data.sources.base import Source, SourceOptions
-from ca2cl.data.sources.image_folder import FolderSource
 from ca2cl.errors import InputError
 
 _DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
+def _is_dataset(source: str) -> bool:
+    return source.startswith("hf:") or any((Path(source) / name).is_file() for name in _DATASET_FILES)
+
+
+def _is_folder(source: str) -> bool:
+    return Path(source).is_dir()
+
+
+KINDS: tuple[tuple[Callable[[str], bool], str], ...] = (
+    (_is_dataset, "ca2cl.data.sources.huggingface:DatasetSource"),
+    (_is_folder, "ca2cl.data.sources.image_folder:FolderSource"),
+)
+"""Whether a source is of this kind, and its class, which is imported then: ``datasets`` takes seconds. The first kind
+that says yes opens it."""
+
+
+def _class_of(source: str) -> tuple[str, str] | None:
+    """``module:Class`` and what that class opens; None where no kind knows the source."""
+    own, _, where = source.rpartition(":")
+    if is_plugin(own):
+        return own, where
+    return next(((name, source) for knows, name in KINDS if knows(source)), None)
+
+
+def is_source(source: str) -> bool:
+    """Whether some kind of source knows it."""
+    return _class_of(source) is not None
+
+
 def open_source(source: str, options: SourceOptions | None = None, *, mixed: bool = False) -> Source:
-    """List ``source``: a folder of images, a folder by ``datasets.save_to_disk``, or ``hf:NAME`` on the hub.
+    """List ``source``: a folder of images, a folder by ``datasets.save_to_disk``, ``hf:NAME`` on the hub, or
+    ``module:Class:WHERE``, which opens WHERE with a class of the user's own.
 
     Args:
+        source: what to list.
+        options: which labels, columns and groups to take.
         mixed: take images beside class folders, without a label; otherwise such a folder is refused.
 
     Raises:
         InputError: missing, empty, unreadable, or options that do not fit it.
     """
-    options = options or SourceOptions()
-    root = Path(source)
-    hub = source.startswith("hf:")
-    if not hub and not root.is_dir():
+    found = _class_of(source)
+    if found is None:
         raise InputError(f"{source}: no such folder; give a folder of images, a saved dataset or hf:NAME")
-    if hub or any((root / name).is_file() for name in _DATASET_FILES):
-        from ca2cl.data.sources.huggingface import DatasetSource  # `datasets` is slow to import and folders do without
-
-        return DatasetSource(source, options)
-    return FolderSource(root, options, mixed=mixed)
+    opened: Source = load_plugin(found[0], "source")(found[1], options or SourceOptions(), mixed=mixed)
+    return opened

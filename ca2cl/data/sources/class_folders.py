@@ -1,4 +1,4 @@
-"""Whether folders that are taken for classes look like something else: splits, or data sets with the same classes."""
+"""Detect folders that are splits or data sets, not classes."""
 
 from __future__ import annotations
 

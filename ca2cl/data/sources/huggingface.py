@@ -1,4 +1,4 @@
-"""Tiles from Hugging Face ``datasets``: a dataset on the hub, or a folder that ``save_to_disk`` wrote."""
+"""Tile source for Hugging Face ``datasets``: the hub or ``save_to_disk``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DatasetSource:
     column, or ``label``. Integer and string labels become classes in sorted order.
     """
 
-    def __init__(self, source: str, options: SourceOptions) -> None:
+    def __init__(self, source: str, options: SourceOptions, *, mixed: bool = False) -> None:
         dataset, split = _load(source, options.split)
         self.name = source if source.startswith("hf:") else shown(Path(source).resolve().name)
         self._split = split

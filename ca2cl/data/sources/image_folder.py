@@ -1,4 +1,4 @@
-"""Tiles from a tree of class folders."""
+"""Tile source for a tree of class folders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class FolderSource:
     an empty class folder a warning: both are what a disk that is away looks like.
     """
 
-    def __init__(self, root: Path, options: SourceOptions, *, mixed: bool = False) -> None:
+    def __init__(self, source: str, options: SourceOptions, *, mixed: bool = False) -> None:
+        root = Path(source)
         self.name = shown(root.resolve().name)
         given, root = root, _step_into(root)
         if root != given:

@@ -1,4 +1,4 @@
-"""Names in folders: which of them no person put there, and which of them are text."""
+"""File names: system clutter, and names that are not UTF-8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up images of glands with a mask of their instances, laid out as the GlaS challenge's archive is."""
+"""Synthetic gland images with instance masks, in the GlaS layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The brushes that made-up tissue is painted with: random fields, nuclei, outlines, and the stains' rendering.
+"""Drawing primitives of synthetic tissue: fields, nuclei, outlines and stains.
 
 A picture is two concentration fields, haematoxylin and eosin, float32 (H, W), of no unit; light turns them into
 colours by the law of Beer and Lambert. ``unit`` is the length of about 1.2 micrometres in pixels.

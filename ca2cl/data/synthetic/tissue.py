@@ -1,4 +1,4 @@
-"""Made-up tissue: nine classes of procedurally drawn tiles, laid out and named as NCT-CRC-HE is.
+"""Synthetic tissue tiles in nine classes, in NCT-CRC-HE's layout.
 
 For tests, the quickstart and trials without data. The classes differ in structure as the real ones do. Their colour is
 drawn for every tile from one distribution common to all, so that a classifier of colour histograms is a poor one.

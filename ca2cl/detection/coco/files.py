@@ -1,4 +1,4 @@
-"""COCO files of instances: masks as run lengths, written and read with pycocotools.
+"""Read and write COCO files of instances, with run-length masks.
 
 Run lengths rather than polygons, because they hold the mask's pixels exactly: holes stay holes, parts stay parts, and
 reading gives back what was written. A polygon runs along pixel centres and can hold neither hole nor exact edge. Such

@@ -1,4 +1,4 @@
-"""A mask of instance numbers → its instances, without the crumbs that drawing tools leave.
+"""Split a label mask into instances, without stray pixels.
 
 The rule: an instance of fewer than ``min_area`` pixels is dropped. Of any other, separate parts (8-connected) of fewer
 than ``min_area`` pixels are dropped, smallest first, for as long as all that is dropped stays within ``max_loss`` of
@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Interval
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
+from ca2cl.config import check_ranges
 from ca2cl.data.decode import MAX_PIXELS, PILLOW_ERRORS
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.errors import InputError
@@ -64,10 +66,7 @@ class FragmentRule:
     """Share of an instance's pixels that may be dropped with its fragments."""
 
     def __post_init__(self) -> None:
-        if self.min_area < 0:
-            raise InputError(f"min_area is {self.min_area}: use a number of pixels, 0 keeps everything")
-        if not 0 <= self.max_loss < 1:
-            raise InputError(f"max_loss is {self.max_loss}: use a share from 0 to below 1")
+        check_ranges(self, min_area=Ge(0), max_loss=Interval(ge=0, lt=1))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, by pycocotools' own evaluation."""
+"""COCO average precision of boxes and masks, by pycocotools."""
 
 from __future__ import annotations
 

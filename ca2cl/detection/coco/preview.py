@@ -1,4 +1,4 @@
-"""A sheet of images with the outlines and boxes that a COCO file has for them, as PNG."""
+"""Contact sheet of images with their annotated outlines and boxes."""
 
 from __future__ import annotations
 

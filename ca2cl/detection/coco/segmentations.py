@@ -1,4 +1,4 @@
-"""Segmentations of COCO files: whether pycocotools may see them, and their masks, boxes and areas.
+"""Segmentations of COCO files: validity, masks, boxes and areas.
 
 Its C code believes what it is given: run lengths that reach beyond their image are written beyond their buffer, a
 polygon's edge is drawn pixel by pixel however long it is, and a declared size is allocated.

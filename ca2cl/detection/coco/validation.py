@@ -1,4 +1,4 @@
-"""What must hold of a COCO file, and what is made of it where exporters differ.
+"""Validate COCO files and normalise the differences between exporters.
 
 One reader for training, scoring, predicting and pictures (``coco.read_coco``), so that a file means the same to all:
 

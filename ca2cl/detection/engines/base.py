@@ -1,4 +1,4 @@
-"""The seam between ``ca2cl detect`` and what trains its detector: torchvision, or detectron2's own engine.
+"""Protocol of a detector engine, and the data it trains on.
 
 The job knows COCO files, encoders, seeds, MLflow and metrics; an engine knows how to build, train and run a detector.
 They meet here, and nowhere else:
@@ -23,7 +23,7 @@ Who does what:
   there already. Engines split the work and reduce what they report; ``Watch`` is called on every rank in the same
   order. Its stop flag is a rank's own: the engine has the ranks agree on it before it acts, for a flag that one rank
   alone saw would leave the others waiting.
-- **Checkpoints.** In ``Job.folder``, by the engine, atomically, every ``checkpoint_every`` steps and on a stop; a
+- **Checkpoints.** In ``TrainJob.folder``, by the engine, atomically, every ``checkpoint_every`` steps and on a stop; a
   ``train`` that finds some goes on from the newest and says at which step it began.
 - **Randomness.** A function of ``Schedule.seed``: order, augmentation and the heads' initial values.
 - **Numbers.** ``Schedule`` is in iterations and images, global over processes; an engine that would have to scale a
@@ -44,7 +44,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Gt
 
+from ca2cl.config import check_ranges
 from ca2cl.data.sources.names import is_clutter
 from ca2cl.detection.engines.predictions import Detections
 from ca2cl.errors import InputError
@@ -132,26 +134,22 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "test_side", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: use 1 or more")
-        for name in ("warmup", "weight_decay", "momentum", "evaluate_every"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}: use 0 or more")
+        check_ranges(
+            self, iterations=Ge(1), batch_size=Ge(1), test_side=Ge(1), checkpoint_every=Ge(1), warmup=Ge(0),
+            weight_decay=Ge(0), momentum=Ge(0), evaluate_every=Ge(0), lr=Gt(0), train_sides=Ge(1),
+        )  # fmt: skip
         if not 0 <= self.frozen_stages <= 5:
             raise InputError(f"frozen_stages is {self.frozen_stages}: use 0 to 5, the stem and four stages")
-        if not self.lr > 0:
-            raise InputError(f"lr is {self.lr}: use a positive number")
         if list(self.milestones) != sorted({step for step in self.milestones if 0 < step < self.iterations}):
             raise InputError(f"milestones is {self.milestones}: use rising steps between 0 and {self.iterations}")
-        if not self.train_sides or min(self.train_sides) < 1:
+        if not self.train_sides:
             raise InputError(f"train_sides is {self.train_sides}: use one or more numbers of pixels")
         if self.longest_side < max(self.test_side, *self.train_sides):
             raise InputError(f"longest_side is {self.longest_side}: use at least the longest of the shorter sides")
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What an engine builds and trains from."""
 
     head: Head
@@ -237,7 +235,7 @@ class Engine(ABC):
         """Of the package behind it, with the commit where it was built from one."""
 
     @abstractmethod
-    def build(self, job: Job) -> Detector:
+    def build(self, job: TrainJob) -> Detector:
         """A detector whose body has the encoder's weights.
 
         Raises:
@@ -255,7 +253,7 @@ class Engine(ABC):
         """
 
 
-def record_of(engine: Engine, job: Job) -> dict[str, Any]:
+def record_of(engine: Engine, job: TrainJob) -> dict[str, Any]:
     """What a result must say of how it was made: two results may be averaged only where all of this is the same."""
     schedule = {name: value for name, value in vars(job.schedule).items() if name != "seed"}
     return {"engine": engine.name, "engine_version": engine.version, "head": job.head, **schedule}

@@ -1,4 +1,4 @@
-"""Annotated images for a training: the order in which they are seen, their flips, and the targets of a detector.
+"""Annotated images for training: order, flips and detector targets.
 
 Legend: N instances of one image, H, W its height and width in pixels.
 """

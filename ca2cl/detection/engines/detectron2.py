@@ -1,4 +1,4 @@
-"""The engine of detectron2: its models, its trainer and its hooks, on one process or several by ``accelerate launch``.
+"""Detector engine on detectron2, for one process or several.
 
 Why that launcher and not detectron2's: a process group is there already, made in one way for every verb, with Slurm's
 or a cloud's rendezvous; detectron2's starts processes of its own on every machine and knows neither.
@@ -27,7 +27,7 @@ from ca2cl.common.files import write_atomic
 from ca2cl.common.optional import need
 from ca2cl.common.records import parse_json
 from ca2cl.detection.coco.files import encode_mask
-from ca2cl.detection.engines.base import Detector, Engine, Head, Job, Pixels, Trained, Watch
+from ca2cl.detection.engines.base import Detector, Engine, Head, Pixels, Trained, TrainJob, Watch
 from ca2cl.detection.engines.checkpoint import KEPT, DetectorCard, fill, read_card, read_weights, write_detector
 from ca2cl.detection.engines.detectron2_weights import RECIPE
 from ca2cl.detection.engines.predictions import Detections
@@ -64,7 +64,7 @@ class Detectron2Engine(Engine):
         commit = source.get("vcs_info", {}).get("commit_id", "")
         return held.version + (f" ({commit[:12]})" if commit else "")
 
-    def build(self, job: Job) -> Detectron2Detector:
+    def build(self, job: TrainJob) -> Detectron2Detector:
         """As ``Engine.build``."""
         from ca2cl.detection.engines.detectron2_model import configuration, load_body
 
@@ -106,7 +106,7 @@ def _hush() -> None:
         logging.getLogger(loud).setLevel(logging.ERROR)
 
 
-def _refuse(job: Job) -> None:
+def _refuse(job: TrainJob) -> None:
     precision, on_gpu = job.schedule.precision, torch.device(job.device).type == "cuda"
     if under_deepspeed():
         raise InputError("detect does not run under DeepSpeed: detectors are small; use a DDP configuration")
@@ -125,7 +125,7 @@ def _network(cfg: CfgNode) -> nn.Module:
 class Detectron2Detector(Detector):
     """One detector of detectron2's (``Detector``); ``job`` is what it is trained from, None of one to predict with."""
 
-    def __init__(self, card: DetectorCard, cfg: CfgNode, network: nn.Module, job: Job | None = None) -> None:
+    def __init__(self, card: DetectorCard, cfg: CfgNode, network: nn.Module, job: TrainJob | None = None) -> None:
         self.card, self.cfg, self.network, self.job = card, cfg, network, job
 
     @property

@@ -1,4 +1,4 @@
-"""detectron2's detectors on an encoder's body: the configuration, the network, and the body's tensors.
+"""detectron2 detectors on an encoder's backbone.
 
 Imports detectron2: only ``detectron2_engine`` imports this, when that engine is asked for. Written against the pinned
 commit (``weights.COMMIT``), with the names that the release 0.6 has too.

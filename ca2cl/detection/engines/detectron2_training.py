@@ -1,4 +1,4 @@
-"""A training by detectron2's own trainer: its mapper on our order of images, its hooks, and one that tells the job.
+"""Training by detectron2's trainer: data mapper, order and hooks.
 
 The parts are put together as detectron2's ``tools/lazyconfig_train_net.py`` does and not by ``DefaultTrainer``, which
 its authors call unstable, needs their launcher, and cannot run several processes on CPUs.
@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import load_tensors
-from ca2cl.detection.engines.base import Detector, Job, Trained, Watch, has_masks
+from ca2cl.detection.engines.base import Detector, Trained, TrainJob, Watch, has_masks
 from ca2cl.detection.engines.checkpoint import KEPT
 from ca2cl.detection.engines.data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
 from ca2cl.errors import InputError
@@ -48,7 +48,7 @@ class MappedImages(Dataset[Example | str]):
     the same on any number of processes and workers, and after another start.
     """
 
-    def __init__(self, cfg: CfgNode, job: Job) -> None:
+    def __init__(self, cfg: CfgNode, job: TrainJob) -> None:
         self._annotated = Annotated(job.train, job.classes, masks=has_masks(job.head))
         schedule = job.schedule
         self.order = ImageOrder(len(self._annotated.images), schedule.batch_size, schedule.seed)
@@ -149,13 +149,15 @@ class _WatchHook(HookBase):  # type: ignore[misc, unused-ignore]
         """Report the step, evaluate where it is time, and stop when a rank was asked to."""
         step = self.trainer.iter + 1
         last = step == self.schedule.iterations
-        everyone = comm.all_gather((self._values(), bool(self.watch.stop.raised)))
+        everyone = comm.all_gather((self._values(), self.watch.stop.overdue(first=False)))
         self.watch.on_step(step, everyone[0][0])
         if self.schedule.evaluate_every and step % self.schedule.evaluate_every == 0 and not last:
-            self.training.make_precise()
-            self.watch.on_evaluation(step, self.training.detector)
+            with self.watch.stop.unhurried():
+                self.training.make_precise()
+                self.watch.on_evaluation(step, self.training.detector)
         if any(stop for _, stop in everyone) and not last:
-            self.training.checkpointer.save(f"model_{self.trainer.iter:07d}")
+            with self.watch.stop.unhurried():
+                self.training.checkpointer.save(f"model_{self.trainer.iter:07d}")
             raise _Stopped
 
     def _values(self) -> dict[str, float]:
@@ -179,7 +181,7 @@ class Training:
         detector: of that network, for evaluations.
     """
 
-    def __init__(self, cfg: CfgNode, network: nn.Module, job: Job, detector: Detector) -> None:
+    def __init__(self, cfg: CfgNode, network: nn.Module, job: TrainJob, detector: Detector) -> None:
         self.job, self.network, self.detector = job, network, detector
         self.images = MappedImages(cfg, job)
         on_gpu = torch.device(job.device).type == "cuda"

@@ -1,4 +1,4 @@
-"""An encoder as a detectron2 backbone: the tensors' names there, the settings that go with them, and the backbone.
+"""Convert an encoder's weights to detectron2's ResNet backbone.
 
 Names as in detectron2's ``modeling/backbone/resnet.py``: a stem, stages res2 to res5, and every normalisation inside
 the convolution that it follows. Only ``load_backbone`` needs detectron2.

@@ -1,4 +1,4 @@
-"""What a detector says of one image, and its two readers: COCO's evaluation and the GlaS challenge's.
+"""Predictions of one image, for COCO's and the GlaS challenge's metrics.
 
 Legend: N detections of one image, H, W its height and width in pixels.
 """

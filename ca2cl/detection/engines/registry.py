@@ -1,4 +1,4 @@
-"""The engines by name, the one that is meant by none, and the one that a saved detector belongs to."""
+"""Registry of detector engines, with the default."""
 
 from __future__ import annotations
 

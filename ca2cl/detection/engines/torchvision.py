@@ -1,5 +1,6 @@
-"""The engine of a plain install: torchvision's detectors in this package's own loop (``training.loop``), on one process
-or several under accelerate.
+"""Detector engine on torchvision's detectors and this package's loop.
+
+Runs on one process or several under accelerate.
 
 Losses are means over a process's own images and proposals, as torchvision and detectron2 make them, and proposals are
 drawn at random: on another number of processes a training is another draw, not the same one. A resumed one is the same.
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.detection.coco.files import encode_mask
-from ca2cl.detection.engines.base import Detector, Engine, Job, Pixels, Schedule, Trained, Watch, has_masks
+from ca2cl.detection.engines.base import Detector, Engine, Pixels, Schedule, Trained, TrainJob, Watch, has_masks
 from ca2cl.detection.engines.checkpoint import DetectorCard, fill, read_card, read_weights, write_detector
 from ca2cl.detection.engines.data import ImageBatch, ImageStep, TrainingImages, draw_word, image_steps
 from ca2cl.detection.engines.predictions import Detections
@@ -51,7 +52,7 @@ class TorchvisionEngine(Engine):
         """torchvision's."""
         return str(torchvision.__version__)
 
-    def build(self, job: Job) -> TorchvisionDetector:
+    def build(self, job: TrainJob) -> TorchvisionDetector:
         """As ``Engine.build``."""
         if under_deepspeed():
             raise InputError("detect does not run under DeepSpeed: detectors are small; use a DDP configuration")
@@ -86,7 +87,7 @@ def _network(card: DetectorCard, sides: Sequence[int], frozen_stages: int = 0) -
 class TorchvisionDetector(Detector):
     """One detector of torchvision's (``Detector``); ``job`` is what it is trained from, None of one to predict with."""
 
-    def __init__(self, card: DetectorCard, network: DetectionNetwork, device: str, job: Job | None = None) -> None:
+    def __init__(self, card: DetectorCard, network: DetectionNetwork, device: str, job: TrainJob | None = None) -> None:
         self.card, self.network, self.device, self.job = card, network, torch.device(device), job
 
     @property

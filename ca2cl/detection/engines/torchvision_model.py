@@ -1,4 +1,4 @@
-"""torchvision's detectors on an encoder's body: Mask R-CNN and RetinaNet with a feature pyramid.
+"""torchvision detectors on an encoder's backbone: Mask R-CNN and RetinaNet.
 
 The body is the encoder itself, tensor by tensor, and not a copy under other names, so none of it can be left behind;
 that is checked all the same.

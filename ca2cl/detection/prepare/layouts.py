@@ -1,4 +1,4 @@
-"""Where the published archives of glands, and folders made like them, have their images and masks.
+"""Find images and masks in the layouts of GlaS, CRAG and alike.
 
 GlaS lies flat: ``train_N``, ``testA_N``, ``testB_N`` and, beside each, the same name with ``_anno``. CRAG has
 ``train`` and ``valid``, each with ``Images`` and ``Annotation``. ``masks`` is any folder of images beside one of

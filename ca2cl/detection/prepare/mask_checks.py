@@ -1,4 +1,4 @@
-"""Whether masks number instances, one number each and 0 between them, or say something else.
+"""Check that masks number their instances.
 
 Masks of classes, of foreground (0 and one value), and with a background or a border of 255 are of the same file types
 as masks of instances. A number that stands for several objects gives one box around all of them, which trains and

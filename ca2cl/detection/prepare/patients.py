@@ -1,4 +1,4 @@
-"""Whose images they are: the table of patients and grades that lies beside GlaS, and may beside any other set.
+"""Patients and grades of images, from the table beside them.
 
 The challenge's ``Grade.csv`` has the columns ``name``, ``patient ID``, ``grade (GlaS)`` and
 ``grade (Sirinukunwattana et al. 2015)``; copies call it ``index.csv`` and spell the columns otherwise.

@@ -1,4 +1,4 @@
-"""``ca2cl detect prepare``: images with masks of instances → COCO, split as published.
+"""``ca2cl detect prepare``: images with instance masks to COCO splits.
 
 OUT gets, for every split, ``SPLIT.json`` and the folder ``SPLIT`` of its images, with the bytes that they came with.
 They are copied, not linked: the sets are small (GlaS .2 GB, CRAG 1 GB), and a folder that is whole by itself can be

@@ -1,4 +1,4 @@
-"""The GlaS challenge's three scores of instances: object-level F1, Dice and Hausdorff distance.
+"""GlaS challenge metrics: object-level F1, Dice and Hausdorff distance.
 
 Written from the definitions in Sirinukunwattana et al., "Gland segmentation in colon histology images: the GlaS
 challenge contest", Medical Image Analysis 35 (2017), section on evaluation (arXiv 1603.00275). S are the predicted

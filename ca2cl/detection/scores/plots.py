@@ -1,4 +1,4 @@
-"""Pictures of what a detector finds: a sheet of a split's images beside their annotations, and one image's overlay."""
+"""Plot detections beside annotations, and overlay them on an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A detector on a split: its predictions as COCO rows, COCO's scores, and the GlaS challenge's.
+"""Score a detector on a split: COCO AP and GlaS metrics.
 
 Legend: W processes of the job.
 """

@@ -1,11 +1,13 @@
-"""The settings of ``ca2cl detect``, and what a data set's published schedule makes of them."""
+"""Settings of ``ca2cl detect``, and the published schedules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from ca2cl.config import TrackingConfig
+from annotated_types import Ge, Gt, Interval
+
+from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.detection.engines.base import Head, Schedule
 from ca2cl.detection.engines.registry import EngineChoice
 from ca2cl.errors import InputError
@@ -98,16 +100,7 @@ class DetectConfig:
     """Where encoders are found and results are logged."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise InputError(f"seeds is {self.seeds}: use 1 or more")
-        if not self.times > 0:
-            raise InputError(f"times is {self.times}: use a positive number")
-        if self.iterations is not None and self.iterations < 1:
-            raise InputError(f"iterations is {self.iterations}: use 1 or more")
-        if self.workers < 0:
-            raise InputError(f"workers is {self.workers}: use 0 or more")
-        if not 0 < self.min_score < 1:
-            raise InputError(f"min_score is {self.min_score}: use a number between 0 and 1")
+        check_ranges(self, seeds=Ge(1), times=Gt(0), iterations=Ge(1), workers=Ge(0), min_score=Interval(gt=0, lt=1))
         if self.tracking.register_as:
             raise InputError("tracking.register_as is for encoders and classifiers; detectors are kept in output_dir")
         if len({"encoder", *self.against}) < len(self.against) + 1:

@@ -1,4 +1,4 @@
-"""What a split shares with train: patients, and images that are equal byte by byte."""
+"""Find patients and images that a test split shares with train."""
 
 from __future__ import annotations
 

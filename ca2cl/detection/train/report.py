@@ -1,4 +1,4 @@
-"""What a detection job leaves behind: a table a split, differences between encoders, JSON, an MLflow run."""
+"""Report of a detection job: tables, differences, JSON, MLflow run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl import __version__
-from ca2cl.common.records import parse_json
+from ca2cl.common.grid import Grid
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.detection.engines.base import split_names
 from ca2cl.detection.train.config import DetectConfig
-from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST, RESULT, Cell
+from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST, Trial
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import Leak, lines, tag
 from ca2cl.evaluation.report import metric_names, write_json
@@ -41,8 +41,7 @@ Scores = dict[str, dict[str, dict[str, list[float]]]]
 def report(
     config: DetectConfig,
     found: ResolvedEncoder,
-    out: Path,
-    cells: Sequence[Cell],
+    grid: Grid[Trial],
     root: Path,
     leaks: Mapping[str, Leak],
 ) -> None:
@@ -54,10 +53,11 @@ def report(
     Raises:
         InputError: a result is damaged, or trainings were made by different engines; the store cannot be reached.
     """
-    results = {cell: _read(out / CELLS / cell.folder / RESULT) for cell in cells}
-    made = _made_by(results, out)
+    out = Path(config.output_dir).expanduser()
+    results = {trial: grid.read(trial) for trial in grid.trials}
+    made = _made_by(results, grid)
     scores = _gathered(results)
-    first = cells[0].start
+    first = grid.trials[0].start
     text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(first, scores)
     text += "".join(f"{line}\n" for split, leak in leaks.items() for line in lines(leak, split))
     digests = {name: hashlib.sha256((root / f"{name}.json").read_bytes()).hexdigest() for name in split_names(root)}
@@ -77,38 +77,31 @@ def report(
     sys.stdout.write(f"{text}\nengine {made['engine']} {made['engine_version']}, {made['head']}, ")
     sys.stdout.write(f"{made['iterations']} steps of {made['batch_size']} images; {seeds}\n")
     sys.stdout.write(f"detectors, predictions and pictures in {out / CELLS}; written to {out / RESULTS}\n")
-    detector = shlex.quote(str(out / CELLS / FIRST.folder / DETECTOR))
+    detector = shlex.quote(str(out / CELLS / FIRST.name / DETECTOR))
     sys.stdout.write(f"to use the first: ca2cl detect predict {detector} IMAGES OUT\n")
     sys.stdout.flush()
     run_id, before = _log(config, found, out, _metrics(first, scores), made, digests, leaks)
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(parse_json(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); delete its folder and start again") from None
-
-
-def _made_by(results: Mapping[Cell, Mapping[str, Any]], out: Path) -> dict[str, Any]:
+def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> dict[str, Any]:
     """What every training was made by: the numbers of two engines do not stand in one mean."""
     made = [{k: v for k, v in result.items() if k not in _OF_ONE_TRAINING} for result in results.values()]
-    for cell, one in zip(results, made, strict=True):
+    for trial, one in zip(results, made, strict=True):
         changed = [name for name in one if one[name] != made[0].get(name)]
         if changed:
             raise InputError(
-                f"{out / 'cells' / cell.folder}: trained with another {', '.join(changed)} than the first; delete that "
+                f"{grid.folder(trial)}: trained with another {', '.join(changed)} than the first; delete that "
                 "folder and start again"
             )
     return made[0]
 
 
-def _gathered(results: Mapping[Cell, Mapping[str, Any]]) -> Scores:
+def _gathered(results: Mapping[Trial, Mapping[str, Any]]) -> Scores:
     gathered: Scores = {}
-    for cell, result in results.items():
+    for trial, result in results.items():
         for split, of_split in result["scores"].items():
-            of_start = gathered.setdefault(split, {}).setdefault(cell.start, {})
+            of_start = gathered.setdefault(split, {}).setdefault(trial.start, {})
             for name, value in of_split.items():
                 of_start.setdefault(name, []).append(value)
     return gathered

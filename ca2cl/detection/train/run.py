@@ -1,30 +1,29 @@
-"""``ca2cl detect``: detectors trained from an encoder and from others beside it, several times each, and scored."""
+"""``ca2cl detect``: train detectors from several encoders and seeds, and compare."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ca2cl.common.files import writing
-from ca2cl.common.job_dir import JobFolder, hold_job
+from ca2cl.common.grid import Grid
+from ca2cl.common.job_dir import JobDir, job_record
 from ca2cl.config import flatten
 from ca2cl.detection.coco.files import read_coco
 from ca2cl.detection.coco.segmentations import mask_tools
-from ca2cl.detection.engines.base import CocoSplit, Engine, Job, has_masks, split_names
+from ca2cl.detection.engines.base import CocoSplit, Engine, TrainJob, has_masks, split_names
 from ca2cl.detection.engines.detectron2_weights import RECIPE
 from ca2cl.detection.engines.registry import find_engine
 from ca2cl.detection.train.config import DetectConfig
 from ca2cl.detection.train.overlap import find_shared
 from ca2cl.detection.train.report import report
 from ca2cl.detection.train.split_checks import check_splits
-from ca2cl.detection.train.trial import CELLS, FIRST, RESULT, Cell, CellSettings, Tests, run_cell
+from ca2cl.detection.train.trial import FIRST, Tests, Trial, TrialSettings, run_trial, trial_grid
 from ca2cl.errors import InputError
 from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
 from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
@@ -61,32 +60,27 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         accelerator = build_accelerator()
     check_precision(config.precision, accelerator.device, "precision")
     out = Path(config.output_dir).expanduser()
-    cells = [Cell(*cell) for cell in itertools.product(starts, range(config.seeds))]
-    problem, root = _from_first(_begin(config, out, cells) if accelerator.is_main_process else None)
-    problem = problem or _from_first(hold_job(out, held) if accelerator.is_main_process else "")
-    if problem:
-        raise InputError(problem)
+    grid = trial_grid(out, starts, config.seeds)
+    ranks = Ranks()
+    root = ranks.from_first(lambda: _begin(config, grid, held))
     train = CocoSplit.of(root, "train")
     splits = _test_splits(root)
     classes = [category["name"] for category in read_coco(train.annotations)["categories"]]
     leaks = find_shared(root, splits) if accelerator.is_main_process else {}  # told before hours of training
     tests = Tests(splits, config.min_score, accelerator)
-    for cell in cells:
-        folder = out / CELLS / cell.folder
-        if _from_first((folder / RESULT).exists()):
-            continue
-        found = starts[cell.start]
-        job = Job(
-            config.head, found, train, classes, config.schedule(cell.seed), folder / "checkpoints",
+    for trial in ranks.from_first(grid.missing):
+        found, folder = starts[trial.start], grid.folder(trial)
+        job = TrainJob(
+            config.head, found, train, classes, config.schedule(trial.seed), folder / "checkpoints",
             str(accelerator.device), config.workers,
         )  # fmt: skip
         name = config.tracking.run_name or "detect"
-        tracking = replace(config.tracking, run_name=f"{name}-{cell.folder}")
-        settings = CellSettings(cell.start, cell.seed, found.uri, config, tracking)
-        if not run_cell(cell, engine, job, tests, settings, folder, stop):
+        tracking = replace(config.tracking, run_name=f"{name}-{trial.name}")
+        settings = TrialSettings(trial.start, trial.seed, found.uri, config, tracking)
+        if not run_trial(trial, engine, job, tests, settings, folder, stop):
             return stop.exit_code
     if accelerator.is_main_process:
-        report(config, starts[FIRST.start], out, cells, root, leaks)
+        report(config, starts[FIRST.start], grid, root, leaks)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
@@ -109,39 +103,20 @@ def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
     return {FIRST.start: first, **others}
 
 
-def _from_first(value: Any) -> Any:
-    """Rank 0's value on every rank."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
-def _begin(config: DetectConfig, out: Path, cells: Sequence[Cell]) -> tuple[str, Path]:
-    """Claim the folder and find the data, prepared and checked; what is wrong, or nothing, and where the data are.
-    Rank 0's: its error must reach the others."""
+def _begin(config: DetectConfig, grid: Grid[Trial], held: ExitStack) -> Path:
+    """Claim the job's folder; where the data are, prepared and checked."""
+    job = JobDir(Path(config.output_dir).expanduser(), RECORD)
     kept = {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    again = job.begin(job_record(kept), held)
+    job.claim(job_record(kept))
     try:
-        return "", _claimed(config, out, kept, cells)
-    except InputError as error:
-        return str(error), out
-
-
-def _claimed(config: DetectConfig, out: Path, kept: Mapping[str, Any], cells: Sequence[Cell]) -> Path:
-    folder = JobFolder(out, RECORD)
-    again = folder.check(kept)
-    with writing(out, "give a folder you can write"):
-        out.mkdir(parents=True, exist_ok=True)
-    folder.claim(kept)
-    try:
-        root = _prepared(config, out)
+        root = _prepared(config, job.path)
         train, tests = CocoSplit.of(root, "train"), _test_splits(root)
-        if not all((out / "cells" / cell.folder / RESULT).exists() for cell in cells):
+        if grid.missing():
             check_splits(train, tests, masks=has_masks(config.head))
     except InputError:
         if not again:  # a refused start leaves no folder behind
-            (out / RECORD).unlink()
-            with suppress(OSError):
-                out.rmdir()
+            job.withdraw()
         raise
     return root
 

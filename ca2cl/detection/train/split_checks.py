@@ -1,5 +1,7 @@
-"""What a training and its scoring need of the data, looked at before the first step: a detector is trained for hours,
-and what only its scoring would meet must not cost them."""
+"""Check the data of training and scoring before the first step.
+
+A detector trains for hours: a fault that only its scoring would meet must not cost them.
+"""
 
 from __future__ import annotations
 

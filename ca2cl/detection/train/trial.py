@@ -1,12 +1,16 @@
-"""One training of ``ca2cl detect``: an encoder and a seed. Its folder is an MLflow run of its own, live; what it leaves
-is ``result.json``, written last, the detector, its predictions, and a sheet of samples."""
+"""Trial of a detection grid: one training from an encoder, with a seed.
+
+Its folder is an MLflow run of its own, live. It leaves the detector, its predictions, a sheet of samples, and last its
+result.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,41 +18,46 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.grid import RESULT, Grid, folder_name, write_result
 from ca2cl.config import TrackingConfig
-from ca2cl.detection.engines.base import CocoSplit, Detector, Engine, Job, record_of
+from ca2cl.detection.engines.base import CocoSplit, Detector, Engine, TrainJob, record_of
 from ca2cl.detection.engines.checkpoint import KEPT
 from ca2cl.detection.scores.plots import draw_samples
 from ca2cl.detection.scores.scoring import SplitScores, score_split
 from ca2cl.detection.train.config import DetectConfig
-from ca2cl.evaluation.finetune.trial import folder_name
 from ca2cl.runtime.signals import StopFlag
 
 if TYPE_CHECKING:
     from ca2cl.tracking.run import NullTracker
 
 logger = logging.getLogger(__name__)
-CELLS, RESULT, DETECTOR, PREDICTIONS = "cells", "result.json", "detector", "predictions"
+CELLS, DETECTOR, PREDICTIONS = "cells", "detector", "predictions"
 
 
-class Cell(NamedTuple):
+class Trial(NamedTuple):
     """Which encoder the body is from, and which training."""
 
     start: str
     seed: int
 
     @property
-    def folder(self) -> str:
-        """Name of the cell's folder."""
+    def name(self) -> str:
+        """Name of the trial's folder."""
         return f"{folder_name(self.start)}-seed{self.seed}"
 
 
-FIRST = Cell("encoder", 0)
+FIRST = Trial("encoder", 0)
 """The encoder's own first training."""
 
 
+def trial_grid(out: Path, starts: Iterable[str], seeds: int) -> Grid[Trial]:
+    """The trials of the job in ``out``."""
+    return Grid(out / CELLS, [Trial(*one) for one in itertools.product(starts, range(seeds))])
+
+
 @dataclass(frozen=True)
-class CellSettings:
-    """What the cell's MLflow run has as parameters."""
+class TrialSettings:
+    """What the trial's MLflow run has as parameters."""
 
     start: str
     seed: int
@@ -74,8 +83,8 @@ class Tests:
         return {name: scores for name, scores in found.items() if scores is not None} or None
 
 
-def run_cell(
-    cell: Cell, engine: Engine, job: Job, tests: Tests, settings: CellSettings, folder: Path, stop: StopFlag
+def run_trial(
+    trial: Trial, engine: Engine, job: TrainJob, tests: Tests, settings: TrialSettings, folder: Path, stop: StopFlag
 ) -> bool:
     """Train and score. Every rank calls it.
 
@@ -89,7 +98,7 @@ def run_cell(
     tags = {"ca2cl.kind": "detect-training", "ca2cl.engine": f"{engine.name} {engine.version}"}
     if job.encoder.source_run_id:  # not SOURCE_RUN_TAG: what belongs to the encoder is the whole job's run
         tags["ca2cl.trained_from"] = job.encoder.source_run_id
-    run = _Run(cell, settings, tests, folder, stop, job.schedule.iterations, tags)
+    run = _Run(trial, settings, tests, folder, stop, job.schedule.iterations, tags)
     try:
         with stop.training():
             trained = detector.train(run)
@@ -118,16 +127,16 @@ def flat(scored: Mapping[str, SplitScores]) -> dict[str, float]:
 
 
 class _Run:
-    """The cell as the engine sees it (``engine.Watch``): a progress bar, the journal and MLflow on rank 0."""
+    """The trial as the engine sees it (``engine.Watch``): a progress bar, the journal and MLflow on rank 0."""
 
     def __init__(
-        self, cell: Cell, settings: CellSettings, tests: Tests, folder: Path, stop: StopFlag, iterations: int,
+        self, trial: Trial, settings: TrialSettings, tests: Tests, folder: Path, stop: StopFlag, iterations: int,
         tags: Mapping[str, str],
     ) -> None:  # fmt: skip
-        self.cell, self.settings, self.tests, self.folder, self.stop = cell, settings, tests, folder, stop
+        self.trial, self.settings, self.tests, self.folder, self.stop = trial, settings, tests, folder, stop
         self.iterations, self.tags = iterations, tags
         self.writes = bool(tests.accelerator.is_main_process)
-        self.bar = tqdm(total=iterations, desc=cell.folder, unit="step", disable=None if self.writes else True)
+        self.bar = tqdm(total=iterations, desc=trial.name, unit="step", disable=None if self.writes else True)
         self.tracker: NullTracker | None = None
         self.loss = float("nan")
 
@@ -146,7 +155,7 @@ class _Run:
             self._opened(step).log_step({"step": step, "loss": self.loss, **flat(scored)})
 
     def keep(self, scored: Mapping[str, SplitScores], detector: Detector, record: Mapping[str, Any]) -> None:
-        """Write what the cell leaves, the result last. Rank 0 calls it."""
+        """Write what the trial leaves, the result last. Rank 0 calls it."""
         tracker = self._opened(self.iterations)
         tracker.log_step({"step": self.iterations, "loss": self.loss, **flat(scored)})
         shutil.rmtree(self.folder / DETECTOR, ignore_errors=True)
@@ -157,13 +166,13 @@ class _Run:
             write_atomic(self.folder / PREDICTIONS / f"{name}.json", json.dumps(one.results).encode(), KEPT)
             split, least = self.tests.splits[name], self.tests.min_score
             tracker.log_figure(f"samples-{name}", draw_samples(split, name, one.results, least))
-        content = {**self.cell._asdict(), **record, "run_id": tracker.run_id}
+        content = {**self.trial._asdict(), **record, "run_id": tracker.run_id}
         content["scores"] = {name: one.scores for name, one in scored.items()}
-        write_atomic(self.folder / RESULT, (json.dumps(content, indent=1) + "\n").encode(), KEPT)
+        write_result(self.folder / RESULT, content, KEPT)
         for name in (DETECTOR, PREDICTIONS):
             tracker.log_artifact(self.folder / name, name)
         tracker.log_artifact(self.folder / RESULT)
-        logger.info("%s: %s", self.cell.folder, describe(scored))
+        logger.info("%s: %s", self.trial.name, describe(scored))
 
     def close(self, status: Any) -> None:
         """End the bar and the MLflow run."""

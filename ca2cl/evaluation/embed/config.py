@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ca2cl.config import TrackingConfig
+from annotated_types import Ge, Interval
+
+from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.writer import SUFFIXES
 
@@ -26,7 +28,8 @@ class EmbedConfig:
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
     .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     source: str
-    """Tiles: shards (folder or URL), folder of images, nested or not, folder by datasets.save_to_disk, or hf:NAME."""
+    """Tiles: shards (folder or URL), folder of images, nested or not, folder by datasets.save_to_disk, hf:NAME, or
+    module:Class:WHERE for a source of your own."""
     out: str
     """File to write: NAME.parquet, or NAME.safetensors with keys, labels and sources in NAME.keys.jsonl."""
     batch_size: int = 256
@@ -61,11 +64,7 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         if Path(self.out).suffix not in SUFFIXES:
             raise InputError(f"out is {self.out!r}: give a file that ends in {' or '.join(SUFFIXES)}")
-        for name, least, most in (("batch_size", 1, None), ("workers", 0, None), ("part_size", 1, 1 << 16)):
-            value = getattr(self, name)
-            if value < least or (most is not None and value > most):
-                raise InputError(f"{name} is {value!r}: use {least} or more{f', up to {most}' if most else ''}")
-        if not 0 <= self.max_bad_rate <= 1:
-            raise InputError(f"max_bad_rate is {self.max_bad_rate!r}: use a share from 0 to 1")
-        if self.image_size is not None and self.image_size < 32:
-            raise InputError(f"image_size is {self.image_size!r}: use at least 32 pixels")
+        check_ranges(
+            self, batch_size=Ge(1), workers=Ge(0), part_size=Interval(ge=1, le=1 << 16), image_size=Ge(32),
+            max_bad_rate=Interval(ge=0, le=1),
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One embedding: the encoder and the tiles that meet, and the loop that turns one into the other part by part.
+"""Embed a tile set in resumable parts.
 
 Legend: B tiles of a batch, H, W height and width in pixels, S side of the encoder's input, D length of a vector.
 """
@@ -55,7 +55,7 @@ class Tally(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class EmbedJob:
     """An embedding that is ready to run on this process's device."""
 
     config: EmbedConfig
@@ -122,7 +122,7 @@ class Job:
         }
 
 
-def open_job(config: EmbedConfig) -> Job:
+def open_job(config: EmbedConfig) -> EmbedJob:
     """Find the tiles and the encoder.
 
     Raises:
@@ -156,10 +156,10 @@ def open_job(config: EmbedConfig) -> Job:
     out = Path(config.out)
     parts = Parts(out.with_name(f"{out.name}.parts"), identity, len(data), config.part_size, card.feature_dim)
     found.encoder.eval().to(device, memory_format=torch.channels_last)
-    return Job(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
+    return EmbedJob(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
 
 
-def embed_parts(job: Job, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks) -> Tally:
+def embed_parts(job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks) -> Tally:
     """Make and write the parts ``todo``, in order.
 
     Raises:
@@ -177,7 +177,9 @@ def embed_parts(job: Job, todo: Sequence[int], finished: Mapping[int, PartFacts]
     return progress.tally()
 
 
-def _make(job: Job, part: Part, answers: Generator[tuple[Decoded, Tensor], None, None], progress: _Progress) -> None:
+def _make(
+    job: EmbedJob, part: Part, answers: Generator[tuple[Decoded, Tensor], None, None], progress: _Progress
+) -> None:
     rows: list[TileRow] = []
     bad: list[BadTile] = []
     turned = 0
@@ -196,7 +198,7 @@ def _make(job: Job, part: Part, answers: Generator[tuple[Decoded, Tensor], None,
 class _Progress:
     """Counts tiles and bad tiles of this rank; the first rank shows them, as a bar or as a line now and then."""
 
-    def __init__(self, job: Job, parts: Sequence[Part], finished: Mapping[int, PartFacts], ranks: Ranks) -> None:
+    def __init__(self, job: EmbedJob, parts: Sequence[Part], finished: Mapping[int, PartFacts], ranks: Ranks) -> None:
         self._job = job
         self._total = sum(part.last - part.first for part in parts)
         self._done = self._met = 0

@@ -1,4 +1,4 @@
-"""Finished parts of an embedding: what a job that was killed goes on from, and what its processes share.
+"""Finished parts of an embedding, shared by processes and restarts.
 
 A part holds the vectors of a fixed range of tiles, whatever process made it, and says which job's it is, so that
 vectors of two encoders or data sets never come into one file. Parts are Parquet whatever the result will be.
@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ca2cl.common.files import alone, replacing, write_atomic, writing
+from ca2cl.common.files import replacing, writing
+from ca2cl.common.job_dir import JobDir
 from ca2cl.common.records import parse_json
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.errors import InputError
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 KEPT = "finished parts are kept"
 REMEDY = f"free space or give another folder and run again, {KEPT}"
-_JOB_NAME = "job.json"
 _PART_KEY = b"ca2cl.part"
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 # A few MB of floats that look like noise: compressing them costs time and gains nothing.
@@ -156,15 +155,25 @@ class Parts:
                 f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); remove it and run again"
             ) from None
 
+    @property
+    def job(self) -> JobDir:
+        """The folder as a job's."""
+        return JobDir(
+            self.folder, differences=_differences, foreign=(), setting="out", remedy=REMEDY, lock="lock",
+            temporaries=("",),
+        )  # fmt: skip
+
     def adopt(self, overwrite: bool) -> dict[int, PartFacts]:
         """Take the folder for this job, and find what a run before this one finished of it, by number.
 
         Raises:
             InputError: it holds another job's parts, and ``overwrite`` does not allow to throw them away.
         """
-        path = self.folder / _JOB_NAME
         found = list(self.folder.glob("part-*.parquet"))
-        other = self._difference(path) if found else ""
+        try:
+            other = ", ".join(found and self.job.changes(self.identity) or [])
+        except InputError:
+            other = "a damaged description"
         if other and not overwrite:
             raise InputError(
                 f"{self.folder}: holds parts of a job with {other}; finish that one first, give another name for out, "
@@ -175,20 +184,9 @@ class Parts:
             for stale in found:
                 with writing(stale, REMEDY):
                     stale.unlink()
-        write_atomic(path, json.dumps(dict(self.identity), indent=1).encode(), REMEDY)
+        self.job.write(self.identity)
         whole = ((part.number, self.facts(part)) for part in self)
         return {number: facts for number, facts in whole if facts is not None}
-
-    def _difference(self, path: Path) -> str:
-        """In which settings the job that the folder belongs to differs from this one, in words."""
-        try:
-            known = parse_json(path.read_bytes())
-            names = [name for name in sorted({*known, *self.identity}) if known.get(name) != self.identity.get(name)]
-        except FileNotFoundError:
-            return ""
-        except (OSError, ValueError, TypeError):
-            return "a damaged description"
-        return f"another {', '.join(names)}" if names else ""
 
     def remove(self) -> None:
         """Remove the folder with all that is in it; what cannot be removed is only told."""
@@ -202,14 +200,9 @@ class Parts:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other jobs out of the folder, and clear away what a killed one left half-written."""
-    with alone(folder, "lock", REMEDY):
-        for leftover in folder.glob(".*.tmp-*"):
-            with writing(leftover, REMEDY):
-                leftover.unlink(missing_ok=True)
-        yield
+def _differences(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [name for name in sorted({*first, *now}) if first.get(name) != now.get(name)]
+    return [f"another {', '.join(names)}"] if names else []
 
 
 def mine(todo: Sequence[int], rank: int, world: int) -> list[int]:

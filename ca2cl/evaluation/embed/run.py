@@ -16,11 +16,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from ca2cl.common.files import remove_temporaries
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.errors import InputError, LocalError
 from ca2cl.evaluation.embed.config import EmbedConfig
-from ca2cl.evaluation.embed.job import Job, Tally, embed_parts, open_job
-from ca2cl.evaluation.embed.parts import KEPT, PartFacts, claimed, mine
+from ca2cl.evaluation.embed.job import EmbedJob, Tally, embed_parts, open_job
+from ca2cl.evaluation.embed.parts import KEPT, REMEDY, PartFacts, mine
 from ca2cl.evaluation.embed.writer import outputs, read_about, write_vectors
 from ca2cl.runtime.distributed import Ranks
 
@@ -58,7 +59,7 @@ def _tell(ranks: Ranks, text: str) -> int:
     return 0
 
 
-def _open(config: EmbedConfig) -> Job:
+def _open(config: EmbedConfig) -> EmbedJob:
     """What is wrong with ``out`` is found out first: encoder and tiles take longer."""
     out = Path(config.out)
     folder = out.absolute().parent
@@ -69,7 +70,7 @@ def _open(config: EmbedConfig) -> Job:
     return open_job(config)
 
 
-def _check_alike(ranks: Ranks, job: Job) -> None:
+def _check_alike(ranks: Ranks, job: EmbedJob) -> None:
     for rank, identity in enumerate(ranks.share(dict(job.parts.identity))):
         other = [name for name, value in identity.items() if value != job.parts.identity.get(name)]
         if other:
@@ -78,7 +79,7 @@ def _check_alike(ranks: Ranks, job: Job) -> None:
             )
 
 
-def _begin(job: Job, held: ExitStack) -> dict[int, PartFacts] | None:
+def _begin(job: EmbedJob, held: ExitStack) -> dict[int, PartFacts] | None:
     """Claim ``out`` for this job; its finished parts, or None where all is done."""
     out, parts = job.out, job.parts
     existing = [path for path in outputs(out) if path.exists()]
@@ -92,14 +93,13 @@ def _begin(job: Job, held: ExitStack) -> dict[int, PartFacts] | None:
             )
         parts.remove()  # where it was killed while it put them away
         return None
-    held.enter_context(claimed(parts.folder))
+    held.enter_context(parts.job.locked(0.0))
     for path in outputs(out):
-        for leftover in path.parent.glob(f".{path.name}.tmp-*"):
-            leftover.unlink(missing_ok=True)
+        remove_temporaries(path.parent, REMEDY, path.name)
     return parts.adopt(job.config.overwrite)
 
 
-def _embed(job: Job, ranks: Ranks, finished: dict[int, PartFacts]) -> Tally:
+def _embed(job: EmbedJob, ranks: Ranks, finished: dict[int, PartFacts]) -> Tally:
     """Make this rank's share of what is missing; the tally of all ranks."""
     todo = mine([part.number for part in job.parts if part.number not in finished], ranks.rank, ranks.world)
     try:
@@ -111,7 +111,7 @@ def _embed(job: Job, ranks: Ranks, finished: dict[int, PartFacts]) -> Tally:
     return Tally(sum(t.tiles for t in told), max(t.seconds for t in told))
 
 
-def _join(job: Job, tally: Tally) -> None:
+def _join(job: EmbedJob, tally: Tally) -> None:
     facts = [job.parts.facts(part) for part in job.parts]
     whole = [fact for fact in facts if fact is not None]
     if len(whole) < len(facts):

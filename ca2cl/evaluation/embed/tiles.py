@@ -1,4 +1,4 @@
-"""Tiles by number, of shards or of a plain source, and the work that decodes a range of them.
+"""Tiles by number, from shards or a plain source, and their decoding.
 
 Legend: R tiles of a range, H, W height and width in pixels, S side of the encoder's input.
 """
@@ -23,9 +23,9 @@ from ca2cl.data.loading.workers import Pixels
 from ca2cl.data.orientation import orientation_of
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import INDEX_NAME
-from ca2cl.data.shards.writer import image_size
-from ca2cl.data.sources.base import Source, SourceOptions, Tile
-from ca2cl.data.sources.choose import open_source
+from ca2cl.data.shards.writer import check_pixels, image_size
+from ca2cl.data.sources.base import Content, Source, SourceOptions, Tile
+from ca2cl.data.sources.choose import is_source, open_source
 from ca2cl.data.sources.names import is_clutter, shown
 from ca2cl.errors import InputError
 
@@ -83,7 +83,7 @@ def open_tiles(source: str, cache_dir: str | None, options: SourceOptions) -> Ti
         if cache_dir is None:
             raise InputError(f"cache_dir is none: {source} is remote; give a local folder with --cache_dir")
         return ShardTiles(source, cache_dir)
-    if not source.startswith("hf:") and not root.is_dir():
+    if not is_source(source):
         raise InputError(f"{source}: no such folder; give shards, a folder of images, a saved dataset or hf:NAME")
     if (root / INDEX_NAME).exists() or (
         root.is_dir() and any(not is_clutter(path.name) for path in root.glob("*.tar"))
@@ -137,17 +137,17 @@ class SourceTiles:
         (tile,) = self._source.tiles([number])
         try:
             content = self._read(tile)
-            pixels = decode(content)
+            pixels = decode(content) if isinstance(content, bytes) else check_pixels(content, tile.name)
         except BadSample as error:
             raise UndecodableError(BadTile(tile.key, str(error))) from None
-        self.turned += orientation_of(content) != 1
+        self.turned += isinstance(content, bytes) and orientation_of(content) != 1
         row = TileRow(tile.key, self.classes[tile.label] if tile.label >= 0 else None, shown(tile.name))
         if pixels.shape != out_HWC.shape:
             return row, pixels
         out_HWC[...] = pixels
         return row, None
 
-    def _read(self, tile: Tile) -> bytes:
+    def _read(self, tile: Tile) -> Content:
         try:
             return self._source.reader.read(tile)
         except InputError as error:

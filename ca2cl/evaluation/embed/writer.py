@@ -1,4 +1,4 @@
-"""The result of an embedding as one file, Parquet or safetensors, written part by part: it may be larger than memory.
+"""Write vectors as one Parquet or safetensors file, part by part.
 
 Safetensors holds the vectors alone. Keys, labels and sources lie in ``NAME.keys.jsonl`` beside it, line i for row i:
 safetensors' readers refuse a header above 100 MB, which the keys of a million tiles fill, and parse all of it whenever

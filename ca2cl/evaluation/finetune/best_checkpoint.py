@@ -1,5 +1,6 @@
-"""The one classifier of a fine-tuning job that stays: of the cells with the most labels, the one that predicts its
-held-out tiles best. Test tiles have no say in it.
+"""Keep the classifier with the best held-out score.
+
+Of the cells with the most labels; test tiles are never used to choose.
 
 Its folder is an encoder's folder whose weights have a head ``fc`` and whose card names the head's classes: the weights
 are a torchvision ResNet with as many classes, and wherever a verb takes an encoder it takes this one too.

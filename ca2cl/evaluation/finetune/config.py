@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ca2cl.config import OptimConfig, TrackingConfig
+from annotated_types import Ge, Interval
+
+from ca2cl.config import OptimConfig, TrackingConfig, check_ranges
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune.step import Augmentation
 from ca2cl.evaluation.protocol import ProtocolName
@@ -98,17 +100,10 @@ class FinetuneConfig:
             raise InputError("labels is empty: give at least one budget, such as 0.1")
         for budget in self.labels:
             check_budget(budget)
-        least = {"seeds": 1, "epochs": 1, "min_steps": 1, "batch_size": 2, "patience": 1, "workers": 0}
-        for name, value in least.items():
-            given = getattr(self, name)
-            if given is not None and given < value:
-                raise InputError(f"{name} is {getattr(self, name)!r}: use {value} or more")
-        if self.micro_batch_size is not None and self.micro_batch_size < 2:
-            raise InputError(f"micro_batch_size is {self.micro_batch_size!r}: use 2 or more")
-        if self.held_out is not None and not 0 <= self.held_out <= 0.5:
-            raise InputError(f"held_out is {self.held_out!r}: use a share from 0 to 0.5")
-        if self.image_size is not None and self.image_size < 32:
-            raise InputError(f"image_size is {self.image_size!r}: use at least 32 pixels")
+        check_ranges(
+            self, seeds=Ge(1), epochs=Ge(1), min_steps=Ge(1), batch_size=Ge(2), patience=Ge(1), workers=Ge(0),
+            micro_batch_size=Ge(2), held_out=Interval(ge=0, le=0.5), image_size=Ge(32),
+        )  # fmt: skip
         if self.optim.name == "lars":
             raise InputError("optim.name is 'lars': it is for large batches without labels; use sgd or adamw")
         if self.protocol == "original" and self.tracking.register_as:

@@ -1,5 +1,8 @@
-"""When fine-tuning has been long enough: held-out tiles say so, never the test set (but for the authors' linear probe,
-which is there to be compared with: ``protocol.ORIGINAL``)."""
+"""Early stopping on held-out tiles.
+
+The test set is never used, except for the authors' linear probe, which is there for comparison
+(``protocol.ORIGINAL``).
+"""
 
 from __future__ import annotations
 

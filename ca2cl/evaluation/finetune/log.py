@@ -1,4 +1,4 @@
-"""A finished fine-tuning job in MLflow: its run, once for the same results, and the classifier that was asked for."""
+"""Log a finished fine-tuning job to MLflow, and register its classifier."""
 
 from __future__ import annotations
 

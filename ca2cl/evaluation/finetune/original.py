@@ -1,5 +1,4 @@
-"""How the method's authors evaluate an encoder, as settings of ``ca2cl finetune --protocol original``: their
-fine-tuning, and their linear probe, which trains the head alone.
+"""The authors' fine-tuning and linear probe as settings (``--protocol original``).
 
 The facts are those of their code (``ft_le.py``, ``dataset_loader.py`` of github.com/junjianli106/CA2CL) and of its logs
 for NCT-CRC-HE.

@@ -1,4 +1,4 @@
-"""What a fine-tuning job leaves behind: a table, paired differences, JSON, a confusion matrix, an MLflow run."""
+"""Report of a fine-tuning job: table, differences, JSON, MLflow run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ca2cl import __version__
-from ca2cl.common.records import parse_json
+from ca2cl.common.grid import RESULT, Grid, read_result
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.compare import describe_difference, under_heading
@@ -24,7 +24,7 @@ from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.finetune.log import log_once, register
 from ca2cl.evaluation.finetune.original import protocol_of
 from ca2cl.evaluation.finetune.step import LabelledSet
-from ca2cl.evaluation.finetune.trial import PREDICTIONS, RESULT, Cell
+from ca2cl.evaluation.finetune.trial import PREDICTIONS, Trial
 from ca2cl.evaluation.leakage import lines as leak_lines
 from ca2cl.evaluation.leakage import tag as leak_tag
 from ca2cl.evaluation.metrics import classification_metrics
@@ -46,22 +46,22 @@ Groups = dict[tuple[str, float], list[Path]]
 
 
 def report(
-    config: FinetuneConfig, found: ResolvedEncoder, out: Path, cells: Sequence[Cell], test: LabelledSet,
+    config: FinetuneConfig, found: ResolvedEncoder, grid: Grid[Trial], test: LabelledSet,
     digests: Sequence[str], drawn_by: str,
 ) -> None:  # fmt: skip
-    """Print and write what all cells together say, and log it.
+    """Print and write what all trials together say, and log it.
 
     Raises:
-        InputError: a cell's files are damaged; the store cannot be reached.
+        InputError: a trial's files are damaged; the store cannot be reached.
     """
     groups: Groups = {}
-    for cell in cells:
-        groups.setdefault((cell.start, cell.budget), []).append(out / "cells" / cell.folder)
+    for trial in grid.trials:
+        groups.setdefault((trial.start, trial.budget), []).append(grid.folder(trial))
     right = {key: np.stack([_right(folder) for folder in folders]) for key, folders in groups.items()}
     units = _units(next(iter(groups.values()))[0], test)
     name = CLASSIFIERS[config.trains]
     rows = [_row(name, *key, folders, right[key], units) for key, folders in groups.items()]
-    first = cells[0].start
+    first, out = grid.trials[0].start, Path(config.output_dir)
     compared = {
         (start, budget): paired_difference(right[first, budget], right[start, budget], units)
         for start, budget in groups
@@ -69,7 +69,7 @@ def report(
     }
     compared = dict(zip(compared, holm(list(compared.values())), strict=True))
     missing = missing_classes(test.index.labels(), test.index.classes)
-    leak = _result(Path(config.output_dir) / RECORD, ("leak",))["leak"]
+    leak = read_result(out / RECORD, ("leak",))["leak"]
     sys.stdout.write(table(rows) + _differences(first, compared))
     sys.stdout.write("".join(f"\n{line}\n" for line in (*leak_lines(leak), describe_missing(missing)) if line))
     files = [out / "finetune-results.json", out / "confusion.png"]
@@ -117,16 +117,8 @@ def _predictions(folder: Path) -> dict[str, npt.NDArray[Any]]:
         raise InputError(f"{folder}: damaged ({error}); delete that folder and start again") from None
 
 
-def _result(path: Path, needed: Sequence[str]) -> dict[str, Any]:
-    try:
-        result = dict(parse_json(path.read_text(encoding="utf-8")))
-        return {**{name: result[name] for name in needed}, **result}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r}); delete its folder and start again") from None
-
-
 def _units(folder: Path, test: LabelledSet) -> Units:
-    """What the test tiles are resampled by; a tile that did not decode is in no cell."""
+    """What the test tiles are resampled by; a tile that did not decode is in no trial."""
     groups, samples_M = test.index.groups(), _predictions(folder)["samples"]
     return Units.of(known_slides([groups[sample] for sample in samples_M.tolist()], "test"), len(samples_M))
 
@@ -135,7 +127,7 @@ def _row(
     classifier: str, start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_], units: Units
 ) -> Row:  # fmt: skip
     held = [_predictions(folder) for folder in folders]
-    results = [_result(folder / RESULT, _OF_ROWS) for folder in folders]
+    results = [read_result(folder / RESULT, _OF_ROWS) for folder in folders]
     return Row(
         features=start,
         classifier=classifier,
@@ -156,7 +148,7 @@ def _content(
     config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row],
     compared: dict[tuple[str, float], Difference], groups: Groups, digests: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    cells = [_result(folder / RESULT, _OF_ROWS) for folders in groups.values() for folder in folders]
+    cells = [read_result(folder / RESULT, _OF_ROWS) for folders in groups.values() for folder in folders]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "finetune",
@@ -164,7 +156,7 @@ def _content(
         "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
         "data": {"train_manifest_digest": digests[0], "test_manifest_digest": digests[1]},
         "protocol": {"name": config.protocol, "statement": protocol_of(config).statement},
-        "leak": _result(Path(config.output_dir) / RECORD, ("leak",))["leak"],
+        "leak": read_result(Path(config.output_dir) / RECORD, ("leak",))["leak"],
         "config": flatten(config),
         "results": [row_as_dict(row) for row in rows],
         "differences": [

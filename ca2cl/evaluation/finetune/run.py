@@ -1,11 +1,8 @@
-"""``ca2cl finetune``: the whole encoder trained on labelled tiles, at several label budgets, beside other starts."""
+"""``ca2cl finetune``: fine-tune encoders at several label budgets and seeds."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,9 +13,7 @@ import numpy as np
 import torch
 
 from ca2cl import config as settings
-from ca2cl.common.files import write_atomic
-from ca2cl.common.job_dir import changed, hold_job, other_job
-from ca2cl.common.records import parse_json
+from ca2cl.common.job_dir import JobDir, changed, job_record
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
@@ -28,7 +23,7 @@ from ca2cl.evaluation.finetune.config import START, FinetuneConfig
 from ca2cl.evaluation.finetune.original import draw_original, protocol_of, settled, their_epochs
 from ca2cl.evaluation.finetune.report import RECORD, report
 from ca2cl.evaluation.finetune.step import LabelledSet, Preprocessing, build_augmentation
-from ca2cl.evaluation.finetune.trial import RESULT, Cell, Data, Recipe, run_cell
+from ca2cl.evaluation.finetune.trial import Data, Recipe, Trial, run_trial, trial_grid
 from ca2cl.evaluation.leakage import find_leak, side_of
 from ca2cl.evaluation.protocol import Protocol, describe_draw
 from ca2cl.evaluation.splits import Subsets, draw_subsets, known_slides
@@ -36,6 +31,7 @@ from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard, weights_digest
 from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
@@ -45,11 +41,10 @@ if TYPE_CHECKING:
 
 _FREE = frozenset({"train", "test", "cache_dir"})
 """Settings of the record that say where data lie, not which."""
-REMEDY = "free some space, or give another output_dir"
 
 
 def run(config: FinetuneConfig, last: bool = True) -> int:
-    """Fine-tune every cell that is not done yet, print the table, log the MLflow run. Returns the exit code: 0, or 85
+    """Fine-tune every trial that is not done yet, print the table, log the MLflow run. Returns the exit code: 0, or 85
     after a signal and a checkpoint.
 
     Args:
@@ -68,45 +63,38 @@ def run(config: FinetuneConfig, last: bool = True) -> int:
 def _run(config: FinetuneConfig, held: ExitStack) -> Any:
     """The accelerator of a job that is done; None where a signal ended it."""
     if under_deepspeed():
-        raise InputError("finetune does not run under DeepSpeed: a cell is a small job; use a DDP configuration")
+        raise InputError("finetune does not run under DeepSpeed: a trial is a small job; use a DDP configuration")
     stop = StopFlag().install()
     indexes = open_pair(config.train, config.test, config.cache_dir)
     starts = _starts(config)
     with stop.joining():
         accelerator = build_accelerator()
     check_precision(config.precision, accelerator.device, "precision")
-    out = Path(config.output_dir)
-    digests = [index.manifest.digest for index in indexes]
+    ranks = Ranks()
     train, test = (
         LabelledSet(index, ShardReader(root, config.cache_dir), np.flatnonzero(index.labels() >= 0), title)
         for root, index, title in zip((config.train, config.test), indexes, ("train", "test"), strict=True)
     )
-    problem = _from_first(_claim(out, config, digests, train, test, starts) if accelerator.is_main_process else "")
-    problem = problem or _from_first(hold_job(out, held) if accelerator.is_main_process else "")
-    if problem:
-        raise InputError(problem)
+    ranks.from_first(lambda: _begin(config, train, test, starts, held))
     groups, protocol = train.index.groups(), protocol_of(config)
     told = config.train if accelerator.is_main_process else ""
     slides = known_slides([groups[sample] for sample in train.samples], told)
     data = Data(train, test, train.index.labels(), groups, by_slide=slides is not None)
     by_slide = slides is not None and config.draw_by == "auto" and not protocol.replacement
     subsets = _draw(config, protocol, data.labels[train.samples], slides if by_slide else None)
-    cells = [Cell(*cell) for cell in itertools.product(starts, subsets, range(config.seeds))]
+    grid = trial_grid(Path(config.output_dir), starts, subsets, config.seeds)
     card = _card(config, starts[START], train.index)
-    for cell in cells:
-        folder = out / "cells" / cell.folder
-        if _from_first((folder / RESULT).exists()):
-            continue
-        network = _network(config, starts[cell.start], cell, len(train.index.classes))
-        labelled = train.samples[subsets[cell.budget][cell.seed]]
-        stays = cell.start == START and cell.budget == list(subsets)[-1] and config.protocol == "honest"
-        recipe = replace(_recipe(config, starts[cell.start], cell.seed, cell.budget), card=card if stays else None)
-        if not run_cell(cell, labelled, network, recipe, data, folder, accelerator, stop):
+    for trial in ranks.from_first(grid.missing):
+        network = _network(config, starts[trial.start], trial, len(train.index.classes))
+        labelled = train.samples[subsets[trial.budget][trial.seed]]
+        stays = trial.start == START and trial.budget == list(subsets)[-1] and config.protocol == "honest"
+        recipe = replace(_recipe(config, starts[trial.start], trial.seed, trial.budget), card=card if stays else None)
+        if not run_trial(trial, labelled, network, recipe, data, grid.folder(trial), accelerator, stop):
             return None
         if stays and accelerator.is_main_process:
-            keep_best([out / "cells" / one.folder for one in cells])
+            keep_best([grid.folder(one) for one in grid.trials])
     if accelerator.is_main_process:
-        report(config, starts[START], out, cells, test, digests, describe_draw(protocol, by_slide))
+        report(config, starts[START], grid, test, _digests(train, test), describe_draw(protocol, by_slide))
     accelerator.wait_for_everyone()
     return accelerator
 
@@ -126,35 +114,31 @@ def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
     return {START: first, **others}
 
 
-def _claim(
-    out: Path, config: FinetuneConfig, digests: Sequence[str], train: LabelledSet, test: LabelledSet,
-    starts: Mapping[str, ResolvedEncoder],
-) -> str:  # fmt: skip
-    """Write what the folder's job is and what train and test share, or compare with what it was; what is wrong, or
-    nothing."""
+def _begin(
+    config: FinetuneConfig, train: LabelledSet, test: LabelledSet, starts: Mapping[str, ResolvedEncoder],
+    held: ExitStack,
+) -> None:  # fmt: skip
+    """Claim the folder, and write down what train and test share."""
     kept = {
         k: v
         for k, v in settings.flatten(config).items()
         if not k.startswith(("tracking.", "output_dir", "workers", "note_protocol"))
     }
-    weights = {name: weights_digest(found.encoder, found.card.mean, found.card.std) for name, found in starts.items()}
-    content: dict[str, Any] = {"settings": kept, "data": list(digests), "weights": list(weights.values())}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    path = out / RECORD
-    try:
-        if path.exists():
-            held = parse_json(path.read_text(encoding="utf-8"))
-            changes = _changes(held, content)
-            return other_job(out, changes) if changes else ""
-        if out.exists() and any(out.iterdir()):
-            return f"output_dir {str(out)!r} is not empty and holds no fine-tuning job: use another folder"
-        out.mkdir(parents=True, exist_ok=True)
+    weights = [weights_digest(found.encoder, found.card.mean, found.card.std) for found in starts.values()]
+    job, record = job_dir(config), job_record(kept, data=_digests(train, test), weights=weights)
+    if not job.begin(record, held):
         sides = (side_of(tiles.index, tiles.reader, tiles.title, workers=config.workers) for tiles in (train, test))
-        content["leak"] = find_leak(*sides, encoders={name: found.card for name, found in starts.items()})
-        write_atomic(path, (json.dumps({"digest": digest, **content}, indent=1) + "\n").encode(), REMEDY)
-    except (OSError, ValueError, KeyError) as error:
-        return f"output_dir {str(out)!r} cannot be used ({error}); give a folder you can write"
-    return ""
+        leak = find_leak(*sides, encoders={name: found.card for name, found in starts.items()})
+        job.write({**record, "leak": leak})
+
+
+def job_dir(config: FinetuneConfig) -> JobDir:
+    """The job's folder."""
+    return JobDir(Path(config.output_dir), RECORD, _changes)
+
+
+def _digests(*sets: LabelledSet) -> list[str]:
+    return [tiles.index.manifest.digest for tiles in sets]
 
 
 def _changes(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -169,15 +153,8 @@ def _changes(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return changes + (["the tiles in train or test"] if held["data"] != now["data"] else [])
 
 
-def _from_first(value: Any) -> Any:
-    """Rank 0's value on every rank."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
-def _network(config: FinetuneConfig, start: ResolvedEncoder, cell: Cell, classes: int) -> Classifier:
-    torch.manual_seed(cell.seed)
+def _network(config: FinetuneConfig, start: ResolvedEncoder, trial: Trial, classes: int) -> Classifier:
+    torch.manual_seed(trial.seed)
     encoder = build_encoder(start.card.arch, config.norm)
     if start.uri != "random":  # that is another one for every seed
         encoder.load_state_dict(start.encoder.state_dict())

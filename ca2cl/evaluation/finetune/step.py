@@ -1,4 +1,4 @@
-"""What fine-tuning does in a step, and how it predicts (``training.loop.Method``; all ranks together).
+"""Fine-tuning's step and prediction (``training.loop.Method``).
 
 Legend: B tiles of a batch, K classes, M tiles of a set that is predicted.
 """

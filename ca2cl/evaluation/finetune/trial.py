@@ -1,14 +1,14 @@
-"""One cell of a fine-tuning table: an encoder, a budget of labels, a seed. What a cell leaves is two files, and a cell
-that left them is not worked on again; one that was cut short goes on from its checkpoint.
+"""Trial of a fine-tuning grid: one training from an encoder, with a label budget and a seed.
+
+A trial leaves two files and is then done; one that was cut short goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 import logging
-import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,8 @@ import numpy.typing as npt
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from ca2cl.common.files import replacing, writing
+from ca2cl.common.files import write_atomic, writing
+from ca2cl.common.grid import RESULT, Grid, budget_name, folder_name, write_result
 from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.data.loading.stream import BadBudget
 from ca2cl.errors import InputError
@@ -40,18 +41,12 @@ from ca2cl.training.optim import build_optimizer
 
 logger = logging.getLogger(__name__)
 Integers = npt.NDArray[np.int64]
-RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
+PREDICTIONS = "predictions.safetensors"
 CHECKPOINT_STEPS = 100
 """From one checkpoint to the next: with few labels a look is due every ten steps, and writing would take as long."""
 
 
-def folder_name(start: str) -> str:
-    """Of an encoder: a path or an address must not lead out of the job's folder, nor two of them to one name."""
-    plain = re.sub(r"[^\w.@-]+", "-", start).lstrip(".-")
-    return plain if plain == start else f"{plain[-60:]}-{hashlib.sha256(start.encode()).hexdigest()[:8]}"
-
-
-class Cell(NamedTuple):
+class Trial(NamedTuple):
     """Which encoder it starts from, how many tiles are labelled, and which draw of them."""
 
     start: str
@@ -59,15 +54,19 @@ class Cell(NamedTuple):
     seed: int
 
     @property
-    def folder(self) -> str:
-        """Name of the cell's folder."""
-        budget = describe_budget(self.budget).replace(" %", "pct").replace("/", "-per-")
-        return f"{folder_name(self.start)}-{budget}-seed{self.seed}"
+    def name(self) -> str:
+        """Name of the trial's folder."""
+        return f"{folder_name(self.start)}-{budget_name(describe_budget(self.budget))}-seed{self.seed}"
+
+
+def trial_grid(out: Path, starts: Iterable[str], budgets: Iterable[float], seeds: int) -> Grid[Trial]:
+    """The trials of the job in ``out``."""
+    return Grid(out / "cells", [Trial(*one) for one in itertools.product(starts, budgets, range(seeds))])
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every cell is trained."""
+    """How every trial is trained."""
 
     optim: OptimConfig
     batch_size: int
@@ -82,7 +81,7 @@ class Recipe:
     prepare: Preprocessing
     protocol: Protocol
     card: EncoderCard | None
-    """What is known of the classifier before it is trained, for the cells whose weights are to stay."""
+    """What is known of the classifier before it is trained, for the trials whose weights are to stay."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ class Data:
     by_slide: bool
 
 
-def run_cell(
-    cell: Cell, labelled: Integers, network: Classifier, recipe: Recipe, data: Data, folder: Path, accelerator: Any,
+def run_trial(
+    trial: Trial, labelled: Integers, network: Classifier, recipe: Recipe, data: Data, folder: Path, accelerator: Any,
     stop: StopFlag,
 ) -> bool:  # fmt: skip
     """Fine-tune, predict the test tiles once, and write both files. Every rank calls it.
@@ -106,20 +105,20 @@ def run_cell(
     Args:
         labelled: sample numbers of the labelled tiles.
         network: to start from.
-        folder: of the cell.
+        folder: of the trial.
 
     Returns:
         False where a signal asked for an end before it was done.
     """
     protocol = recipe.protocol
     original = protocol.name == "original"
-    trained, watched, how = _divide(cell, labelled, recipe, data)
+    trained, watched, how = _divide(trial, labelled, recipe, data)
     # theirs is a smaller batch, too; of one tile a process BatchNorm can take no statistics
     fewest = 2 * accelerator.num_processes if original else None
-    order = LabelledOrder(trained, recipe.batch_size, cell.seed, fewest)
+    order = LabelledOrder(trained, recipe.batch_size, trial.seed, fewest)
     if order.size < accelerator.num_processes:
         raise InputError(
-            f"labels is {describe_budget(cell.budget)}: {order.size} tiles to train on, fewer than the "
+            f"labels is {describe_budget(trial.budget)}: {order.size} tiles to train on, fewer than the "
             f"{accelerator.num_processes} processes; start fewer, or give more labels"
         )
     engine = AccelerateEngine(accelerator, network, build_optimizer(recipe.optim, network), recipe.precision)
@@ -128,7 +127,7 @@ def run_cell(
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     state, progress = _resume(checkpointer, engine)
-    with tqdm(desc=cell.folder, unit="step", disable=None if accelerator.is_main_process else True) as bar:
+    with tqdm(desc=trial.name, unit="step", disable=None if accelerator.is_main_process else True) as bar:
         every = 1 if original else max(1, -(-10 // order.steps_per_epoch))
         # where the test tiles choose, all epochs stand for election
         patience = recipe.epochs if protocol.selects_on_test else recipe.patience
@@ -145,24 +144,24 @@ def run_cell(
     held = len(watched.samples) if watched is not None and watched is not data.test else 0
     facts = {"labelled": len(labelled), "held_out": held, "chosen_by": how, "steps": progress.step}
     facts["bad_samples"] = progress.bad_samples
-    _finish(cell, labelled, engine, recipe, data, selection, folder, facts)
+    _finish(trial, labelled, engine, recipe, data, selection, folder, facts)
     accelerator.free_memory()
     return True
 
 
 def _divide(
-    cell: Cell, labelled: Integers, recipe: Recipe, data: Data
+    trial: Trial, labelled: Integers, recipe: Recipe, data: Data
 ) -> tuple[Integers, LabelledSet | None, str]:  # fmt: skip
     """The samples to train on, the tiles that choose the epoch if any do, and in words which these are."""
     if recipe.protocol.selects_on_test:
         return labelled, data.test, "the test tiles"
     if recipe.protocol.splits_first:
-        split = validation(recipe.protocol, len(data.train.samples), recipe.held_out, cell.seed)
+        split = validation(recipe.protocol, len(data.train.samples), recipe.held_out, trial.seed)
         held, how = data.train.samples[split], "tiles split off before labels were drawn"
         trained = labelled
     else:
         groups = [data.groups[sample] for sample in labelled] if data.by_slide else None
-        mask, how = hold_out(data.labels[labelled], groups, recipe.held_out, cell.seed)
+        mask, how = hold_out(data.labels[labelled], groups, recipe.held_out, trial.seed)
         held, trained = labelled[mask], labelled[~mask]
     watched = LabelledSet(data.train.index, data.train.reader, held, "held_out") if len(held) else None
     return trained, watched, how
@@ -199,7 +198,7 @@ def _job(
 
 
 def _finish(
-    cell: Cell, labelled: Integers, engine: AccelerateEngine, recipe: Recipe, data: Data, selection: Selection,
+    trial: Trial, labelled: Integers, engine: AccelerateEngine, recipe: Recipe, data: Data, selection: Selection,
     folder: Path, facts: dict[str, Any],
 ) -> None:  # fmt: skip
     probabilities_MK, labels_M, samples_M = predict(
@@ -211,15 +210,13 @@ def _finish(
         facts |= {"best_epoch": best.epoch, "held_out_loss": None, "held_out_accuracy": None}
         if best.epoch >= 0 and not recipe.protocol.selects_on_test:
             facts |= {"held_out_loss": best.loss, "held_out_accuracy": best.accuracy}
-        result = {**cell._asdict(), **facts, "scores": metrics.scores(), "confusion": metrics.confusion.tolist()}
+        result = {**trial._asdict(), **facts, "scores": metrics.scores(), "confusion": metrics.confusion.tolist()}
         arrays: dict[str, Any] = {"labels": labels_M, "samples": samples_M, "labelled": labelled}
-        with writing(folder, KEPT):
-            if recipe.card is not None:
+        if recipe.card is not None:
+            with writing(folder, KEPT):
                 keep(folder, engine.bare, recipe.card, facts)
-            with replacing(folder / PREDICTIONS) as file:
-                file.write(save({"probabilities": probabilities_MK, **arrays}))
-            with replacing(folder / RESULT) as file:  # last: it says that all is there
-                file.write((json.dumps(result, indent=1) + "\n").encode())
+        write_atomic(folder / PREDICTIONS, save({"probabilities": probabilities_MK, **arrays}), KEPT)
+        write_result(folder / RESULT, result, KEPT)
         for path in folder.glob("best-epoch-*"):
             path.unlink()
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,5 +1,6 @@
-"""What an encoder must beat before it is worth anything: here the colours of a tile; ``probe_encoders`` has the same
-network untrained and with ImageNet weights.
+"""Baseline features: colour histograms.
+
+``encoders`` has the other baselines, the same network untrained and with ImageNet weights.
 
 On CRC-VAL-HE-7K a colour histogram alone passes 82 % (arXiv 2409.11546), so no table of ca2cl comes without one.
 """

@@ -1,4 +1,4 @@
-"""Two classifiers that read frozen features: logistic regression and k nearest neighbours (``sgd`` has the third).
+"""Logistic regression and k-NN on frozen features.
 
 Legend: N labelled tiles, M test tiles, D features, K classes. Labels are 0..K-1 and every class has a labelled tile.
 """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ca2cl.config import TrackingConfig
+from annotated_types import Ge, Interval
+
+from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.errors import InputError
 from ca2cl.evaluation.protocol import ProtocolName
 from ca2cl.evaluation.splits import check_budget
@@ -88,17 +91,14 @@ class ProbeConfig:
             raise InputError("labels is empty: give at least one budget, such as 0.1")
         for budget in self.labels:
             check_budget(budget)
-        for name, least in (("seeds", 1), ("knn", 1), ("sgd_epochs", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)!r}: use {least} or more")
+        check_ranges(
+            self, seeds=Ge(1), knn=Ge(1), sgd_epochs=Ge(1), batch_size=Ge(1), workers=Ge(0), image_size=Ge(32),
+            sgd_lr=Interval(gt=0, lt=math.inf),
+        )  # fmt: skip
         if self.strength == "auto" and self.protocol == "original":
             raise InputError("strength is 'auto': protocol original holds out nothing to choose it by; give a number")
         if isinstance(self.strength, float | int) and not 0 < self.strength < float("inf"):
             raise InputError(f"strength is {self.strength!r}: use a positive number or auto")
-        if not 0 < self.sgd_lr < float("inf"):
-            raise InputError(f"sgd_lr is {self.sgd_lr!r}: use a positive number, such as 3")
-        if self.image_size is not None and self.image_size < 32:
-            raise InputError(f"image_size is {self.image_size!r}: use at least 32 pixels")
         self._check_names()
 
     def _check_names(self) -> None:

@@ -1,4 +1,4 @@
-"""Whose features a probe compares: the encoder's, those of other encoders, and the floors'."""
+"""Encoders and baselines that a probe compares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished probe leaves behind: the text on the terminal, the JSON, confusion matrices, an MLflow run."""
+"""Output of a probe: text, JSON, confusion matrix, MLflow run."""
 
 from __future__ import annotations
 

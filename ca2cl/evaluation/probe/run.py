@@ -1,4 +1,4 @@
-"""``ca2cl probe``: what the frozen features of an encoder are worth, beside the floors, at several label budgets."""
+"""``ca2cl probe``: score frozen features beside baselines."""
 
 from __future__ import annotations
 

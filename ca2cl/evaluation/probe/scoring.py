@@ -1,4 +1,4 @@
-"""Features → the rows of the table: encoders and floors x classifiers x label budgets x test sets, over seeds."""
+"""Score features with every classifier, label budget, test set and seed."""
 
 from __future__ import annotations
 

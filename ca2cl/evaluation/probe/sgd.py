@@ -1,5 +1,7 @@
-"""The linear probe by stochastic gradient descent: one linear layer on frozen features. (The method's authors train
-theirs on augmented tiles, with BatchNorm in train mode: ``ca2cl finetune --trains head --protocol original``.)
+"""Linear probe by SGD on frozen features.
+
+The authors train theirs on augmented tiles with BatchNorm in train mode: ``ca2cl finetune --trains head
+--protocol original``.
 
 Legend: N labelled tiles, F of them trained on, M test tiles, D features, K classes. Labels are 0..K-1 and every class
 has a labelled tile.

@@ -1,4 +1,4 @@
-"""The adversarial direction on the stem's weight (CA2CL, section III; DESIGN.md 3.1)."""
+"""Adversarial direction on the stem's weight (CA2CL, section III; docs/mathematics.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact accumulation: the gradient of a global batch that does not fit, one micro-batch at a time (DESIGN.md 3.1).
+"""Exact accumulation of the global batch's gradient over micro-batches (docs/mathematics.md).
 
 The loss sees a tile only through its embeddings. So these are computed without graph for all micro-batches, the loss
 and its gradient with respect to them once over the global batch, and each micro-batch is run again to carry that

@@ -1,4 +1,4 @@
-"""CA2CL as a method: how a step's gradient is made, whatever the engine (DESIGN.md 3.1).
+"""CA2CL: how a step's gradient is computed on any engine (docs/mathematics.md).
 
 Shapes: B local rows of a micro-batch, G rows of it over all ranks, D embedding.
 """

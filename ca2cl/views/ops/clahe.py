@@ -1,4 +1,6 @@
-"""Contrast-limited adaptive histogram equalisation (Zuiderveld, 1994) of the lightness L of CIE L*a*b*.
+"""Contrast-limited adaptive histogram equalisation (CLAHE) of lightness.
+
+Zuiderveld, 1994; L of CIE L*a*b*.
 
 a and b stay, so in f(X), f(Y), f(Z) of the definition of L*a*b* a change of L is one and the same summand for all
 three: neither a nor b is ever computed. The curves in between are read off tables, each scaled to be the next one's

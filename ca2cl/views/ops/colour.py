@@ -1,4 +1,4 @@
-"""Colour of a view: point-wise operations, as many as possible folded into one matrix a sample.
+"""Point-wise colour operations, folded into one matrix a sample.
 
 Images are float32 (B, 3, H, W) in [0, 1]; a linear operation is a ``Linear``: matrix and offset of every sample. All
 tensors lie on one device: a recipe moves what it has drawn to that of the images.

@@ -1,4 +1,6 @@
-"""The paper's three distortions, as maps of coordinates: from where a view's pixel is read to where the tile has it.
+"""Optical, grid and elastic distortion as coordinate maps.
+
+A map gives, for each pixel of a view, the place in the tile that it is read from.
 
 Coordinates x and y are float32 (B, S, S) as in ``geometry``; parameters float64, one row a sample.
 """

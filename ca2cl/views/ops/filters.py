@@ -1,4 +1,4 @@
-"""Neighbourhood operations, batched over just the samples that drew them."""
+"""Blur and noise filters, batched over the samples that drew them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Geometry of a view: every operation a map from output to source, all composed into one sampling grid.
+"""Affine and non-linear geometry, composed into one sampling grid.
 
 Coordinates are torch's: x to the right and y down, -1 and 1 the outer edges of the image (align_corners=False), so a
 map neither knows the tile's size nor the view's. Maps run backwards, from the view to the tile. Sums and products are

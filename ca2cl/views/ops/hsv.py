@@ -1,4 +1,7 @@
-"""Shift of hue, saturation and value, in OpenCV's units of an 8-bit image: hue in 0 … 180, the others in 0 … 255."""
+"""Shift hue, saturation and value in OpenCV's 8-bit units.
+
+Hue in 0 ... 180, the others in 0 ... 255.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from ca2cl.views.ops.subset import per_sample
 
 # Below it a pixel is grey: it has no hue, and red stands for none, as is the convention.
 _GREY = 1e-6
-LARGEST_HUE = 30.0
 
 
 def shift_hsv(images: Tensor, hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Curves of one number, read off fine tables.
+"""Interpolate functions of one number from tables.
 
 A table is faster than a power, and it gives a value the same result wherever in a tensor it lies: torch's powers,
 logarithms and exponentials round differently in a vector's body and in its tail, so that a sample's view would depend

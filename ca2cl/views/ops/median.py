@@ -1,4 +1,4 @@
-"""Median filters of 3 × 3 and 5 × 5 pixels as a fixed sequence of minima and maxima over whole planes.
+"""Median filters (3 x 3, 5 x 5) as min/max networks.
 
 Columns are sorted once for all the windows that share them, then the rows of the sorted columns. In such a table of
 n × n numbers, entry (i, j) has (i+1)(j+1) - 1 others that are no larger and (n-i)(n-j) - 1 that are no smaller, so

@@ -1,4 +1,4 @@
-"""Randomness without state: every draw is a function of (seed, epoch, sample key, view, name of the draw).
+"""Stateless random draws by seed, epoch, sample key and view.
 
 A sample is therefore augmented alike whatever the batch, the rank or the worker that it meets, and a resumed run
 goes on with the same views. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), whose
@@ -103,11 +103,3 @@ class Draws:
     def choice(self, name: str, count: int) -> Tensor:
         """One of 0 … count-1, each as likely, int64 (B,)."""
         return (self.uniform(name) * count).long()
-
-    def field(self, name: str, *shape: int) -> Tensor:
-        """A table of uniform numbers in [0, 1) for every sample, float32 (B, *shape), from the top 24 bits."""
-        count = int(torch.Size(shape).numel())
-        # An odd multiplier steps through all words; mixing then makes neighbours independent.
-        steps = torch.arange(1, count + 1, device=self.device, dtype=torch.int64) * _signed(_GOLDEN)
-        words = mix(self.words(name)[:, None] + steps)
-        return (_shift(words, 40).float() * 2.0**-24).view(len(self), *shape)

@@ -1,4 +1,4 @@
-"""Work on just the samples that drew an operation.
+"""Apply an operation to the samples that drew it.
 
 Parameters and masks live on the CPU, where they are drawn: which samples go together is then known without waiting
 for the device, and the parameters are the same bits on every device.

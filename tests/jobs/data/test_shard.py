@@ -195,7 +195,7 @@ def test_other_options_into_the_same_folder_are_refused(tree: Path, tmp_path: Pa
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
     (name,) = options
-    with pytest.raises(InputError, match=f"another source or of other options .{name} .* -> .*; give an empty folder"):
+    with pytest.raises(InputError, match=f"holds another job .{name} .* -> .*: use those settings, or another folder"):
         shard(tree, tmp_path / "out", **options)
     shard(tree, tmp_path / "out", workers=2, check="header")
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
@@ -205,11 +205,11 @@ def test_other_options_into_the_same_folder_are_refused(tree: Path, tmp_path: Pa
 def test_another_source_or_foreign_shards_are_refused(tree: Path, tmp_path: Path) -> None:
     shard(tree, tmp_path / "out")
     slow_source(tree, 1)
-    with pytest.raises(InputError, match="another source"):
+    with pytest.raises(InputError, match="holds another job .*tiles .* -> "):
         shard(tree, tmp_path / "out")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/a.tar").write_bytes(b"")
-    with pytest.raises(InputError, match="did not write"):
+    with pytest.raises(InputError, match="is not empty and holds no such job"):
         shard(tree, tmp_path / "foreign")
 
 
@@ -321,7 +321,7 @@ def test_two_runs_at_once_are_refused(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "out/.plan").mkdir(parents=True)
     with (tmp_path / "out/.plan/lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another `ca2cl shard`"):
+        with pytest.raises(InputError, match="another job is writing here"):
             shard(tree, tmp_path / "out")
 
 

@@ -20,8 +20,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.common.files import alone
-from ca2cl.common.job_dir import JOB_LOCK
+from ca2cl.common.job_dir import JobDir
 from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco.files import decode_mask, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
@@ -123,7 +122,7 @@ def test_a_second_job_keeps_out_of_the_folder(glas: Path, done: Path) -> None:
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     verb = ("detect", *SMALL, "--data", str(glas), "--output_dir", str(done / "job"))
-    with alone(done / "job", JOB_LOCK, "remedy"):
+    with JobDir(done / "job").locked():
         second = start([sys.executable, "-c", code, *verb, "--tracking.root", str(done / "store")], done)
     assert second.returncode == 2 and "another job is writing here; wait for it, or end it" in second.stderr
 
@@ -294,7 +293,7 @@ def test_what_cannot_be_predicted_is_one_line(done: Path, tmp_path: Path, capfd:
         (detector, tmp_path / "none", (), "no image in it"),
         (detector, twice, (), "another image has the name a too"),
         (detector, bad, (), "a.png: "),
-        (str(tmp_path), data / "testA", (), "no detector, or damaged"),
+        (str(tmp_path), data / "testA", (), "no detector here; give a folder of one"),
         ("fffffff0", data / "testA", store, "no run in"),
         (detector, data / "testA", ("--truth", str(data / "train.json")), "give the COCO file of these very images"),
         (detector, data / "testA", ("--min_score", "1.5"), "min_score is 1.5"),

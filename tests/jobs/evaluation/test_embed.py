@@ -262,7 +262,7 @@ def test_half_precision_is_close_and_another_job(embedded: Path, tissue: Path, t
         (("SHARDS", "v.parquet", "--device", "cuda:77"), "device is 'cuda:77'"),
         (("SHARDS", "v.parquet", "--batch_size", "0"), "batch_size is 0: use 1 or more"),
         (("SHARDS", "v.parquet", "--part_size", "100000"), "part_size is 100000: use 1 or more, up to 65536"),
-        (("SHARDS", "v.parquet", "--max_bad_rate", "2"), "max_bad_rate is 2.0: use a share from 0 to 1"),
+        (("SHARDS", "v.parquet", "--max_bad_rate", "2"), "max_bad_rate is 2.0: use 0 or more, up to 1"),
         (("SHARDS", "v.parquet", "--image_size", "8"), "image_size is 8"),
         (("SHARDS", "v.parquet", "surplus"), "surplus"),
         (("SHARDS",), "out"),

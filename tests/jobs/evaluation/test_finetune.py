@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from ca2cl.common.files import alone
-from ca2cl.common.job_dir import JOB_LOCK
+from ca2cl.common.job_dir import JobDir
 from ca2cl.config import OptimConfig
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
@@ -27,7 +26,7 @@ from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.finetune.early_stopping import Best, Looks, Selection
 from ca2cl.evaluation.finetune.run import _changes, _recipe, _starts
 from ca2cl.evaluation.finetune.step import Preprocessing
-from ca2cl.evaluation.finetune.trial import Cell
+from ca2cl.evaluation.finetune.trial import Trial
 from ca2cl.evaluation.labelled import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.models.encoder_io import save_encoder
 from ca2cl.registry.resolve import resolve_encoder
@@ -105,7 +104,7 @@ def test_fewer_tiles_than_can_choose_are_not_held_out() -> None:
 
 def test_an_encoders_path_does_not_lead_out_of_the_jobs_folder() -> None:
     starts = ["/models/enc.safetensors", "../enc", "a/b", "a-b", "models:/x@y", "encoder", "random"]
-    folders = [Cell(start, 0.01, 0).folder for start in starts]
+    folders = [Trial(start, 0.01, 0).name for start in starts]
     assert not [name for name in folders if "/" in name or name.startswith(".")]
     assert len(set(folders)) == len(starts) and folders[-2:] == ["encoder-1pct-seed0", "random-1pct-seed0"]
 
@@ -251,7 +250,7 @@ def test_the_best_weights_of_the_newest_checkpoint_stay(tmp_path: Path) -> None:
         (("--against", "random", "random"), "against names one encoder twice"),
         (("--train", "nowhere"), "nowhere/manifest.json: no manifest here"),
         (("--encoder", "random:x"), "the seed is no number"),
-        (("--output_dir", "used"), "is not empty and holds no fine-tuning job"),
+        (("--output_dir", "used"), "is not empty and holds no such job"),
         (("--sedes", "3"), "did you mean seeds?"),
     ],
 )
@@ -304,6 +303,6 @@ def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]
         "import sys, ca2cl.common.job_dir as folder\nfolder.LOCK_S = 0.3\n"
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
-    with alone(whole / "job", JOB_LOCK, "remedy"):
+    with JobDir(whole / "job").locked():
         done = start([sys.executable, "-c", code, *verb(pair, "--seeds", "2")], whole)
     assert done.returncode == 2 and "job: another job is writing here; wait for it, or end it" in done.stderr

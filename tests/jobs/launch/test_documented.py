@@ -13,7 +13,7 @@ import pytest
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from ca2cl.cli.entry import parse
+from ca2cl.cli.parser import parse
 from ca2cl.errors import InputError, LocalError
 from ca2cl.runtime.accelerator import _meet, check_joined
 from ca2cl.runtime.launched import Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus

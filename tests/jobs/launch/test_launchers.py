@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ca2cl.cli.entry import VERBS, main
+from ca2cl.cli import main
+from ca2cl.cli.verbs import VERBS
 from ca2cl.runtime.lifetime import is_launcher
 from ca2cl.tracking.journal import read_journal
 from tests.support.jobs import CONFIGS, LAUNCH, ROOT, make_shards, training_lines

@@ -24,7 +24,7 @@ def test_every_command_parses() -> None:
 
 @pytest.mark.parametrize("change", [{"tiles_per_class": 9}, {"steps": 0}])
 def test_too_little_is_refused(change: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="use at least"):
+    with pytest.raises(InputError, match="use 10? or more"):
         QuickstartConfig(**change)
 
 

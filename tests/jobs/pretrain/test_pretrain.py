@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ca2cl.common.files import alone
-from ca2cl.tracking.run import JOB_LOCK
+from ca2cl.common.job_dir import JobDir
 from tests.support.jobs import Ranks, make_shards, pretrain, training_lines
 
 FULL = ("--recipe", "smoke", "--objective.adversary", "true", "--tracking.register_as", "null")
@@ -85,7 +84,7 @@ def test_a_job_that_is_started_again_waits_for_the_checkpoint_of_the_one_before(
     )
     run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     assert pretrain(tmp_path, *job, "--run.steps", "2").returncode == 0
-    with alone(run, JOB_LOCK, "remedy"):
+    with JobDir(run).locked():
         checkpoints.rename(tmp_path / "not yet")
         ranks = Ranks(tmp_path, *job, "--run.steps", "4", processes=2)
         while "another job is writing here; waiting for it" not in ranks.started[0].stderr():

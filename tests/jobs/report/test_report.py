@@ -20,7 +20,7 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, RunConfig, TrackingConfig
-from ca2cl.data.loading.sequential import TileDataset
+from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.probe.run import ProbeConfig
@@ -112,12 +112,11 @@ def page(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Page:
 def features(job: Job) -> dict[str, tuple[np.ndarray, str]]:
     """Centred unit features and class of every test tile by key, one tile at a time."""
     index, found = ShardIndex(job.test), resolve_encoder(str(job.folder))
-    tiles, made = TileDataset(index, ShardReader(job.test)), {}
-    for number in range(len(index)):
-        tile, label, _ = tiles[number]
+    made = {}
+    for tile, (label,), (number,) in iterate_tiles(index, ShardReader(job.test), batch_size=1):
         shard, row = index.locate(number)
         with torch.inference_mode():
-            batch = preprocess(tile[None], SIZE, found.card.mean, found.card.std)
+            batch = preprocess(tile, SIZE, found.card.mean, found.card.std)
             made[index.samples(shard).key[row]] = (found.encoder(batch)[0].double().numpy(), index.classes[label])
     mean = sum(vector for vector, _ in made.values()) / len(made)
     moved = {key: (vector - mean, name) for key, (vector, name) in made.items()}
@@ -379,7 +378,7 @@ def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pyt
         (("{probe}", "{tmp}/x.html"), "is a probe of an encoder; give the run that made it"),
         (("{id}", "{tmp}/x.html", "--test", "{tmp}"), "no manifest here"),
         (("{id}", "{tmp}/x.html", "--shards", "{tmp}/none"), "no manifest here"),
-        (("{id}", "{tmp}/x.html", "--tiles", "0"), "tiles is 0: use a number from 1 to 10000"),
+        (("{id}", "{tmp}/x.html", "--tiles", "0"), "tiles is 0: use 1 or more, up to 10000"),
         (("{id}", "{tmp}/x.html", "--clusters", "1"), "clusters is 1"),
         (("{id}", "{tmp}/x.html", "--workers", "-1"), "workers is -1"),
         (("{id}", "{tmp}/x.html", "--seed", "-1"), "seed is -1"),

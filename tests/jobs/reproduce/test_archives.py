@@ -59,16 +59,17 @@ def test_cut_connections_are_taken_up_where_the_server_can(zenodo: Zenodo, tmp_p
     zenodo.ranges, zenodo.cuts = ranges, [100_000, 300_000, 2_500_000]
     assert fetched(zenodo, tmp_path) == CONTENT
     starts = [int(asked.removeprefix("bytes=").removesuffix("-") or 0) for asked in zenodo.asked]
-    came = [0, 100_000, 400_000, 2_900_000] if ranges else [0, 100_000, 300_000, 2_500_000]
-    assert len(starts) == 4 and starts[0] == 0
-    assert all(0 <= most - start < 4 * 2**16 for start, most in zip(starts, came, strict=True))
+    # a server without ranges is found out by the second request, and is not asked for one again
+    came = [0, 100_000, 400_000, 2_900_000] if ranges else [0, 100_000, 0, 0]
+    assert all(0 <= most - start < 4 * 2**16 for start, most in zip(starts, came, strict=True)), starts
 
 
 def test_a_connection_that_is_cut_ever_earlier_ends_and_keeps_what_came(zenodo: Zenodo, tmp_path: Path) -> None:
     zenodo.ranges, zenodo.cuts = False, [500_000] * 9
-    with pytest.raises(InputError, match=r"3 attempts in a row brought nothing .*458752 of 3000000 bytes are kept"):
+    with pytest.raises(InputError, match=r"a\.zip/content: cannot be fetched after 3 attempts .*; see --record_url"):
         fetched(zenodo, tmp_path)
-    assert (tmp_path / "a.zip.part").read_bytes() == CONTENT[: 7 * 2**16] and len(zenodo.asked) == 4
+    came = (tmp_path / "a.zip.part").read_bytes()
+    assert 0 < len(came) <= 500_000 and CONTENT.startswith(came) and len(zenodo.asked) == 4
 
 
 def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(zenodo: Zenodo, tmp_path: Path) -> None:
@@ -77,10 +78,10 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(zenodo: Zenodo, 
     zenodo.busy = [500, 502]
     download(archive, tmp_path / "a.zip", POLICY)
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
-    with pytest.raises(InputError, match="HTTP 404"):
+    with pytest.raises(InputError, match="content: not found; .*see --record_url"):
         download(Archive("b.zip", 1, "0" * 32, f"{zenodo.record_url}/files/b.zip/content"), tmp_path / "b.zip", POLICY)
     zenodo.busy = [503] * 3
-    with pytest.raises(InputError, match=r"cannot be reached after 3 attempts \(HTTP 503\); check --record_url"):
+    with pytest.raises(InputError, match=r"1214456: cannot be fetched after 3 attempts \(503,.*see --record_url"):
         read_record(zenodo.record_url, POLICY)
 
 
@@ -120,13 +121,10 @@ def test_another_md5_than_the_one_known_is_no_reproduction(zenodo: Zenodo) -> No
 
 
 def test_what_is_no_record_is_said_so(zenodo: Zenodo, monkeypatch: pytest.MonkeyPatch) -> None:
-    for text in (b"[]", b'{"files": [{"key": "a"}]}', b'{"files": [{"key": "a", "checksum": "sha256:00"}]}'):
+    for text in (b"[]", b"<html>", b'{"files": [{"key": "a"}]}', b'{"files": [{"key": "a", "checksum": "sha256:00"}]}'):
         monkeypatch.setattr(zenodo, "record", lambda text=text: text)
         with pytest.raises(InputError, match="not a record's JSON with files"):
             read_record(zenodo.record_url, POLICY)
-    monkeypatch.setattr(zenodo, "record", lambda: b"<html>")
-    with pytest.raises(InputError, match="cannot be reached"):
-        read_record(zenodo.record_url, POLICY)
 
 
 def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from ca2cl.evaluation.result import Row
 from ca2cl.reproduce import run as nct
 from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.datasets import MADE_UP
-from ca2cl.reproduce.linear import SGD, LinearCell, _predict
+from ca2cl.reproduce.linear import SGD, LinearTrial, _predict
 from ca2cl.reproduce.published_results import FINETUNED, LINEAR
 from ca2cl.reproduce.table import lines, notes, table
 from ca2cl.reproduce.vectors import Vectors
@@ -101,10 +101,10 @@ def test_every_cell_stands_beside_theirs(whole: Path) -> None:
 
 
 def test_a_linear_cell_is_what_its_file_says(whole: Path) -> None:
-    cell = json.loads(LinearCell("linear", 1.0, 1).path(whole / "job").read_text())
+    cell = json.loads((whole / "job/linear" / f"{LinearTrial('linear', 1.0, 1).name}.json").read_text())
     assert cell["right"].count("1") / len(cell["right"]) == pytest.approx(cell["scores"]["accuracy"])
     assert np.trace(np.array(cell["confusion"])) == cell["right"].count("1") and cell["labelled"] == 72
-    first = json.loads(LinearCell("linear", 1.0, 0).path(whole / "job").read_text())
+    first = json.loads((whole / "job/linear" / f"{LinearTrial('linear', 1.0, 0).name}.json").read_text())
     assert first["scores"] == cell["scores"]  # all labels: the same tiles
 
 
@@ -175,7 +175,7 @@ def test_a_tile_without_a_slide_leaves_the_others_apart() -> None:
     rows = np.arange(120)  # this draw holds no tile without a slide
     test = Vectors(values, labels, [None] * 121)
     found = [
-        _predict(LinearCell(SGD, 1.0, 0), rows, PROTOCOLS["honest"], Vectors(values, labels, groups), test)
+        _predict(LinearTrial(SGD, 1.0, 0), rows, PROTOCOLS["honest"], Vectors(values, labels, groups), test)
         for groups in ([*slides, None], [None] * 121, [*slides, "slide 10"])
     ]
     assert np.array_equal(found[0].probabilities, found[2].probabilities), "whole slides are held out as before"

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ca2cl.cli import main
-from ca2cl.common.job_dir import JobFolder
+from ca2cl.common.job_dir import JobDir
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
@@ -118,7 +118,7 @@ PLACES: dict[str, tuple[Callable[[Path], None], str, Callable[[Path], Any]]] = {
     "checkpoint state": (_checkpoint, "state.json", read_state),
     "checkpoint pointer": (_none, "latest", lambda f: Checkpointer(f, 1).latest()),
     "run": (_none, "run.json", read_run),
-    "job folder": (_none, "job.json", lambda f: JobFolder(f, "job.json").differing({})),
+    "job folder": (_none, "job.json", lambda f: JobDir(f, "job.json").changes({})),
     "fine-tuning predictions": (_none, "predictions.safetensors", read_predictions),
     "reproduced cell": (_none, "x.json", lambda f: read_cell(f / "x.json")),
     "reproduced facts": (_none, "x.json", lambda f: read_facts(f / "x.json")),

@@ -229,6 +229,7 @@ def test_a_process_ends_though_an_upload_hangs(proxy: Proxy, tmp_path: Path) -> 
     code = """
 import sys, time
 from ca2cl.config import *
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.tracking.run import open_run
 tracking = TrackingConfig(uri=sys.argv[2])
 config = PretrainConfig(data=DataConfig(lanes=8), run=RunConfig(batch_size=16), tracking=tracking)

@@ -165,6 +165,7 @@ def test_a_killed_process_loses_no_line(config: PretrainConfig, store: Store, tm
     code = """
 import os, sys
 from ca2cl.config import *
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.tracking.run import open_run
 tracking = TrackingConfig(root=sys.argv[2])
 config = PretrainConfig(data=DataConfig(lanes=8), run=RunConfig(batch_size=16), tracking=tracking)
@@ -185,8 +186,8 @@ def test_a_folder_that_another_job_works_in_is_refused(config: PretrainConfig, t
     tracker = open_run(tmp_path / "run", config)
     script = (
         "import sys\nfrom ca2cl.pretrain.config import PretrainConfig\n"
-        "from ca2cl.config import TrackingConfig\nfrom ca2cl.tracking import run\n"
-        "run.LOCK_S = float(sys.argv[3])\n"
+        "from ca2cl.config import TrackingConfig\nfrom ca2cl.common import job_dir\nfrom ca2cl.tracking import run\n"
+        "job_dir.LOCK_S = float(sys.argv[3])\n"
         "run.open_run(sys.argv[1], PretrainConfig(tracking=TrackingConfig(root=sys.argv[2])), resume=True)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "run"), str(config.tracking.root)]

@@ -12,13 +12,13 @@ import boto3
 import numpy as np
 import pytest
 
-from ca2cl.common.files import alone
+from ca2cl.common.job_dir import JobDir
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.pretrain.callbacks import _spread
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.store.open import Store, open_store
-from ca2cl.tracking.run import JOB_LOCK, RunTracker, open_run
+from ca2cl.tracking.run import RunTracker, open_run
 from ca2cl.tracking.sync import sync
 from ca2cl.training.checkpoint import Checkpointer, DamagedCheckpoint
 from tests.support.forked import ca2cl
@@ -30,6 +30,7 @@ ANOTHER = """
 import sys, time
 from pathlib import Path
 from ca2cl.config import *
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.tracking.run import hold_run, open_run
 run, root = sys.argv[1:]
 with hold_run(run) as held:
@@ -81,7 +82,7 @@ def test_a_job_that_waited_sees_what_the_one_before_has_written(config: Pretrain
 def test_a_refused_job_leaves_the_lock_of_the_other(
     config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ca2cl.tracking.run.LOCK_S", 0.3)
+    monkeypatch.setattr("ca2cl.common.job_dir.LOCK_S", 0.3)
     job = another(tmp_path / "run", config)
     real = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self: self.name != "run" and real(self))  # a file server's stale view
@@ -94,21 +95,24 @@ def test_a_refused_job_leaves_the_lock_of_the_other(
 def test_a_lock_whose_file_was_taken_away_is_none(tmp_path: Path) -> None:
     """Two that wait for one that is refused, and takes the new folder away, do not both get in."""
     wait = (
-        "import sys\nfrom pathlib import Path\nfrom ca2cl.common.files import alone\n"
+        "import sys\nfrom pathlib import Path\nfrom ca2cl.common.job_dir import JobDir\n"
         "print('waits', flush=True)\n"
-        "with alone(Path(sys.argv[1]), 'lock', 'remedy', patience=30):\n"
+        "with JobDir(Path(sys.argv[1])).locked(30):\n"
         "    print('in', flush=True)\n    sys.stdin.readline()\n"
     )
     folder = tmp_path / "run"
-    with alone(folder, "lock", "remedy"):
+    with JobDir(folder).locked():
         command = [sys.executable, "-c", wait, str(folder)]
         waiting = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert waiting.stdout is not None and waiting.stdout.readline() == "waits\n"
         time.sleep(1)
-        (folder / "lock").unlink()
+        (folder / ".lock").unlink()
         folder.rmdir()
     assert waiting.stdout.readline() == "in\n"
-    with pytest.raises(InputError, match="another job"), alone(folder, "lock", "remedy"):
+    with (
+        pytest.raises(InputError, match=rf"another job is writing .*\(process {waiting.pid}\)"),
+        JobDir(folder).locked(0.0),
+    ):
         pass
     waiting.communicate("go\n")
 
@@ -116,10 +120,10 @@ def test_a_lock_whose_file_was_taken_away_is_none(tmp_path: Path) -> None:
 def test_the_store_may_lie_in_the_runs_folder(tmp_path: Path) -> None:
     tracker = open_run(tmp_path / "run", PretrainConfig(tracking=TrackingConfig(root=str(tmp_path / "run"))))
     code = (
-        "import sys\nfrom pathlib import Path\nfrom ca2cl.common.files import alone\n"
-        "with alone(Path(sys.argv[1]), sys.argv[2], 'remedy'): pass"
+        "import sys\nfrom pathlib import Path\nfrom ca2cl.common.job_dir import JobDir\n"
+        "with JobDir(Path(sys.argv[1])).locked(0.0): pass"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "run"), JOB_LOCK]
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "another job is writing here" in done.stderr
     tracker.finish("FINISHED")

@@ -13,11 +13,11 @@ import torch
 
 from ca2cl.cli import main
 from ca2cl.common import files as atomic
-from ca2cl.common.job_dir import JobFolder
+from ca2cl.common.job_dir import JobDir, job_record
 from ca2cl.detection.engines.checkpoint import DetectorCard, write_detector
 from ca2cl.errors import InputError
 from ca2cl.evaluation.report import write_json
-from ca2cl.reproduce.work import claim
+from ca2cl.reproduce.run import job_dir
 from ca2cl.tracking.journal import Journal
 from tests.support.glands import write_pairs
 
@@ -48,10 +48,10 @@ def journal(folder: Path) -> None:
 WRITERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "detect": (detector, "finished detectors and the last checkpoint are kept"),
     "detect's folder": (
-        lambda folder: JobFolder(folder, "detect.json").claim({"a": "b" * 100}),
+        lambda folder: JobDir(folder, "detect.json").claim(job_record({"a": "b" * 100})),
         "a folder you can write",
     ),
-    "reproduce": (lambda folder: claim(folder, {"a": "b" * 100}), "a folder you can write"),
+    "reproduce": (lambda folder: job_dir(folder).claim(job_record({"a": "b" * 100})), "a folder you can write"),
     "probe": (lambda folder: write_json(folder / "probe.json", {"a": "b" * 100}), "a file in a folder you can write"),
     "any run": (journal, "free some space and start again"),
 }
@@ -78,5 +78,5 @@ def test_prepared_data_that_do_not_fit_leave_nothing(tmp_path: Path, capfd: pyte
 
 
 def test_every_caller_must_give_its_own_remedy() -> None:
-    for function in (atomic.writing, atomic.write_atomic, atomic.sync_replace, atomic.alone):
+    for function in (atomic.writing, atomic.write_atomic, atomic.sync_replace, atomic.remove_temporaries):
         assert inspect.signature(function).parameters["remedy"].default is inspect.Parameter.empty, function

@@ -26,7 +26,7 @@ def words(seed: int, epoch: int, stream: int, count: int) -> list[int]:
 
 
 def oracle_lanes(lengths: list[int], lanes: int, seed: int, epoch: int) -> list[list[int]]:
-    """Every lane's samples, written as slow loops from the text of DESIGN.md section 4."""
+    """Every lane's samples, written as slow loops from the text of docs/mathematics.md, "Order of samples"."""
     first = [sum(lengths[:i]) for i in range(len(lengths))]
     shard_words = words(seed, epoch, 0, len(lengths))
     sequence = []

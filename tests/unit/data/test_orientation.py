@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.data.loading.sequential import TileDataset
+from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.sources.base import SourceOptions
@@ -58,9 +58,8 @@ def test_shards_hold_tiles_as_stored_and_say_how_many_were_to_be_turned(
         "4 tiles say that they are to be shown turned (EXIF orientation); they stay as stored"
     ]
     index = ShardIndex(tmp_path / "out")
-    read = TileDataset(index, ShardReader(str(tmp_path / "out"), index=index))
-    for tile, _, _ in (read[number] for number in range(5)):
-        assert np.abs(tile.numpy().astype(int) - pixels()).max() < 16  # JPEG is not exact
+    for tile, _, _ in iterate_tiles(index, ShardReader(str(tmp_path / "out"), index=index), batch_size=1):
+        assert np.abs(tile[0].numpy().astype(int) - pixels()).max() < 16  # JPEG is not exact
 
 
 def test_embedding_counts_them(tiles: Path) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from ca2cl.data.loading.sequential import TileDataset, iterate_tiles
+from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
@@ -71,19 +70,3 @@ def test_a_truncated_shard_is_one_clear_line(tmp_path: Path, workers: int) -> No
     with pytest.raises(InputError, match="shard-000001.tar: 700 bytes") as got:
         list(iterate_tiles(index, reader, batch_size=4, workers=workers))
     assert "\n" not in str(got.value)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_dataset_works_with_an_ordinary_loader(shards: Path, workers: int) -> None:
-    dataset = TileDataset(*opened(shards), np.arange(30, 37))
-    tile, label, number = dataset[2]
-    assert (label, number) == (32 % 3, 32) and np.array_equal(tile.numpy(), TILES[32])
-    batches = list(DataLoader(dataset, batch_size=3, num_workers=workers))
-    assert len(dataset) == 7
-    assert np.array_equal(torch.cat([tiles for tiles, _, _ in batches]).numpy(), TILES[30:])
-
-
-def test_dataset_names_an_undecodable_sample(tmp_path: Path) -> None:
-    dataset = TileDataset(*opened(write_shards(tmp_path / "bad", [b"no image"] * 3)))
-    with pytest.raises(InputError, match="sample t000001: does not decode"):
-        dataset[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ca2cl.cli.entry import parse
+from ca2cl.cli.parser import parse
 from ca2cl.config import OptimConfig, flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune.config import FinetuneConfig, Trains
@@ -23,7 +23,7 @@ from ca2cl.evaluation.finetune.original import (
     validation,
 )
 from ca2cl.evaluation.finetune.run import _network, _recipe, _starts
-from ca2cl.evaluation.finetune.trial import Cell
+from ca2cl.evaluation.finetune.trial import Trial
 from ca2cl.evaluation.labelled import LabelledOrder
 from ca2cl.pretrain.shares import lane_groups
 from ca2cl.reproduce.config import NctConfig, tuning
@@ -79,7 +79,7 @@ def test_a_job_with_nothing_given_is_theirs(trains: Trains) -> None:
     assert (recipe.batch_size, recipe.min_steps, recipe.micro_batch_size) == (128, 1, None)
     if trains == "all":
         assert (recipe.held_out, recipe.patience) == (0.2, 5)
-    network = _network(how, start, Cell("encoder", 0.01, 0), 9)
+    network = _network(how, start, Trial("encoder", 0.01, 0), 9)
     (group,) = build_optimizer(recipe.optim, network).param_groups
     assert group["lr"] == (3e-4 if trains == "all" else 0.01)
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 0.0, False)

@@ -82,19 +82,6 @@ def test_chance_and_choice_have_their_frequencies() -> None:
     assert not _draws().chance("a", 0.0).any() and _draws().chance("a", 1.0).all()
 
 
-def test_field_is_white() -> None:
-    field = _draws(_KEYS[:50]).field("noise", 40, 40)
-    assert field.shape == (50, 40, 40) and field.min() >= 0 and field.max() < 1
-    assert abs(field.mean() - 0.5) < 0.005 and abs(field.var() - 1 / 12) < 0.002
-    centred = field - 0.5
-    for a, b in (
-        (centred[:, 1:], centred[:, :-1]),
-        (centred[:, :, 1:], centred[:, :, :-1]),
-        (centred[1:], centred[:-1]),
-    ):
-        assert abs((a * b).mean() * 12) < 0.02
-
-
 def test_words_of_names_differ_by_type_and_order() -> None:
     assert len({word_of(1, 2), word_of(2, 1), word_of("1", 2), word_of("1", "2"), word_of(12), word_of("12")}) == 6
 

@@ -1,4 +1,4 @@
-"""``ca2cl encoders promote WHAT``: give a registered encoder an alias, if wanted only when it is measurably better."""
+"""``ca2cl encoders promote``: set an alias, optionally only if better."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ca2cl encoders list``: what is registered, and the best that each was measured at."""
+"""``ca2cl encoders list``: registered encoders with their best scores."""
 
 from __future__ import annotations
 

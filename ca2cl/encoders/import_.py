@@ -1,4 +1,4 @@
-"""``ca2cl encoders import SOURCE``: an encoder from elsewhere becomes a registered version with a run of its own."""
+"""``ca2cl encoders import``: register an encoder from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from annotated_types import Ge
 
 from ca2cl import __version__
 from ca2cl.common.files import writing
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
-from ca2cl.config import TrackingConfig
+from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.encoders.show import fetch_card
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
-from ca2cl.registry.commands.show import fetch_card
 from ca2cl.registry.register import DIGEST_TAG, digest_of, log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.registry.versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
@@ -54,8 +55,7 @@ class ImportConfig:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise InputError(f"name is {self.name!r}: use letters, digits, . - and _")
-        if self.input_size is not None and self.input_size < 32:
-            raise InputError(f"input_size is {self.input_size!r}: use at least 32 pixels")
+        check_ranges(self, input_size=Ge(32))
 
 
 def run(config: ImportConfig) -> int:

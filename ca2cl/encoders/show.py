@@ -1,4 +1,4 @@
-"""``ca2cl encoders show WHAT``: one encoder's card, where it comes from, and everything that was measured with it."""
+"""``ca2cl encoders show``: one encoder's card, lineage and downstream runs."""
 
 from __future__ import annotations
 

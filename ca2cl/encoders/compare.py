@@ -1,4 +1,4 @@
-"""``ca2cl encoders compare A B ...``: the downstream metrics of encoders side by side, where they mean the same."""
+"""``ca2cl encoders compare``: downstream metrics of encoders side by side."""
 
 from __future__ import annotations
 

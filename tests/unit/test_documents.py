@@ -1,0 +1,30 @@
+"""Files that the documents name are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+
+
+def named(text: str) -> set[str]:
+    """Paths of code and pages in backticks, and what links lead to."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    quoted = re.findall(r"`([\w.*-]+(?:/[\w.*-]+)+\.(?:py|sh|md))(?:::?\w+)?`", text)
+    linked = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+    return {*quoted, *linked}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_names_files_that_are_there(path: Path) -> None:
+    places = (ROOT, ROOT / "ca2cl", path.parent)
+    missing = [name for name in named(path.read_text()) if not any(any(place.glob(name)) for place in places)]
+    assert missing == []
+
+
+def test_what_is_not_there_is_found() -> None:
+    assert named("`a/b.py` [c](d/e.md#f) `g.py` [h](https://i/j.md) `k/l_*.sh`") == {"a/b.py", "d/e.md", "k/l_*.sh"}

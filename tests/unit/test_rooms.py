@@ -1,0 +1,204 @@
+"""The house: which folder may import which, how many files one holds, and what they are called."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import ca2cl
+
+PACKAGE = Path(ca2cl.__file__).parent
+GROUND = {"errors", "common", "config"}
+"""What every room but those that it is made of may import."""
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "common": {"errors"},
+    "config": {"errors", "common"},
+    "runtime": {"errors"},
+    "cli": {"runtime", "store", "data.synthetic"},
+    "store": set(),
+    "data": set(),
+    "data.sources": set(),
+    "data.synthetic": set(),
+    "data.shards": {"data", "data.sources", "runtime"},
+    "data.remote": {"data.shards"},
+    "data.loading": {"data", "data.shards", "data.remote", "runtime"},
+    "models": {"runtime"},
+    "views": {"views.ops", "models", "runtime", "data.shards", "data.remote", "data.loading"},
+    "views.ops": {"runtime"},
+    "methods": {"models"},
+    "methods.ca2cl": {"methods", "models"},
+    "training": {"runtime"},
+    "registry": {"data", "store", "models"},
+    "tracking": {"store", "registry"},
+    "encoders": {"store", "registry", "tracking", "models"},
+    "pretrain": {
+        "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "methods.ca2cl",
+        "training", "registry", "tracking",
+    },
+    "doctor": {
+        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods",
+        "methods.ca2cl", "pretrain",
+    },
+    "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
+    "evaluation.embed": {
+        "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
+    },
+    "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation"},
+    "evaluation.finetune": {
+        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
+        "tracking", "evaluation",
+    },
+    "detection": {
+        "runtime", "store", "data", "data.sources", "registry", "detection.coco", "detection.engines",
+        "detection.prepare", "detection.scores", "detection.train",
+    },
+    "detection.coco": {"data"},
+    "detection.engines": {"runtime", "data", "data.sources", "models", "registry", "training", "detection.coco"},
+    "detection.prepare": {"data", "data.sources", "detection.coco"},
+    "detection.scores": {"data", "detection.coco", "detection.engines"},
+    "detection.train": {
+        "runtime", "data", "data.shards", "registry", "tracking", "evaluation",
+        "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
+    },
+    "export": {"models", "registry", "detection.engines"},
+    "report": {
+        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "registry", "tracking",
+        "evaluation", "evaluation.probe",
+    },
+    "reproduce": {
+        "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "models", "registry", "evaluation",
+        "evaluation.embed", "evaluation.probe", "evaluation.finetune",
+    },
+}  # fmt: skip
+ONLY_IN = {
+    "mlflow": {"store", "registry", "tracking"},
+    "detectron2": {"detection.engines"},
+    "fvcore": {"detection.engines"},
+    "pycocotools": {"detection.coco"},
+    "deepspeed": set[str](),
+    "jsonargparse": {"cli"},
+    "datasets": {"data.sources"},
+    "webdataset": {"data.shards"},
+    "sklearn": {"evaluation", "evaluation.probe", "report"},
+}
+"""Libraries that one part of the house stands for."""
+MOST_FILES = 13
+SAME_STEM = {"run", "config", "base", "report"}
+"""Stems that mean the same in every folder that has one; any other stem may stand for two things at most."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name without ``ca2cl.``; packages themselves are not among them."""
+    found = [path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in found}
+
+
+def room_of(module: str) -> str:
+    """The folder of a module; ``config`` and ``errors`` are rooms of their own."""
+    return module.rpartition(".")[0] or module
+
+
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Full names that a module imports anywhere in it, functions and type checking included."""
+    found = list[str]()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [one.name for one in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{one.name}" for one in node.names]
+    return tuple(found)
+
+
+def imported_modules(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The package's own modules among a module's imports."""
+    for name in imports(path):
+        words = name.split(".")
+        if words[0] != "ca2cl":
+            continue
+        own = next((n for n in range(len(words), 1, -1) if ".".join(words[1:n]) in known), 0)
+        if own:
+            yield ".".join(words[1:own])
+
+
+def arrows() -> dict[str, dict[str, list[str]]]:
+    """Room → room that it imports → the modules that do."""
+    known, found = modules(), defaultdict[str, dict[str, list[str]]](dict)
+    for name, path in known.items():
+        for other in imported_modules(path, known):
+            if room_of(other) != room_of(name):
+                found[room_of(name)].setdefault(room_of(other), []).append(f"{name} -> {other}")
+    return found
+
+
+def test_every_room_is_in_the_plan() -> None:
+    assert {room_of(name) for name in modules()} == set(MAY_IMPORT)
+
+
+def test_a_room_imports_only_what_the_plan_allows() -> None:
+    wrong = [
+        way
+        for room, others in arrows().items()
+        for other, ways in others.items()
+        if other not in MAY_IMPORT[room] and not (other in GROUND and room not in GROUND)
+        for way in ways
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_plan_has_no_arrow_that_nobody_needs() -> None:
+    there = arrows()
+    idle = [f"{room} -> {other}" for room, others in MAY_IMPORT.items() for other in others - set(there.get(room, ()))]
+    assert not idle, f"leave out of MAY_IMPORT: {', '.join(idle)}"
+
+
+def test_the_plan_has_no_circle() -> None:
+    left = {room: others | (GROUND if room not in GROUND else set()) for room, others in MAY_IMPORT.items()}
+    while free := [room for room, others in left.items() if not others & left.keys()]:
+        for room in free:
+            del left[room]
+    assert not left, f"rooms that import one another: {', '.join(left)}"
+
+
+def test_no_modules_import_one_another() -> None:
+    known = modules()
+    left = {name: set(imported_modules(path, known)) - {name} for name, path in known.items()}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"modules that import one another: {', '.join(left)}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_is_imported_in_its_rooms_only(library: str) -> None:
+    rooms = {
+        room_of(name)
+        for name, path in modules().items()
+        if any(one.partition(".")[0] == library for one in imports(path))
+    }
+    assert rooms <= ONLY_IN[library]
+
+
+def test_folders_are_small_enough_to_read() -> None:
+    sizes = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in modules().values())
+    assert {folder: files for folder, files in sizes.items() if files > MOST_FILES} == {}
+
+
+def test_no_file_repeats_its_folders_name() -> None:
+    assert [name for name in modules() if "." in name and _repeats(*name.split(".")[-2:])] == []
+
+
+def _repeats(folder: str, stem: str) -> bool:
+    return stem.startswith((f"{folder}_", f"{folder.removesuffix('s')}_"))
+
+
+def test_a_stem_means_one_thing() -> None:
+    stems = Counter(name.rpartition(".")[2] for name in modules())
+    assert {stem: count for stem, count in stems.items() if count > 2 and stem not in SAME_STEM} == {}
