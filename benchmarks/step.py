@@ -25,8 +25,8 @@ from ca2cl.config import ObjectiveConfig, OptimConfig
 from ca2cl.methods.base import LocalEngine, ViewBatch
 from ca2cl.methods.ca2cl.cluster_loss import cluster_loss, k_means
 from ca2cl.methods.ca2cl.method import CA2CL
-from ca2cl.methods.ca2cl.nt_xent import nt_xent
 from ca2cl.methods.gather import Rows
+from ca2cl.methods.nt_xent import nt_xent
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.heads import Network
 from ca2cl.models.resnet import build_encoder

@@ -6,8 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from ca2cl.errors import InputError
+from ca2cl.methods.base import Method
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.pretrain.config import PretrainConfig
+
+
+def check_least(config: PretrainConfig, method: Method) -> None:
+    """Whether the batch, or the micro-batch where each has a loss of its own, is large enough for the method.
+
+    Raises:
+        InputError: it is not.
+    """
+    run, least = config.run, method.least_tiles
+    name, smallest, more = "run.batch_size", run.batch_size, -(-least // config.data.lanes) * config.data.lanes
+    remedy = f"use --run.batch_size {more}"
+    if run.accumulation == "plain" and run.micro_batch_size:
+        name, smallest, remedy = "run.micro_batch_size", run.micro_batch_size, "use a larger one"
+    if smallest < least:
+        why, other = method.too_few(smallest)
+        raise InputError(f"{name} is {smallest}: {why}; {remedy}{f', or {other}' if other else ''}")
+
+
+def check_accumulation(config: PretrainConfig, method: Method, world: int, micro_batch_size: int) -> None:
+    """Whether the method can do what ``run.accumulation`` promises of a step.
+
+    Raises:
+        InputError: it cannot.
+    """
+    kind, several = config.run.accumulation, config.run.batch_size // world > micro_batch_size
+    if kind not in method.accumulations and (several or kind == "bitwise"):
+        raise InputError(
+            f"run.accumulation is {kind}: method.name {config.method.name} has {' and '.join(method.accumulations)}; "
+            f"use --run.accumulation {method.accumulations[0]}{', or leave run.micro_batch_size out' * several}"
+        )
 
 
 def micro_batch(config: PretrainConfig, world: int) -> int:

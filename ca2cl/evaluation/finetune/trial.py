@@ -18,9 +18,9 @@ import numpy.typing as npt
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from ca2cl.common.files import write_atomic, writing
-from ca2cl.common.grid import RESULT, Grid, budget_name, folder_name, write_result
-from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.common.files import write_atomic, write_record, writing
+from ca2cl.common.grid import RESULT, Grid, folder_name
+from ca2cl.config import OptimConfig
 from ca2cl.data.loading.stream import BadBudget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune.best_checkpoint import KEPT, keep
@@ -30,14 +30,15 @@ from ca2cl.evaluation.finetune.step import FineTuning, LabelledSet, Preprocessin
 from ca2cl.evaluation.labelled import LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.protocol import Protocol
-from ca2cl.evaluation.splits import describe_budget
+from ca2cl.evaluation.splits import budget_name, describe_budget
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.loop import Progress, TrainJob, train
 from ca2cl.training.optim import build_optimizer
+from ca2cl.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 Integers = npt.NDArray[np.int64]
@@ -56,12 +57,13 @@ class Trial(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the trial's folder."""
-        return f"{folder_name(self.start)}-{budget_name(describe_budget(self.budget))}-seed{self.seed}"
+        return f"{folder_name(self.start)}-{budget_name(self.budget)}-seed{self.seed}"
 
 
 def trial_grid(out: Path, starts: Iterable[str], budgets: Iterable[float], seeds: int) -> Grid[Trial]:
     """The trials of the job in ``out``."""
-    return Grid(out / "cells", [Trial(*one) for one in itertools.product(starts, budgets, range(seeds))])
+    trials = itertools.starmap(Trial, itertools.product(starts, budgets, range(seeds)))
+    return Grid((trial, out / "cells" / trial.name / RESULT) for trial in trials)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> tuple[dict[
 def _job(
     engine: AccelerateEngine, order: LabelledOrder, recipe: Recipe, data: Data, selection: Selection,
     checkpointer: Checkpointer, stop: StopFlag, progress: Progress,
-) -> Job:  # fmt: skip
+) -> TrainJob:  # fmt: skip
     per_epoch = order.steps_per_epoch
     steps = max(recipe.epochs, -(-recipe.min_steps // per_epoch)) * per_epoch
     accelerator = engine.accelerator
@@ -189,10 +191,10 @@ def _job(
         steps=range(progress.step, steps),
     )  # fmt: skip
     every = max(CHECKPOINT_STEPS, selection.looks.every * per_epoch)
-    run = RunConfig(batch_size=max(2, order.size), checkpoint_every=every)
-    return Job(
+    return TrainJob(
         engine=engine, method=FineTuning(recipe.augment), data=stream, observer=selection, checkpointer=checkpointer,
-        stop=stop, run=run, optim=recipe.optim, total_steps=steps, steps_per_epoch=per_epoch,
+        stop=stop, batch_size=order.size, rate=lambda step: learning_rate(recipe.optim, step, steps, per_epoch),
+        total_steps=steps, steps_per_epoch=per_epoch, checkpoint_every=every, clip_norm=recipe.optim.clip_norm,
         check_bad=BadBudget(0.01).check, state=selection.state,
     )  # fmt: skip
 
@@ -216,7 +218,7 @@ def _finish(
             with writing(folder, KEPT):
                 keep(folder, engine.bare, recipe.card, facts)
         write_atomic(folder / PREDICTIONS, save({"probabilities": probabilities_MK, **arrays}), KEPT)
-        write_result(folder / RESULT, result, KEPT)
+        write_record(folder / RESULT, result, KEPT)
         for path in folder.glob("best-epoch-*"):
             path.unlink()
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig, OptimConfig
 from ca2cl.methods.base import LocalEngine, ViewBatch
+from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.methods.simclr import SimCLR, SimCLRNetwork
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.models.heads import Embeddings, Network
+from ca2cl.models.heads import Embeddings, EncoderNetwork, Network
 from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
@@ -28,16 +30,24 @@ GROUPS = LaneGroups(lanes=BATCH, batch_size=BATCH, group=2, groups=2)
 GROUP = GROUPS.group
 
 
-class DoubleNetwork(Network):
-    """Keeps double precision where ``Network`` promises fp32."""
+class Double(EncoderNetwork):
+    """Keeps double precision where a network promises fp32."""
 
-    def forward(self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
+    def forward(self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Any:
         original = Tensor.float
         Tensor.float = Tensor.double  # type: ignore[method-assign,assignment]
         try:
             return super().forward(x, stem_delta, slot)
         finally:
             Tensor.float = original  # type: ignore[method-assign]
+
+
+class DoubleNetwork(Double, Network):
+    pass
+
+
+class DoubleSimCLR(Double, SimCLRNetwork):
+    pass
 
 
 class AveragingEngine(LocalEngine):
@@ -64,17 +74,20 @@ def micro_batches(rank: int, world: int, count: int) -> list[ViewBatch]:
 
 
 def one_step(
-    network: Network, rank: int, world: int, count: int, objective: ObjectiveConfig, accumulation: Any = "exact"
+    network: Any, rank: int, world: int, count: int, objective: ObjectiveConfig, accumulation: Any = "exact"
 ) -> dict[str, Tensor]:
     kind = next(network.parameters()).dtype
     views = [v._replace(x1=v.x1.to(kind), x2=v.x2.to(kind)) for v in micro_batches(rank, world, count)]
-    terms = CA2CL(objective, accumulation, GROUPS.block).step(AveragingEngine(network), views)
+    method: Any = SimCLR() if isinstance(network, SimCLRNetwork) else CA2CL(objective)
+    if accumulation == "bitwise":
+        method = Bitwise(method, GROUPS.block)
+    terms = method.step(AveragingEngine(network), views)
     grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     buffers = {name: b for name, b in network.named_buffers() if "running" in name}
     return {**{f"term {k}": v for k, v in terms.items()}, **grads, **buffers}
 
 
-def work(rank: int, world: int, network: Network, count: int, objective: ObjectiveConfig, kind: str, out: str) -> None:
+def work(rank: int, world: int, network: Any, count: int, objective: ObjectiveConfig, kind: str, out: str) -> None:
     dist.init_process_group("gloo")
     network = copy.deepcopy(network)  # spawned processes share the tensors that they are given
     result = one_step(network, rank, world, count, objective, kind)
@@ -84,7 +97,7 @@ def work(rank: int, world: int, network: Network, count: int, objective: Objecti
 
 
 def on_processes(
-    world: int, network: Network, count: int, objective: ObjectiveConfig, folder: Path, kind: str = "exact"
+    world: int, network: Any, count: int, objective: ObjectiveConfig, folder: Path, kind: str = "exact"
 ) -> dict[str, Tensor]:
     """What rank 0 of so many gloo processes ends its step with."""
     out = folder / "result.pt"
@@ -140,6 +153,20 @@ def test_any_number_of_processes_and_micro_batches_gives_the_gradient_of_one(
     assert found.keys() == expected.keys()
     assert expected["term skipped_adversaries"] == 0
     assert ("term nt_xent_adversarial" in expected) == objective.adversary
+    compare(expected, found)
+
+
+@pytest.mark.parametrize(("world", "count"), [(2, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("kind", ["exact", "bitwise"])
+def test_simclr_is_as_exact(world: int, count: int, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = DoubleSimCLR(build_encoder("resnet18", "lane_group", group=GROUP), 16).double().train()
+    expected = one_step(copy.deepcopy(network), 0, 1, 1, WHOLE)
+    if world == 1:
+        found = one_step(network, 0, 1, count, WHOLE, kind)
+    else:
+        found = on_processes(world, network, count, WHOLE, tmp_path, kind)
+    assert found.keys() == expected.keys()
     compare(expected, found)
 
 
@@ -290,7 +317,7 @@ def the_same_step_thrice(rank: int, out: str) -> None:
     views = views._replace(x1=views.x1.float(), x2=views.x2.float())
     found = []
     for _ in range(3):
-        CA2CL(CLEAN, "exact", GROUPS.block).step(engine, [views])
+        CA2CL(CLEAN).step(engine, [views])
         found.append({name: p.grad.clone() for name, p in engine.bare.named_parameters() if p.grad is not None})
         engine.optimizer.zero_grad(set_to_none=True)
     if rank == 0:

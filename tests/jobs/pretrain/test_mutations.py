@@ -31,12 +31,12 @@ STEP = "jobs/pretrain/test_distributed_step.py"
 PROTOCOL = "jobs/evaluation/test_finetune_protocol.py"
 MUTATIONS = [
     Mutation(
-        "NT-Xent's gradient is W times too large", "methods/ca2cl/nt_xent.py",
+        "NT-Xent's gradient is W times too large", "methods/nt_xent.py",
         "[(z1_BD, grad1_BD), (z2_BD, grad2_BD)]", "[(z1_BD, grad1_BD * 2), (z2_BD, grad2_BD * 2)]",
         "unit/methods/test_ca2cl.py", "gradients_in_double_precision",
     ),
     Mutation(
-        "anchors do not pull on the rows that they are compared with", "methods/ca2cl/nt_xent.py",
+        "anchors do not pull on the rows that they are compared with", "methods/nt_xent.py",
         "log_z_N = torch.cat(rows.gather(*log_z[:local, None].chunk(2))).squeeze(1)",
         "log_z_N = log_z.new_full((2 * pairs,), float('inf'))",
         "unit/methods/test_ca2cl.py", "gradients_in_double_precision",
@@ -53,7 +53,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the direction is a rank's own", "methods/ca2cl/method.py",
-        "perturbation(all_sum(gradient),", "perturbation(gradient,",
+        "            all_sum(gradient), stem_weight(engine)", "            gradient, stem_weight(engine)",
         STEP, "gives_the_gradient_of_one and 2-1-sync-objective0",
     ),
     Mutation(
@@ -101,7 +101,7 @@ MUTATIONS = [
         "unit/models/test_bn_groups.py", "",
     ),
     Mutation(
-        "bitwise adds in single precision", "methods/ca2cl/bitwise.py",
+        "bitwise adds in single precision", "methods/bitwise.py",
         "torch.zeros_like(self.value, dtype=torch.float64)", "torch.zeros_like(self.value)",
         STEP, "bitwise_is_the_same_to_the_last_bit and frozen-4-1",
     ),

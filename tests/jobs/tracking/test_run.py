@@ -20,12 +20,14 @@ from PIL import Image
 
 from ca2cl.config import DataConfig, OptimConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.methods.ca2cl.cluster_figure import cluster_figure
+from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import Store, open_store
-from ca2cl.tracking.figures import cluster_figure, curves_figure
+from ca2cl.tracking.figures import curves_figure
 from ca2cl.tracking.journal import Journal, training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker, open_run
 from ca2cl.tracking.run_record import read_run
@@ -250,7 +252,7 @@ def test_the_curves_show_every_number_of_the_journal_and_bridge_no_gap(tmp_path:
     for step in range(1, 5001):
         loss = math.nan if 2000 < step <= 2100 else 1 / step
         journal.append({"step": step, "loss": loss, "nt_xent": 1 / step, "lr": 0.1, "tiles_per_s": 50.0})
-    figure = curves_figure(journal.path, "title")
+    figure = curves_figure(journal.path, CA2CL.curves, "title")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["Loss", "Learning rate", "Throughput"]
     total = figure.axes[0].get_lines()[0]
