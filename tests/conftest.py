@@ -5,11 +5,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from ca2cl.runtime.signals import StopFlag
 
+hypothesis.settings.register_profile("ca2cl", deadline=None)  # an example's time is the machine's load
+hypothesis.settings.load_profile("ca2cl")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests' tiles lie on the CPU; without a GPU this changes nothing
 
 LONG = (
