@@ -18,9 +18,9 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, Method, MethodSettings, Tiles
-from ca2cl.methods.registry import build_method
-from ca2cl.models.resnet import build_encoder
-from ca2cl.pretrain.config import MethodConfig, PretrainConfig
+from ca2cl.methods.registry import DEFAULT, build_method
+from ca2cl.models.backbone import build_encoder
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.runtime.precision import seconds_of
 from ca2cl.views.build import build_views
@@ -93,7 +93,7 @@ def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
         return [Finding("reading", "wrong", str(error), "write the shards again with `ca2cl shard`")]
     config = ViewsConfig(recipe=plan.recipe)  # type: ignore[arg-type]
     views = build_views(config, plan.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
-    method = build_method(MethodConfig.name, MethodSettings())
+    method = build_method(DEFAULT, MethodSettings())
     keys, pixels = batch.key_hash[:_STEP_TILES], batch.tiles[:_STEP_TILES].to(device)
     tiles = Tiles(pixels, keys, 0, torch.arange(len(keys), device=device))
 
@@ -104,7 +104,8 @@ def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
         return made
 
     viewing = len(keys) / seconds_of(make)
-    stepping = len(keys) / _step_seconds(method, make(), device)
+    encoder = build_encoder(plan.model.arch, image_size=plan.image_size, identity_blocks=True)
+    stepping = len(keys) / _step_seconds(method, method.build(encoder), make(), device)
     return [_supply(reading, 1 / (1 / viewing + 1 / stepping), plan), _views(viewing, stepping, plan, device)]
 
 
@@ -124,9 +125,9 @@ def _reading(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> tuple[float,
     return tiles / (time.perf_counter() - began), first
 
 
-def _step_seconds(method: Method, batch: Any, device: torch.device) -> float:
-    """Seconds of a ResNet-18's gradient on these views, adversary and all; bf16 where there is a GPU."""
-    network = method.build(build_encoder(identity_blocks=True)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _step_seconds(method: Method, network: torch.nn.Module, batch: Any, device: torch.device) -> float:
+    """Seconds of a network's gradient on these views, adversary and all; bf16 where there is a GPU."""
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def once() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -151,7 +152,7 @@ def _supply(reading: float, taking: float, plan: JobPlan) -> Finding:
 
 def _views(viewing: float, stepping: float, plan: JobPlan, device: torch.device) -> Finding:
     text = (
-        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; a ResNet-18's step: "
-        f"{stepping:,.0f} tiles/s"
+        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; "
+        f"a step of {plan.model.arch}: {stepping:,.0f} tiles/s"
     )
     return Finding("views, step", "ok" if viewing > stepping else "note", text)

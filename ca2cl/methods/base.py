@@ -1,4 +1,4 @@
-"""The method interface: what pre-training asks of a self-supervised method, and what a method asks of an engine.
+"""Interface of a self-supervised method, and of the engine under it.
 
 A method is a subclass of ``Method``, known by its name in ``methods.registry`` or as ``package.module:Class``. Most
 losses of two views are shorter as a ``methods.two_views.TwoViewMethod``, which brings exact accumulation along.
@@ -9,7 +9,7 @@ Shapes: B local rows of a micro-batch, S side of a view in pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ca2cl.config import ObjectiveConfig
-from ca2cl.models.resnet import Encoder
+from ca2cl.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +46,17 @@ class Tiles(NamedTuple):
     second_order: Tensor | None = None
 
 
-MakeViews = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""uint8 tiles, their keys and the epoch -> strong and weak view, as ``views.batch.Views`` makes them."""
+class Views(Protocol):
+    """Augmented views of tiles, a pure function of what it is given (``views.batch.Views``)."""
+
+    def __call__(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """The strong and the weak view, normalised, (B, 3, S, S) each."""
+
+    def strong(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The strong view alone."""
+
+    def weak(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The weak view alone."""
 
 
 class ViewBatch(NamedTuple):
@@ -143,19 +152,19 @@ class Method(ABC):
         return cls()
 
     @abstractmethod
-    def build(self, encoder: Encoder) -> nn.Module:
+    def build(self, encoder: Backbone) -> nn.Module:
         """The network to train: encoder, heads, and a teacher where there is one.
 
         It is called with images (B, 3, S, S), autocasts its passes to its attribute ``autocast_dtype`` (None: to none;
         ``models.heads.EncoderNetwork`` does), and its ``state_dict`` is what checkpoints hold.
         """
 
-    def encoder(self, network: Any) -> Encoder:
+    def encoder(self, network: Any) -> Backbone:
         """The part of ``build``'s network that is registered in the end."""
-        encoder: Encoder = network.encoder
+        encoder: Backbone = network.encoder
         return encoder
 
-    def views(self, tiles: Tiles, views: MakeViews) -> Any:
+    def views(self, tiles: Tiles, views: Views) -> Any:
         """What ``step`` gets of a micro-batch, by default the strong and the weak view; the same whenever it is asked
         for."""
         made = views(tiles.pixels, tiles.keys, tiles.epoch)

@@ -17,8 +17,8 @@ from torch import Tensor
 from ca2cl.config import ModelConfig, ObjectiveConfig, OptimConfig, RunConfig
 from ca2cl.methods.base import ViewBatch
 from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.heads import Network
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.run import _engine
 from ca2cl.runtime.accelerator import build_accelerator

@@ -16,10 +16,10 @@ from ca2cl.methods.base import LocalEngine, ViewBatch
 from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.methods.simclr import SimCLR, SimCLRNetwork
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.heads import Embeddings, EncoderNetwork, Network
-from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer

@@ -53,12 +53,12 @@ MUTATIONS = [
     ),
     Mutation(
         "the direction is a rank's own", "methods/ca2cl/method.py",
-        "            all_sum(gradient), stem_weight(engine)", "            gradient, stem_weight(engine)",
+        "all_sum(gradient), stem_weight(engine)", "gradient, stem_weight(engine)",
         STEP, "gives_the_gradient_of_one and 2-1-sync-objective0",
     ),
     Mutation(
         "the direction is a rank's own, in the cached path", "methods/ca2cl/grad_cache.py",
-        "perturbation(all_sum(gradient),", "perturbation(gradient,",
+        "all_sum(gradient), stem_weight(engine)", "gradient, stem_weight(engine)",
         STEP, "gives_the_gradient_of_one and 2-2-lane_group-objective",
     ),
     Mutation(

@@ -33,8 +33,8 @@ from ca2cl.evaluation.embed.writer import read_about
 from ca2cl.evaluation.finetune.report import _predictions as read_predictions
 from ca2cl.export.to_timm import TIMM
 from ca2cl.export.to_torchvision import TORCHVISION
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.report.material import RunMaterial
 from ca2cl.report.run_summary import nested

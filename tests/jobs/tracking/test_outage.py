@@ -19,8 +19,8 @@ import pytest
 
 from ca2cl.config import DataConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import open_store, quiet_mlflow

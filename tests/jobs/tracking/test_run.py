@@ -22,8 +22,8 @@ from ca2cl.config import DataConfig, OptimConfig, RunConfig, TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.methods.ca2cl.cluster_figure import cluster_figure
 from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import Store, open_store
