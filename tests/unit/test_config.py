@@ -47,11 +47,6 @@ def test_a_batch_that_lanes_do_not_divide_is_refused_with_a_lane_count_that_work
         PretrainConfig(run=c.RunConfig(batch_size=20), data=c.DataConfig(lanes=8))
 
 
-def test_a_batch_smaller_than_k_is_refused() -> None:
-    with pytest.raises(InputError, match=r"objective.clusters = 10"):
-        PretrainConfig(run=c.RunConfig(batch_size=8), data=c.DataConfig(lanes=8))
-
-
 @dataclasses.dataclass
 class Pinned:
     rate: float = 0.1
