@@ -196,6 +196,20 @@ def test_bitwise_is_the_same_to_the_last_bit_in_single_precision(
             assert torch.equal(found[name], value), name
 
 
+def test_a_body_without_batch_norm_is_exact_on_any_hardware(tmp_path: Path) -> None:
+    """A ViT: its patch embedding has a bias, and its rows know nothing of one another under the default norm, sync."""
+    torch.manual_seed(0)
+    vit = build_encoder("timm/test_vit", image_size=32)
+    network = DoubleNetwork(copy.deepcopy(vit)).double().train()
+    expected = one_step(copy.deepcopy(network), 0, 1, 1, WHOLE)
+    assert expected["term skipped_adversaries"] == 0 and "encoder.body.patch_embed.proj.bias" in expected
+    compare(expected, on_processes(2, network, 2, WHOLE, tmp_path))
+    single = Network(vit).train()
+    expected = one_step(copy.deepcopy(single), 0, 1, 1, WHOLE, "bitwise")
+    found = on_processes(2, single, 2, WHOLE, tmp_path, "bitwise")
+    assert all(torch.equal(found[name], value) for name, value in expected.items() if not name.startswith("term"))
+
+
 def test_bitwise_is_autocast_too() -> None:
     torch.manual_seed(0)
     network = Network(build_encoder("resnet18", "frozen", identity_blocks=True)).train()
