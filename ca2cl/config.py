@@ -260,6 +260,9 @@ class TrackingConfig:
     register_as: str | None = "ca2cl-encoder"
     """Registered model that the finished encoder (fine-tuning: the best classifier) becomes a version of; none
     registers nothing."""
+    sinks: tuple[str, ...] = ()
+    """Metrics trackers beside MLflow that get the journal's lines, too: module:Class of your own
+    (docs/architecture.md)."""
 
     def __post_init__(self) -> None:
         check_experiment("tracking.experiment", self.experiment)

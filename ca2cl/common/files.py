@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ca2cl.errors import InputError
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Digest of a file as hexadecimal digits, SHA-256 or another algorithm of ``hashlib``."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -48,6 +49,11 @@ def write_atomic(path: Path, data: bytes, remedy: str) -> None:
         file.write(data)
 
 
+def write_record(path: Path, record: Mapping[str, Any], remedy: str) -> None:
+    """Write JSON for people and programs to ``path``, as ``write_atomic``."""
+    write_atomic(path, (json.dumps(dict(record), indent=1) + "\n").encode(), remedy)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` once it is written; after an error it leaves no trace."""
@@ -58,7 +64,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        fsync(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -71,9 +77,9 @@ def remove_temporaries(folder: Path, remedy: str, name: str = "*") -> None:
             temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Make a file's content, or a rename in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -83,10 +89,9 @@ def sync_folder(folder: Path) -> None:
 def sync_replace(temporary: Path, path: Path, remedy: str) -> None:
     """Bring a file that a library wrote to ``temporary`` to its place for good."""
     with writing(path, remedy):
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(temporary)
         temporary.replace(path)
-        sync_folder(path.parent)
+        fsync(path.parent)
 
 
 @contextmanager

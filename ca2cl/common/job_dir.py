@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ca2cl.common.files import remove_temporaries, write_atomic, writing
+from ca2cl.common.files import remove_temporaries, write_record, writing
 from ca2cl.common.locks import Locked, exclusive_lock
 from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
@@ -102,14 +102,9 @@ class JobDir:
         held.enter_context(self.locked(timeout))
         return self.check(record)  # the job before may just have claimed it
 
-    def claim(self, record: Mapping[str, Any]) -> None:
-        """Make the directory this job's, if ``check`` agrees."""
-        if not self.check(record):
-            self.write(record)
-
     def write(self, record: Mapping[str, Any]) -> None:
-        """Write the record."""
-        write_atomic(self.path / self.record, (json.dumps(dict(record), indent=1) + "\n").encode(), self.remedy)
+        """Claim the directory, if ``check`` agrees."""
+        write_record(self.path / self.record, record, self.remedy)
 
     def withdraw(self) -> None:
         """Take back the claim of a job that was refused: no record, and no directory if nothing else is in it."""
@@ -128,23 +123,15 @@ class JobDir:
         Raises:
             InputError: another job works in it, or it cannot be written.
         """
+        timeout = LOCK_S if timeout is None else timeout
+        waiting = f"{self.path}: another job is writing here; waiting for it, {timeout:.0f} s at most"
+        lock = exclusive_lock(self.path / self.lock, timeout, waiting=waiting, per_process=self.forks)
         with ExitStack() as held:
-            while not self._lock(held, LOCK_S if timeout is None else timeout):
-                pass
+            try:
+                with writing(self.path, self.remedy):
+                    held.enter_context(lock)
+            except Locked as holder:
+                raise InputError(f"{self.path}: another job is writing here; wait for it, or end it{holder}") from None
             for folder in self.temporaries:
                 remove_temporaries(self.path / folder, self.remedy)
             yield
-
-    def _lock(self, held: ExitStack, timeout: float) -> bool:
-        path = self.path / self.lock
-        waiting = f"{self.path}: another job is writing here; waiting for it, {timeout:.0f} s at most"
-        try:
-            with writing(self.path, self.remedy):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    held.enter_context(exclusive_lock(path, timeout, waiting=waiting, per_process=self.forks))
-                except FileNotFoundError:  # the holder was refused, and has removed the new directory
-                    return False
-        except Locked as holder:
-            raise InputError(f"{self.path}: another job is writing here; wait for it, or end it{holder}") from None
-        return True

@@ -31,10 +31,9 @@ class Locked(Exception):
 def exclusive_lock(
     path: Path, timeout: float = math.inf, *, waiting: str = "", per_process: bool = True, required: bool = False
 ) -> Iterator[IO[bytes]]:
-    """Hold the lock whose file is ``path``. The file is made if it is missing; one that is there keeps its time.
+    """Hold the lock whose file is ``path``. File and folder are made if missing; a file that is there keeps its time.
 
     Args:
-        path: in a folder that exists.
         timeout: seconds to wait for another holder.
         waiting: what to log before waiting.
         per_process: take a record lock, which ends with this process even if forked workers live on, but excludes no
@@ -46,10 +45,11 @@ def exclusive_lock(
 
     Raises:
         Locked: another process holds the lock for longer than ``timeout``.
-        OSError: the file cannot be opened.
+        OSError: the file cannot be made.
     """
     deadline = time.monotonic() + timeout
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # again: a holder that was refused removes its new folder
         with path.open("ab") as file:  # "wb" would change its time
             try:
                 _acquire(file, deadline, waiting, per_process)

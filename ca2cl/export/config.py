@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 
 from ca2cl.config import TrackingConfig
-from ca2cl.errors import InputError
+from ca2cl.errors import InputError, nearest
 from ca2cl.export.targets import TARGETS
 
 POSITIONAL = ("out",)
@@ -40,6 +39,4 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.to not in TARGETS:
-            close = difflib.get_close_matches(self.to.lower(), TARGETS, n=1, cutoff=0.5)
-            remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(TARGETS)}"
-            raise InputError(f"to is {self.to!r}: {remedy}")
+            raise InputError(f"to is {self.to!r}: {nearest(self.to.lower(), [*TARGETS])}")

@@ -23,6 +23,7 @@ FREE = (
     "run.output_dir", "run.resume",
     "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
     "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
+    "tracking.sinks",
 )  # fmt: skip
 """Settings that change no weight of the encoder. Every other is the same as at the run's first start."""
 _LENGTH = ("run.steps", "run.epochs")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ca2cl
-from ca2cl.common.files import file_sha256
+from ca2cl.common.files import file_digest
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import (
@@ -163,7 +163,7 @@ def _model_path(digest: str) -> str:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     try:
-        return file_sha256(path)
+        return file_digest(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no weights here; give a folder that holds an encoder") from None
 

@@ -6,7 +6,7 @@ A file of that name and size that is there already is checked by its MD5 too, an
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tqdm import tqdm
-
-from ca2cl.common.files import writing
+from ca2cl.common.files import file_digest, writing
 from ca2cl.common.records import parse_json
 from ca2cl.data.remote.download import FetchPolicy, fetch
 from ca2cl.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 POLICY = FetchPolicy(attempts=6, timeout=60.0, pause=2.0)
 """Attempts are those in a row that bring no new byte: a connection that drops every gigabyte is no reason to end."""
 KEPT = "free space or give another folder and run again, what has come is kept"
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -116,35 +115,16 @@ def download(archive: Archive, target: Path, policy: FetchPolicy = POLICY) -> No
         InputError: it cannot be had, has another size or MD5 than the record says, or the disk is full.
     """
     if target.exists() and target.stat().st_size == archive.size:
-        digest = _md5(archive, target)
+        logger.info("%s: checking its MD5", target)
+        digest = file_digest(target, "md5")
         if digest != archive.md5:
             raise InputError(
                 f"{target}: not the published archive, its MD5 is {digest} and the record says {archive.md5}; move it "
                 "away, and run again to download that one"
             )
         return
-
-    def check(part: Path) -> None:
-        digest = _md5(archive, part)
-        if digest != archive.md5:
-            part.unlink()
-            raise InputError(
-                f"{archive.name}: MD5 is {digest}, the record says {archive.md5}; it was deleted, run again to "
-                "download it anew"
-            )
-
     part = part_of(target)
     with writing(part, KEPT):
         part.open("ab").close()
     with _see_record_url():
-        fetch(archive.url, target, policy, archive.size, kept=part, check=check, title=archive.name)
-
-
-def _md5(archive: Archive, path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    bar = tqdm(total=archive.size, desc=f"MD5 of {archive.name}", unit="B", unit_scale=True, disable=None, leave=False)
-    with path.open("rb") as file, bar:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+        fetch(archive.url, target, policy, archive.size, f"md5:{archive.md5}", part)

@@ -17,15 +17,15 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
-from ca2cl.common.grid import Grid, budget_name
-from ca2cl.common.records import parse_json
+from ca2cl.common.grid import Grid
+from ca2cl.common.records import parse_json, read_fields
 from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
 from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
 from ca2cl.evaluation.probe.sgd import sgd_classifier
 from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
 from ca2cl.evaluation.result import Row
-from ca2cl.evaluation.splits import describe_budget, draw_subsets
+from ca2cl.evaluation.splits import budget_name, draw_subsets
 from ca2cl.evaluation.statistics import Units, bootstrap_interval
 from ca2cl.reproduce.config import KEPT, NctConfig
 from ca2cl.reproduce.vectors import Vectors
@@ -38,7 +38,6 @@ CLASSIFIERS = (SGD, LOGISTIC)
 """By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
 linear probe is a job of ``ca2cl finetune``, by protocol original."""
 ENCODER = "encoder"
-_NEEDED = ("labelled", "setting", "scores", "confusion", "right")
 SLIDES = "linear/test-slides.json"
 """The slide or patient of every test tile that was scored; null where none is known."""
 
@@ -54,15 +53,15 @@ class LinearTrial(NamedTuple):
     def name(self) -> str:
         """Name of the trial's file."""
         classifier = self.classifier.replace(" ", "-")
-        return f"{classifier}-{budget_name(describe_budget(self.budget))}-seed{self.seed}"
+        return f"{classifier}-{budget_name(self.budget)}-seed{self.seed}"
 
 
 def linear_grid(config: NctConfig) -> Grid[LinearTrial]:
     """The trials, in the table's order."""
     assert config.seeds is not None
     budgets = sorted(set(config.labels), key=lambda budget: (budget > 1, budget))
-    trials = [LinearTrial(*one) for one in itertools.product(CLASSIFIERS, budgets, range(config.seeds))]
-    return Grid(config.out / "linear", trials, "{}.json")
+    trials = itertools.starmap(LinearTrial, itertools.product(CLASSIFIERS, budgets, range(config.seeds)))
+    return Grid((trial, config.out / "linear" / f"{trial.name}.json") for trial in trials)
 
 
 def run_trials(config: NctConfig, trials: Sequence[LinearTrial], train: Vectors, test: Vectors, shown: bool) -> None:
@@ -80,7 +79,7 @@ def run_trials(config: NctConfig, trials: Sequence[LinearTrial], train: Vectors,
     grid = linear_grid(config)
     for trial in tqdm(trials, desc="linear cells", unit="cell", disable=None if shown else True):
         result = _run(trial, grid, config, train, test)
-        write_atomic(grid.path(trial), (json.dumps(result) + "\n").encode(), KEPT)
+        write_atomic(grid[trial], (json.dumps(result) + "\n").encode(), KEPT)
         logger.info("%s: accuracy %.4f, macro F1 %.4f", trial.name, result["scores"]["accuracy"],
                     result["scores"]["macro_f1"])  # fmt: skip
 
@@ -95,8 +94,8 @@ def _run(
     rows_N = subsets[trial.budget][trial.seed]
     first = trial._replace(seed=0)
     everything = len(rows_N) == len(train.labels_N) and not protocol.replacement
-    if trial.classifier == LOGISTIC and everything and grid.path(first).exists():
-        return {**grid.read(first, _NEEDED), **trial._asdict()}  # the same tiles, and no randomness of its own
+    if trial.classifier == LOGISTIC and everything and grid[first].exists():
+        return {**_read(grid[first]), **trial._asdict()}  # the same tiles, and no randomness of its own
     prediction = _predict(trial, rows_N, protocol, train, test)
     metrics = classification_metrics(test.labels_N, prediction.probabilities)
     return {
@@ -116,6 +115,10 @@ def _predict(trial: LinearTrial, rows_N: Integers, protocol: Protocol, train: Ve
     known = train.known_groups  # as for the draw: one rule for all cells, whichever tiles a draw happens to hold
     groups = None if known is None else [known[row] for row in rows_N]
     return sgd_classifier(*labelled, test.labels_N, seed=trial.seed, protocol=protocol, groups=groups)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_fields(path, ("labelled", "setting", "scores", "confusion", "right"), "delete it and start again")
 
 
 def read_units(out: Path) -> Units | None:
@@ -139,9 +142,9 @@ def read_rows(config: NctConfig) -> list[Row]:
         InputError: a trial's file is missing or damaged.
     """
     grid, units = linear_grid(config), read_units(config.out)
-    groups = itertools.groupby(grid.trials, key=lambda trial: (trial.classifier, trial.budget))
+    groups = itertools.groupby(grid, key=lambda trial: (trial.classifier, trial.budget))
     return [
-        _row(classifier, budget, [grid.read(trial, _NEEDED) for trial in trials], units)
+        _row(classifier, budget, [_read(grid[trial]) for trial in trials], units)
         for (classifier, budget), trials in groups
     ]
 

@@ -32,9 +32,7 @@ def plan(config: NctConfig) -> str:
         steps.append(("linear cells", str(config.out / "linear"), _count(linear_grid(config))))
     for trains in jobs(config):
         assert config.seeds is not None
-        grid = trial_grid(
-            config.out / JOBS[trains], (START, *config.against), dict.fromkeys(config.labels), config.seeds
-        )
+        grid = trial_grid(config.out / JOBS[trains], (START, *config.against), config.labels, config.seeds)
         title = "fine-tuning cells" if trains == "all" else "linear cells"
         steps.append((title, str(config.out / JOBS[trains]), _count(grid)))
     steps.append(("table", str(config.out / RESULTS), _done((config.out / RESULTS).exists())))
@@ -46,7 +44,7 @@ def _done(done: bool) -> str:
 
 
 def _count(grid: Grid[Any]) -> str:
-    of = len(grid.trials)
+    of = len(grid)
     done = of - len(grid.missing())
     return f"{done} of {of} {DONE}" if done < of else f"all {of} {DONE}"
 

@@ -1,7 +1,7 @@
-"""Background thread that mirrors the journal to MLflow.
+"""Background thread that mirrors the journal to a tracker.
 
 The journal file itself is the queue, so it is bounded by the disk and nothing in it is ever lost: a store that is away
-costs one warning and a pause, and what it missed is sent when it is back, or by ``ca2cl sync RUN_DIR``.
+costs one warning and a pause, and what it missed is sent when it is back, by the next start, or by ``ca2cl sync``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import threading
 import time
 
 from ca2cl.errors import InputError
-from ca2cl.store.open import StoreAway, away_errors, reason
+from ca2cl.store.open import StoreAway, reason
 from ca2cl.tracking.replay import Replayer
+from ca2cl.tracking.sink import SinkReplayer
 
 _SILENT_S = 3.0  # an end that takes longer says what it waits for
 _AWAY_S = 30.0  # for one more try at the end with a store that was away before, and does not answer
@@ -31,7 +32,9 @@ class Mirror:
         refusal: why there can be no run, once the store has said so.
     """
 
-    def __init__(self, replayer: Replayer, *, interval: float = 2.0, longest_pause: float = 60.0) -> None:
+    def __init__(
+        self, replayer: Replayer | SinkReplayer, *, interval: float = 2.0, longest_pause: float = 60.0
+    ) -> None:
         self._replayer, self._interval, self._longest_pause = replayer, interval, longest_pause
         self.refusal: InputError | None = None
         self._met = threading.Event()
@@ -39,6 +42,11 @@ class Mirror:
         self._giving_up = threading.Event()
         self._away = False
         self._thread = threading.Thread(target=self._run, name="ca2cl-mirror", daemon=True)
+
+    @property
+    def place(self) -> str:
+        """What messages call the tracker."""
+        return self._replayer.place
 
     def start(self) -> Mirror:
         """Begin to follow the journal."""
@@ -53,9 +61,7 @@ class Mirror:
         """
         if not self._met.wait(timeout):
             _log.warning(
-                "MLflow at %s has not answered within %g s: training starts without waiting for it",
-                self._replayer.store.public_uri,
-                timeout,
+                "%s has not answered within %g s: training starts without waiting for it", self._replayer.place, timeout
             )
         if self.refusal is not None:
             raise self.refusal
@@ -72,8 +78,8 @@ class Mirror:
             if waited > _AWAY_S and self._away and self._progress() == before:
                 break
             if waited > _SILENT_S and not told:
-                public_uri, told = self._replayer.store.public_uri, True
-                _log.info("waiting for MLflow at %s to take the rest of this run, %g s at most", public_uri, timeout)
+                told = True
+                _log.info("waiting for %s to take the rest of this run, %g s at most", self._replayer.place, timeout)
             self._thread.join(min(0.25, timeout))
         if self._thread.is_alive():
             self._giving_up.set()
@@ -104,12 +110,11 @@ class Mirror:
             self._closing.wait(pause)
 
     def _try_once(self) -> bool:
-        failures: tuple[type[Exception], ...] = (*away_errors(), InputError)
         try:
             self._replayer.meet()
             self._met.set()
             self._replayer.send(self._giving_up)
-        except failures as error:
+        except self._replayer.failures as error:
             if isinstance(error, InputError) and not isinstance(error, StoreAway) and not self._met.is_set():
                 self.refusal = error
                 self._giving_up.set()
@@ -117,14 +122,14 @@ class Mirror:
                 return False
             if not self._away:
                 _log.warning(
-                    "MLflow at %s is away (%s): training goes on, the journal keeps everything and is sent later",
-                    self._replayer.store.public_uri,
+                    "%s is away (%s): training goes on, the journal keeps everything and is sent later",
+                    self._replayer.place,
                     reason(error),
                 )
             self._away = True
             self._met.set()
             return False
         if self._away:
-            _log.warning("MLflow at %s is back and up to date", self._replayer.store.public_uri)
+            _log.warning("%s is back and up to date", self._replayer.place)
         self._away = False
         return True

@@ -6,8 +6,6 @@ once. A job and any number of syncs of one folder take turns.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import threading
@@ -17,13 +15,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ca2cl.common.files import replacing
 from ca2cl.common.locks import exclusive_lock
-from ca2cl.common.records import NONFINITE, is_file_name, is_number, is_whole, lies_in, parse_json
+from ca2cl.common.records import NONFINITE, is_file_name, is_number, is_whole, lies_in
 from ca2cl.common.scratch import NoScratch
 from ca2cl.errors import InputError
 from ca2cl.store.open import Store, StoreAway, away_errors, reason
 from ca2cl.store.upload import upload
+from ca2cl.tracking.bookmark import Bookmark
 from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 
 if TYPE_CHECKING:
@@ -57,10 +55,20 @@ class Replayer:
         self.run_dir, self.store, self.run_id = Path(run_dir), store, run_id
         self._find = find
         self.journal = self.run_dir / JOURNAL_NAME
-        self._state = self.run_dir / MIRROR_NAME
+        self._bookmark = Bookmark(self.run_dir / MIRROR_NAME, self.journal)
         self._newest = _UNKNOWN  # step that MLflow may have
         self._losses: dict[int, list[float]] | None = None  # of the steps that it has, once that is asked for
         self.offset = self._recall()
+
+    @property
+    def place(self) -> str:
+        """What messages call the store."""
+        return f"MLflow at {self.store.public_uri}"
+
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        """What ``meet`` and ``send`` raise when the store is away or refuses."""
+        return (*away_errors(), InputError)
 
     @property
     def pending(self) -> bool:
@@ -187,29 +195,15 @@ class Replayer:
             self.store.client.set_terminated(self.run_id, status, time_ms)
 
     def _remember(self, end: int) -> None:
-        state = {"run_id": self.run_id, "offset": end, "tail": self._tail(end), "newest": self._newest}
-        with replacing(self._state) as file:
-            file.write(json.dumps(state).encode())
+        self._bookmark.write(end, self.run_id, newest=self._newest)
         self.offset = end
 
     def _recall(self) -> int:
         """Byte offset up to which the journal was sent; 0 when it was rewritten since or belongs to another run."""
-        try:
-            state = parse_json(self._state.read_text(encoding="utf-8"))
-            offset, newest = state["offset"], state["newest"]
-            same = is_whole(offset) and state["run_id"] == self.run_id and state["tail"] == self._tail(offset)
-            self._newest = newest if is_whole(newest) and state["run_id"] == self.run_id else _UNKNOWN
-        except (OSError, ValueError, KeyError, TypeError):
-            self._newest = _UNKNOWN
-            return 0
-        return offset if same else 0
-
-    def _tail(self, end: int) -> str:
-        """Digest of the last bytes before ``end``: tells a rewritten journal from the one that was sent."""
-        with self.journal.open("rb") as file:
-            start = max(0, end - 512)
-            file.seek(start)
-            return hashlib.sha256(file.read(end - start)).hexdigest()
+        offset, state = self._bookmark.read(self.run_id)
+        newest = state.get("newest", _UNKNOWN)
+        self._newest = newest if is_whole(newest) else _UNKNOWN
+        return offset
 
 
 def metrics_of(record: Mapping[str, Any]) -> Iterator[Metric]:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -35,6 +35,7 @@ from ca2cl.tracking.run_record import (
     system_tags,
     write_run,
 )
+from ca2cl.tracking.sink import SinkReplayer
 from ca2cl.tracking.system_metrics import SystemSampler
 
 if TYPE_CHECKING:
@@ -89,13 +90,21 @@ class NullTracker:
 class RunTracker(NullTracker):
     """What rank 0 holds. Make it with ``open_run``."""
 
-    def __init__(self, run_dir: Path, record: RunRecord, store: Store, rewind_to: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        record: RunRecord,
+        store: Store,
+        rewind_to: int | None = None,
+        sinks: Sequence[str] = (),
+    ) -> None:
         self.run_dir, self.record, self._store, self._held = run_dir, record, store, ExitStack()
         self.journal = Journal(run_dir / JOURNAL_NAME)
         if rewind_to is not None:  # before the mirror looks for its place in the journal
             self.journal.rewind_to_step(rewind_to)
         self._replayer = replayer_of(run_dir, record, store)
         self._mirror = Mirror(self._replayer)
+        self._sinks = [Mirror(SinkReplayer(run_dir, sink, record.name, record.params)) for sink in sinks]
         self._sampler = SystemSampler(self.journal, run_dir, record.created)
 
     @property
@@ -109,7 +118,8 @@ class RunTracker(NullTracker):
         Raises:
             InputError: the store refuses the run.
         """
-        self._mirror.start()
+        for mirror in (self._mirror, *self._sinks):
+            mirror.start()
         self._mirror.wait_for_run(START_S if is_server(self._store.uri) else None)
 
     def start(self, held: ExitStack) -> RunTracker:
@@ -152,6 +162,9 @@ class RunTracker(NullTracker):
         self.log_event("status", status=status)
         self.journal.sync()
         complete = self._mirror.close(timeout)
+        for sink in self._sinks:
+            if not sink.close(timeout):
+                _log.warning("%s does not have all of this run; the next start sends the rest", sink.place)
         self.close()
         if not complete:
             _log.warning("MLflow does not have all of this run; send the rest with: ca2cl sync %s", self.run_dir)
@@ -217,7 +230,7 @@ def open_run(
     try:
         again = _used(folder, resume)
         store, record = _continue_run(folder, config) if again else _begin_run(folder, config)
-        tracker = RunTracker(folder, record, store, rewind_to=step if again else None)
+        tracker = RunTracker(folder, record, store, rewind_to=step if again else None, sinks=config.tracking.sinks)
         _connect(tracker, again)
         _write_description(tracker, config, manifest)
     except OSError as error:
@@ -278,7 +291,11 @@ def _continue_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
 
 def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[str, Any] | None) -> None:
     now, first = _params(config), tracker.record.params
-    drift = {f"param_drift.{name}": f"{first.get(name)} -> {now[name]}" for name in now if now[name] != first.get(name)}
+    drift = {
+        f"param_drift.{name}": f"{first[name]} -> {now[name]}"
+        for name in now
+        if name in first and now[name] != first[name]
+    }
     tracker.log_event("status", status="RUNNING")
     tracker.log_event("params", params=first)  # again on resume: the first start may have died before it
     if drift:

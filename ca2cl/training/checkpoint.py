@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from contextlib import suppress
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ca2cl.common.files import file_sha256
+from ca2cl.common.files import file_digest, fsync
 from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
 from ca2cl.training.engine import AccelerateEngine
@@ -136,14 +135,14 @@ class Checkpointer:
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
         content["optimizer_name"] = engine.optimizer_name
         content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
-        content["sha256"] = {name: file_sha256(temporary / name) for name in (_MODEL, _OPTIMIZER)}
+        content["sha256"] = {name: file_digest(temporary / name) for name in (_MODEL, _OPTIMIZER)}
         content["sha256"][_STATE] = _state_digest(content)
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
-            _fsync(file)
+            fsync(file)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        _fsync(self.folder)
+        fsync(self.folder)
         self._damaged.discard(target)
         self._point_at(target)
         self._prune(target)
@@ -154,9 +153,9 @@ class Checkpointer:
     def _point_at(self, target: Path) -> None:
         temporary = self.folder / f".{_LATEST}.tmp"
         temporary.write_text(target.name, encoding="utf-8")
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(self.folder / _LATEST)
-        _fsync(self.folder)
+        fsync(self.folder)
 
     def _prune(self, newest: Path) -> None:
         """Keep the newest ones. Those of later steps are what a run that went back has left behind: they go first, and
@@ -198,7 +197,7 @@ def verify(path: Path) -> None:
     wanted = state.get("sha256", {})
     try:
         files = [name for name in (_MODEL, _OPTIMIZER) if name in wanted]
-        changed = next((name for name in files if wanted[name] != file_sha256(path / name)), None)
+        changed = next((name for name in files if wanted[name] != file_digest(path / name)), None)
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
     misplaced = path.name.startswith("step-") and path.name != f"step-{state['step']:09d}"
@@ -271,11 +270,3 @@ def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Te
 
 def _portable(value: Tensor) -> Tensor:
     return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,20 +1,18 @@
 """Download remote files through fsspec: resumable, retried and atomic.
 
-A transfer writes to a temporary name, is held against size and SHA-256 where they are known, and is renamed into place.
-One that broke off, or fell silent, goes on where it stopped if the store serves ranges, and else starts again; the
-stores' own retries are switched off where that can be done, so that what is tried how often is said in one place. A
-large file can be kept between starts of a job, too.
+A transfer writes to a temporary name, is checked by size and digest where they are known, and is renamed into place.
+One that broke off, or fell silent, goes on where it stopped if the store serves ranges, and else starts again. The
+stores' own retries are switched off where that can be done, so that what is tried how often is said in one place.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tqdm import tqdm
 
-from ca2cl.common.files import sync_folder
+from ca2cl.common.files import file_digest, fsync
 from ca2cl.data.remote.errors import passing, retry_after, shown
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 4 * 2**20
 _PIECE = 2 * 2**20
 """Bytes that are asked for at a time when a transfer goes on, but over http. An attempt that gained as many was not in
 vain."""
@@ -66,15 +63,7 @@ def join(root: str, name: str) -> str:
 
 
 def fetch(
-    url: str,
-    target: Path,
-    policy: FetchPolicy,
-    size: int | None = None,
-    sha256: str | None = None,
-    *,
-    kept: Path | None = None,
-    check: Callable[[Path], None] | None = None,
-    title: str = "",
+    url: str, target: Path, policy: FetchPolicy, size: int | None = None, digest: str = "", kept: Path | None = None
 ) -> None:
     """Copy a remote file to ``target``, which holds all of it afterwards or does not exist.
 
@@ -83,11 +72,9 @@ def fetch(
         target: local path. One process at a time may fetch to it.
         policy: retries and timeout.
         size: bytes that it must have, where known.
-        sha256: its digest, where known.
-        kept: file in which what has come stays until all of it has, for another start to go on with. Attempts are then
-            counted as long as none of them gets further than those before.
-        check: of the whole file before it takes its place; an InputError of it is final.
-        title: of a progress bar; empty shows none.
+        digest: ``ALGORITHM:HEXADECIMAL``, where known.
+        kept: of a large file, where what has come stays until all has, for another start to go on with. Attempts are
+            then in vain that get no further than those before, a wrong digest is final, and a bar shows the progress.
 
     Raises:
         DiskFull: there is no room for it.
@@ -96,18 +83,19 @@ def fetch(
     number, in_vain = 0, 0
     transfer = _Transfer(url, kept or _part(target, 0), size, policy.timeout, _length(kept, size))
     longest = transfer.have
-    bar = tqdm(total=size, initial=longest, desc=title, unit="B", unit_scale=True, disable=None if title else True)
+    bar = tqdm(total=size, desc=target.name, unit="B", unit_scale=True, disable=None if kept else True)
     try:
         while True:
             number += 1
             try:
                 transfer.wait(bar)
-                _put_in_place(transfer.part, target, size, sha256, check)
+                _put_in_place(transfer.part, target, size, digest)
                 return
-            except InputError:
-                raise
             except Exception as error:  # noqa: BLE001 - every store has its own errors; what may pass is tried again
                 reason = passing(error, url, target)
+                if kept is not None and isinstance(error, _Spoilt):
+                    kept.unlink()
+                    raise InputError(f"{shown(url)}: {reason}; it was deleted, run again to download it anew") from None
                 reached = transfer.have + transfer.received
                 gained = transfer.received >= _PIECE if kept is None else reached > longest
                 longest = max(longest, reached)
@@ -281,21 +269,14 @@ def _protocols(store: Any) -> set[str]:
     return {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
 
 
-def _put_in_place(
-    part: Path, target: Path, size: int | None, sha256: str | None, check: Callable[[Path], None] | None
-) -> None:
+def _put_in_place(part: Path, target: Path, size: int | None, digest: str) -> None:
     found = part.stat().st_size
     if size is not None and found != size:
         kind = OSError if found < size else _Spoilt
-        raise kind(f"{found} bytes came, the index says {size}")
-    digest = hashlib.sha256()
-    with part.open("rb") as source:
-        while sha256 is not None and (block := source.read(_BLOCK)):
-            digest.update(block)
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise _Spoilt("its SHA-256 differs from the index's")
-        os.fsync(source.fileno())
-    if check is not None:
-        check(part)
+        raise kind(f"{found} bytes came, {size} are expected")
+    algorithm, _, known = digest.partition(":")
+    if known and (found_digest := file_digest(part, algorithm)) != known:
+        raise _Spoilt(f"its {algorithm} is {found_digest}, and not {known}")
+    fsync(part)
     part.replace(target)
-    sync_folder(target.parent)
+    fsync(target.parent)

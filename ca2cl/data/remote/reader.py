@@ -174,7 +174,7 @@ class ShardReader:
         size, digest = self._expected[shard]
         url = join(self.root, shard)
         return self._cache.open(
-            shard, size, lambda path: fetch(url, path, self.policy, size, digest), self._drop_removed
+            shard, size, lambda path: fetch(url, path, self.policy, size, f"sha256:{digest}"), self._drop_removed
         )
 
     def _drop_removed(self) -> None:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from annotated_types import Ge, Len
 
+from ca2cl.common.files import file_digest
 from ca2cl.common.records import Count, parse_record, read_record
 from ca2cl.data.decode import MAX_PIXELS
 from ca2cl.errors import InputError
@@ -206,11 +207,7 @@ class ShardIndex:
         if shard is None:
             return
         info = self.shards[shard]
-        digest = hashlib.sha256()
-        with (self.root / info.name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != info.sha256:
+        if file_digest(self.root / info.name) != info.sha256:
             raise InputError(f"{self.root / info.name}: does not match its index; copy or write it again")
 
     def __len__(self) -> int:

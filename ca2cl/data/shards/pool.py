@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ca2cl.common.files import file_sha256
+from ca2cl.common.files import file_digest
 from ca2cl.data.shards.index import ShardInfo
 from ca2cl.data.shards.writer import Packing, pack, read_sidecar, write_sidecar
 from ca2cl.data.sources.base import Tile, TileReader
@@ -48,7 +48,7 @@ def make_shard(task: ShardTask) -> ShardInfo:
         known = read_sidecar(sidecar)
         info = known.info
         wanted = not known.skipped or task.packing.bad == "skip"
-        if wanted and path.stat().st_size == info.bytes and file_sha256(path) == info.sha256:
+        if wanted and path.stat().st_size == info.bytes and file_digest(path) == info.sha256:
             return info
     packed = pack(path, task.tiles, task.reader, task.packing)
     write_sidecar(sidecar, packed)

@@ -86,7 +86,9 @@ def run(config: ShardConfig) -> int:
     job = job_dir(out)
     with job.locked(0.0):
         plan = make_plan(source, config)
-        job.claim({"digest": plan.digest, "about": plan.about})
+        record = {"digest": plan.digest, "about": plan.about}
+        if not job.check(record):
+            job.write(record)
         manifest = finished(out, plan)
         if manifest is not None:
             sys.stdout.write(f"{out}: already complete\n")

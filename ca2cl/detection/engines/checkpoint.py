@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ca2cl.common.files import write_atomic
+from ca2cl.common.files import write_atomic, write_record
 from ca2cl.common.records import Number, read_record
 from ca2cl.detection.engines.base import Head
 from ca2cl.errors import InputError
@@ -57,7 +56,7 @@ def write_detector(folder: Path, card: DetectorCard, state: Mapping[str, Tensor]
     folder.mkdir(parents=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}), KEPT)
-    write_atomic(folder / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode(), KEPT)
+    write_record(folder / CARD, asdict(card), KEPT)
 
 
 def read_card(folder: Path) -> DetectorCard:

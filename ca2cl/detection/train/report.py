@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl import __version__
-from ca2cl.common.grid import Grid
+from ca2cl.common.grid import AGAIN, Grid
+from ca2cl.common.records import read_fields
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.detection.engines.base import split_names
@@ -54,10 +55,10 @@ def report(
         InputError: a result is damaged, or trainings were made by different engines; the store cannot be reached.
     """
     out = Path(config.output_dir).expanduser()
-    results = {trial: grid.read(trial) for trial in grid.trials}
+    results = {trial: read_fields(path, (), AGAIN) for trial, path in grid.items()}
     made = _made_by(results, grid)
     scores = _gathered(results)
-    first = grid.trials[0].start
+    first = next(iter(grid)).start
     text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(first, scores)
     text += "".join(f"{line}\n" for split, leak in leaks.items() for line in lines(leak, split))
     digests = {name: hashlib.sha256((root / f"{name}.json").read_bytes()).hexdigest() for name in split_names(root)}
@@ -91,7 +92,7 @@ def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> d
         changed = [name for name in one if one[name] != made[0].get(name)]
         if changed:
             raise InputError(
-                f"{grid.folder(trial)}: trained with another {', '.join(changed)} than the first; delete that "
+                f"{grid[trial].parent}: trained with another {', '.join(changed)} than the first; delete that "
                 "folder and start again"
             )
     return made[0]

@@ -69,7 +69,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
     leaks = find_shared(root, splits) if accelerator.is_main_process else {}  # told before hours of training
     tests = Tests(splits, config.min_score, accelerator)
     for trial in ranks.from_first(grid.missing):
-        found, folder = starts[trial.start], grid.folder(trial)
+        found, folder = starts[trial.start], grid[trial].parent
         job = TrainJob(
             config.head, found, train, classes, config.schedule(trial.seed), folder / "checkpoints",
             str(accelerator.device), config.workers,
@@ -106,9 +106,10 @@ def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
 def _begin(config: DetectConfig, grid: Grid[Trial], held: ExitStack) -> Path:
     """Claim the job's folder; where the data are, prepared and checked."""
     job = JobDir(Path(config.output_dir).expanduser(), RECORD)
-    kept = {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
-    again = job.begin(job_record(kept), held)
-    job.claim(job_record(kept))
+    record = job_record({name: value for name, value in flatten(config).items() if not name.startswith(_FREE)})
+    again = job.begin(record, held)
+    if not again:
+        job.write(record)
     try:
         root = _prepared(config, job.path)
         train, tests = CocoSplit.of(root, "train"), _test_splits(root)

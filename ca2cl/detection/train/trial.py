@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from ca2cl.common.files import write_atomic, writing
-from ca2cl.common.grid import RESULT, Grid, folder_name, write_result
+from ca2cl.common.files import write_atomic, write_record, writing
+from ca2cl.common.grid import RESULT, Grid, folder_name
 from ca2cl.config import TrackingConfig
 from ca2cl.detection.engines.base import CocoSplit, Detector, Engine, TrainJob, record_of
 from ca2cl.detection.engines.checkpoint import KEPT
@@ -52,7 +52,8 @@ FIRST = Trial("encoder", 0)
 
 def trial_grid(out: Path, starts: Iterable[str], seeds: int) -> Grid[Trial]:
     """The trials of the job in ``out``."""
-    return Grid(out / CELLS, [Trial(*one) for one in itertools.product(starts, range(seeds))])
+    trials = itertools.starmap(Trial, itertools.product(starts, range(seeds)))
+    return Grid((trial, out / CELLS / trial.name / RESULT) for trial in trials)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class _Run:
             tracker.log_figure(f"samples-{name}", draw_samples(split, name, one.results, least))
         content = {**self.trial._asdict(), **record, "run_id": tracker.run_id}
         content["scores"] = {name: one.scores for name, one in scored.items()}
-        write_result(self.folder / RESULT, content, KEPT)
+        write_record(self.folder / RESULT, content, KEPT)
         for name in (DETECTOR, PREDICTIONS):
             tracker.log_artifact(self.folder / name, name)
         tracker.log_artifact(self.folder / RESULT)

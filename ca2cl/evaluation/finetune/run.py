@@ -89,10 +89,10 @@ def _run(config: FinetuneConfig, held: ExitStack) -> Any:
         labelled = train.samples[subsets[trial.budget][trial.seed]]
         stays = trial.start == START and trial.budget == list(subsets)[-1] and config.protocol == "honest"
         recipe = replace(_recipe(config, starts[trial.start], trial.seed, trial.budget), card=card if stays else None)
-        if not run_trial(trial, labelled, network, recipe, data, grid.folder(trial), accelerator, stop):
+        if not run_trial(trial, labelled, network, recipe, data, grid[trial].parent, accelerator, stop):
             return None
         if stays and accelerator.is_main_process:
-            keep_best([grid.folder(one) for one in grid.trials])
+            keep_best([path.parent for path in grid.values()])
     if accelerator.is_main_process:
         report(config, starts[START], grid, test, _digests(train, test), describe_draw(protocol, by_slide))
     accelerator.wait_for_everyone()

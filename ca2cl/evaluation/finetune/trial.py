@@ -18,8 +18,8 @@ import numpy.typing as npt
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from ca2cl.common.files import write_atomic, writing
-from ca2cl.common.grid import RESULT, Grid, budget_name, folder_name, write_result
+from ca2cl.common.files import write_atomic, write_record, writing
+from ca2cl.common.grid import RESULT, Grid, folder_name
 from ca2cl.config import OptimConfig
 from ca2cl.data.loading.stream import BadBudget
 from ca2cl.errors import InputError
@@ -30,7 +30,7 @@ from ca2cl.evaluation.finetune.step import FineTuning, LabelledSet, Preprocessin
 from ca2cl.evaluation.labelled import LabelledOrder, hold_out, labelled_steps
 from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.protocol import Protocol
-from ca2cl.evaluation.splits import describe_budget
+from ca2cl.evaluation.splits import budget_name, describe_budget
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.runtime.signals import StopFlag
@@ -57,12 +57,13 @@ class Trial(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the trial's folder."""
-        return f"{folder_name(self.start)}-{budget_name(describe_budget(self.budget))}-seed{self.seed}"
+        return f"{folder_name(self.start)}-{budget_name(self.budget)}-seed{self.seed}"
 
 
 def trial_grid(out: Path, starts: Iterable[str], budgets: Iterable[float], seeds: int) -> Grid[Trial]:
     """The trials of the job in ``out``."""
-    return Grid(out / "cells", [Trial(*one) for one in itertools.product(starts, budgets, range(seeds))])
+    trials = itertools.starmap(Trial, itertools.product(starts, budgets, range(seeds)))
+    return Grid((trial, out / "cells" / trial.name / RESULT) for trial in trials)
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _finish(
             with writing(folder, KEPT):
                 keep(folder, engine.bare, recipe.card, facts)
         write_atomic(folder / PREDICTIONS, save({"probabilities": probabilities_MK, **arrays}), KEPT)
-        write_result(folder / RESULT, result, KEPT)
+        write_record(folder / RESULT, result, KEPT)
         for path in folder.glob("best-epoch-*"):
             path.unlink()
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -87,7 +87,7 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(zenodo: Zenodo, 
 
 def test_a_wrong_byte_is_noticed_and_the_next_start_begins_anew(zenodo: Zenodo, tmp_path: Path) -> None:
     zenodo.spoilt = {"a.zip"}
-    with pytest.raises(InputError, match=r"a\.zip: MD5 is .*the record says .*; it was deleted, run again"):
+    with pytest.raises(InputError, match=r"/a\.zip/content: its md5 is .*, and not .*; it was deleted, run again"):
         fetched(zenodo, tmp_path)
     assert list(tmp_path.iterdir()) == []
     zenodo.spoilt = set()

@@ -17,6 +17,7 @@ import torch
 
 from ca2cl.cli import main
 from ca2cl.common.job_dir import JobDir
+from ca2cl.common.records import read_fields
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
@@ -25,7 +26,6 @@ from ca2cl.detection.coco.files import read_coco
 from ca2cl.detection.coco.instances import read_mask
 from ca2cl.detection.engines.checkpoint import CARD, WEIGHTS, DetectorCard, write_detector
 from ca2cl.detection.engines.registry import load_detector
-from ca2cl.detection.train.report import _read as read_training
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.parts import Parts
 from ca2cl.evaluation.embed.writer import read_about
@@ -38,7 +38,6 @@ from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.report.material import RunMaterial
 from ca2cl.report.run_summary import nested
 from ca2cl.reproduce.data_summary import read_facts
-from ca2cl.reproduce.linear import _read as read_cell
 from ca2cl.tracking.journal import read_journal
 from ca2cl.tracking.run import read_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
@@ -119,9 +118,8 @@ PLACES: dict[str, tuple[Callable[[Path], None], str, Callable[[Path], Any]]] = {
     "run": (_none, "run.json", read_run),
     "job folder": (_none, "job.json", lambda f: JobDir(f, "job.json").changes({})),
     "fine-tuning predictions": (_none, "predictions.safetensors", read_predictions),
-    "reproduced cell": (_none, "x.json", lambda f: read_cell(f / "x.json")),
+    "trial's result": (_none, "x.json", lambda f: read_fields(f / "x.json", (), "delete it")),
     "reproduced facts": (_none, "x.json", lambda f: read_facts(f / "x.json")),
-    "detection result": (_none, "x.json", lambda f: read_training(f / "x.json")),
     "coco": (_none, "x.json", lambda f: read_coco(f / "x.json")),
     "mask": (_none, "x.png", lambda f: read_mask(f / "x.png", (8, 8))),
     "dataset state": (_dataset, "state.json", lambda f: open_source(str(f))),

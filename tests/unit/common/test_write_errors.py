@@ -48,10 +48,10 @@ def journal(folder: Path) -> None:
 WRITERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "detect": (detector, "finished detectors and the last checkpoint are kept"),
     "detect's folder": (
-        lambda folder: JobDir(folder, "detect.json").claim(job_record({"a": "b" * 100})),
+        lambda folder: JobDir(folder, "detect.json").write(job_record({"a": "b" * 100})),
         "a folder you can write",
     ),
-    "reproduce": (lambda folder: job_dir(folder).claim(job_record({"a": "b" * 100})), "a folder you can write"),
+    "reproduce": (lambda folder: job_dir(folder).write(job_record({"a": "b" * 100})), "a folder you can write"),
     "probe": (lambda folder: write_json(folder / "probe.json", {"a": "b" * 100}), "a file in a folder you can write"),
     "any run": (journal, "free some space and start again"),
 }

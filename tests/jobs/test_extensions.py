@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.config import TrackingConfig
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.embed.tiles import open_tiles
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.tracking.run import open_run
 
 SOURCE = '''
 """Tiles cut from one image of stripes: pixels, not files, each with its place."""
@@ -86,3 +89,47 @@ def test_what_is_wrong_with_a_name_is_said_in_one_line(
 ) -> None:
     assert main(["shard", name, str(tmp_path / "out")]) == 2
     assert words in capsys.readouterr().err
+
+
+SINK = '''
+"""A metrics tracker that is a text file, and is away whenever a file says so."""
+class Lines:
+    def __init__(self, run_dir, name, params):
+        self.folder, self.name = run_dir, name
+        with (run_dir / "sink.txt").open("a") as file:
+            file.write(f"begin {name} {params['tracking.experiment']}\\n")
+    def write(self, records):
+        if (self.folder / "away").exists():
+            raise ConnectionError("nobody answers at https://me:secret@tracker/x")
+        with (self.folder / "sink.txt").open("a") as file:
+            for one in records:
+                file.write(f"{one['step']} {one['loss']}\\n" if "step" in one else f"{one['event']}\\n")
+'''
+
+
+def test_a_sink_gets_every_line_and_may_be_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = place(tmp_path, monkeypatch, "my_sink", SINK)
+    tracking = TrackingConfig(root=str(tmp_path / "store"), sinks=(f"{module}:Lines",))
+    run_dir = tmp_path / "run"
+    run = open_run(run_dir, PretrainConfig(tracking=tracking))
+    for step in (1, 2, 3):
+        run.log_step({"step": step, "loss": step / 4})
+    assert run.finish("FINISHED")
+    lines = (run_dir / "sink.txt").read_text().splitlines()
+    assert lines[0] == "begin run ca2cl"
+    assert [line for line in lines if line[0].isdigit()] == ["1 0.25", "2 0.5", "3 0.75"]
+
+    (run_dir / "away").touch()
+    run = open_run(run_dir, PretrainConfig(tracking=tracking), resume=True, step=3)
+    run.log_step({"step": 4, "loss": 1.0})
+    assert run.finish("KILLED", timeout=10), "MLflow has all of it"
+    assert "is away (nobody answers" in caplog.text and "my_sink:Lines does not have all" in caplog.text
+    assert "secret" not in caplog.text
+
+    (run_dir / "away").unlink()
+    run = open_run(run_dir, PretrainConfig(tracking=tracking), resume=True, step=4)
+    assert run.finish("FINISHED")
+    lines = (run_dir / "sink.txt").read_text().splitlines()
+    assert [line for line in lines if line[0].isdigit()] == ["1 0.25", "2 0.5", "3 0.75", "4 1.0"]
