@@ -38,12 +38,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tracking": {"store", "registry"},
     "encoders": {"store", "registry", "tracking", "models"},
     "pretrain": {
-        "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods",
-        "training", "registry", "tracking",
+        "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
+        "registry", "tracking",
     },
     "doctor": {
-        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods",
-        "pretrain",
+        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
