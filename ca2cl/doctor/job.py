@@ -94,7 +94,8 @@ def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
     config = ViewsConfig(recipe=plan.recipe)  # type: ignore[arg-type]
     views = build_views(config, plan.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
     method = build_method(DEFAULT, MethodSettings())
-    keys, pixels = batch.key_hash[:_STEP_TILES], batch.tiles[:_STEP_TILES].to(device)
+    taken = torch.arange(_STEP_TILES) % len(batch.tiles)  # again where a share is smaller: clusters take their number
+    keys, pixels = batch.key_hash[taken], batch.tiles[taken].to(device)
     tiles = Tiles(pixels, keys, 0, torch.arange(len(keys), device=device))
 
     def make() -> Any:

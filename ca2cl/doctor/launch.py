@@ -14,8 +14,8 @@ from ca2cl.runtime.launched import find_place
 
 
 def meet(patience_s: float) -> tuple[int, list[Finding]]:
-    """Join the other ranks as training does, add up their numbers, and compare notes; returns this rank and what was
-    found, which is nothing where no launcher started several processes.
+    """Join the other ranks as training does, add up their numbers, compare notes, and part again; returns this rank and
+    what was found, which is nothing where no launcher started several processes.
 
     Raises:
         LocalError: they do not meet within ``patience_s`` seconds.
@@ -30,6 +30,7 @@ def meet(patience_s: float) -> tuple[int, list[Finding]]:
         places = gather_object([(place.rank, here)])
     except RuntimeError as error:
         raise unmet(place, error, patience) from None
+    accelerator.end_training()  # what follows is one rank's alone, and a step would wait for the others
     findings = [Finding(f"rank {number}", "ok", where) for number, where in sorted(places)]
     if total != place.world * (place.world + 1) // 2:
         findings.append(

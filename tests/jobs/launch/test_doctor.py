@@ -11,6 +11,8 @@ from tests.support.forked import ca2cl
 from tests.support.jobs import as_printed, make_shards
 from tests.support.servers import free_port
 
+LAUNCHED = "accelerate launch --config_file accelerate_configs/cpu.yaml --num_processes 2 -m ca2cl doctor"
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -99,11 +101,16 @@ def test_every_wrong_has_a_remedy_and_the_verdict_counts_them() -> None:
 
 def test_the_ranks_of_a_launch_meet_and_are_listed(tmp_path: Path) -> None:
     """By the command of README and of the file's head, in an environment without variables of the tests' own."""
-    done = as_printed(
-        "accelerate launch --config_file accelerate_configs/cpu.yaml --num_processes 2 -m ca2cl doctor", tmp_path
-    )
+    done = as_printed(LAUNCHED, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "rank 0" in done.stdout and "rank 1" in done.stdout and "2 ranks agree" in done.stdout
+    assert done.stdout.count("verdict") == 1
+
+
+def test_one_rank_of_a_launch_measures_the_step(tmp_path: Path, shards: Path) -> None:
+    """Alone, whatever rates it finds on a busy machine: a step waits for every rank of its process group."""
+    done = as_printed(f"{LAUNCHED} --shards {shards} --batch_size 16 --lanes 8 --image_size 32", tmp_path)
+    assert "2 ranks agree" in done.stdout and "a ResNet-18's step" in done.stdout, done.stderr
     assert done.stdout.count("verdict") == 1
 
 
