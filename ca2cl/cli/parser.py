@@ -15,10 +15,13 @@ from typing import Any
 
 from ca2cl.cli.verbs import VERBS
 from ca2cl.cli.yaml_files import read_flags
+from ca2cl.common.plugins import names_code
 from ca2cl.errors import InputError, nearest
 
 _RECIPES = Path(__file__).parent.parent / "recipes"
 _NONE = "none"
+_MAY_NAME_CODE = frozenset({"method.name", "model.arch", "tracking.sinks", "source"})
+"""Settings whose value may be module:attribute: a file, which may come from elsewhere, must not run code."""
 _HOME = re.compile(r"([^/~=]*=)?(~.*)", re.DOTALL)
 
 
@@ -207,6 +210,8 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
                 raise InputError(f"no recipe {path!r}: {nearest(path, recipes())}")
             path = str(_RECIPES / f"{path}.yaml")
         for name, words in read_flags(path, types, required, group):
+            if name in _MAY_NAME_CODE and (code := [word for word in words if names_code(word)]):
+                raise InputError(f"config {path!r}: {name} names code; do so on the command line, --{name} {code[0]}")
             value = _joined(types[name], words) if "tuple" in types[name] else words[0]
             replaced.append(f"--{name}={value}")
     return replaced

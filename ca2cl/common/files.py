@@ -64,7 +64,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ def remove_temporaries(folder: Path, remedy: str, name: str = "*") -> None:
             temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Make a file's content, or a rename in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -89,9 +89,9 @@ def sync(path: Path) -> None:
 def sync_replace(temporary: Path, path: Path, remedy: str) -> None:
     """Bring a file that a library wrote to ``temporary`` to its place for good."""
     with writing(path, remedy):
-        sync(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
 
 
 @contextmanager

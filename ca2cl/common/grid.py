@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-from ca2cl.common.records import parse_json
-from ca2cl.errors import InputError
+from typing import TypeVar
 
 RESULT = "result.json"
+AGAIN = "delete its folder and start again"
 T = TypeVar("T")
 
 
@@ -31,16 +28,3 @@ def folder_name(text: str) -> str:
     of them to one name."""
     plain = re.sub(r"[^\w.@-]+", "-", text).lstrip(".-")
     return plain if plain == text else f"{plain[-60:]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def read_result(path: Path, needed: Sequence[str] = (), remove: str = "its folder") -> dict[str, Any]:
-    """The result in a file, which has the fields ``needed``.
-
-    Raises:
-        InputError: it is missing or damaged; the user is told to delete ``remove``.
-    """
-    try:
-        result = dict(parse_json(path.read_text(encoding="utf-8")))
-        return {**{name: result[name] for name in needed}, **result}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r}); delete {remove} and start again") from None

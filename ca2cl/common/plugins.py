@@ -1,7 +1,7 @@
 """Extensions by dotted name: ``module:attribute`` from the user's own Python path.
 
-Only names that a user gave on the command line, in YAML or in Python may come here: a file from elsewhere (a card, an
-index, a checkpoint) must never choose what is imported.
+Only names that a user gave on the command line or in Python may come here: a file, which may be from elsewhere (YAML, a
+card, an index, a checkpoint), must never choose what is imported.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 def is_plugin(name: str) -> bool:
     """Whether ``name`` has the form ``module:attribute``."""
     return _NAME.fullmatch(name) is not None
+
+
+def names_code(word: str) -> bool:
+    """Whether a setting's value is ``module:attribute``, or ``module:attribute:REST``."""
+    return is_plugin(word) or is_plugin(word.rpartition(":")[0])
 
 
 def load_plugin(name: str, setting: str) -> Any:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
@@ -56,6 +56,14 @@ def read_record(path: Path, model: type[T], remedy: str, *, newest: int | None =
     return parse_record(text, model, path, remedy, newest=newest)
 
 
+def read_fields(path: Path, needed: Sequence[str], remedy: str) -> dict[str, Any]:
+    """The object in a JSON file, which has at least the fields ``needed``; the errors of ``read_record``."""
+    fields = read_record(path, dict[str, Any], remedy)
+    if lacking := [name for name in needed if name not in fields]:
+        raise DamagedRecord(f"{path}: damaged, lacks {', '.join(lacking)}; {remedy}")
+    return fields
+
+
 def parse_record(text: str | bytes, model: type[T], where: object, remedy: str, *, newest: int | None = None) -> T:
     """A JSON text as an instance of ``model``.
 
@@ -82,11 +90,11 @@ def parse_record(text: str | bytes, model: type[T], where: object, remedy: str, 
         record: T = _adapter(cast(Any, model)).validate_json(text, strict=True)
         return record
     except ValidationError as error:
-        raise DamagedRecord(f"{where}: {_fault(error, raw)}; {remedy}") from None
+        raise DamagedRecord(f"{where}: damaged, {_fault(error, raw)}; {remedy}") from None
     except InputError:
         raise
     except ValueError as error:
-        raise DamagedRecord(f"{where}: not JSON ({error}); {remedy}") from None
+        raise DamagedRecord(f"{where}: damaged, not JSON ({error}); {remedy}") from None
 
 
 @cache
@@ -102,9 +110,9 @@ def _fault(error: ValidationError, raw: Any) -> str:
     missing = [str(fault["loc"][0]) for fault in faults if fault["type"] == "missing" and len(fault["loc"]) == 1]
     if missing:
         return f"lacks {', '.join(missing)}"
-    reason = faults[0]["msg"]
-    if not faults[0]["loc"]:  # the whole record is at fault, and a __post_init__ says why
-        return reason.removeprefix("Value error, ")
+    reason = faults[0]["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if not faults[0]["loc"]:  # the record as a whole
+        return reason
     field = faults[0]["loc"][0]
     return f"{field} is {raw[field]!r:.100} ({reason})"
 

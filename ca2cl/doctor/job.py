@@ -6,22 +6,20 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, ViewsConfig
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, ModelConfig, RunConfig, ViewsConfig
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import LaneStream, TileBatch
 from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
-from ca2cl.methods.base import LocalEngine, ViewBatch
-from ca2cl.methods.ca2cl.method import CA2CL
-from ca2cl.models.heads import Network
-from ca2cl.models.resnet import build_encoder
+from ca2cl.methods.base import LocalEngine, Method, MethodSettings, Tiles
+from ca2cl.methods.registry import DEFAULT, build_method
+from ca2cl.models.backbone import build_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.runtime.precision import seconds_of
@@ -65,7 +63,6 @@ def _check_shares(plan: JobPlan) -> None:
     config = PretrainConfig(
         data=DataConfig(lanes=plan.lanes),
         model=plan.model,
-        objective=ObjectiveConfig(cluster_weight=0),
         run=RunConfig(
             batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, accumulation=plan.accumulation
         ),
@@ -94,18 +91,21 @@ def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
         reading, batch = _reading(index, order, plan)
     except InputError as error:
         return [Finding("reading", "wrong", str(error), "write the shards again with `ca2cl shard`")]
-    tiles, keys = batch.tiles[:_STEP_TILES].to(device), batch.key_hash[:_STEP_TILES]
     config = ViewsConfig(recipe=plan.recipe)  # type: ignore[arg-type]
     views = build_views(config, plan.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
+    method = build_method(DEFAULT, MethodSettings())
+    keys, pixels = batch.key_hash[:_STEP_TILES], batch.tiles[:_STEP_TILES].to(device)
+    tiles = Tiles(pixels, keys, 0, torch.arange(len(keys), device=device))
 
-    def make() -> tuple[Tensor, Tensor]:
-        made = views(tiles, keys, 0)
+    def make() -> Any:
+        made = method.views(tiles, views)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return made
 
-    viewing = len(tiles) / seconds_of(make)
-    stepping = len(tiles) / _step_seconds(*make(), device)
+    viewing = len(keys) / seconds_of(make)
+    encoder = build_encoder(plan.model.arch, image_size=plan.image_size, identity_blocks=True)
+    stepping = len(keys) / _step_seconds(method, method.build(encoder), make(), device)
     return [_supply(reading, 1 / (1 / viewing + 1 / stepping), plan), _views(viewing, stepping, plan, device)]
 
 
@@ -125,11 +125,9 @@ def _reading(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> tuple[float,
     return tiles / (time.perf_counter() - began), first
 
 
-def _step_seconds(x1: Tensor, x2: Tensor, device: torch.device) -> float:
-    """Seconds of a ResNet-18's gradient on these views, adversary and all; bf16 where there is a GPU."""
-    network = Network(build_encoder(identity_blocks=True)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    method = CA2CL(ObjectiveConfig())
-    batch = ViewBatch(x1, x2, torch.arange(len(x1), device=device))
+def _step_seconds(method: Method, network: torch.nn.Module, batch: Any, device: torch.device) -> float:
+    """Seconds of a network's gradient on these views, adversary and all; bf16 where there is a GPU."""
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def once() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -154,7 +152,7 @@ def _supply(reading: float, taking: float, plan: JobPlan) -> Finding:
 
 def _views(viewing: float, stepping: float, plan: JobPlan, device: torch.device) -> Finding:
     text = (
-        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; a ResNet-18's step: "
-        f"{stepping:,.0f} tiles/s"
+        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; "
+        f"a step of {plan.model.arch}: {stepping:,.0f} tiles/s"
     )
     return Finding("views, step", "ok" if viewing > stepping else "note", text)

@@ -52,20 +52,27 @@ def classification_metrics(labels_N: IntArray, probabilities_NK: FloatArray) -> 
     Raises:
         ValueError: no tiles, shapes that do not fit, a label outside the columns, or a score that is not finite.
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score  # takes a second
+
     _check(labels_N, probabilities_NK)
-    classes = probabilities_NK.shape[1]
-    predictions_N = probabilities_NK.argmax(axis=1)
-    confusion = np.bincount(labels_N * classes + predictions_N, minlength=classes**2).reshape(classes, classes)
-    hits, held, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    seen = (held + predicted) > 0
-    recall = _share(hits, held)
+    classes, predictions_N = range(probabilities_NK.shape[1]), probabilities_NK.argmax(axis=1)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels_N, predictions_N, average="macro", zero_division=0.0
+    )
+    confusion = confusion_matrix(labels_N, predictions_N, labels=[*classes])
+    held = confusion.sum(axis=1)
+    areas = [
+        roc_auc_score(labels_N == label, probabilities_NK[:, label])
+        for label in classes
+        if 0 < held[label] < len(labels_N)
+    ]
     return ClassificationMetrics(
-        accuracy=float(hits.sum() / len(labels_N)),
-        balanced_accuracy=float(recall[held > 0].mean()),
-        macro_f1=float(_share(2 * hits, held + predicted)[seen].mean()),  # 2PR / (P + R) with its fractions cleared
-        macro_precision=float(_share(hits, predicted)[seen].mean()),
-        macro_recall=float(recall[seen].mean()),
-        macro_auroc=_macro_auroc(labels_N, probabilities_NK),
+        accuracy=float(np.mean(labels_N == predictions_N)),
+        balanced_accuracy=float((np.diag(confusion)[held > 0] / held[held > 0]).mean()),
+        macro_f1=float(f1),
+        macro_precision=float(precision),
+        macro_recall=float(recall),
+        macro_auroc=float(np.mean(areas)) if areas else float("nan"),
         confusion=confusion.astype(np.int64),
     )
 
@@ -81,29 +88,6 @@ def _check(labels_N: IntArray, probabilities_NK: FloatArray) -> None:
         )
     if not np.isfinite(probabilities_NK).all():
         raise ValueError("probabilities are not all finite: the classifier diverged")
-
-
-def _share(part: IntArray, whole: IntArray) -> npt.NDArray[np.float64]:
-    """part / whole, 0 where whole is 0."""
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
-
-
-def _macro_auroc(labels_N: IntArray, scores_NK: FloatArray) -> float:
-    areas = [
-        _auroc(labels_N == label, scores_NK[:, label])
-        for label in range(scores_NK.shape[1])
-        if 0 < np.count_nonzero(labels_N == label) < len(labels_N)
-    ]
-    return float(np.mean(areas)) if areas else float("nan")
-
-
-def _auroc(positive_N: npt.NDArray[np.bool_], score_N: FloatArray) -> float:
-    """P(a positive's score > a negative's) + ½ P(equal): Mann and Whitney's U over the number of pairs."""
-    _, place_N, ties = np.unique(score_N, return_inverse=True, return_counts=True)
-    rank = np.cumsum(ties) - (ties - 1) / 2  # 1-based, the mean rank where scores are equal
-    positives = int(positive_N.sum())
-    u = rank[place_N][positive_N].sum() - positives * (positives + 1) / 2
-    return float(u / (positives * (len(positive_N) - positives)))
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:

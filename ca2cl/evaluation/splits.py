@@ -21,6 +21,14 @@ Subsets = Mapping[float, Sequence[IntArray]]
 _SLIDES, _REPLACED, _UNLABELLED, _SPLIT, _ANY = 1 << 32, 1 << 33, 1 << 34, 1 << 35, 1 << 36
 
 
+def check_budgets(budgets: Sequence[float]) -> None:
+    """Refuse a setting ``labels`` without budgets, or with one that ``check_budget`` refuses."""
+    if not budgets:
+        raise InputError("labels is empty: give at least one budget, such as 0.1")
+    for budget in budgets:
+        check_budget(budget)
+
+
 def check_budget(budget: float) -> None:
     """Refuse what is neither a fraction of the labels nor a whole number of tiles a class.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ca2cl.common.files import replacing, sync, sync_replace, writing
+from ca2cl.common.files import fsync, replacing, sync_replace, writing
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME
 
@@ -103,4 +103,4 @@ def _move(path: Path, place: Path) -> None:
             if old.exists():
                 old.rename(place)
             raise
-        sync(place.parent)
+        fsync(place.parent)

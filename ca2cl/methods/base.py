@@ -1,30 +1,66 @@
-"""What the ways to compute a step share: its views, its engine, and single passes through the network.
+"""Interface of a self-supervised method, and of the engine under it.
 
-Shapes: B local rows of a micro-batch.
+A method is a subclass of ``Method``, known by its name in ``methods.registry`` or as ``package.module:Class``. Most
+losses of two views are shorter as a ``methods.two_views.TwoViewMethod``, which brings exact accumulation along.
+
+Shapes: B local rows of a micro-batch, S side of a view in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ca2cl.methods.surrogate import given_gradient
-from ca2cl.models.heads import Embeddings, Network
+from ca2cl.config import ObjectiveConfig
+from ca2cl.models.backbone import Backbone
 
-FIRST, SECOND = 0, 1
-"""Whose running statistics a pass adds to: those of the strong view come before the weak one's."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Panel = tuple[str, str, tuple[tuple[str, str], ...]]
+"""A chart of the run's curves: its title, its unit, and names of terms with their labels."""
+
+
+class Tiles(NamedTuple):
+    """A micro-batch before views are made of it.
+
+    Attributes:
+        pixels: uint8 (B, H, W, 3), on the device.
+        keys: int64 (B,), a word a tile, on the host: what a view draws is drawn there.
+        epoch: the pass over the data, from 0.
+        positions: int64 (B,), the rows' places in the global batch.
+        second_order: int64 (B,), the rows' order in which a second view's groups of ``lane_group`` normalisation are
+            runs of consecutive rows (the first view's are in the order given); None: there are no groups.
+    """
+
+    pixels: Tensor
+    keys: Tensor
+    epoch: int
+    positions: Tensor
+    second_order: Tensor | None = None
+
+
+class Views(Protocol):
+    """Augmented views of tiles, a pure function of what it is given (``views.batch.Views``)."""
+
+    def __call__(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """The strong and the weak view, normalised, (B, 3, S, S) each."""
+
+    def strong(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The strong view alone."""
+
+    def weak(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The weak view alone."""
 
 
 class ViewBatch(NamedTuple):
-    """Two views of a micro-batch, (B, 3, S, S) each, and its rows' places in the global batch, (B,) int64.
-
-    ``second_order`` (B,), where it is given, is the order in which the weak view's rows go through the network:
-    groups of ``lane_group`` normalisation are runs of consecutive rows, and each view has its own.
-    """
+    """Two views of a micro-batch, (B, 3, S, S) each; ``positions`` and ``second_order`` are those of ``Tiles``."""
 
     x1: Tensor
     x2: Tensor
@@ -36,11 +72,11 @@ class Engine(Protocol):
     """What a method needs of whatever carries its gradient."""
 
     @property
-    def network(self) -> torch.nn.Module:
-        """The wrapped network: call it like ``Network``."""
+    def network(self) -> nn.Module:
+        """The wrapped network: call it like what ``Method.build`` made."""
 
     @property
-    def bare(self) -> Network:
+    def bare(self) -> Any:
         """The network inside the wrapper: for passes that the engine must not notice."""
 
     @property
@@ -59,8 +95,9 @@ class LocalEngine:
 
     loss_scale = 1.0
 
-    def __init__(self, network: Network) -> None:
-        self.network = self.bare = network
+    def __init__(self, network: nn.Module) -> None:
+        self.network: Any = network
+        self.bare: Any = network
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         """Nothing is exchanged."""
@@ -71,33 +108,96 @@ class LocalEngine:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-def embed_first(network: torch.nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embeddings:
-    """The strong view's embeddings, through the stem's weight plus ``delta``.
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a method without settings of its own."""
 
-    Args:
-        record: whether BatchNorm's running statistics take note. Only one clean pass of a view and step may: the
-            adversarial one sees weights that no evaluation will.
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What a method is made from.
+
+    Attributes:
+        objective: the settings of CA2CL's loss, whose temperature other contrastive losses share.
+        projection_dim: ``model.projection_dim``.
+        accumulation: what several micro-batches mean.
+        options: the method's own settings, ``Method.options`` made from the words of ``method.options``.
     """
-    embeddings: Embeddings = network(views.x1, delta, FIRST if record else None)
-    return embeddings
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    projection_dim: int = 128
+    accumulation: Literal["exact", "plain"] = "exact"
+    options: Any = NoOptions()
 
 
-def embed_second(network: torch.nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embeddings:
-    """The weak view's embeddings, in the order of the strong view's rows."""
-    order, slot = views.second_order, SECOND if record else None
-    if order is None:
-        embeddings: Embeddings = network(views.x2, delta, slot)
-        return embeddings
-    z, g = network(views.x2[order], delta, slot)
-    back = torch.argsort(order)
-    return Embeddings(z[back], g[back])
+class Method(ABC):
+    """A self-supervised method: its network, its views and how a step's gradient is made (``training.loop.Method``)."""
 
+    options: ClassVar[type] = NoOptions
+    """A dataclass of the method's own settings, each a bool, int, float or str with a default: ``method.options``."""
+    counters: ClassVar[Mapping[str, str]] = {}
+    """Terms of a step that are counts, added up over the run in the journal, and what each one counts."""
+    curves: ClassVar[Sequence[Panel]] = (("Loss", "", (("loss", ""),)),)
+    """Charts of the terms of a step; those of rate, norm and throughput are every method's."""
+    accumulations: ClassVar[Sequence[str]] = ("plain",)
+    """Values of ``run.accumulation`` with which a step may have several micro-batches; bitwise, only if it is named."""
 
-def parameters_of(engine: Engine) -> list[Tensor]:
-    """The trainable parameters, in the network's order."""
-    return [p for p in engine.bare.parameters() if p.requires_grad]
+    @classmethod
+    def from_settings(cls, settings: MethodSettings) -> Method:
+        """The method with those settings; by default it takes none.
 
+        Raises:
+            InputError: it cannot use one of them.
+        """
+        return cls()
 
-def carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> Tensor:
-    """A scalar whose gradient with respect to each tensor is the given one over ``scale``."""
-    return given_gradient(pairs[0][0].new_zeros(()), [(tensor, gradient / scale) for tensor, gradient in pairs])
+    @abstractmethod
+    def build(self, encoder: Backbone) -> nn.Module:
+        """The network to train: encoder, heads, and a teacher where there is one.
+
+        It is called with images (B, 3, S, S), autocasts its passes to its attribute ``autocast_dtype`` (None: to none;
+        ``models.heads.EncoderNetwork`` does), and its ``state_dict`` is what checkpoints hold.
+        """
+
+    def encoder(self, network: Any) -> Backbone:
+        """The part of ``build``'s network that is registered in the end."""
+        encoder: Backbone = network.encoder
+        return encoder
+
+    def views(self, tiles: Tiles, views: Views) -> Any:
+        """What ``step`` gets of a micro-batch, by default the strong and the weak view; the same whenever it is asked
+        for."""
+        made = views(tiles.pixels, tiles.keys, tiles.epoch)
+        x1, x2 = (x.contiguous(memory_format=torch.channels_last) for x in made)
+        return ViewBatch(x1, x2, tiles.positions, tiles.second_order)
+
+    @abstractmethod
+    def step(self, engine: Engine, micro_batches: Sequence[Any]) -> dict[str, Tensor]:
+        """Accumulate the gradient of one optimizer step, by one ``engine.backward`` a micro-batch.
+
+        Returns:
+            The step's terms as scalars, ``loss`` among them, the same on every rank.
+        """
+
+    def after_step(self, network: Any, step: int, total_steps: int) -> None:  # noqa: B027 - not every method has one
+        """Update what no gradient does, such as an EMA teacher or a queue: ``step`` optimizer steps are done by now.
+        Not called after a step that was left out."""
+
+    @property
+    def least_tiles(self) -> int:
+        """Fewest tiles that the loss takes."""
+        return 2
+
+    def too_few(self, tiles: int) -> tuple[str, str]:
+        """Why a loss of so many tiles is refused, and the setting that would let it pass."""
+        return f"the loss needs at least {self.least_tiles} tiles", ""
+
+    def figures(self, network: Any, tiles_NHWC: Tensor, batches: Iterable[Tensor]) -> dict[str, Figure]:
+        """Figures of what the network has learnt, by name; called on one process, without gradient.
+
+        Args:
+            network: in evaluation mode.
+            tiles_NHWC: some training tiles, uint8, on the host.
+            batches: the same tiles as the encoder's input, batch after batch, on the device.
+        """
+        return {}

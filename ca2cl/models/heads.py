@@ -1,18 +1,18 @@
-"""The two heads on the encoder's features, and the network that joins them.
+"""Heads on the encoder's features, and networks that join them.
 
 Shapes: B local batch, D embedding, d features.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import recording
-from ca2cl.models.resnet import Encoder
 
 
 class Projector(nn.Module):
@@ -48,25 +48,27 @@ class Embeddings(NamedTuple):
     g: Tensor
 
 
-class Network(nn.Module):
-    """Encoder and heads: what the engine wraps and the optimizer sees.
+class EncoderNetwork(nn.Module):
+    """An encoder with heads on its features: what the engine wraps and the optimizer sees.
 
     Attributes:
         autocast_dtype: the precision that passes are autocast to, torch.float16 or torch.bfloat16; None: to none.
     """
 
-    def __init__(self, encoder: Encoder, dim: int = 128) -> None:
+    def __init__(self, encoder: Backbone) -> None:
         super().__init__()
         self.autocast_dtype: torch.dtype | None = None
         self.encoder = encoder
-        self.projector = Projector(encoder.feature_dim, dim)
-        self.group_head = GroupHead(encoder.feature_dim, dim)
 
-    def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
+    def heads(self, h_Bd: Tensor) -> Any:
+        """What the heads make of features: a named tuple, one tensor (B, D) a head."""
+        raise NotImplementedError
+
+    def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Any:
         """Embeddings of one view, its own forward pass with its own BatchNorm statistics.
 
         Args:
-            stem_delta: added to the stem's weight, see ``Encoder``.
+            stem_delta: added to the stem's weight, see ``Backbone``.
             slot: the view that running statistics are recorded for (``norm.commit_statistics`` then moves them); None
                 records none.
         """
@@ -74,5 +76,17 @@ class Network(nn.Module):
             recording(self, slot),
             torch.autocast(x_BCHW.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None),
         ):
-            h_Bd = self.encoder(x_BCHW, stem_delta)
-            return Embeddings(self.projector(h_Bd), self.group_head(h_Bd))
+            return self.heads(self.encoder(x_BCHW, stem_delta))
+
+
+class Network(EncoderNetwork):
+    """CA2CL's: a projector and a group head."""
+
+    def __init__(self, encoder: Backbone, dim: int = 128) -> None:
+        super().__init__(encoder)
+        self.projector = Projector(encoder.feature_dim, dim)
+        self.group_head = GroupHead(encoder.feature_dim, dim)
+
+    def heads(self, h_Bd: Tensor) -> Embeddings:
+        """z and g."""
+        return Embeddings(self.projector(h_Bd), self.group_head(h_Bd))

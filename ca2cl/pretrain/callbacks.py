@@ -19,11 +19,11 @@ from ca2cl.data.loading.stream import BadTile
 from ca2cl.data.remote.reader import ShardReader, is_remote
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.methods.ca2cl.cluster_loss import k_means
+from ca2cl.methods.base import Method
 from ca2cl.models.preprocess import preprocess
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory import peak_bytes
-from ca2cl.tracking.figures import cluster_figure, curves_figure
+from ca2cl.tracking.figures import curves_figure
 from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker
 from ca2cl.training.engine import AccelerateEngine
@@ -38,6 +38,7 @@ class RunObserver:
     """Watches a run on rank 0; does nothing on the others (their tracker is a ``NullTracker``).
 
     Args:
+        method: whose curves and figures are drawn.
         state: what every checkpoint carries; it learns the run's id as soon as MLflow has given one.
     """
 
@@ -45,12 +46,14 @@ class RunObserver:
         self,
         tracker: NullTracker,
         config: PretrainConfig,
+        method: Method,
         index: ShardIndex,
         reader: ShardReader,
         order: LaneOrder,
         total_steps: int,
         state: dict[str, Any],
     ) -> None:
+        self.method = method
         self.tracker, self.config, self.index, self.reader, self.order = tracker, config, index, reader, order
         self.state = state
         self.last_metrics: dict[str, float | None] = {}
@@ -109,36 +112,31 @@ class RunObserver:
             self.figures(engine)
 
     def figures(self, engine: AccelerateEngine) -> None:
-        """The curves so far, and what the encoder now groups together, on a fixed sample of tiles."""
+        """The curves so far, and the method's own figures on a fixed sample of tiles."""
         if not isinstance(self.tracker, RunTracker):
             return
-        self.tracker.log_figure("curves", curves_figure(self.tracker.run_dir / "journal.jsonl"))
+        curves = curves_figure(self.tracker.run_dir / "journal.jsonl", self.method.curves)
+        self.tracker.log_figure("curves", curves)
         samples = _spread(self.index.starts, _REMOTE_SHARDS if is_remote(self.config.data.shards) else None)
         try:
-            tiles, groups = self._embedded(engine, samples)
+            read = [part[0] for part in iterate_tiles(self.index, self.reader, samples, batch_size=64)]
         except InputError as error:  # met by this rank alone, and a picture is not worth the run
-            logger.warning("no figure of the clusters: %s", error)
+            logger.warning("no figures of tiles: %s", error)
             return
-        clusters = min(self.config.objective.clusters, len(groups))
-        found = k_means(groups, clusters, self.config.objective.lloyd_iterations)
-        figure = cluster_figure(tiles.numpy(), found.assignments.numpy(), clusters)
-        self.tracker.log_figure("clusters", figure)
+        for name, figure in self._drawn(engine, read).items():
+            self.tracker.log_figure(name, figure)
 
     @torch.no_grad()
-    def _embedded(self, engine: AccelerateEngine, samples: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Tiles and what the group head makes of them."""
+    def _drawn(self, engine: AccelerateEngine, read: Sequence[Tensor]) -> dict[str, Any]:
+        """The method's figures of tiles, batch after batch (B, H, W, 3)."""
         model, network = self.config.model, engine.bare
-        tiles, groups = [], []
+        inputs = (preprocess(x.to(engine.device), self.config.data.image_size, model.mean, model.std) for x in read)
         training = network.training
         network.eval()
         try:
-            for tiles_BHWC, _labels, _samples in iterate_tiles(self.index, self.reader, samples, batch_size=64):
-                x = preprocess(tiles_BHWC.to(engine.device), self.config.data.image_size, model.mean, model.std)
-                groups.append(network(x).g.float().cpu())
-                tiles.append(tiles_BHWC)
+            return self.method.figures(network, torch.cat(list(read)), inputs)
         finally:
             network.train(training)
-        return torch.cat(tiles), torch.cat(groups)
 
     def close(self) -> None:
         """End the bar."""

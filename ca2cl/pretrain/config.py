@@ -18,6 +18,18 @@ from ca2cl.config import (
 
 
 @dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Which self-supervised method trains the encoder."""
+
+    name: str = "ca2cl"
+    """ca2cl, with the settings of objective; simclr: NT-Xent between the two views alone, with objective.temperature;
+    or package.module:Class, a ca2cl.methods.base.Method of your own. Code is named on the command line alone, never by
+    a YAML file."""
+    options: tuple[str, ...] = ()
+    """Settings of a method of your own, NAME=VALUE each."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """A pre-training job."""
 
@@ -27,8 +39,10 @@ class PretrainConfig:
     """The encoder and its heads."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """How a tile becomes its two views."""
+    method: MethodConfig = field(default_factory=MethodConfig)
+    """The self-supervised method."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """The loss."""
+    """CA2CL's loss."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -45,15 +59,4 @@ class PretrainConfig:
             f"a batch takes the same number of tiles from each of data.lanes = {data.lanes} lanes; "
             f"use a multiple, such as --run.batch_size {max(1, round(run.batch_size / data.lanes)) * data.lanes}, "
             f"or --data.lanes {math.gcd(run.batch_size, data.lanes)}",
-        )
-        name, smallest, least = "run.batch_size", run.batch_size, self.objective.least_tiles
-        more = f"--run.batch_size {-(-least // data.lanes) * data.lanes}"
-        if run.accumulation == "plain" and run.micro_batch_size:
-            name, smallest, more = "run.micro_batch_size", run.micro_batch_size, "a larger one"
-        require(
-            smallest >= least,
-            name,
-            smallest,
-            f"k-means needs at least objective.clusters = {least} tiles; "
-            f"use {more}, or --objective.clusters {smallest}",
         )

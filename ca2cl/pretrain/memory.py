@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ca2cl.errors import InputError
-from ca2cl.models.heads import Network
-from ca2cl.models.resnet import build_encoder
+from ca2cl.models.backbone import Backbone, outline
 from ca2cl.runtime.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)
@@ -25,19 +25,30 @@ _SURE, _LIKELY = 0.9, 1.6
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def bytes_a_tile(arch: str, image_size: int, precision: str) -> float:
-    """What autograd keeps of one tile in one pass: measured on small ones, for it grows as the number of pixels."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # its values do not matter, and take time to draw
-        network = Network(build_encoder(arch, "frozen")).train()  # sync would wait for the other ranks
+def bytes_a_tile(build: Callable[[Backbone], nn.Module], arch: str, image_size: int, precision: str) -> float:
+    """What autograd keeps of one tile in one pass: measured on small ones, for it grows as the number of pixels.
+
+    Args:
+        build: of the method, the network around an encoder.
+        arch: of the encoder.
+        image_size: side of the tile in pixels.
+        precision: that of the job.
+    """
+    encoder = outline(arch, "frozen", image_size=image_size)  # sync would wait for the other ranks
+    tried = math.ceil(_TRIED_SIZE / encoder.patch_size) * encoder.patch_size
+    if tried != image_size:
+        encoder = outline(arch, "frozen", image_size=tried)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = build(encoder).train()
     network = network.to_empty(device="cpu")
-    for tensor in network.state_dict().values():
-        tensor.zero_()
-    network.autocast_dtype = None if precision == "no" else torch.bfloat16  # fp16 is as large, and slow on CPUs
-    more = _kept_bytes(network, 2 * _TRIED_ROWS) - _kept_bytes(network, _TRIED_ROWS)
-    return more / _TRIED_ROWS * (image_size / _TRIED_SIZE) ** 2
+    for tensor in (*network.parameters(), *network.buffers()):  # its values do not matter, and take time to draw
+        tensor.data.zero_()
+    network.autocast_dtype = None if precision == "no" else torch.bfloat16  # type: ignore[assignment]  # fp16 is as large, and slow on CPUs
+    more = _kept_bytes(network, 2 * _TRIED_ROWS, tried) - _kept_bytes(network, _TRIED_ROWS, tried)
+    return more / _TRIED_ROWS * (image_size / tried) ** 2
 
 
-def _kept_bytes(network: Network, rows: int) -> int:
+def _kept_bytes(network: nn.Module, rows: int, size: int) -> int:
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # or the next one may have the address of one that is gone
 
@@ -48,7 +59,7 @@ def _kept_bytes(network: Network, rows: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.zeros(rows, 3, _TRIED_SIZE, _TRIED_SIZE))
+        network(torch.zeros(rows, 3, size, size))
     return sum(kept.values())
 
 

@@ -7,10 +7,11 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from ca2cl import config as settings
 from ca2cl.common.files import writing
@@ -20,11 +21,12 @@ from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.methods.base import Method, MethodSettings
+from ca2cl.methods.bitwise import Bitwise
+from ca2cl.methods.registry import build_method
+from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
-from ca2cl.models.heads import Network
-from ca2cl.models.resnet import Encoder, build_encoder
 from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.callbacks import RunObserver
@@ -42,8 +44,9 @@ from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.loop import Progress, TrainJob, train
 from ca2cl.training.optim import build_optimizer
+from ca2cl.training.schedule import learning_rate
 from ca2cl.views.build import build_views
 
 logger = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ def run(config: PretrainConfig) -> int:
         InputError: the configuration, the data or the folder cannot be used.
     """
     _check(config)
+    method = _method(config)
     stop = StopFlag().install()
     with stop.joining():
         accelerator = build_accelerator()
@@ -65,17 +69,17 @@ def run(config: PretrainConfig) -> int:
     ranks = Ranks()
     numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
-    order = _order(config, index, world)
+    order = _order(config, index, world, method.least_tiles)
     _warn_of_a_small_cache(config, index, world)
     micro_batch = shares.micro_batch(config, world)
+    shares.check_accumulation(config, method, world, micro_batch)
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
-    ranks.together(lambda: _check_needs(config, accelerator, micro_batch))
+    ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
     weights = weights_digest(encoder, config.model.mean, config.model.std)
-    network = Network(encoder, config.model.projection_dim)
-    engine = _engine(config, accelerator, network, micro_batch)
+    engine = _engine(config, accelerator, method.build(encoder), micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
     )
@@ -96,7 +100,9 @@ def run(config: PretrainConfig) -> int:
         _name_origin(tracker, checkpoint)
     status: Status = "FAILED"
     try:
-        parts = _Parts(engine, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics)
+        parts = _Parts(
+            engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics
+        )
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
     except KeyboardInterrupt:
@@ -116,6 +122,7 @@ class _Parts:
     """What a job is made of before its run is opened."""
 
     engine: AccelerateEngine
+    method: Method
     index: ShardIndex
     order: LaneOrder
     groups: LaneGroups | None
@@ -132,7 +139,7 @@ class _Parts:
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
     """Everything between an opened run and its end; False when a signal asked for an earlier one."""
-    engine, index, order, tracker = parts.engine, parts.index, parts.order, parts.tracker
+    engine, method, index, order, tracker = parts.engine, parts.method, parts.index, parts.order, parts.tracker
     accelerator = engine.accelerator
     reader = ShardReader(
         config.data.shards, config.data.cache_dir, index=index, cache_gb=config.data.cache_gb,
@@ -155,13 +162,16 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "norm_block": config.model.norm_block,
         "numerics": parts.numerics,
     }
-    observer = RunObserver(tracker, config, index, reader, order, steps, state)
-    job = Job(
-        engine=engine,
-        method=CA2CL(config.objective, config.run.accumulation, parts.groups.block if parts.groups else None),
-        data=feed(stream, views, engine.device, micro_batch, parts.groups),
-        observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, run=config.run, optim=config.optim,
-        total_steps=steps, steps_per_epoch=order.steps_per_epoch, check_bad=budget.check, state=state,
+    observer = RunObserver(tracker, config, method, index, reader, order, steps, state)
+    run, per_epoch = config.run, order.steps_per_epoch
+    bitwise = Bitwise(method, parts.groups.block) if run.accumulation == "bitwise" and parts.groups else None
+    job = TrainJob(
+        engine=engine, method=bitwise or method,
+        data=feed(stream, lambda tiles: method.views(tiles, views), engine.device, micro_batch, parts.groups),
+        observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, state=state, check_bad=budget.check,
+        batch_size=run.batch_size, total_steps=steps, steps_per_epoch=per_epoch,
+        rate=lambda step: learning_rate(config.optim, step, steps, per_epoch), clip_norm=config.optim.clip_norm,
+        checkpoint_every=run.checkpoint_every, log_every=run.log_every, max_skipped=run.max_skipped,
     )  # fmt: skip
     try:
         done = train(job, progress)
@@ -180,6 +190,15 @@ def _check(config: PretrainConfig) -> None:
         raise InputError("run.output_dir is not set: give a folder for the run, --run.output_dir FOLDER")
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
+    check_arch(config.model.arch)
+
+
+def _method(config: PretrainConfig) -> Method:
+    accumulation: Literal["exact", "plain"] = "plain" if config.run.accumulation == "plain" else "exact"
+    settings = MethodSettings(config.objective, config.model.projection_dim, accumulation)
+    method = build_method(config.method.name, settings, config.method.options)
+    shares.check_least(config, method)
+    return method
 
 
 def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
@@ -190,8 +209,8 @@ def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dic
     return numerics
 
 
-def _order(config: PretrainConfig, index: ShardIndex, world: int) -> LaneOrder:
-    run, least = config.run, config.objective.least_tiles
+def _order(config: PretrainConfig, index: ShardIndex, world: int, least: int) -> LaneOrder:
+    run = config.run
     order = LaneOrder(index, config.data.lanes, run.batch_size, run.seed, world=world, least=least)
     order.check_world(world)
     return order
@@ -209,16 +228,16 @@ def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int
         )  # fmt: skip
 
 
-def _check_needs(config: PretrainConfig, accelerator: Any, micro_batch: int) -> None:
+def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro_batch: int) -> None:
     """Whether this machine can do a step at all."""
     run = config.run
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
-        a_tile = bytes_a_tile(config.model.arch, config.data.image_size, run.precision)
+        a_tile = bytes_a_tile(method.build, config.model.arch, config.data.image_size, run.precision)
         check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
 
 
-def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_batch: int) -> AccelerateEngine:
+def _engine(config: PretrainConfig, accelerator: Any, network: nn.Module, micro_batch: int) -> AccelerateEngine:
     optimizer = build_optimizer(config.optim, network)
     if under_deepspeed():
         from ca2cl.training.deepspeed import DeepSpeedEngine
@@ -227,18 +246,22 @@ def _engine(config: PretrainConfig, accelerator: Any, network: Network, micro_ba
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
 
 
-def _initial_encoder(config: PretrainConfig) -> tuple[Encoder, tuple[str, ...]]:
+def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
     """The same on every rank: from the run's seed, or from given weights; and which tiles these were trained on."""
     model = config.model
     torch.manual_seed(config.run.seed)
-    encoder = build_encoder(model.arch, model.norm, group=model.norm_group, identity_blocks=True)
+    encoder = build_encoder(
+        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True
+    )
+    if not has_batch_norm(encoder) and find_place().rank == 0:
+        logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
     if model.weights != "random":
         given = resolve_encoder(
             model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
         )
         if given.card.arch != model.arch:
             raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
-        encoder.load_state_dict(given.encoder.state_dict())
+        encoder.load_state_dict(encoder.fitted(given.encoder.state_dict()))
         return encoder, given.card.manifests
     return encoder, ()
 
@@ -322,12 +345,13 @@ def _name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
 def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:
     """Write the finished encoder into the run's folder and register it."""
     engine, tracker, manifest = parts.engine, parts.tracker, parts.index.manifest
+    encoder = parts.method.encoder(engine.bare)
     if not engine.accelerator.is_main_process:
         return
     observer.figures(engine)
     card = EncoderCard(
         arch=config.model.arch,
-        feature_dim=engine.bare.encoder.feature_dim,
+        feature_dim=encoder.feature_dim,
         input_size=config.data.image_size,
         mean=config.model.mean,
         std=config.model.std,
@@ -342,6 +366,6 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
     )
     folder = Path(config.run.output_dir) / "encoder"
     with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
-        save_encoder(folder, engine.bare.encoder.state_dict(), card)
+        save_encoder(folder, encoder.state_dict(), card)
     tracker.log_encoder(folder, config.tracking.register_as)
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.common.records import is_number
+from ca2cl.methods.base import Method
 from ca2cl.tracking.figures import PANELS, columns_of, thin
 
 WIDTH, HEIGHT = 360, 200
@@ -18,7 +19,6 @@ _POINTS = 400  # as many as a panel has pixels
 _COUNTS = {
     "bad_samples": "undecodable tiles replaced",
     "skipped_steps": "steps skipped",
-    "skipped_adversaries": "adversarial branches skipped",
 }
 Numbers = npt.NDArray[np.float64]
 
@@ -53,11 +53,11 @@ class Panel:
         return f"{self.title}{f' in {self.unit}' if self.unit else ''} over optimizer steps: {lasts}"
 
 
-def panels(lines: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Every panel of ``tracking.figures`` that the training lines have a finite number for."""
+def panels(lines: Sequence[dict[str, Any]], method: type[Method]) -> list[Panel]:
+    """Every panel of the method and of ``tracking.figures`` that the training lines have a finite number for."""
     columns = columns_of(lines)
     drawn = []
-    for title, unit, named in PANELS:
+    for title, unit, named in (*method.curves, *PANELS):
         held = [(columns[name], label) for name, label in named if name in columns]
         held = [(values, label) for values, label in held if np.isfinite(values).any()]
         if held:
@@ -103,9 +103,10 @@ def _curve(label: str, x_P: Numbers, y_P: Numbers, raw: Numbers) -> Curve:
     return Curve(label, "".join(parts), dots, f"{raw[np.isfinite(raw)][-1]:.4g}")
 
 
-def counts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def counts(lines: Sequence[Mapping[str, Any]], method: type[Method]) -> list[str]:
     """What went wrong on the way: the journal's running totals, as its last line has them."""
     last = lines[-1] if lines else {}
+    named = {**_COUNTS, **method.counters}
     return [
-        f"{last[name]:.0f} {meaning}" for name, meaning in _COUNTS.items() if last.get(name) and is_number(last[name])
+        f"{last[name]:.0f} {meaning}" for name, meaning in named.items() if last.get(name) and is_number(last[name])
     ]

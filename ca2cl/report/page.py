@@ -14,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ca2cl import __version__
 from ca2cl.errors import InputError
+from ca2cl.methods.base import Method
+from ca2cl.methods.registry import DEFAULT, known_method
 from ca2cl.report import run_summary as facts
 from ca2cl.report.clusters import Clustering, cluster
 from ca2cl.report.config import ReportConfig
@@ -60,9 +62,11 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
     shown, sheet_of = other or trained_on, trained_on or other
     found = _encoder(material, gaps)
     tiles = _tiles(config, found, shown, device, gaps) if found and shown else None
+    method = known_method(material.params.get("method.name", DEFAULT))
     context: dict[str, Any] = {
         "run": material, "status_note": facts.status_note(material), "header": facts.header(material, found),
-        "panels": _panels(material, gaps), "width": WIDTH, "height": HEIGHT, "counts": counts(material.lines),
+        "panels": _panels(material, method, gaps), "width": WIDTH, "height": HEIGHT,
+        "counts": counts(material.lines, method),
         "sheet": sheet(config, material, sheet_of, gaps) if sheet_of else "", "sheet_of": sheet_of,
         "tiles": tiles, "shown": shown, "results": _results(material, gaps),
         "lineage": facts.lineage(material, found), "drift": facts.drift(material),
@@ -100,8 +104,8 @@ def _tiles(
         return None
 
 
-def _panels(material: RunMaterial, gaps: dict[str, str]) -> list[Any]:
-    found = panels(material.lines) if material.lines else []
+def _panels(material: RunMaterial, method: type[Method], gaps: dict[str, str]) -> list[Any]:
+    found = panels(material.lines, method) if material.lines else []
     if not found:
         gaps["curves"] = (
             "no training line: the run took no step yet (or was imported), or its numbers were never sent; "

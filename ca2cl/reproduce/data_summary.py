@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.common.files import write_record
-from ca2cl.common.records import parse_json
+from ca2cl.common.records import read_fields
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
@@ -74,10 +74,6 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     Raises:
         InputError: the file is damaged.
     """
-    try:
-        facts = parse_json(path.read_text(encoding="utf-8"))
-        return {"digests": facts["digests"], "leak": facts["leak"], "tiles": facts["tiles"], **facts}
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None
+    return read_fields(path, ("digests", "leak", "tiles"), "delete it and start again")

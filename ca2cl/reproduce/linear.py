@@ -17,8 +17,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
-from ca2cl.common.grid import Grid, read_result
-from ca2cl.common.records import parse_json
+from ca2cl.common.grid import Grid
+from ca2cl.common.records import parse_json, read_fields
 from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
 from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
@@ -118,7 +118,7 @@ def _predict(trial: LinearTrial, rows_N: Integers, protocol: Protocol, train: Ve
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_result(path, ("labelled", "setting", "scores", "confusion", "right"), remove="it")
+    return read_fields(path, ("labelled", "setting", "scores", "confusion", "right"), "delete it and start again")
 
 
 def read_units(out: Path) -> Units | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca2cl import __version__
 from ca2cl.common.files import write_atomic
-from ca2cl.common.records import parse_json
+from ca2cl.common.records import read_record
 from ca2cl.config import flatten
-from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import tag, trained_on
 from ca2cl.evaluation.report import metric_name, metric_names, row_as_dict, row_from_dict, tracked_metrics, write_json
 from ca2cl.reproduce.config import JOBS, KEPT, TASKS, NctConfig, jobs
@@ -30,6 +29,13 @@ TUNED = "finetune-results.json"
 _CHART, _TEXT, _LOGGED = "reproduce.png", "reproduce.txt", "logged.json"
 SCHEMA_VERSION = 1
 KIND = "reproduce-nct"
+
+
+@dataclass
+class _Tuned:
+    """What is read of a fine-tuning job's summary."""
+
+    results: list[dict[str, Any]]
 
 
 def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) -> None:
@@ -68,11 +74,7 @@ def _rows(config: NctConfig) -> list[Mapping[str, Any]]:
     if "linear" in config.tasks and "head" not in tuned:
         rows += [row_as_dict(row) for row in read_rows(config)]
     for trains in tuned:
-        path = config.out / JOBS[trains] / TUNED
-        try:
-            rows += parse_json(path.read_text(encoding="utf-8"))["results"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error!r}); delete it and start again") from None
+        rows += read_record(config.out / JOBS[trains] / TUNED, _Tuned, "delete it and start again").results
     return rows
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from ca2cl.common.files import sync, writing
+from ca2cl.common.files import fsync, writing
 from ca2cl.data.sources.names import is_clutter
 from ca2cl.errors import InputError
 from ca2cl.reproduce.archives import KEPT, check_space
@@ -37,7 +37,7 @@ def unpack(archive: Path, target: Path) -> None:
         with writing(target, KEPT):
             inner = scratch / target.name
             (inner if inner.is_dir() else scratch).rename(target)
-            sync(target.parent)
+            fsync(target.parent)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{archive}: damaged ({error}); delete it and use --download") from None
     finally:

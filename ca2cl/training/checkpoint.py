@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ca2cl.common.files import file_digest, sync
+from ca2cl.common.files import file_digest, fsync
 from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
 from ca2cl.training.engine import AccelerateEngine
@@ -139,10 +139,10 @@ class Checkpointer:
         content["sha256"][_STATE] = _state_digest(content)
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
-            sync(file)
+            fsync(file)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        sync(self.folder)
+        fsync(self.folder)
         self._damaged.discard(target)
         self._point_at(target)
         self._prune(target)
@@ -153,9 +153,9 @@ class Checkpointer:
     def _point_at(self, target: Path) -> None:
         temporary = self.folder / f".{_LATEST}.tmp"
         temporary.write_text(target.name, encoding="utf-8")
-        sync(temporary)
+        fsync(temporary)
         temporary.replace(self.folder / _LATEST)
-        sync(self.folder)
+        fsync(self.folder)
 
     def _prune(self, newest: Path) -> None:
         """Keep the newest ones. Those of later steps are what a run that went back has left behind: they go first, and

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.errors import InputError
 from ca2cl.runtime.signals import GivenUp, StopFlag
 from ca2cl.training.checkpoint import Checkpointer, read_state
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.schedule import learning_rate
 from ca2cl.training.within_step import StepExit, step_exit
 
 logger = logging.getLogger(__name__)
@@ -41,10 +39,19 @@ class StepData(Protocol):
 
 
 class Method(Protocol):
-    """A way to make a step's gradient."""
+    """A way to make a step's gradient; a subclass need not define more than ``step``."""
+
+    @property
+    def counters(self) -> Collection[str]:
+        """Names of terms that are counts, added up over the run in ``Progress.counts`` and the journal."""
+        return ()
 
     def step(self, engine: Any, micro_batches: Sequence[Any]) -> dict[str, Tensor]:
         """Accumulate the gradient; return the step's terms, ``loss`` among them, the same on every rank."""
+
+    def after_step(self, network: Any, step: int, total_steps: int) -> None:
+        """An optimizer step was done, the ``step``-th; not called after one that was left out."""
+        return
 
 
 class Observer(Protocol):
@@ -67,7 +74,8 @@ class Progress:
     step: int = 0
     bad_samples: int = 0
     skipped_steps: int = 0
-    skipped_adversaries: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    """Those of ``Method.counters`` so far."""
 
     @classmethod
     def of(cls, checkpoint: Path) -> Progress:
@@ -76,14 +84,28 @@ class Progress:
         Raises:
             InputError: no checkpoint, or one of another kind of training.
         """
-        held: dict[str, int] = read_state(checkpoint).get("progress", {})
-        if not held.keys() <= {count.name for count in fields(cls)} or "step" not in held:
+        held: dict[str, int] = dict(read_state(checkpoint).get("progress", {}))
+        if "step" not in held:
             raise InputError(f"{checkpoint}: progress is damaged; give the path of another step-* folder")
-        return cls(**held)
+        own = {name: held.pop(name, 0) for name in ("step", "bad_samples", "skipped_steps")}
+        return cls(**own, counts=held)
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps: all counts side by side."""
+        own = {"step": self.step, "bad_samples": self.bad_samples, "skipped_steps": self.skipped_steps}
+        return {**own, **self.counts}
+
+    def add(self, bad_samples: int, skipped: bool, counts: Mapping[str, int]) -> None:
+        """Add what one step counted; ``skipped``: it was left out."""
+        self.step += 1
+        self.bad_samples += bad_samples
+        self.skipped_steps += skipped
+        for name, count in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """Everything that the loop needs, made by the launcher."""
 
     engine: AccelerateEngine
@@ -92,20 +114,28 @@ class Job:
     observer: Observer
     checkpointer: Checkpointer
     stop: StopFlag
-    run: RunConfig
-    optim: OptimConfig
+    batch_size: int
+    """Tiles in an optimizer step, over all processes."""
+    rate: Callable[[int], float]
+    """Learning rate of a step, from 0."""
     total_steps: int
     steps_per_epoch: int
+    checkpoint_every: int
+    """Optimizer steps between checkpoints; one is always written at the end."""
     check_bad: Callable[[int, int, Sequence[Any]], None]
     """Called on every rank with the numbers of bad and seen tiles over all ranks and this step's bad ones; raises when
     there are too many."""
-    rate: Callable[[int], float] | None = None
-    """Learning rate of a step, from 0; None takes ``optim``'s schedule."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient."""
+    log_every: int = 1
+    """Optimizer steps between journal lines."""
+    max_skipped: int = 20
+    """Steps in a row that may be left out before the run ends."""
     state: dict[str, Any] = field(default_factory=dict)
     """What every checkpoint carries besides weights and counts: run id, digests."""
 
 
-def train(job: Job, progress: Progress) -> bool:
+def train(job: TrainJob, progress: Progress) -> bool:
     """Train from ``progress.step`` to the end.
 
     Returns:
@@ -119,7 +149,7 @@ def train(job: Job, progress: Progress) -> bool:
         return _train(job, progress, way_out)
 
 
-def _train(job: Job, progress: Progress, way_out: StepExit) -> bool:
+def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
     skipped_in_a_row, first, saved = 0, progress.step, progress.step
     while progress.step < job.total_steps:
         # fetch
@@ -137,22 +167,21 @@ def _train(job: Job, progress: Progress, way_out: StepExit) -> bool:
             job.engine.drop_step()
             return _stopped(job, progress, saved)
         terms = {name: float(value) for name, value in found.items()}
-        lr = _rate(job, progress.step)
+        lr = job.rate(progress.step)
         grad_norm, skipped = _update(job, terms["loss"], lr)
         skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
-        progress.step += 1
-        progress.bad_samples += len(bad)
-        progress.skipped_steps += skipped
-        progress.skipped_adversaries += round(terms.pop("skipped_adversaries", 0.0))
+        progress.add(len(bad), skipped, {name: round(terms.pop(name, 0.0)) for name in job.method.counters})
+        if not skipped:
+            job.method.after_step(job.engine.bare, progress.step, job.total_steps)
 
         # journal
-        if progress.step % job.run.log_every == 0 or progress.step == job.total_steps:
+        if progress.step % job.log_every == 0 or progress.step == job.total_steps:
             seconds = time.perf_counter() - started
             job.observer.log_step(_record(job, progress, data.epoch, terms, lr, grad_norm, seconds, waited))
         if bad:
             job.observer.log_bad(progress.step, bad)
-        job.check_bad(progress.bad_samples, progress.step * job.run.batch_size, bad)
-        if skipped_in_a_row >= job.run.max_skipped:
+        job.check_bad(progress.bad_samples, progress.step * job.batch_size, bad)
+        if skipped_in_a_row >= job.max_skipped:
             raise InputError(
                 f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss or gradient: "
                 "lower optim.lr, or use run.precision bf16 or no, in another output_dir"
@@ -162,7 +191,7 @@ def _train(job: Job, progress: Progress, way_out: StepExit) -> bool:
 
         # checkpoint
         last = bool(enough) or progress.step == job.total_steps
-        if last or progress.step % job.run.checkpoint_every == 0:
+        if last or progress.step % job.checkpoint_every == 0:
             _save(job, progress)
             saved = progress.step
         if last:
@@ -170,7 +199,7 @@ def _train(job: Job, progress: Progress, way_out: StepExit) -> bool:
     return True
 
 
-def _stopped(job: Job, progress: Progress, saved: int) -> bool:
+def _stopped(job: TrainJob, progress: Progress, saved: int) -> bool:
     """Keep the last whole step; what ``train`` returns."""
     if progress.step > saved:
         _save(job, progress)
@@ -179,20 +208,14 @@ def _stopped(job: Job, progress: Progress, saved: int) -> bool:
     return False
 
 
-def _rate(job: Job, step: int) -> float:
-    if job.rate is not None:
-        return job.rate(step)
-    return learning_rate(job.optim, step, job.total_steps, job.steps_per_epoch)
-
-
-def _update(job: Job, loss: float, lr: float) -> tuple[float, bool]:
+def _update(job: TrainJob, loss: float, lr: float) -> tuple[float, bool]:
     if not math.isfinite(loss):
         job.engine.drop_step()
         return float("nan"), True
-    return job.engine.optimizer_step(lr, job.optim.clip_norm)
+    return job.engine.optimizer_step(lr, job.clip_norm)
 
 
-def _fetch(job: Job, *, first: bool) -> tuple[StepData | None, list[Any]]:
+def _fetch(job: TrainJob, *, first: bool) -> tuple[StepData | None, list[Any]]:
     """The next step's data, None where a signal asks to stop before it, and the bad tiles of all ranks.
 
     Ranks agree before the step, by one small collective and another where there is something to tell: one that cannot
@@ -221,7 +244,7 @@ def _fetch(job: Job, *, first: bool) -> tuple[StepData | None, list[Any]]:
     return data, job.engine.gather_list(bad) if total[3] > 0 else []
 
 
-def _failure(job: Job, mine: Exception | None) -> Exception:
+def _failure(job: TrainJob, mine: Exception | None) -> Exception:
     """What every rank raises when one has no data: the same line, and the same kind of fault."""
     rank = job.engine.accelerator.process_index
     told = sorted(job.engine.gather_list([(rank, str(mine), isinstance(mine, InputError))] if mine is not None else []))
@@ -232,13 +255,13 @@ def _failure(job: Job, mine: Exception | None) -> Exception:
     return (InputError if of_input else RuntimeError)(f"rank {first}: {reason}" if first else reason)
 
 
-def _save(job: Job, progress: Progress) -> None:
+def _save(job: TrainJob, progress: Progress) -> None:
     with job.stop.unhurried():
-        job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": vars(progress)})
+        job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": progress.state()})
 
 
 def _record(
-    job: Job,
+    job: TrainJob,
     progress: Progress,
     epoch: int,
     terms: dict[str, float],
@@ -250,13 +273,13 @@ def _record(
     return {
         "step": progress.step,
         "epoch": epoch,
-        "samples": progress.step * job.run.batch_size,
+        "samples": progress.step * job.batch_size,
         **terms,
         "lr": lr,
         "grad_norm": grad_norm,
-        "tiles_per_s": job.run.batch_size / seconds,
+        "tiles_per_s": job.batch_size / seconds,
         "data_wait_s": waited,
         "bad_samples": progress.bad_samples,
-        "skipped_adversaries": progress.skipped_adversaries,
+        **{name: progress.counts[name] for name in job.method.counters},
         "skipped_steps": progress.skipped_steps,
     }

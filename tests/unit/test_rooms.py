@@ -38,12 +38,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tracking": {"store", "registry"},
     "encoders": {"store", "registry", "tracking", "models"},
     "pretrain": {
-        "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "methods.ca2cl",
-        "training", "registry", "tracking",
+        "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
+        "registry", "tracking",
     },
     "doctor": {
-        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods",
-        "methods.ca2cl", "pretrain",
+        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
@@ -63,13 +62,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "detection.prepare": {"data", "data.sources", "detection.coco"},
     "detection.scores": {"data", "detection.coco", "detection.engines"},
     "detection.train": {
-        "runtime", "data", "data.shards", "registry", "tracking", "evaluation",
+        "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation",
         "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
     },
     "export": {"models", "registry", "detection.engines"},
     "report": {
-        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "registry", "tracking",
-        "evaluation", "evaluation.probe",
+        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
+        "tracking", "evaluation", "evaluation.probe",
     },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "models", "registry", "evaluation",

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tqdm import tqdm
 
-from ca2cl.common.files import file_digest, sync
+from ca2cl.common.files import file_digest, fsync
 from ca2cl.data.remote.errors import passing, retry_after, shown
 from ca2cl.errors import InputError
 
@@ -277,6 +277,6 @@ def _put_in_place(part: Path, target: Path, size: int | None, digest: str) -> No
     algorithm, _, known = digest.partition(":")
     if known and (found_digest := file_digest(part, algorithm)) != known:
         raise _Spoilt(f"its {algorithm} is {found_digest}, and not {known}")
-    sync(part)
+    fsync(part)
     part.replace(target)
-    sync(target.parent)
+    fsync(target.parent)

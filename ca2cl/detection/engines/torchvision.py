@@ -20,7 +20,6 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ca2cl.config import OptimConfig, RunConfig
 from ca2cl.detection.coco.files import encode_mask
 from ca2cl.detection.engines.base import Detector, Engine, Pixels, Schedule, Trained, TrainJob, Watch, has_masks
 from ca2cl.detection.engines.checkpoint import DetectorCard, fill, read_card, read_weights, write_detector
@@ -37,7 +36,7 @@ from ca2cl.training.engine import AccelerateEngine
 
 _PRECISE_STEPS = 200
 """Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
-_OF_TILES = ("step", "samples", "skipped_adversaries", "bad_samples")
+_OF_TILES = ("step", "samples", "bad_samples")
 """What the loop counts and a detector's journal has no use for."""
 
 
@@ -113,15 +112,15 @@ class TorchvisionDetector(Detector):
         progress = _resume(checkpointer, engine)
         first = progress.step
         observer = _Observer(watch, self, steps)
-        whole = loop.Job(
+        whole = loop.TrainJob(
             engine=engine,
             method=_Losses(schedule.seed),
             data=steps(range(first, schedule.iterations)),
             observer=observer,
             checkpointer=checkpointer,
             stop=watch.stop,
-            run=RunConfig(batch_size=max(2, schedule.batch_size), checkpoint_every=schedule.checkpoint_every),
-            optim=OptimConfig(lr=schedule.lr),
+            batch_size=schedule.batch_size,
+            checkpoint_every=schedule.checkpoint_every,
             rate=partial(learning_rate, schedule),
             total_steps=schedule.iterations,
             steps_per_epoch=schedule.evaluate_every or schedule.iterations + 1,
@@ -189,8 +188,8 @@ def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> loop.Progre
     return loop.Progress.of(newest)
 
 
-class _Losses:
-    """The sum of torchvision's losses (``training.loop.Method``)."""
+class _Losses(loop.Method):
+    """The sum of torchvision's losses."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl import __version__
-from ca2cl.common.grid import Grid, read_result
+from ca2cl.common.grid import AGAIN, Grid
+from ca2cl.common.records import read_fields
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.detection.engines.base import split_names
@@ -54,7 +55,7 @@ def report(
         InputError: a result is damaged, or trainings were made by different engines; the store cannot be reached.
     """
     out = Path(config.output_dir).expanduser()
-    results = {trial: read_result(path) for trial, path in grid.items()}
+    results = {trial: read_fields(path, (), AGAIN) for trial, path in grid.items()}
     made = _made_by(results, grid)
     scores = _gathered(results)
     first = next(iter(grid)).start

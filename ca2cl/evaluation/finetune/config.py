@@ -11,7 +11,7 @@ from ca2cl.config import OptimConfig, TrackingConfig, check_ranges
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune.step import Augmentation
 from ca2cl.evaluation.protocol import ProtocolName
-from ca2cl.evaluation.splits import check_budget
+from ca2cl.evaluation.splits import check_budgets
 
 Trains = Literal["all", "head"]
 OPTIM = OptimConfig(name="sgd", lr=0.01, schedule="cosine_restarts")
@@ -96,10 +96,7 @@ class FinetuneConfig:
     classifier that predicts its held-out tiles best, of those with the most labels."""
 
     def __post_init__(self) -> None:
-        if not self.labels:
-            raise InputError("labels is empty: give at least one budget, such as 0.1")
-        for budget in self.labels:
-            check_budget(budget)
+        check_budgets(self.labels)
         check_ranges(
             self, seeds=Ge(1), epochs=Ge(1), min_steps=Ge(1), batch_size=Ge(2), patience=Ge(1), workers=Ge(0),
             micro_batch_size=Ge(2), held_out=Interval(ge=0, le=0.5), image_size=Ge(32),

@@ -104,7 +104,7 @@ class Selection:
     def log_step(self, record: dict[str, Any]) -> None:
         """A journal line, on rank 0."""
         if self.journal is not None and self.bar is not None:
-            self.journal.append({name: value for name, value in record.items() if name != "skipped_adversaries"})
+            self.journal.append(record)
             self.bar.update(record["step"] - self.bar.n)
             self.bar.set_postfix_str(f"loss {record['loss']:.3f}")
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ca2cl import __version__
-from ca2cl.common.grid import RESULT, Grid, read_result
+from ca2cl.common.grid import AGAIN, RESULT, Grid
+from ca2cl.common.records import read_fields
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.evaluation.compare import describe_difference, under_heading
@@ -69,7 +70,7 @@ def report(
     }
     compared = dict(zip(compared, holm(list(compared.values())), strict=True))
     missing = missing_classes(test.index.labels(), test.index.classes)
-    leak = read_result(out / RECORD, ("leak",))["leak"]
+    leak = read_fields(out / RECORD, ("leak",), AGAIN)["leak"]
     sys.stdout.write(table(rows) + _differences(first, compared))
     sys.stdout.write("".join(f"\n{line}\n" for line in (*leak_lines(leak), describe_missing(missing)) if line))
     files = [out / "finetune-results.json", out / "confusion.png"]
@@ -127,7 +128,7 @@ def _row(
     classifier: str, start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_], units: Units
 ) -> Row:  # fmt: skip
     held = [_predictions(folder) for folder in folders]
-    results = [read_result(folder / RESULT, _OF_ROWS) for folder in folders]
+    results = [read_fields(folder / RESULT, _OF_ROWS, AGAIN) for folder in folders]
     return Row(
         features=start,
         classifier=classifier,
@@ -148,7 +149,7 @@ def _content(
     config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row],
     compared: dict[tuple[str, float], Difference], groups: Groups, digests: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    cells = [read_result(folder / RESULT, _OF_ROWS) for folders in groups.values() for folder in folders]
+    cells = [read_fields(folder / RESULT, _OF_ROWS, AGAIN) for folders in groups.values() for folder in folders]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "finetune",
@@ -156,7 +157,7 @@ def _content(
         "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
         "data": {"train_manifest_digest": digests[0], "test_manifest_digest": digests[1]},
         "protocol": {"name": config.protocol, "statement": protocol_of(config).statement},
-        "leak": read_result(Path(config.output_dir) / RECORD, ("leak",))["leak"],
+        "leak": read_fields(Path(config.output_dir) / RECORD, ("leak",), AGAIN)["leak"],
         "config": flatten(config),
         "results": [row_as_dict(row) for row in rows],
         "differences": [

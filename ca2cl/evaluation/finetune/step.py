@@ -24,14 +24,15 @@ from ca2cl.evaluation.labelled import IGNORED, LabelledBatch
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.preprocess import preprocess
 from ca2cl.training.engine import AccelerateEngine
+from ca2cl.training.loop import Method
 from ca2cl.views.build import Views, build_views
 from ca2cl.views.paper import STRONG, PaperRecipe
 
 Integers = npt.NDArray[np.int64]
 
 
-class FineTuning:
-    """Cross-entropy of labelled tiles, averaged over the global batch (``training.loop.Method``).
+class FineTuning(Method):
+    """Cross-entropy of labelled tiles, averaged over the global batch.
 
     Args:
         augment: uint8 tiles (B, H, W, 3), a word a tile (B,) and the epoch → the encoder's input.

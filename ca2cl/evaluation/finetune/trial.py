@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, write_record, writing
 from ca2cl.common.grid import RESULT, Grid, folder_name
-from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.config import OptimConfig
 from ca2cl.data.loading.stream import BadBudget
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune.best_checkpoint import KEPT, keep
@@ -36,8 +36,9 @@ from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.loop import Job, Progress, train
+from ca2cl.training.loop import Progress, TrainJob, train
 from ca2cl.training.optim import build_optimizer
+from ca2cl.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 Integers = npt.NDArray[np.int64]
@@ -180,7 +181,7 @@ def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> tuple[dict[
 def _job(
     engine: AccelerateEngine, order: LabelledOrder, recipe: Recipe, data: Data, selection: Selection,
     checkpointer: Checkpointer, stop: StopFlag, progress: Progress,
-) -> Job:  # fmt: skip
+) -> TrainJob:  # fmt: skip
     per_epoch = order.steps_per_epoch
     steps = max(recipe.epochs, -(-recipe.min_steps // per_epoch)) * per_epoch
     accelerator = engine.accelerator
@@ -190,10 +191,10 @@ def _job(
         steps=range(progress.step, steps),
     )  # fmt: skip
     every = max(CHECKPOINT_STEPS, selection.looks.every * per_epoch)
-    run = RunConfig(batch_size=max(2, order.size), checkpoint_every=every)
-    return Job(
+    return TrainJob(
         engine=engine, method=FineTuning(recipe.augment), data=stream, observer=selection, checkpointer=checkpointer,
-        stop=stop, run=run, optim=recipe.optim, total_steps=steps, steps_per_epoch=per_epoch,
+        stop=stop, batch_size=order.size, rate=lambda step: learning_rate(recipe.optim, step, steps, per_epoch),
+        total_steps=steps, steps_per_epoch=per_epoch, checkpoint_every=every, clip_norm=recipe.optim.clip_norm,
         check_bad=BadBudget(0.01).check, state=selection.state,
     )  # fmt: skip
 

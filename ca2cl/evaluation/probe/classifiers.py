@@ -160,9 +160,7 @@ def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
     return [_unit(features - mean_D) for features in (train_ND, *others)]
 
 
-def nearest_neighbours(
-    train_ND: FloatArray, labels_N: IntArray, test_MD: FloatArray, *, k: int, rows: int = 1024
-) -> Prediction:
+def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatArray, *, k: int) -> Prediction:
     """The k nearest labelled tiles by cosine vote, each with its similarity as weight (0 where it is negative).
 
     Cosines are of features less the labelled tiles' mean, as for ``logistic_regression``: without that, features of one
@@ -171,22 +169,15 @@ def nearest_neighbours(
     Probabilities are shares of the votes. There is no temperature: nothing to tune on the test set, and nearly a
     majority vote with ties going to the nearer class. ``k`` is cut to the number of labelled tiles. A tile whose
     features equal the mean is equally far from all.
-
-    Args:
-        rows: test tiles compared at a time; bounds memory to rows x N numbers.
     """
+    from sklearn.neighbors import KNeighborsClassifier
+
     k = min(k, len(train_ND))
     unit_ND, unit_MD = centred(train_ND, test_MD)
-    classes = int(labels_N.max()) + 1
-    votes_MK = np.empty((len(test_MD), classes))
-    for start in range(0, len(test_MD), rows):
-        similarity_MN = unit_MD[start : start + rows] @ unit_ND.T
-        nearest_Mk = np.argpartition(-similarity_MN, k - 1, axis=1)[:, :k]
-        # The floor lets a tile that is orthogonal to all its neighbours still get their majority.
-        weight_Mk = np.maximum(np.take_along_axis(similarity_MN, nearest_Mk, axis=1), 1e-9)
-        onehot_MkK = np.eye(classes)[labels_N[nearest_Mk]]
-        votes_MK[start : start + rows] = np.einsum("mk,mkc->mc", weight_Mk, onehot_MkK)
-    return Prediction(votes_MK / votes_MK.sum(axis=1, keepdims=True), {"k": float(k)})
+    # The floor lets a tile that is orthogonal to all its neighbours still get their majority.
+    model = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.maximum(1 - distance, 1e-9))
+    votes_MK = model.fit(unit_ND, labels_N).predict_proba(unit_MD)
+    return Prediction(np.asarray(votes_MK, np.float64), {"k": float(k)})
 
 
 def _unit(features: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Interval
 from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.errors import InputError
 from ca2cl.evaluation.protocol import ProtocolName
-from ca2cl.evaluation.splits import check_budget
+from ca2cl.evaluation.splits import check_budgets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,7 @@ class ProbeConfig:
         return (self.test,) if isinstance(self.test, str) else self.test
 
     def __post_init__(self) -> None:
-        if not self.labels:
-            raise InputError("labels is empty: give at least one budget, such as 0.1")
-        for budget in self.labels:
-            check_budget(budget)
+        check_budgets(self.labels)
         check_ranges(
             self, seeds=Ge(1), knn=Ge(1), sgd_epochs=Ge(1), batch_size=Ge(1), workers=Ge(0), image_size=Ge(32),
             sgd_lr=Interval(gt=0, lt=math.inf),

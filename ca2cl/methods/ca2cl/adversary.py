@@ -7,9 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ca2cl.methods.base import Engine
+
+
+def stem_weight(engine: Engine) -> Tensor:
+    """W, the weight that the adversary perturbs."""
+    weight: Tensor = engine.bare.encoder.stem.weight
+    return weight
+
 
 def zero_perturbation(weight: Tensor) -> Tensor:
-    """delta = 0 as a leaf. In double precision: its gradient is a sum over the global batch (``model.stem``)."""
+    """delta = 0 as a leaf. In double precision: its gradient is a sum over the batch (``models.perturbed_conv``)."""
     return torch.zeros_like(weight, dtype=torch.float64, requires_grad=True)
 
 

@@ -11,10 +11,25 @@ from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
 from ca2cl.methods.ca2cl.cluster_loss import cluster_loss, k_means, mutual_information
-from ca2cl.methods.ca2cl.nt_xent import nt_xent
 from ca2cl.methods.gather import Rows, world
+from ca2cl.methods.nt_xent import nt_xent
 from ca2cl.methods.surrogate import given_gradient
 from ca2cl.models.heads import Embeddings
+
+
+def first_terms(first: Embeddings, second: Embeddings, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """L1 as ``loss``, its terms, and no adversary that was skipped."""
+    terms = clean_terms(first, second, rows, config)
+    loss = weighted_sum(terms, config)
+    return {**terms, "skipped_adversaries": loss.new_zeros(()), "loss": loss}
+
+
+def both_terms(terms: dict[str, Tensor], adversarial: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """The terms of L1 + L2: those of ``first_terms`` and L2, which is 0 unless ``valid``."""
+    others = {name: value for name, value in terms.items() if name != "loss"}
+    # a count, the same on every rank: divided by W because the step sums over ranks
+    others["skipped_adversaries"] = (~valid).to(adversarial.dtype) / world()[1]
+    return {**others, "nt_xent_adversarial": adversarial, "loss": terms["loss"].detach() + adversarial}
 
 
 def clean_terms(first: Embeddings, second: Embeddings, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
@@ -52,6 +67,7 @@ def weighted_sum(terms: dict[str, Tensor], config: ObjectiveConfig) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def adversarial_term(z2_BD: Tensor, z_adv_BD: Tensor, rows: Rows, config: ObjectiveConfig) -> Tensor:
-    """L2 = NTXent(z2, z_adv)."""
-    return nt_xent(z2_BD, z_adv_BD, rows, config.temperature)
+def adversarial_term(z2_BD: Tensor, z_adv_BD: Tensor, rows: Rows, valid: Tensor, config: ObjectiveConfig) -> Tensor:
+    """L2 = NTXent(z2, z_adv), or 0 where the adversary had no direction."""
+    found = nt_xent(z2_BD, z_adv_BD, rows, config.temperature)
+    return torch.where(valid, found, torch.zeros_like(found))

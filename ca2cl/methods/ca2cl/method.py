@@ -5,24 +5,28 @@ Shapes: B local rows of a micro-batch, G rows of it over all ranks, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig
-from ca2cl.methods.base import Engine, ViewBatch, carry, embed_first, embed_second, parameters_of
-from ca2cl.methods.ca2cl.adversary import perturbation, zero_perturbation
-from ca2cl.methods.ca2cl.bitwise import bitwise_step
-from ca2cl.methods.ca2cl.grad_cache import cached_step
-from ca2cl.methods.ca2cl.losses import adversarial_term, clean_terms, weighted_sum
-from ca2cl.methods.gather import Rows, all_sum, world
-from ca2cl.models.batch_norm import commit_statistics
-from ca2cl.models.heads import Embeddings
+from ca2cl.methods.base import Engine, MethodSettings, ViewBatch
+from ca2cl.methods.ca2cl.adversary import perturbation, stem_weight, zero_perturbation
+from ca2cl.methods.ca2cl.cluster_loss import k_means
+from ca2cl.methods.ca2cl.grad_cache import adversarial_exact_step
+from ca2cl.methods.ca2cl.losses import adversarial_term, both_terms, first_terms
+from ca2cl.methods.gather import Rows, all_sum
+from ca2cl.methods.two_views import TwoViewMethod, carry, embed_first, embed_second, parameters_of
+from ca2cl.models.backbone import Backbone
+from ca2cl.models.heads import Embeddings, Network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-class CA2CL:
+class CA2CL(TwoViewMethod):
     """L1 + L2 of CA2CL, by one backward pass a micro-batch.
 
     L1 = NTXent(z1, z2) + lambda Cluster(g1, g2);  L2 = NTXent(z2, z_adv), z_adv the strong view through W + delta.
@@ -34,79 +38,81 @@ class CA2CL:
 
     Args:
         config: the loss.
-        accumulation: what several micro-batches mean. exact: the whole batch's loss, its gradient brought back to one
-            micro-batch after another (``cached``); plain: the mean of the micro-batches' own losses; bitwise: exact, in
-            units of work that do not depend on the hardware (``bitwise``). exact and bitwise hold where a micro-batch
-            passes through the network as it would within the whole batch: not under norm sync, whose statistics are
-            then the micro-batch's (``training.shares`` refuses it).
-        unit: rows of such a unit, for bitwise.
+        accumulation: as of ``TwoViewMethod``; exact accumulation with the adversary is ``grad_cache``'s.
+        projection_dim: outputs of both heads.
     """
+
+    counters = {"skipped_adversaries": "adversarial branches skipped"}
+    curves = (
+        ("Loss", "", (("loss", "total"), ("nt_xent", "NT-Xent"), ("nt_xent_adversarial", "NT-Xent, adversarial"))),
+        ("Cluster loss", "", (("cluster", ""),)),
+        ("Mutual information", "", (("mutual_information", ""),)),
+    )
 
     def __init__(
         self,
         config: ObjectiveConfig,
-        accumulation: Literal["exact", "plain", "bitwise"] = "exact",
-        unit: int | None = None,
+        accumulation: Literal["exact", "plain"] = "exact",
+        projection_dim: int = 128,
     ) -> None:
-        self.config = config
-        self.accumulation = accumulation
-        self.unit = unit
+        super().__init__(accumulation)
+        self.config, self.projection_dim = config, projection_dim
 
-    def step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
-        """Accumulate the gradient of one optimizer step.
+    @classmethod
+    def from_settings(cls, settings: MethodSettings) -> CA2CL:
+        """As ``Method.from_settings``."""
+        return cls(settings.objective, settings.accumulation, settings.projection_dim)
 
-        Returns:
-            The step's terms as scalars, the same on every rank: loss, nt_xent, cluster, nt_xent_adversarial,
-            mutual_information where it is on, and skipped_adversaries, a count.
-        """
-        if self.accumulation == "bitwise":
-            assert self.unit is not None
-            totals = bitwise_step(self._step, engine, micro_batches, self.unit)
-        else:
-            totals = self._step(engine, micro_batches)
-        commit_statistics(engine.bare)
-        return _reduced(totals)
+    def build(self, encoder: Backbone) -> Network:
+        """As ``Method.build``."""
+        return Network(encoder, self.projection_dim)
 
-    def _step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
-        if len(micro_batches) > 1 and self.accumulation != "plain":
-            return cached_step(self.config, engine, micro_batches)
-        return self._plain_step(engine, micro_batches)
+    @property
+    def least_tiles(self) -> int:
+        """k-means needs one for each cluster."""
+        return self.config.least_tiles
 
-    def _plain_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
-        for number in range(len(micro_batches)):
-            with engine.micro_step(last=number == len(micro_batches) - 1):
-                loss, terms = self._micro_step(engine, micro_batches[number])
-                engine.backward(loss / len(micro_batches))
-            for name, value in terms.items():
-                share = value.detach() if name == "skipped_adversaries" else value.detach() / len(micro_batches)
-                totals[name] = totals[name] + share if name in totals else share
-        return totals
+    def too_few(self, tiles: int) -> tuple[str, str]:
+        """As ``Method.too_few``."""
+        return (
+            f"k-means needs at least objective.clusters = {self.least_tiles} tiles",
+            f"--objective.clusters {tiles}",
+        )
 
-    def _micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """A scalar with the gradient of this rank's share of one micro-batch's loss, and the loss's terms."""
-        weight = engine.bare.encoder.conv1.weight
-        delta = zero_perturbation(weight) if self.config.adversary else None
-        rows = Rows.at(views.positions)
-        # Through the wrapper goes the last pass before the backward and no other: a wrapper takes every pass through it
-        # for the start of a backward of its own (DistributedDataParallel's reducer, DeepSpeed's hooks on outputs).
+    def figures(self, network: Any, tiles_NHWC: Tensor, batches: Iterable[Tensor]) -> dict[str, Figure]:
+        """What the group head now puts together: ``clusters``, a row of tiles for each."""
+        from ca2cl.methods.ca2cl.cluster_figure import cluster_figure
+
+        groups_ND = torch.cat([network(x).g.float().cpu() for x in batches])
+        clusters = min(self.config.clusters, len(groups_ND))
+        found = k_means(groups_ND, clusters, self.config.lloyd_iterations)
+        return {"clusters": cluster_figure(tiles_NHWC.numpy(), found.assignments.numpy(), clusters)}
+
+    def terms(self, first: Embeddings, second: Embeddings, rows: Rows) -> dict[str, Tensor]:
+        """As ``TwoViewMethod.terms``: L1 and its terms."""
+        return first_terms(first, second, rows, self.config)
+
+    def micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """As ``TwoViewMethod.micro_step``."""
+        if not self.config.adversary:
+            return super().micro_step(engine, views)
+        delta, rows = zero_perturbation(stem_weight(engine)), Rows.at(views.positions)
         first = embed_first(engine.bare, views, delta, record=True)
-        last = engine.network if delta is None else engine.bare
-        second = embed_second(last, views, delta, record=True)
-        terms = clean_terms(first, second, rows, self.config)
-        loss = weighted_sum(terms, self.config)
-        terms["skipped_adversaries"] = loss.new_zeros(())
-        if delta is None:
-            return loss, {**terms, "loss": loss}
-        gradient, carried = _first_half(loss, first, second, delta, engine)
-        step, valid = perturbation(all_sum(gradient), weight, self.config.epsilon, self.config.epsilon_mode)
+        second = embed_second(engine.bare, views, delta, record=True)
+        terms = first_terms(first, second, rows, self.config)
+        gradient, carried = _first_half(terms["loss"], first, second, delta, engine)
+        step, valid = perturbation(
+            all_sum(gradient), stem_weight(engine), self.config.epsilon, self.config.epsilon_mode
+        )
         perturbed = embed_first(engine.network, views, step, record=False)
-        adversarial = adversarial_term(second.z, perturbed.z, rows, self.config)
-        adversarial = torch.where(valid, adversarial, torch.zeros_like(adversarial))
-        terms["nt_xent_adversarial"] = adversarial
-        # a count, the same on every rank: divided by W because _reduced sums
-        terms["skipped_adversaries"] = (~valid).to(loss.dtype) / world()[1]
-        return carried + adversarial, {**terms, "loss": loss.detach() + adversarial}
+        adversarial = adversarial_term(second.z, perturbed.z, rows, valid, self.config)
+        return carried + adversarial, both_terms(terms, adversarial, valid)
+
+    def exact_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
+        """As ``TwoViewMethod.exact_step``."""
+        if not self.config.adversary:
+            return super().exact_step(engine, micro_batches)
+        return adversarial_exact_step(self.config, engine, micro_batches)
 
 
 def _first_half(
@@ -128,9 +134,3 @@ def _first_half(
     known = [(p, grad) for p, grad in zip(parameters, found[1:], strict=True) if grad is not None]
     assert found[0] is not None
     return found[0] + other, carry([*weak, *known], scale)
-
-
-def _reduced(shares: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The sum of every rank's shares, by one collective."""
-    summed = all_sum(torch.stack([value.double() for value in shares.values()]))
-    return dict(zip(shares, summed.unbind(), strict=True))

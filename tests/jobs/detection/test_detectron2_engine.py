@@ -28,13 +28,14 @@ from ca2cl.detection.engines.torchvision import learning_rate
 from ca2cl.detection.prepare.config import PrepareConfig
 from ca2cl.detection.prepare.run import run as run_prepare
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.signals import StopFlag
 from tests.support.glands import write_pairs
-from tests.support.jobs import LAUNCH, free_port, start
+from tests.support.jobs import LAUNCH, start
 from tests.support.pickles import Bait
+from tests.support.servers import free_port
 
 pytestmark = pytest.mark.detectron2
 SCHEDULE = Schedule(

@@ -3,43 +3,51 @@ precision: equal to rounding."""
 
 import copy
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig, OptimConfig
 from ca2cl.methods.base import LocalEngine, ViewBatch
+from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.methods.simclr import SimCLR, SimCLRNetwork
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.models.heads import Embeddings, Network
-from ca2cl.models.resnet import build_encoder
+from ca2cl.models.heads import Embeddings, EncoderNetwork, Network
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
-from tests.support.jobs import free_port
+from tests.support.forked import on_ranks
 
 BATCH = 16
 GROUPS = LaneGroups(lanes=BATCH, batch_size=BATCH, group=2, groups=2)
 GROUP = GROUPS.group
 
 
-class DoubleNetwork(Network):
-    """Keeps double precision where ``Network`` promises fp32."""
+class Double(EncoderNetwork):
+    """Keeps double precision where a network promises fp32."""
 
-    def forward(self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
+    def forward(self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Any:
         original = Tensor.float
         Tensor.float = Tensor.double  # type: ignore[method-assign,assignment]
         try:
             return super().forward(x, stem_delta, slot)
         finally:
             Tensor.float = original  # type: ignore[method-assign]
+
+
+class DoubleNetwork(Double, Network):
+    pass
+
+
+class DoubleSimCLR(Double, SimCLRNetwork):
+    pass
 
 
 class AveragingEngine(LocalEngine):
@@ -66,21 +74,21 @@ def micro_batches(rank: int, world: int, count: int) -> list[ViewBatch]:
 
 
 def one_step(
-    network: Network, rank: int, world: int, count: int, objective: ObjectiveConfig, accumulation: Any = "exact"
+    network: Any, rank: int, world: int, count: int, objective: ObjectiveConfig, accumulation: Any = "exact"
 ) -> dict[str, Tensor]:
     kind = next(network.parameters()).dtype
     views = [v._replace(x1=v.x1.to(kind), x2=v.x2.to(kind)) for v in micro_batches(rank, world, count)]
-    terms = CA2CL(objective, accumulation, GROUPS.block).step(AveragingEngine(network), views)
+    method: Any = SimCLR() if isinstance(network, SimCLRNetwork) else CA2CL(objective)
+    if accumulation == "bitwise":
+        method = Bitwise(method, GROUPS.block)
+    terms = method.step(AveragingEngine(network), views)
     grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     buffers = {name: b for name, b in network.named_buffers() if "running" in name}
     return {**{f"term {k}": v for k, v in terms.items()}, **grads, **buffers}
 
 
-def work(
-    rank: int, world: int, port: int, network: Network, count: int, objective: ObjectiveConfig, kind: str, out: str
-) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def work(rank: int, world: int, network: Any, count: int, objective: ObjectiveConfig, kind: str, out: str) -> None:
+    dist.init_process_group("gloo")
     network = copy.deepcopy(network)  # spawned processes share the tensors that they are given
     result = one_step(network, rank, world, count, objective, kind)
     if rank == 0:
@@ -89,11 +97,11 @@ def work(
 
 
 def on_processes(
-    world: int, network: Network, count: int, objective: ObjectiveConfig, folder: Path, kind: str = "exact"
+    world: int, network: Any, count: int, objective: ObjectiveConfig, folder: Path, kind: str = "exact"
 ) -> dict[str, Tensor]:
     """What rank 0 of so many gloo processes ends its step with."""
     out = folder / "result.pt"
-    mp.spawn(work, (world, free_port(), network, count, objective, kind, str(out)), nprocs=world)  # type: ignore[no-untyped-call]
+    on_ranks(work, world, world, network, count, objective, kind, str(out))
     found: dict[str, Tensor] = torch.load(out, weights_only=True)
     return found
 
@@ -148,6 +156,20 @@ def test_any_number_of_processes_and_micro_batches_gives_the_gradient_of_one(
     compare(expected, found)
 
 
+@pytest.mark.parametrize(("world", "count"), [(2, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("kind", ["exact", "bitwise"])
+def test_simclr_is_as_exact(world: int, count: int, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = DoubleSimCLR(build_encoder("resnet18", "lane_group", group=GROUP), 16).double().train()
+    expected = one_step(copy.deepcopy(network), 0, 1, 1, WHOLE)
+    if world == 1:
+        found = one_step(network, 0, 1, count, WHOLE, kind)
+    else:
+        found = on_processes(world, network, count, WHOLE, tmp_path, kind)
+    assert found.keys() == expected.keys()
+    compare(expected, found)
+
+
 @pytest.mark.parametrize(
     ("norm", "world", "count"),
     [
@@ -172,6 +194,20 @@ def test_bitwise_is_the_same_to_the_last_bit_in_single_precision(
             assert float(found[name]) == pytest.approx(float(value), rel=1e-14)
         else:
             assert torch.equal(found[name], value), name
+
+
+def test_a_body_without_batch_norm_is_exact_on_any_hardware(tmp_path: Path) -> None:
+    """A ViT: its patch embedding has a bias, and its rows know nothing of one another under the default norm, sync."""
+    torch.manual_seed(0)
+    vit = build_encoder("timm/test_vit", image_size=32)
+    network = DoubleNetwork(copy.deepcopy(vit)).double().train()
+    expected = one_step(copy.deepcopy(network), 0, 1, 1, WHOLE)
+    assert expected["term skipped_adversaries"] == 0 and "encoder.body.patch_embed.proj.bias" in expected
+    compare(expected, on_processes(2, network, 2, WHOLE, tmp_path))
+    single = Network(vit).train()
+    expected = one_step(copy.deepcopy(single), 0, 1, 1, WHOLE, "bitwise")
+    found = on_processes(2, single, 2, WHOLE, tmp_path, "bitwise")
+    assert all(torch.equal(found[name], value) for name, value in expected.items() if not name.startswith("term"))
 
 
 def test_bitwise_is_autocast_too() -> None:
@@ -259,16 +295,7 @@ def test_a_direction_that_is_not_finite_on_one_rank_is_skipped_on_all(count: int
         assert float(error) < 1e-9, (name, float(error))
 
 
-def place(rank: int, world: int, port: int) -> None:
-    """What a launcher tells a process, and one thread."""
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-
-
-def three_forwards(rank: int, norm: Any, port: int, out: str) -> None:
-    place(rank, 2, port)
+def three_forwards(rank: int, norm: Any, out: str) -> None:
     torch.manual_seed(0)
     network = Network(build_encoder("resnet18", norm)).train()
     engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))
@@ -291,13 +318,12 @@ def three_forwards(rank: int, norm: Any, port: int, out: str) -> None:
 def test_three_forwards_and_one_backward_through_the_wrapper(norm: str, moves: int, tmp_path: Path) -> None:
     """DistributedDataParallel would write BatchNorm's buffers between them, which a backward pass may need as they were
     (pytorch#175024; torch 2.14 on CPUs lets it pass)."""
-    mp.spawn(three_forwards, (norm, free_port(), str(tmp_path / "out.pt")), nprocs=2)  # type: ignore[no-untyped-call]
+    on_ranks(three_forwards, 2, norm, str(tmp_path / "out.pt"))
     counts = torch.load(tmp_path / "out.pt", weights_only=True)
     assert counts and all(int(count) == moves for count in counts.values())
 
 
-def the_same_step_thrice(rank: int, port: int, out: str) -> None:
-    place(rank, 4, port)
+def the_same_step_thrice(rank: int, out: str) -> None:
     torch.manual_seed(0)
     network = Network(build_encoder("resnet18", "frozen")).train()
     engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))
@@ -305,7 +331,7 @@ def the_same_step_thrice(rank: int, port: int, out: str) -> None:
     views = views._replace(x1=views.x1.float(), x2=views.x2.float())
     found = []
     for _ in range(3):
-        CA2CL(CLEAN, "exact", GROUPS.block).step(engine, [views])
+        CA2CL(CLEAN).step(engine, [views])
         found.append({name: p.grad.clone() for name, p in engine.bare.named_parameters() if p.grad is not None})
         engine.optimizer.zero_grad(set_to_none=True)
     if rank == 0:
@@ -316,7 +342,7 @@ def the_same_step_thrice(rank: int, port: int, out: str) -> None:
 def test_a_jobs_first_step_is_like_its_next_ones_to_the_last_bit(tmp_path: Path) -> None:
     """DistributedDataParallel sorts its buckets anew after the first backward pass, and gloo adds what lies elsewhere
     in a bucket in another order: on three processes or more a job that was stopped and goes on would be another one."""
-    mp.spawn(the_same_step_thrice, (free_port(), str(tmp_path / "out.pt")), nprocs=4)  # type: ignore[no-untyped-call]
+    on_ranks(the_same_step_thrice, 4, str(tmp_path / "out.pt"))
     first, *others = torch.load(tmp_path / "out.pt", weights_only=True)
     assert first
     for grads in others:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from ca2cl.common import locks
-from ca2cl.common.grid import Grid, folder_name, read_result
+from ca2cl.common.grid import AGAIN, Grid, folder_name
 from ca2cl.common.job_dir import JobDir, changed, job_record
 from ca2cl.common.locks import Locked, exclusive_lock
+from ca2cl.common.records import read_fields
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune.trial import Trial, trial_grid
 from ca2cl.reproduce.linear import LinearTrial
@@ -120,6 +121,6 @@ def test_what_is_missing_keeps_its_order(tmp_path: Path) -> None:
     done.parent.mkdir(parents=True)
     done.write_text(json.dumps({"scores": 1}))
     assert grid.missing() == [Trial("encoder", 0.1, 0), Trial("random", 0.1, 0), Trial("random", 1.0, 0)]
-    assert read_result(done, ("scores",)) == {"scores": 1}
-    with pytest.raises(InputError, match=r"result\.json: damaged \(KeyError\('steps'\)\); delete its folder"):
-        read_result(done, ("steps",))
+    assert read_fields(done, ("scores",), AGAIN) == {"scores": 1}
+    with pytest.raises(InputError, match=r"result\.json: damaged, lacks steps; delete its folder"):
+        read_fields(done, ("steps",), AGAIN)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ca2cl.methods.ca2cl.adversary import perturbation
 from ca2cl.methods.ca2cl.cluster_loss import cluster_loss, k_means, mutual_information
-from ca2cl.methods.ca2cl.nt_xent import nt_xent
 from ca2cl.methods.gather import Rows
+from ca2cl.methods.nt_xent import nt_xent
 
 
 def unit_rows(rows: int, dim: int, seed: int) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 
 from ca2cl.cli import main
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.heads import Network
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.callbacks import _duration
 from ca2cl.pretrain.memory import _left_in_cgroups, bytes_a_tile, check_memory, free_bytes
 from ca2cl.runtime.precision import _has
@@ -33,15 +33,15 @@ def test_the_estimate_is_what_autograd_keeps(arch: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(torch.randn(4, 3, 96, 96))
     found = sum(size for place, size in kept.items() if place not in own) / 4
-    assert bytes_a_tile(arch, 96, "no") == pytest.approx(found, rel=0.1)
-    assert bytes_a_tile(arch, 96, "bf16") < 0.7 * found
+    assert bytes_a_tile(Network, arch, 96, "no") == pytest.approx(found, rel=0.1)
+    assert bytes_a_tile(Network, arch, 96, "bf16") < 0.7 * found
 
 
 def test_the_estimate_draws_nothing_from_the_jobs_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    bytes_a_tile("resnet18", 96, "no")
+    bytes_a_tile(Network, "resnet18", 96, "no")
     assert torch.equal(torch.rand(3), expected)
 
 

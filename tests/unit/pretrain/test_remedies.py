@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from ca2cl.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.errors import InputError
+from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.shares import micro_batch
+from ca2cl.pretrain.shares import check_least, micro_batch
 
 
 class Job(NamedTuple):
@@ -43,9 +44,10 @@ class Job(NamedTuple):
                 steps=1,
             ),
         )
+        method = CA2CL(config.objective)
+        check_least(config, method)
         index = SimpleNamespace(starts=np.array([0, self.total], np.int64))
-        least = config.objective.least_tiles
-        order = LaneOrder(index, self.lanes, self.batch_size, 0, world=self.world, least=least)
+        order = LaneOrder(index, self.lanes, self.batch_size, 0, world=self.world, least=method.least_tiles)
         order.check_world(self.world)
         micro_batch(config, self.world)
 

@@ -15,6 +15,8 @@ from PIL import Image
 from ca2cl.evaluation.probe.scoring import Scoring, score
 from ca2cl.evaluation.report import cells, row_as_dict, row_from_dict
 from ca2cl.evaluation.splits import draw_subsets, stratified_sample
+from ca2cl.methods.base import Method
+from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.report.clusters import cluster
 from ca2cl.report.curves import counts, panels
 from ca2cl.report.embedding_map import draw_map
@@ -171,7 +173,7 @@ def test_relative_paths_are_those_of_the_folder_that_a_run_was_started_in(tmp_pa
 
 def test_curves_break_where_a_number_was_not_finite_and_say_where_they_end() -> None:
     lines = [{"step": step, "loss": None if step == 3 else 4.0 / step, "lr": 0.1} for step in range(1, 6)]
-    loss, lr = panels(lines)
+    loss, lr = panels(lines, CA2CL)
     assert (loss.title, lr.title) == ("Loss", "Learning rate")
     (curve,) = loss.curves
     assert curve.path.count("M") == 2 and curve.path.count("L") == 2 and len(curve.dots) == 4
@@ -179,11 +181,11 @@ def test_curves_break_where_a_number_was_not_finite_and_say_where_they_end() -> 
     heights = [y for _, y in curve.dots]
     assert heights == sorted(heights)  # the loss falls, and a page counts from its top
     assert len({y for _, y in lr.curves[0].dots}) == 1
-    assert len(panels([{"step": 1, "loss": math.inf}])) == 0
+    assert len(panels([{"step": 1, "loss": math.inf}], Method)) == 0
 
 
 def test_a_long_run_is_thinned() -> None:
-    (loss,) = panels([{"step": step, "loss": 1 / (1 + step)} for step in range(5000)])
+    (loss,) = panels([{"step": step, "loss": 1 / (1 + step)} for step in range(5000)], Method)
     assert 300 < loss.curves[0].path.count("L") < 500 and not loss.curves[0].dots
 
 
@@ -192,7 +194,7 @@ def test_what_went_wrong_is_the_journals_running_total() -> None:
         {"step": 1, "bad_samples": 2, "skipped_steps": 0},
         {"step": 2, "bad_samples": 1234567.0, "skipped_steps": 0.0},
     ]
-    assert counts(lines) == ["1234567 undecodable tiles replaced"] and counts([]) == []
+    assert counts(lines, CA2CL) == ["1234567 undecodable tiles replaced"] and counts([], CA2CL) == []
 
 
 def test_a_probes_rows_come_back_from_its_json() -> None:

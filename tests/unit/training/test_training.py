@@ -17,14 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.config import OptimConfig
 from ca2cl.data.loading.stream import BadBudget, BadTile
 from ca2cl.errors import InputError
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.signals import StopFlag
+from ca2cl.training import loop
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.loop import Job, Progress, _failure, train
+from ca2cl.training.loop import Progress, TrainJob, _failure, train
 from ca2cl.training.optim import LARS, build_optimizer
 from ca2cl.training.schedule import learning_rate
 
@@ -85,7 +86,7 @@ def make_engine(name: Any = "adamw", seed: int = 0) -> AccelerateEngine:
     return AccelerateEngine(build_accelerator(), network, build_optimizer(config, network))
 
 
-class Method:
+class Method(loop.Method):
     """A regression whose forward pass overflows in the steps of ``broken``."""
 
     def __init__(self, broken: Sequence[int] = ()) -> None:
@@ -134,16 +135,16 @@ def batches(start: int = 0, bad: int = 0) -> Iterator[Data]:
         step += 1
 
 
-def make_job(folder: Path, steps: int, *, start: int = 0, bad: int = 0, method: Method | None = None) -> Job:
-    run = RunConfig(batch_size=16, steps=steps, checkpoint_every=4, keep_last=2, max_skipped=3)
-    return Job(
+def make_job(folder: Path, steps: int, *, start: int = 0, bad: int = 0, method: Method | None = None) -> TrainJob:
+    return TrainJob(
         engine=make_engine(), method=method or Method(), data=batches(start, bad), observer=Recorder(),
-        checkpointer=Checkpointer(folder, 2), stop=StopFlag(), run=run, optim=OptimConfig(lr=0.05, schedule="constant"),
-        total_steps=steps, steps_per_epoch=5, check_bad=BadBudget(0.05).check, state={"run_id": "r"},
+        checkpointer=Checkpointer(folder, 2), stop=StopFlag(), batch_size=16, rate=lambda step: 0.05,
+        checkpoint_every=4, max_skipped=3, total_steps=steps, steps_per_epoch=5,
+        check_bad=BadBudget(0.05).check, state={"run_id": "r"},
     )  # fmt: skip
 
 
-def weights(job: Job) -> list[Tensor]:
+def weights(job: TrainJob) -> list[Tensor]:
     """Parameters, and BatchNorm's statistics."""
     return [value.detach().clone() for value in job.engine.bare.state_dict().values()]
 
@@ -191,6 +192,39 @@ def test_a_loss_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> No
     stopped = make_job(tmp_path / "three", 3, method=Method(broken=[2]))
     train(stopped, Progress())
     assert all(torch.equal(a, b) for a, b in zip(weights(twin), weights(stopped), strict=True))
+
+
+class Counting(Method):
+    """Counts a thing in every second step, and what the loop tells it of steps that were done."""
+
+    counters = ("things",)
+
+    def __init__(self, broken: Sequence[int] = ()) -> None:
+        super().__init__(broken)
+        self.done: list[int] = []
+
+    def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {**super().step(engine, micro_batches), "things": torch.tensor(self.step_number % 2)}
+
+    def after_step(self, network: Any, step: int, total_steps: int) -> None:
+        assert total_steps == 6 and isinstance(network, nn.Sequential)
+        self.done.append(step)
+
+
+def test_a_methods_counts_are_added_up_and_its_own_update_follows_each_step_that_was_done(tmp_path: Path) -> None:
+    method = Counting(broken=[2])
+    job, progress = make_job(tmp_path, 6, method=method), Progress()
+    assert train(job, progress) and isinstance(job.observer, Recorder)
+    assert [line["things"] for line in job.observer.lines] == [1, 1, 2, 2, 3, 3]
+    assert method.done == [1, 2, 4, 5, 6]
+    assert Progress.of(tmp_path / "step-000000006") == progress == Progress(6, 0, 1, {"things": 3})
+
+
+def test_a_checkpoint_of_the_version_before_gives_the_same_counts(tmp_path: Path) -> None:
+    held = {"step": 3, "bad_samples": 2, "skipped_steps": 1, "skipped_adversaries": 4}
+    Checkpointer(tmp_path, 1).save(3, make_engine(), {"progress": held})
+    progress = Progress.of(tmp_path / "step-000000003")
+    assert progress.counts == {"skipped_adversaries": 4} and progress.state() == held
 
 
 def test_losses_that_stay_not_finite_end_the_run(tmp_path: Path) -> None:
@@ -290,7 +324,7 @@ class Halves(Method):
     def __init__(self, at: int, *, ctrl_c: bool) -> None:
         super().__init__()
         self.at, self.ctrl_c, self.seen = at, ctrl_c, 0
-        self.job: Job | None = None
+        self.job: TrainJob | None = None
 
     def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> dict[str, Tensor]:
         loss = torch.zeros(())
@@ -304,7 +338,7 @@ class Halves(Method):
         return {"loss": loss}
 
 
-def halves(folder: Path, steps: int, at: int, *, ctrl_c: bool = False) -> tuple[Job, Halves]:
+def halves(folder: Path, steps: int, at: int, *, ctrl_c: bool = False) -> tuple[TrainJob, Halves]:
     method = Halves(at, ctrl_c=ctrl_c)
     data = (replace(one, micro_batches=list(one.micro_batches[0].split(8))) for one in batches())
     method.job = replace(make_job(folder, steps, method=method), data=data)

@@ -39,7 +39,7 @@ def loop_votes(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int) 
 def test_neighbours_vote_as_the_loop_does(k: int) -> None:
     train, labels = clouds(40, spread=2.0)
     test, _ = clouds(17, spread=2.0, seed=1)
-    found = nearest_neighbours(train, labels, test, k=k, rows=5)
+    found = nearest_neighbours(train, labels, test, k=k)
     np.testing.assert_allclose(found.probabilities, loop_votes(train, labels, test, k), atol=1e-5)
 
 

@@ -21,12 +21,13 @@ from ca2cl.evaluation.embed.job import EmbedJob
 from ca2cl.evaluation.features import extract, frozen
 from ca2cl.evaluation.finetune.step import FineTuning, Preprocessing
 from ca2cl.evaluation.labelled import LabelledBatch
+from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.ca2cl.method import CA2CL
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.heads import Network
 from ca2cl.models.preprocess import preprocess
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.batches import MicroBatches
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
@@ -100,8 +101,14 @@ def test_a_training_step_runs_where_the_engine_is(
     batch = TileBatch(0, 0, tiles, _keys(), rows, rows, [str(row) for row in rows], [])
     with strict_meta() as gpu:
         engine = _engine(Network(build_encoder("resnet18", norm, group=2)).train(), gpu, monkeypatch)
-        micro_batches = MicroBatches(batch, _views(recipe), gpu, COUNT // parts, groups)
-        method = CA2CL(ObjectiveConfig(clusters=4, lloyd_iterations=2), accumulation, groups.block)
+        micro_batches = MicroBatches(
+            batch, lambda tiles: method.views(tiles, _views(recipe)), gpu, COUNT // parts, groups
+        )
+        plain = CA2CL(ObjectiveConfig(clusters=4, lloyd_iterations=2), "plain" if accumulation == "plain" else "exact")
+        method = Bitwise(plain, groups.block) if accumulation == "bitwise" else plain
+        micro_batches = MicroBatches(
+            batch, lambda tiles: plain.views(tiles, _views(recipe)), gpu, COUNT // parts, groups
+        )
         terms = method.step(engine, micro_batches)
         assert {"nt_xent", "cluster", "nt_xent_adversarial"} < set(terms)
         assert {term.device for term in terms.values()} == {gpu}

@@ -11,17 +11,17 @@ the other side of a ReLU, and one such in the projector is 4e-3 of the gradient 
   that the order does not show (``sync``: a tile's part of the statistics likewise);
 - the sum over ranks is taken in double precision too, and the engine gets a gradient that is whole already.
 
-The loss gives a row's gradient independently of who asks (``nt_xent``), and so does the stem (``model.stem``). What it
-costs: layers of few rows, 8 bytes a parameter for the sums, and an all-reduce of twice the bytes. It wants kernels that
-give the same bits when they are called twice (``training.numerics`` fixes threads and kernels), and for the averaging
-of ranks a power of two of them. Where clipping sets in, engines still differ: each adds up the gradient's norm in its
-own order.
+The loss gives a row's gradient independently of who asks (``nt_xent``), and so does the stem
+(``models.perturbed_conv``). What it costs: layers of few rows, 8 bytes a parameter for the sums, and an all-reduce of
+twice the bytes. It wants kernels that give the same bits when they are called twice (``pretrain.numerics`` fixes
+threads and kernels), and for the averaging of ranks a power of two of them. Where clipping sets in, engines still
+differ: each adds up the gradient's norm in its own order.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,13 +29,37 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ca2cl.methods.base import Engine, ViewBatch, carry
+from ca2cl.methods.base import Engine, Method
 from ca2cl.methods.gather import all_sum, world
+from ca2cl.methods.two_views import carry
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import BatchNorm
-from ca2cl.models.heads import Embeddings, Network
-from ca2cl.models.resnet import Encoder
 
-Step = Callable[[Engine, Sequence[ViewBatch]], dict[str, Tensor]]
+
+class Bitwise:
+    """A method's step on units of ``unit`` rows; the engine then gets the whole gradient on every rank, in one backward
+    (``training.loop.Method``).
+
+    Args:
+        method: one of exact accumulation.
+        unit: rows of a block of normalisation groups.
+    """
+
+    def __init__(self, method: Method, unit: int) -> None:
+        self.method, self.unit, self.counters = method, unit, method.counters
+        self.after_step = method.after_step
+
+    def step(self, engine: Engine, micro_batches: Sequence[Any]) -> dict[str, Tensor]:
+        """As ``Method.step``."""
+        network = UnitNetwork(engine.bare, self.unit)
+        terms = self.method.step(_Collector(network, engine.loss_scale), micro_batches)
+        totals = [parameter.total for parameter in network.sums.values()]
+        whole = all_sum(torch.cat([total.flatten() for total in totals]))
+        parts = torch.split(whole, [total.numel() for total in totals])
+        pairs = [(p, part.view_as(p).to(p.dtype)) for p, part in zip(network.trained.values(), parts, strict=True)]
+        with engine.micro_step(last=True):
+            engine.backward(carry(pairs, engine.loss_scale * world()[1]))
+        return terms
 
 
 class _AddInDouble(torch.autograd.Function):
@@ -88,17 +112,17 @@ class _Layer(nn.Module):
 
 class UnitNetwork:
     """A network whose layers go through ``unit`` rows at a time, and whose parameters' gradients are added in double
-    precision: call it like ``Network``. BatchNorm over all rows (sync) is the one layer that sees them together.
+    precision: call it like the network. BatchNorm over all rows (sync) is the one layer that sees them together.
 
     Raises:
         AssertionError: rows that are no whole number of units.
     """
 
-    def __init__(self, network: Network, unit: int) -> None:
+    def __init__(self, network: Any, unit: int) -> None:
         self.bare, self.unit = network, unit
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.sums = {name: _Parameter(p) for name, p in self.trained.items()}
-        self.network: Network = self._twin(network, "")  # type: ignore[assignment]
+        self.network = self._twin(network, "")
 
     def _twin(self, module: nn.Module, name: str) -> nn.Module:
         """``module`` with its layers replaced; what they hold is shared."""
@@ -111,20 +135,24 @@ class UnitNetwork:
         return _Layer(twin, own, self.unit) if own else twin
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Backbone:
         """The encoder itself."""
-        return self.bare.encoder
+        encoder: Backbone = self.bare.encoder
+        return encoder
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Those of the network itself: its BatchNorms hold what the passes recorded."""
+        return self.bare.modules()  # type: ignore[no-any-return]
 
     def parameters(self) -> Iterator[Tensor]:
         """What to ask the gradient of: none is returned, it is in the sums then."""
         return (parameter.handle for parameter in self.sums.values())
 
-    def __call__(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
+    def __call__(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Any:
         """Embeddings of one view."""
         if stem_delta is None:  # the stem's gradient is then row by row here too
-            stem_delta = torch.zeros_like(self.encoder.conv1.weight)
-        embeddings: Embeddings = self.network(x_BCHW, stem_delta, slot)
-        return embeddings
+            stem_delta = torch.zeros_like(self.encoder.stem.weight)
+        return self.network(x_BCHW, stem_delta, slot)
 
 
 def _channels_last(value: Tensor) -> Tensor:
@@ -135,7 +163,8 @@ class _Collector:
     """An engine that keeps the gradient in a ``UnitNetwork``."""
 
     def __init__(self, network: UnitNetwork, loss_scale: float) -> None:
-        self.network = self.bare = network
+        self.network: Any = network
+        self.bare: Any = network
         self.loss_scale = loss_scale
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
@@ -143,16 +172,3 @@ class _Collector:
 
     def backward(self, loss: Tensor) -> None:
         (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
-
-
-def bitwise_step(step: Step, engine: Engine, micro_batches: Sequence[ViewBatch], unit: int) -> dict[str, Tensor]:
-    """``step`` on units of that many rows; ``engine`` then gets the whole gradient on every rank, in one backward."""
-    network = UnitNetwork(engine.bare, unit)
-    shares = step(_Collector(network, engine.loss_scale), micro_batches)  # type: ignore[arg-type]
-    totals = [parameter.total for parameter in network.sums.values()]
-    whole = all_sum(torch.cat([total.flatten() for total in totals]))
-    parts = torch.split(whole, [total.numel() for total in totals])
-    pairs = [(p, part.view_as(p).to(p.dtype)) for p, part in zip(network.trained.values(), parts, strict=True)]
-    with engine.micro_step(last=True):
-        engine.backward(carry(pairs, engine.loss_scale * world()[1]))
-    return shares

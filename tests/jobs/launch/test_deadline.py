@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from ca2cl.runtime.deadline import Deadline
-from tests.jobs import make_shards
-from tests.test_launchers import Started
-from tests.test_stop_flag import HELD, start
+from tests.jobs.launch.test_launchers import Started
+from tests.jobs.launch.test_stop_flag import HELD, start
+from tests.support.jobs import make_shards
 
 SHORT = "from ca2cl.runtime.deadline import Deadline; stop._deadline = Deadline(0.5)\n"
 

@@ -1,0 +1,73 @@
+"""Registry of self-supervised methods.
+
+``method.name`` is a name of ``METHODS``, or ``package.module:Class`` for a class that Python can import. The latter
+runs code, so a configuration file cannot say it (``cli.parser``): only whoever starts the job can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from ca2cl.common.plugins import is_plugin, load_plugin
+from ca2cl.errors import InputError, nearest
+from ca2cl.methods.base import Method, MethodSettings
+
+DEFAULT = "ca2cl"
+"""That of a run which does not say: there was no other once."""
+METHODS = {"ca2cl": "ca2cl.methods.ca2cl.method:CA2CL", "simclr": "ca2cl.methods.simclr:SimCLR"}
+
+
+def find_method(name: str) -> type[Method]:
+    """The class of the method ``name``.
+
+    Raises:
+        InputError: there is none, or it is no ``Method``.
+    """
+    path = METHODS.get(name, name)
+    if not is_plugin(path):
+        raise InputError(f"method.name is {name!r}: {nearest(name, [*METHODS])}; your own is package.module:Class")
+    found = load_plugin(path, "method.name")
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise InputError(f"method.name is {name!r}: not a subclass of ca2cl.methods.base.Method")
+    return found
+
+
+def known_method(name: str) -> type[Method]:
+    """The class of a method of ``METHODS``, or what any method has in common: names in files that come from elsewhere
+    import nothing."""
+    return find_method(name) if name in METHODS else Method
+
+
+def build_method(name: str, settings: MethodSettings, options: Sequence[str] = ()) -> Method:
+    """The method ``name`` with its settings.
+
+    Args:
+        name: as ``find_method`` takes it.
+        settings: the shared ones.
+        options: its own, ``NAME=VALUE`` each.
+
+    Raises:
+        InputError: there is none, or it cannot use them.
+    """
+    kind = find_method(name)
+    return kind.from_settings(replace(settings, options=_read_options(options, kind.options)))
+
+
+def _read_options(words: Sequence[str], kind: type) -> Any:
+    known = {option.name: type(option.default) for option in fields(kind)}
+    values = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in known:
+            raise InputError(f"method.options has {name!r}: {nearest(name, [*known])}")
+        values[name] = _value(name, text, known[name])
+    return kind(**values)
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise InputError(f"method.options has {name} = {text!r}: give a value of type {kind.__name__}") from None

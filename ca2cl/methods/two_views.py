@@ -1,0 +1,161 @@
+"""Two-view methods: a contrastive loss over the global batch, with exact accumulation.
+
+Exact accumulation is the gradient of a global batch that does not fit, one micro-batch at a time. The loss sees a tile
+only through its embeddings. So these are computed without graph for all micro-batches, the loss and its gradient with
+respect to them once over the global batch, and each micro-batch is run again to carry that gradient on to the
+parameters (GradCache, arXiv 2101.06983): four forward passes of a view for the direct step's two. Views are pure
+functions of the tile, so a tile that is looked at again looks the same, and running statistics are recorded in one pass
+of each view only. BatchNorm must not look beyond a group of rows that a micro-batch holds whole: under norm sync this
+is another network's gradient, and ``pretrain.shares`` refuses it.
+
+Shapes: B local rows of the whole batch, b of a micro-batch, D embedding.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ca2cl.methods.base import Engine, Method, ViewBatch
+from ca2cl.methods.gather import Rows, all_sum
+from ca2cl.methods.surrogate import given_gradient
+from ca2cl.models.batch_norm import commit_statistics
+
+FIRST, SECOND = 0, 1
+"""Whose running statistics a pass adds to: those of the strong view come before the weak one's."""
+Embedded = Any
+"""What a network gives of one view: a named tuple of unit vectors (b, D), one a head."""
+Pairs = list[tuple[Tensor, ...]]
+
+
+class TwoViewMethod(Method):
+    """A loss of two views' embeddings, whose network is called as ``network(x, stem_delta, slot)``.
+
+    Args:
+        accumulation: what several micro-batches mean. exact: the whole batch's loss, its gradient brought back to one
+            micro-batch after another; plain: the mean of the micro-batches' own losses. exact holds where a micro-batch
+            passes through the network as it would within the whole batch: not under norm sync, whose statistics are
+            then the micro-batch's.
+    """
+
+    accumulations = ("exact", "plain", "bitwise")
+
+    def __init__(self, accumulation: Literal["exact", "plain"] = "exact") -> None:
+        self.accumulation = accumulation
+
+    @abstractmethod
+    def terms(self, first: Embedded, second: Embedded, rows: Rows) -> dict[str, Tensor]:
+        """This rank's share of every term, the last one ``loss``: the sum over ranks is the term, and the gradient with
+        respect to the local rows is the whole term's (``nt_xent``)."""
+
+    def step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
+        """As ``Method.step``."""
+        if len(micro_batches) > 1 and self.accumulation == "exact":
+            shares = self.exact_step(engine, micro_batches)
+        else:
+            shares = self._plain_step(engine, micro_batches)
+        commit_statistics(engine.bare)
+        summed = all_sum(torch.stack([value.double() for value in shares.values()]))
+        return dict(zip(shares, summed.unbind(), strict=True))
+
+    def _plain_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        for number in range(len(micro_batches)):
+            with engine.micro_step(last=number == len(micro_batches) - 1):
+                loss, terms = self.micro_step(engine, micro_batches[number])
+                engine.backward(loss / len(micro_batches))
+            for name, value in terms.items():
+                share = value.detach() if name in self.counters else value.detach() / len(micro_batches)
+                totals[name] = totals[name] + share if name in totals else share
+        return totals
+
+    def micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A scalar with the gradient of this rank's share of one micro-batch's loss, and the loss's terms."""
+        # Through the wrapper goes the last pass before the backward and no other: a wrapper takes every pass through it
+        # for the start of a backward of its own (DistributedDataParallel's reducer, DeepSpeed's hooks on outputs).
+        rows = Rows.at(views.positions)
+        first = embed_first(engine.bare, views, None, record=True)
+        second = embed_second(engine.network, views, None, record=True)
+        terms = self.terms(first, second, rows)
+        return terms["loss"], terms
+
+    def exact_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
+        """Accumulate the gradient of the whole batch's loss; returns this rank's share of the terms."""
+        first, second, rows, sizes = embed_all(engine, micro_batches)
+        terms = self.terms(first, second, rows)
+        strong, weak = outer_gradients(terms["loss"], first, second, sizes, engine)
+        for number, views in enumerate(micro_batches):
+            with engine.micro_step(last=number == len(micro_batches) - 1):
+                one = embed_first(engine.bare, views, None, record=True)
+                other = embed_second(engine.network, views, None, record=True)
+                pairs = [*zip(one, strong[number], strict=True), *zip(other, weak[number], strict=True)]
+                engine.backward(carry(pairs, engine.loss_scale))
+        return terms
+
+
+def embed_first(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embedded:
+    """The strong view's embeddings, through the stem's weight plus ``delta``.
+
+    Args:
+        record: whether BatchNorm's running statistics take note. Only one clean pass of a view and step may: an
+            adversarial one sees weights that no evaluation will.
+    """
+    return network(views.x1, delta, FIRST if record else None)
+
+
+def embed_second(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embedded:
+    """The weak view's embeddings, in the order of the strong view's rows."""
+    order, slot = views.second_order, SECOND if record else None
+    if order is None:
+        return network(views.x2, delta, slot)
+    found = network(views.x2[order], delta, slot)
+    back = torch.argsort(order)
+    return found._make(part[back] for part in found)
+
+
+def embed_all(engine: Engine, micro_batches: Sequence[ViewBatch]) -> tuple[Embedded, Embedded, Rows, list[int]]:
+    """Both views' embeddings of all local rows as leaves of a new graph, their places, the micro-batches' sizes."""
+    firsts, seconds, positions = [], [], []
+    with torch.no_grad():
+        for views in micro_batches:
+            firsts.append(embed_first(engine.bare, views, None, record=False))
+            seconds.append(embed_second(engine.bare, views, None, record=False))
+            positions.append(views.positions)
+    first, second = (parts[0]._make(leaf(part) for part in zip(*parts, strict=True)) for parts in (firsts, seconds))
+    return first, second, Rows.at(torch.cat(positions)), [len(part) for part in positions]
+
+
+def leaf(parts: Sequence[Tensor]) -> Tensor:
+    """The parts' rows as one leaf of a new graph."""
+    return torch.cat(list(parts)).requires_grad_()
+
+
+def outer_gradients(
+    loss: Tensor, first: Embedded, second: Embedded, sizes: list[int], engine: Engine
+) -> tuple[Pairs, Pairs]:
+    """The gradient of ``loss``, times the loss scale, with respect to each view's embeddings: for each micro-batch one
+    tensor a head."""
+    found = gradients(loss * engine.loss_scale, [*first, *second])
+    halves = found[: len(first)], found[len(first) :]
+    strong, weak = (list(zip(*(torch.split(part, sizes) for part in half), strict=True)) for half in halves)
+    return strong, weak
+
+
+def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros where the loss does not reach: every parameter then gets a gradient, as DistributedDataParallel wants."""
+    found = torch.autograd.grad(loss, list(leaves), allow_unused=True)
+    return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(leaves, found, strict=True)]
+
+
+def parameters_of(engine: Engine) -> list[Tensor]:
+    """The trainable parameters, in the network's order."""
+    return [p for p in engine.bare.parameters() if p.requires_grad]
+
+
+def carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+    """A scalar whose gradient with respect to each tensor is the given one over ``scale``."""
+    return given_gradient(pairs[0][0].new_zeros(()), [(tensor, gradient / scale) for tensor, gradient in pairs])
