@@ -56,7 +56,6 @@ class ShardCache:
         if descriptor is not None:
             return descriptor
         try:
-            self.folder.mkdir(exist_ok=True)
             with locked(path) as lock:
                 assert lock is not None
                 descriptor = self._whole(path, size)  # another process may have fetched it by now
