@@ -144,7 +144,7 @@ DECLARED = [
     ("coco", _set([0, 0, 49, 49] * 20_000, "annotations", 2, "segmentation", 0)),
     ("checkpoint", _set(10**30, "step")),
     ("checkpoint", _set("2", "progress", "step")),
-    ("checkpoint", _set(1, "progress", "other")),
+    ("checkpoint", _set(-1, "progress", "a method's count")),
     *((name, _set(DEEP, key)) for name, key in FIELDS.items()),
 ]
 
