@@ -13,9 +13,10 @@ import argparse
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import BatchNorm
 from ca2cl.models.heads import Network
-from ca2cl.models.resnet import ARCHITECTURES, build_encoder
+from ca2cl.models.resnet import ARCHITECTURES
 
 DIM, CLUSTERS, ITERATIONS = 128, 10, 10
 COLUMNS = (

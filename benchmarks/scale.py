@@ -32,9 +32,9 @@ from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.ca2cl.losses import adversarial_term, clean_terms, weighted_sum
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.methods.gather import Rows
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.heads import Embeddings, Network
-from ca2cl.models.resnet import build_encoder
 
 GROUP, GROUPS = 16, 4
 

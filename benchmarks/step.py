@@ -27,9 +27,9 @@ from ca2cl.methods.ca2cl.cluster_loss import cluster_loss, k_means
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.methods.gather import Rows
 from ca2cl.methods.nt_xent import nt_xent
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.heads import Network
-from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
@@ -46,7 +46,7 @@ def naive_gradient(network: Network, x1: Tensor, x2: Tensor) -> None:
     clusters = cluster_loss(first.g, second.g, found1, found2, config.cluster_temperature)
     loss = nt_xent(first.z, second.z, rows, config.temperature) + config.cluster_weight * clusters
     loss.backward(retain_graph=True)
-    weight = network.encoder.conv1.weight
+    weight = network.encoder.stem.weight
     assert weight.grad is not None
     delta = weight.grad * (config.epsilon * weight.detach().norm() / weight.grad.norm())
     weight.data.add_(delta)

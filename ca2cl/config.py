@@ -84,14 +84,16 @@ class DataConfig:
 class ModelConfig:
     """The encoder and its heads."""
 
-    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    """Backbone; its final classifier is removed."""
+    arch: str = "resnet18"
+    """Backbone, without its classifier: resnet18, resnet34, resnet50; timm/NAME for one of timm's, such as
+    timm/vit_tiny_patch16_224; package.module:builder for one of your own code."""
     weights: str = "random"
     """Where the backbone starts: random, torchvision:IMAGENET1K_V1, or anything the encoder resolver takes."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
     """Whose samples a BatchNorm's statistics are taken over. sync: one forward pass's samples on all processes, which
     with micro-batches are those of one micro-batch: run.accumulation must then be plain; frozen: the running
-    statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware."""
+    statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware. A backbone without BatchNorm
+    (a ViT) needs none of them: its micro-batches are exact."""
     norm_group: int = 16
     """Tiles in a group of lane_group normalisation."""
     norm_block: int = 4

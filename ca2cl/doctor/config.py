@@ -33,6 +33,8 @@ class DoctorConfig:
     """Its run.micro_batch_size."""
     accumulation: Literal["exact", "plain", "bitwise"] = RunConfig.accumulation
     """Its run.accumulation."""
+    arch: str = ModelConfig.arch
+    """Its model.arch."""
     norm: Literal["sync", "frozen", "lane_group"] = ModelConfig.norm
     """Its model.norm."""
     norm_group: int = ModelConfig.norm_group

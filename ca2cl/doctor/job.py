@@ -19,7 +19,7 @@ from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, Method, MethodSettings, Tiles
 from ca2cl.methods.registry import DEFAULT, build_method
-from ca2cl.models.resnet import build_encoder
+from ca2cl.models.backbone import build_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.runtime.precision import seconds_of
@@ -104,7 +104,8 @@ def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
         return made
 
     viewing = len(keys) / seconds_of(make)
-    stepping = len(keys) / _step_seconds(method, make(), device)
+    encoder = build_encoder(plan.model.arch, image_size=plan.image_size, identity_blocks=True)
+    stepping = len(keys) / _step_seconds(method, method.build(encoder), make(), device)
     return [_supply(reading, 1 / (1 / viewing + 1 / stepping), plan), _views(viewing, stepping, plan, device)]
 
 
@@ -124,9 +125,9 @@ def _reading(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> tuple[float,
     return tiles / (time.perf_counter() - began), first
 
 
-def _step_seconds(method: Method, batch: Any, device: torch.device) -> float:
-    """Seconds of a ResNet-18's gradient on these views, adversary and all; bf16 where there is a GPU."""
-    network = method.build(build_encoder(identity_blocks=True)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _step_seconds(method: Method, network: torch.nn.Module, batch: Any, device: torch.device) -> float:
+    """Seconds of a network's gradient on these views, adversary and all; bf16 where there is a GPU."""
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def once() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -151,7 +152,7 @@ def _supply(reading: float, taking: float, plan: JobPlan) -> Finding:
 
 def _views(viewing: float, stepping: float, plan: JobPlan, device: torch.device) -> Finding:
     text = (
-        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; a ResNet-18's step: "
-        f"{stepping:,.0f} tiles/s"
+        f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; "
+        f"a step of {plan.model.arch}: {stepping:,.0f} tiles/s"
     )
     return Finding("views, step", "ok" if viewing > stepping else "note", text)

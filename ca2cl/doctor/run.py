@@ -34,7 +34,9 @@ def _examine(config: DoctorConfig) -> int:
     findings = [*machine(config.tracking_uri, config.tracking_root), *ranks]
     if config.shards:
         processes = len(ranks) - 1 if ranks else config.processes
-        model = ModelConfig(norm=config.norm, norm_group=config.norm_group, norm_block=config.norm_block)
+        model = ModelConfig(
+            arch=config.arch, norm=config.norm, norm_group=config.norm_group, norm_block=config.norm_block
+        )
         plan = JobPlan(
             config.shards, config.batch_size, config.lanes, processes, config.workers, config.image_size,
             config.recipe, config.cache_dir, config.micro_batch_size, config.accumulation, model,

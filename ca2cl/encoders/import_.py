@@ -7,7 +7,6 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from annotated_types import Ge
@@ -45,8 +44,8 @@ class ImportConfig:
     takes as --encoder."""
     name: str = ENCODER_NAME
     """Registered model that it becomes a version of."""
-    arch: Literal["resnet18", "resnet34", "resnet50"] | None = None
-    """Its architecture; none takes the card's, or resnet18 where there is no card."""
+    arch: str | None = None
+    """Its architecture, as model.arch; none takes the card's, or resnet18 where there is no card."""
     input_size: int | None = None
     """Side in pixels of the tiles that it is meant for; none takes the card's, or 224 where there is no card."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

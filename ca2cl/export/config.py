@@ -23,17 +23,18 @@ class ExportConfig:
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
     .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     to: str
-    """torchvision: state dict without fc (.pth). timm: for create_model(checkpoint_path=...) (.safetensors or .pth).
-    detectron2: a backbone for DetectionCheckpointer (.pth, and a .yaml of the settings that belong to it). onnx: RGB in
-    [0, 1] to features with the normalisation inside, for any number of tiles of the encoder's size (.onnx).
-    safetensors: a folder with encoder.safetensors and card.json, which every verb takes as its encoder. All but the
-    last two leave the normalisation to you: its mean and std are printed."""
+    """torchvision: state dict of a ResNet without fc (.pth). timm: a ResNet or one of timm's bodies for
+    create_model(checkpoint_path=...) (.safetensors or .pth). detectron2: a ResNet for DetectionCheckpointer (.pth, and
+    a .yaml of the settings that belong to it). onnx: RGB in [0, 1] to features with the normalisation inside, for any
+    number of tiles of the encoder's size (.onnx). safetensors: a folder with encoder.safetensors and card.json, which
+    every verb takes as its encoder. All but the last two leave the normalisation to you: its mean and std are
+    printed."""
     out: str
     """The file to write, with the suffix of its kind; for safetensors the folder."""
     overwrite: bool = False
     """Replace what is there."""
     arch: str | None = None
-    """Architecture of weights that come without a card: resnet18, resnet34 or resnet50. None takes resnet18."""
+    """Architecture of weights that come without a card, as model.arch. None takes resnet18."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the encoder is found."""
 

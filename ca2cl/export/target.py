@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.models.preprocess import normalise_
-from ca2cl.models.resnet import Encoder
 
 Features = Callable[[Tensor], Tensor]
 """Tiles (B, 3, S, S), RGB in [0, 1], not normalised → features (B, D)."""
@@ -43,15 +43,15 @@ class Target:
     name: str
     package: str
     suffixes: tuple[str, ...]
-    build: Callable[[Encoder, EncoderCard, Path], dict[str, bytes]]
+    build: Callable[[Backbone, EncoderCard, Path], dict[str, bytes]]
     native: Reader
     snippet: Callable[[Path, EncoderCard], str]
     own: Reader | None = None
     tolerance: float = 1e-5
 
 
-def plain_state(encoder: Encoder) -> dict[str, Tensor]:
-    """The encoder's tensors under torchvision's names, on the CPU, in a dictionary without attributes."""
+def plain_state(encoder: Backbone) -> dict[str, Tensor]:
+    """The encoder's tensors under its own names, on the CPU, in a dictionary without attributes."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
 
 

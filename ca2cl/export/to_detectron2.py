@@ -12,8 +12,8 @@ import yaml
 
 from ca2cl.detection.engines.detectron2_weights import checkpoint, detectron2_names, load_backbone, settings
 from ca2cl.export.target import Features, Target, behind_normalisation, plain_state, torch_bytes
+from ca2cl.models.backbone import Backbone, build_encoder
 from ca2cl.models.encoder_io import EncoderCard, make_encoder
-from ca2cl.models.resnet import Encoder, build_encoder
 
 _HEAD = """\
 # An encoder of ca2cl as a detectron2 backbone. Merge it after a detector's own configuration, such as
@@ -22,7 +22,7 @@ _HEAD = """\
 """
 
 
-def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
     text = _HEAD + yaml.safe_dump(
         settings(card.arch, card.mean, card.std, out), sort_keys=False, default_flow_style=None
     )

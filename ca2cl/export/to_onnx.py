@@ -17,8 +17,8 @@ from ca2cl.common.optional import need
 from ca2cl.common.records import json_line
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.export.target import EXTRA, Features, Target
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_io import EncoderCard
-from ca2cl.models.resnet import Encoder
 
 INPUT, OUTPUT = "tiles", "features"
 OPSET = 17  # what torch 2.6 already writes and every onnxruntime of the last years reads
@@ -28,7 +28,7 @@ class _WithNormalisation(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: Encoder, card: EncoderCard) -> None:
+    def __init__(self, encoder: Backbone, card: EncoderCard) -> None:
         super().__init__()
         self.encoder = encoder
         self.register_buffer("mean", torch.tensor(card.mean, dtype=torch.float32).view(1, 3, 1, 1))
@@ -39,7 +39,7 @@ class _WithNormalisation(nn.Module):
         return features
 
 
-def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
     onnx = need("onnx", EXTRA)
     graph = onnx.load_from_string(_traced(encoder, card))
     side = card.input_size
@@ -53,9 +53,9 @@ def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
     return {out.name: graph.SerializeToString()}
 
 
-def _traced(encoder: Encoder, card: EncoderCard) -> bytes:
-    # By tracing (dynamo=False): a ResNet has no branches, and it needs neither onnxscript nor a version of it that fits
-    # torch's. Two tiles, because torch takes a one for a constant.
+def _traced(encoder: Backbone, card: EncoderCard) -> bytes:
+    # By tracing (dynamo=False): at one image size a body has no branches, and it needs neither onnxscript nor a version
+    # of it that fits torch's. Two tiles, because torch takes a one for a constant.
     tiles_BCHW = torch.zeros(2, 3, card.input_size, card.input_size)
     axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     with scratch_folder() as scratch, warnings.catch_warnings():

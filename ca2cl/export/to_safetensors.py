@@ -12,11 +12,11 @@ from safetensors.torch import save
 
 from ca2cl.common.records import json_line
 from ca2cl.export.target import Features, Target, behind_normalisation, plain_state
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder
-from ca2cl.models.resnet import Encoder
 
 
-def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
     return {
         f"{out.name}/{CARD_NAME}": json_line(asdict(replace(card, predicts=()))),  # without a head
         f"{out.name}/{WEIGHTS_NAME}": save(plain_state(encoder), metadata={"format": "pt"}),

@@ -1,6 +1,6 @@
 """Export to timm: a file for ``create_model(checkpoint_path=...)``.
 
-timm's plain ResNets have torchvision's key names.
+The encoder is one of timm's own bodies, or a ResNet: timm's plain ones have torchvision's key names.
 """
 
 from __future__ import annotations
@@ -13,15 +13,26 @@ from safetensors.torch import save
 
 from ca2cl.common.optional import need
 from ca2cl.export.target import EXTRA, Features, Target, behind_normalisation, plain_state, torch_bytes
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_io import EncoderCard, make_encoder, read_weights
-from ca2cl.models.resnet import Encoder
+from ca2cl.models.resnet import require_resnet
+from ca2cl.models.timm import PREFIX, size_arguments, timm_name
 
 
-def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
+    _model(card)
     state = plain_state(encoder)
     if out.suffix == ".safetensors":
         return {out.name: save(state, metadata={"format": "pt"})}
     return {out.name: torch_bytes(state)}
+
+
+def _model(card: EncoderCard) -> tuple[str, dict[str, Any]]:
+    """timm's name of the model, and the arguments that it must be created with."""
+    if card.arch.startswith(PREFIX):
+        return timm_name(card.arch), size_arguments(card.arch, card.input_size)
+    require_resnet(card.arch, "export --to timm")
+    return card.arch, {}
 
 
 def data_settings(card: EncoderCard) -> dict[str, Any]:
@@ -39,8 +50,9 @@ def data_settings(card: EncoderCard) -> dict[str, Any]:
 def _native(path: Path, card: EncoderCard) -> Features:
     timm = need("timm", EXTRA)
     # strictly: create_model(checkpoint_path=...) fails on a tensor too many or too few
+    name, size = _model(card)
     model = timm.create_model(
-        card.arch, num_classes=0, checkpoint_path=str(path), pretrained_cfg_overlay=data_settings(card)
+        name, num_classes=0, checkpoint_path=str(path), pretrained_cfg_overlay=data_settings(card), **size
     )
     found = timm.data.resolve_model_data_config(model)
     return behind_normalisation(model.eval(), _as_read(card, found))
@@ -55,14 +67,16 @@ def _as_read(card: EncoderCard, found: dict[str, Any]) -> EncoderCard:
 
 def _own(path: Path, card: EncoderCard) -> Features:
     state = read_weights(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    return behind_normalisation(make_encoder(state, card.arch, str(path)), card)
+    return behind_normalisation(make_encoder(state, card.arch, str(path), card.input_size), card)
 
 
 def _snippet(path: Path, card: EncoderCard) -> str:
+    name, size = _model(card)
+    arguments = "".join(f"{key}={value!r}, " for key, value in size.items())
     return (
         "import timm\n"
         f"data = {data_settings(card)!r}\n"
-        f"model = timm.create_model({card.arch!r}, num_classes=0, checkpoint_path={str(path)!r}, "
+        f"model = timm.create_model({name!r}, num_classes=0, {arguments}checkpoint_path={str(path)!r}, "
         "pretrained_cfg_overlay=data).eval()\n"
     )
 

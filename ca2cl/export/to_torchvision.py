@@ -8,11 +8,13 @@ import torch
 import torchvision
 
 from ca2cl.export.target import Features, Target, behind_normalisation, plain_state, torch_bytes
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_io import EncoderCard
-from ca2cl.models.resnet import Encoder
+from ca2cl.models.resnet import require_resnet
 
 
-def _build(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
+    require_resnet(card.arch, "export --to torchvision")
     return {out.name: torch_bytes(plain_state(encoder))}
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ca2cl.config import ObjectiveConfig
-from ca2cl.models.resnet import Encoder
+from ca2cl.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,16 +152,16 @@ class Method(ABC):
         return cls()
 
     @abstractmethod
-    def build(self, encoder: Encoder) -> nn.Module:
+    def build(self, encoder: Backbone) -> nn.Module:
         """The network to train: encoder, heads, and a teacher where there is one.
 
         It is called with images (B, 3, S, S), autocasts its passes to its attribute ``autocast_dtype`` (None: to none;
         ``models.heads.EncoderNetwork`` does), and its ``state_dict`` is what checkpoints hold.
         """
 
-    def encoder(self, network: Any) -> Encoder:
+    def encoder(self, network: Any) -> Backbone:
         """The part of ``build``'s network that is registered in the end."""
-        encoder: Encoder = network.encoder
+        encoder: Backbone = network.encoder
         return encoder
 
     def views(self, tiles: Tiles, views: Views) -> Any:

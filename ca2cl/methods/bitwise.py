@@ -32,8 +32,8 @@ from torch.func import functional_call
 from ca2cl.methods.base import Engine, Method
 from ca2cl.methods.gather import all_sum, world
 from ca2cl.methods.two_views import carry
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import BatchNorm
-from ca2cl.models.resnet import Encoder
 
 
 class Bitwise:
@@ -135,9 +135,9 @@ class UnitNetwork:
         return _Layer(twin, own, self.unit) if own else twin
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Backbone:
         """The encoder itself."""
-        encoder: Encoder = self.bare.encoder
+        encoder: Backbone = self.bare.encoder
         return encoder
 
     def modules(self) -> Iterator[nn.Module]:
@@ -151,7 +151,7 @@ class UnitNetwork:
     def __call__(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Any:
         """Embeddings of one view."""
         if stem_delta is None:  # the stem's gradient is then row by row here too
-            stem_delta = torch.zeros_like(self.encoder.conv1.weight)
+            stem_delta = torch.zeros_like(self.encoder.stem.weight)
         return self.network(x_BCHW, stem_delta, slot)
 
 

@@ -10,8 +10,8 @@ from ca2cl.methods.base import MethodSettings
 from ca2cl.methods.gather import Rows
 from ca2cl.methods.nt_xent import nt_xent
 from ca2cl.methods.two_views import TwoViewMethod
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.heads import EncoderNetwork, Projector
-from ca2cl.models.resnet import Encoder
 
 
 class Projected(NamedTuple):
@@ -23,7 +23,7 @@ class Projected(NamedTuple):
 class SimCLRNetwork(EncoderNetwork):
     """An encoder and a projector."""
 
-    def __init__(self, encoder: Encoder, dim: int) -> None:
+    def __init__(self, encoder: Backbone, dim: int) -> None:
         super().__init__(encoder)
         self.projector = Projector(encoder.feature_dim, dim)
 
@@ -57,7 +57,7 @@ class SimCLR(TwoViewMethod):
         """As ``Method.from_settings``; the temperature is ``objective.temperature``."""
         return cls(settings.objective.temperature, settings.accumulation, settings.projection_dim)
 
-    def build(self, encoder: Encoder) -> SimCLRNetwork:
+    def build(self, encoder: Backbone) -> SimCLRNetwork:
         """As ``Method.build``."""
         return SimCLRNetwork(encoder, self.projection_dim)
 

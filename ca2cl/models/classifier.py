@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import recording
-from ca2cl.models.resnet import Encoder
 
 
 class Classifier(nn.Module):
@@ -19,7 +19,7 @@ class Classifier(nn.Module):
         autocast_dtype: the precision that passes are autocast to, torch.float16 or torch.bfloat16; None: to none.
     """
 
-    def __init__(self, encoder: Encoder, classes: int, *, zero_head: bool = True) -> None:
+    def __init__(self, encoder: Backbone, classes: int, *, zero_head: bool = True) -> None:
         super().__init__()
         self.autocast_dtype: torch.dtype | None = None
         self.encoder = encoder

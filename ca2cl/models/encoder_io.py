@@ -1,4 +1,4 @@
-"""An encoder as files: ``encoder.safetensors`` (torchvision's key names, no heads) and ``card.json`` beside it."""
+"""An encoder as files: ``encoder.safetensors`` (the backbone's own key names) and ``card.json`` beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ca2cl.common.files import replacing
 from ca2cl.common.records import Count, Number, json_line, parse_record, read_record
 from ca2cl.errors import InputError
-from ca2cl.models.resnet import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.models.backbone import Backbone, build_encoder, check_trusted, is_arch
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
 WEIGHTS_NAME = "encoder.safetensors"
@@ -25,8 +25,7 @@ SCHEMA_VERSION = 1
 _LARGEST = 8192  # side in pixels, or features: beyond it a card would only ask for memory
 _Size = Annotated[int, Interval(ge=1, le=_LARGEST)]
 _AGAIN = "export the encoder again"
-# torchvision's classifier, and BatchNorm's step counter, which some exporters leave out and inference never reads
-_HEAD = "fc."
+# BatchNorm's step counter, which some exporters leave out and inference never reads
 _COUNTER = "num_batches_tracked"
 
 
@@ -37,6 +36,8 @@ class EncoderCard:
     __pydantic_config__ = {"allow_inf_nan": False}
 
     arch: str
+    """Name that ``build_encoder`` takes. It also says whose names the weights have: torchvision's for a ResNet, timm's
+    for ``timm/NAME``."""
     feature_dim: _Size
     input_size: _Size
     """Side in pixels of the tiles it was trained on."""
@@ -65,8 +66,8 @@ class EncoderCard:
     schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise ValueError(f"arch is {self.arch!r}, not one of {', '.join(ARCHITECTURES)}")
+        if not is_arch(self.arch):
+            raise ValueError(f"arch is {self.arch!r:.100}, which is no architecture that this version knows")
 
     @property
     def manifests(self) -> tuple[str, ...]:
@@ -107,15 +108,19 @@ def write_card(path: Path, card: EncoderCard) -> None:
         file.write(json_line(asdict(card)))
 
 
-def load_encoder(folder: str | Path) -> tuple[Encoder, EncoderCard]:
+def load_encoder(folder: str | Path, arch: str | None = None) -> tuple[Backbone, EncoderCard]:
     """The encoder that ``save_encoder`` wrote, in eval mode on the CPU, and its card.
+
+    Args:
+        arch: what the user asked for; a builder outside this package is imported where it is named here.
 
     Raises:
         InputError: a file is missing or damaged, or the weights are not the card's architecture.
     """
     card = read_card(Path(folder) / CARD_NAME)
     path = Path(folder) / WEIGHTS_NAME
-    encoder = make_encoder(read_weights(path), card.arch, str(path))
+    check_trusted(card.arch, str(path), arch)
+    encoder = make_encoder(read_weights(path), card.arch, str(path), card.input_size)
     if card.feature_dim != encoder.feature_dim:
         raise InputError(
             f"{Path(folder) / CARD_NAME}: damaged card (feature_dim is {card.feature_dim}, a {card.arch} has "
@@ -138,15 +143,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a whole safetensors file ({error}); export it again") from None
 
 
-def make_encoder(state: Mapping[str, Tensor], arch: str, source: str) -> Encoder:
-    """An encoder of ``arch`` in eval mode with exactly the tensors of ``state``; a classifier ``fc`` is left out.
+def make_encoder(state: Mapping[str, Tensor], arch: str, source: str, image_size: int = 224) -> Backbone:
+    """An encoder of ``arch`` in eval mode with exactly the tensors of ``state``; a classifier is left out.
+
+    Args:
+        source: where the tensors are from, for messages.
+        image_size: side of the tiles that it will see; position embeddings for another one are resampled.
 
     Raises:
         InputError: a backbone tensor is missing, left over, or of another shape.
     """
-    encoder = build_encoder(arch)
+    encoder = build_encoder(arch, image_size=image_size)
     wanted = encoder.state_dict()
-    given = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)}
+    given = {name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(encoder.heads)}
+    given = dict(encoder.fitted(given))
     missing = [name for name in wanted if name not in given and not name.endswith(_COUNTER)]
     unexpected = [name for name in given if name not in wanted]
     shapes = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import recording
-from ca2cl.models.resnet import Encoder
 
 
 class Projector(nn.Module):
@@ -55,7 +55,7 @@ class EncoderNetwork(nn.Module):
         autocast_dtype: the precision that passes are autocast to, torch.float16 or torch.bfloat16; None: to none.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Backbone) -> None:
         super().__init__()
         self.autocast_dtype: torch.dtype | None = None
         self.encoder = encoder
@@ -68,7 +68,7 @@ class EncoderNetwork(nn.Module):
         """Embeddings of one view, its own forward pass with its own BatchNorm statistics.
 
         Args:
-            stem_delta: added to the stem's weight, see ``Encoder``.
+            stem_delta: added to the stem's weight, see ``Backbone``.
             slot: the view that running statistics are recorded for (``norm.commit_statistics`` then moves them); None
                 records none.
         """
@@ -82,7 +82,7 @@ class EncoderNetwork(nn.Module):
 class Network(EncoderNetwork):
     """CA2CL's: a projector and a group head."""
 
-    def __init__(self, encoder: Encoder, dim: int = 128) -> None:
+    def __init__(self, encoder: Backbone, dim: int = 128) -> None:
         super().__init__(encoder)
         self.projector = Projector(encoder.feature_dim, dim)
         self.group_head = GroupHead(encoder.feature_dim, dim)

@@ -6,11 +6,13 @@ the sign of some activation that is almost 0, and a single ReLU that lets throug
 a thousandth of the gradient (measured). So each row's contribution is computed by itself, and they are added in double
 precision, which leaves nothing to the order. It costs what the usual weight gradient does.
 
-Shapes: B rows, P = positions of the output, D_in = 3 * 7 * 7.
+Shapes: B rows, P = positions of the output, D_in = 3 * 7 * 7 for a ResNet, 3 * 16 * 16 for patches of 16 pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,18 +24,38 @@ _COLUMNS_AT_ONCE = 1 << 23
 
 
 class Stem(nn.Conv2d):
-    """A convolution of equal strides and of equal padding on both axes, without bias."""
+    """A convolution of equal strides and of equal padding on both axes.
+
+    Attributes:
+        perturbation: takes the place of ``forward``'s ``delta`` where the stem is called by code that knows of none.
+    """
+
+    perturbation: Perturbation
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Stem:
-        """``conv`` as a stem, with its very weight (and no number drawn)."""
-        assert conv.bias is None and isinstance(conv.padding, tuple)
+        """``conv`` as a stem, with its very weight and bias (and no number drawn)."""
+        assert cls.fits(conv), conv
+        bias = conv.bias is not None
         stem = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            cls, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False
+            cls, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=bias
         )
         assert isinstance(stem, cls)
-        stem.weight = conv.weight
+        stem.weight, stem.bias = conv.weight, conv.bias
+        stem.perturbation = Perturbation()
         return stem
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Whether ``of`` takes it: a plain convolution of all channels."""
+        return (
+            isinstance(conv, nn.Conv2d)
+            and type(conv) in (nn.Conv2d, Stem)  # another kind computes something else
+            and conv.groups == 1
+            and set(conv.dilation) == {1}
+            and isinstance(conv.padding, tuple)
+            and len({*conv.stride}) == len({*conv.padding}) == 1
+        )
 
     def forward(self, x_BCHW: Tensor, delta: Tensor | None = None) -> Tensor:
         """The convolution of ``x_BCHW`` through the weight plus ``delta``.
@@ -42,25 +64,45 @@ class Stem(nn.Conv2d):
             x_BCHW: where ``delta`` is given, data: no gradient reaches it.
             delta: (out, in, k, k) in any precision. Its gradient is this rank's part of the sum, in that precision.
         """
+        delta = self.perturbation.delta if delta is None else delta
         if delta is None:
             return super().forward(x_BCHW)
         assert not x_BCHW.requires_grad and isinstance(self.padding[0], int)
-        result: Tensor = _PerturbedConv.apply(x_BCHW, self.weight, delta, self.stride[0], self.padding[0])
+        result: Tensor = _PerturbedConv.apply(x_BCHW, self.weight, delta, self.bias, self.stride[0], self.padding[0])
         return result
+
+
+class Perturbation:
+    """What is added to a stem's weight for now; copies of a stem share it."""
+
+    delta: Tensor | None = None
+
+    @contextmanager
+    def of(self, delta: Tensor | None) -> Iterator[None]:
+        """Add ``delta`` in every pass inside this block."""
+        self.delta = delta
+        try:
+            yield
+        finally:
+            self.delta = None
 
 
 class _PerturbedConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, weight: Tensor, delta: Tensor, stride: int, padding: int) -> Tensor:
+    def forward(
+        ctx: Any, x_BCHW: Tensor, weight: Tensor, delta: Tensor, bias: Tensor | None, stride: int, padding: int
+    ) -> Tensor:
         ctx.save_for_backward(x_BCHW)
         ctx.stride, ctx.padding, ctx.shape, ctx.dtypes = stride, padding, weight.shape, (weight.dtype, delta.dtype)
-        return F.conv2d(x_BCHW, weight + delta.to(weight.dtype), stride=stride, padding=padding)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.conv2d(x_BCHW, weight + delta.to(weight.dtype), bias, stride=stride, padding=padding)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (x_BCHW,) = ctx.saved_tensors
         total = _weight_gradient(x_BCHW, outer[0], ctx.shape, ctx.stride, ctx.padding)
-        return None, *(total.to(dtype) for dtype in ctx.dtypes), None, None
+        bias = None if ctx.bias_dtype is None else outer[0].sum((0, 2, 3), dtype=torch.float64).to(ctx.bias_dtype)
+        return None, *(total.to(dtype) for dtype in ctx.dtypes), bias, None, None
 
 
 def _weight_gradient(x_BCHW: Tensor, outer_BOHW: Tensor, shape: torch.Size, stride: int, padding: int) -> Tensor:

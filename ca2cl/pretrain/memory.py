@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ca2cl.errors import InputError
-from ca2cl.models.resnet import Encoder, build_encoder
+from ca2cl.models.backbone import Backbone, outline
 from ca2cl.runtime.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _SURE, _LIKELY = 0.9, 1.6
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def bytes_a_tile(build: Callable[[Encoder], nn.Module], arch: str, image_size: int, precision: str) -> float:
+def bytes_a_tile(build: Callable[[Backbone], nn.Module], arch: str, image_size: int, precision: str) -> float:
     """What autograd keeps of one tile in one pass: measured on small ones, for it grows as the number of pixels.
 
     Args:
@@ -33,17 +34,21 @@ def bytes_a_tile(build: Callable[[Encoder], nn.Module], arch: str, image_size: i
         image_size: side of the tile in pixels.
         precision: that of the job.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # its values do not matter, and take time to draw
-        network = build(build_encoder(arch, "frozen")).train()  # sync would wait for the other ranks
+    encoder = outline(arch, "frozen", image_size=image_size)  # sync would wait for the other ranks
+    tried = math.ceil(_TRIED_SIZE / encoder.patch_size) * encoder.patch_size
+    if tried != image_size:
+        encoder = outline(arch, "frozen", image_size=tried)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = build(encoder).train()
     network = network.to_empty(device="cpu")
-    for tensor in network.state_dict().values():
-        tensor.zero_()
+    for tensor in (*network.parameters(), *network.buffers()):  # its values do not matter, and take time to draw
+        tensor.data.zero_()
     network.autocast_dtype = None if precision == "no" else torch.bfloat16  # type: ignore[assignment]  # fp16 is as large, and slow on CPUs
-    more = _kept_bytes(network, 2 * _TRIED_ROWS) - _kept_bytes(network, _TRIED_ROWS)
-    return more / _TRIED_ROWS * (image_size / _TRIED_SIZE) ** 2
+    more = _kept_bytes(network, 2 * _TRIED_ROWS, tried) - _kept_bytes(network, _TRIED_ROWS, tried)
+    return more / _TRIED_ROWS * (image_size / tried) ** 2
 
 
-def _kept_bytes(network: nn.Module, rows: int) -> int:
+def _kept_bytes(network: nn.Module, rows: int, size: int) -> int:
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # or the next one may have the address of one that is gone
 
@@ -54,7 +59,7 @@ def _kept_bytes(network: nn.Module, rows: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.zeros(rows, 3, _TRIED_SIZE, _TRIED_SIZE))
+        network(torch.zeros(rows, 3, size, size))
     return sum(kept.values())
 
 

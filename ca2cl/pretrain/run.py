@@ -24,9 +24,9 @@ from ca2cl.errors import InputError
 from ca2cl.methods.base import Method, MethodSettings
 from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.registry import build_method
+from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
-from ca2cl.models.resnet import Encoder, build_encoder
 from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.callbacks import RunObserver
@@ -190,6 +190,7 @@ def _check(config: PretrainConfig) -> None:
         raise InputError("run.output_dir is not set: give a folder for the run, --run.output_dir FOLDER")
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
+    check_arch(config.model.arch)
 
 
 def _method(config: PretrainConfig) -> Method:
@@ -245,18 +246,22 @@ def _engine(config: PretrainConfig, accelerator: Any, network: nn.Module, micro_
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
 
 
-def _initial_encoder(config: PretrainConfig) -> tuple[Encoder, tuple[str, ...]]:
+def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
     """The same on every rank: from the run's seed, or from given weights; and which tiles these were trained on."""
     model = config.model
     torch.manual_seed(config.run.seed)
-    encoder = build_encoder(model.arch, model.norm, group=model.norm_group, identity_blocks=True)
+    encoder = build_encoder(
+        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True
+    )
+    if not has_batch_norm(encoder) and find_place().rank == 0:
+        logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
     if model.weights != "random":
         given = resolve_encoder(
             model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
         )
         if given.card.arch != model.arch:
             raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
-        encoder.load_state_dict(given.encoder.state_dict())
+        encoder.load_state_dict(encoder.fitted(given.encoder.state_dict()))
         return encoder, given.card.manifests
     return encoder, ()
 

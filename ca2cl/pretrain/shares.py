@@ -7,6 +7,8 @@ from typing import Any
 
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
+from ca2cl.models.backbone import has_batch_norm, outline
+from ca2cl.models.batch_norm import Norm
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.pretrain.config import PretrainConfig
 
@@ -41,6 +43,14 @@ def check_accumulation(config: PretrainConfig, method: Method, world: int, micro
         )
 
 
+def norm_of(config: PretrainConfig) -> Norm:
+    """``model.norm``, or frozen for a backbone without BatchNorm: its rows know nothing of one another either."""
+    model = config.model
+    if model.norm == "frozen" or has_batch_norm(outline(model.arch, image_size=config.data.image_size)):
+        return model.norm
+    return "frozen"
+
+
 def micro_batch(config: PretrainConfig, world: int) -> int:
     """Rows that one process holds at a time.
 
@@ -55,7 +65,7 @@ def micro_batch(config: PretrainConfig, world: int) -> int:
             f"run.micro_batch_size is {size}: a process has {share} tiles of a batch, which it must divide; "
             f"{_divisor_near(share, size)}"
         )
-    if config.model.norm == "sync" and run.accumulation != "plain" and size < share:
+    if run.accumulation != "plain" and size < share and norm_of(config) == "sync":
         # Neither loss nor gradient is then anything like the whole batch's: 57 % off for 4 micro-batches of 16 tiles.
         raise InputError(
             f"run.micro_batch_size is {size}: under model.norm sync BatchNorm sees one micro-batch at a time, and "
@@ -78,7 +88,7 @@ def lane_groups(config: PretrainConfig, world: int, micro_batch_size: int) -> La
         InputError: a batch, or what one process holds at a time, is no whole number of blocks.
     """
     model = config.model
-    if model.norm != "lane_group" and config.run.accumulation != "bitwise":
+    if config.run.accumulation != "bitwise" and norm_of(config) != "lane_group":
         return None
     groups = LaneGroups(config.data.lanes, config.run.batch_size, model.norm_group, model.norm_block)
     groups.check(world, micro_batch_size)

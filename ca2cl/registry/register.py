@@ -17,14 +17,13 @@ import ca2cl
 from ca2cl.common.files import file_digest
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import find_entry
 from ca2cl.models.encoder_io import (
     CARD_NAME,
     ENCODER_PATH,
     WEIGHTS_NAME,
     EncoderCard,
-    load_encoder,
     read_card,
-    save_encoder,
     write_card,
 )
 from ca2cl.store.open import Store
@@ -102,10 +101,22 @@ def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
         python_model=str(Path(__file__).with_name(code)),
         artifacts={"encoder": str(folder)},
         code_paths=[str(Path(ca2cl.__file__).parent)],
-        pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _RUNTIME],
+        pip_requirements=[_requirement(name) for name in (*_RUNTIME, *_packages(card.arch))],
         signature=signature,
         input_example=[_example(card.input_size)],
     )
+
+
+def _packages(arch: str) -> tuple[str, ...]:
+    entry = find_entry(arch)
+    return entry.packages if entry else ()  # of code outside this package nothing is known
+
+
+def _requirement(package: str) -> str:
+    try:
+        return f"{package}=={metadata.version(package).partition('+')[0]}"
+    except metadata.PackageNotFoundError:  # where a run is sent from, its encoder's packages may be missing
+        return package
 
 
 def _example(side: int) -> bytes:
@@ -166,6 +177,3 @@ def digest_of(path: Path) -> str:
         return file_digest(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no weights here; give a folder that holds an encoder") from None
-
-
-__all__ = ["EncoderCard", "load_encoder", "log_and_register", "read_card", "save_encoder", "save_pyfunc"]

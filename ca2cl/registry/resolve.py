@@ -1,4 +1,4 @@
-"""One resolver for everything that needs an encoder: from whatever names one to an ``Encoder`` with its card."""
+"""One resolver for everything that needs an encoder: from whatever names one to a ``Backbone`` with its card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ca2cl.common.records import load_tensors, why_not_tensors
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import DEFAULT_ARCH, Backbone, build_encoder, check_arch
 from ca2cl.models.encoder_io import (
     CARD_NAME,
     ENCODER_PATH,
@@ -23,7 +24,7 @@ from ca2cl.models.encoder_io import (
     make_encoder,
     read_weights,
 )
-from ca2cl.models.resnet import ARCHITECTURES, Encoder, build_encoder
+from ca2cl.models.resnet import require_resnet
 from ca2cl.registry.register import CHAMPION
 from ca2cl.registry.versions import LATEST, existing_store, find_version
 from ca2cl.store.artifacts import fetch, names_in, run_place, version_place
@@ -31,7 +32,6 @@ from ca2cl.store.names import MODEL, WORD, full_run_id, is_stored
 from ca2cl.store.open import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
 
 logger = logging.getLogger(__name__)
-_DEFAULT_ARCH = "resnet18"
 _DEFAULT_SIZE = 224
 _FORMS = (
     "a run id or its first digits, a version's number, an alias such as champion, models:/NAME/VERSION, "
@@ -44,7 +44,7 @@ _FORMS = (
 class ResolvedEncoder:
     """An encoder in eval mode on the CPU, its card, and where it came from."""
 
-    encoder: Encoder
+    encoder: Backbone
     card: EncoderCard
     source_run_id: str | None
     """MLflow run that made it, as far as known."""
@@ -78,22 +78,23 @@ def resolve_encoder(
             Where a file or folder has the name that a version or a run goes by, it is the file or folder.
         tracking_uri: MLflow store of runs and models; none takes MLFLOW_TRACKING_URI or the embedded store.
         root: folder of the embedded store.
-        arch: the architecture that is wanted; none takes the card's, or resnet18 where there is no card.
+        arch: the architecture that is wanted, as the user named it; none takes the card's, or resnet18 where there is
+            no card.
 
     Raises:
         InputError: nothing there, the store cannot be reached, another architecture, or weights that do not fill every
             tensor of the backbone exactly.
     """
-    if arch is not None and arch not in ARCHITECTURES:
-        raise InputError(f"model.arch is {arch!r}: use one of {', '.join(ARCHITECTURES)}")
+    if arch is not None:
+        check_arch(arch)
     if source == "random" or source.startswith("random:"):
-        found = _random(source, arch or _DEFAULT_ARCH)
+        found = _random(source, arch or DEFAULT_ARCH)
     elif source.startswith("torchvision:"):
-        found = _torchvision(source, arch or _DEFAULT_ARCH)
+        found = _torchvision(source, arch or DEFAULT_ARCH)
     elif is_stored(source):
-        found = _from_store(source, open_store(tracking_uri, root or DEFAULT_ROOT))
+        found = _from_store(source, open_store(tracking_uri, root or DEFAULT_ROOT), arch)
     elif (named := stored_name(source, tracking_uri, root)) is not None:
-        found = _from_store(named, open_store(tracking_uri, root or DEFAULT_ROOT))
+        found = _from_store(named, open_store(tracking_uri, root or DEFAULT_ROOT), arch)
     else:
         found = _from_path(Path(source).expanduser(), arch)
     if arch is not None and found.card.arch != arch:
@@ -103,7 +104,7 @@ def resolve_encoder(
     return found
 
 
-def _bare_card(arch: str, encoder: Encoder) -> EncoderCard:
+def _bare_card(arch: str, encoder: Backbone) -> EncoderCard:
     """The card of weights that came without one: ImageNet's normalisation and size."""
     return EncoderCard(
         arch=arch,
@@ -129,6 +130,7 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
     from torchvision.models import get_model_weights
 
     name = source.partition(":")[2]
+    require_resnet(arch, f"encoder {source!r}")
     known = get_model_weights(arch).__members__
     if name not in known:
         raise InputError(f"encoder {source!r}: torchvision has {', '.join(known)} for {arch}")
@@ -143,16 +145,16 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
     return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
 
 
-def _from_store(source: str, store: Store) -> ResolvedEncoder:
+def _from_store(source: str, store: Store, arch: str | None) -> ResolvedEncoder:
     if source.startswith("models:/"):
-        return _from_version(source, store)
+        return _from_version(source, store, arch)
     run_id = full_run_id(store, source)
     assert run_id is not None, source
     fetch_run(store, run_id)
     location = run_place(store, run_id, ENCODER_PATH)
     if not {WEIGHTS_NAME, CARD_NAME} <= set(names_in(store, location)):
         raise InputError(f"run {run_id!r}: has no encoder yet; let it finish, or send it with `ca2cl sync RUN_DIR`")
-    return _download(location, store, run_id, f"runs:/{run_id}")
+    return _download(location, store, run_id, f"runs:/{run_id}", arch)
 
 
 def stored_name(word: str, tracking_uri: str | None, root: str | Path | None) -> str | None:
@@ -178,7 +180,7 @@ def stored_name(word: str, tracking_uri: str | None, root: str | Path | None) ->
     return f"runs:/{entry.run_id}" if entry.run_id.startswith(word) else entry.uri
 
 
-def _from_version(source: str, store: Store) -> ResolvedEncoder:
+def _from_version(source: str, store: Store, arch: str | None) -> ResolvedEncoder:
     from mlflow.exceptions import MlflowException
 
     match = MODEL.fullmatch(source)
@@ -198,15 +200,15 @@ def _from_version(source: str, store: Store) -> ResolvedEncoder:
                 f"encoder {source!r}: not in {store.public_uri}; check the name, --tracking.uri or --tracking.root"
             ) from None
     place = version_place(store, name, found.version)
-    return _download(place, store, found.run_id or None, f"models:/{name}/{found.version}")
+    return _download(place, store, found.run_id or None, f"models:/{name}/{found.version}", arch)
 
 
-def _download(location: str, store: Store, run_id: str | None, uri: str) -> ResolvedEncoder:
+def _download(location: str, store: Store, run_id: str | None, uri: str, arch: str | None) -> ResolvedEncoder:
     with scratch_folder() as scratch:
         weights = sorted(fetch(store, location, scratch).rglob(WEIGHTS_NAME))
         if not weights:
             raise InputError(f"{uri}: holds no {WEIGHTS_NAME}; give an encoder that ca2cl registered")
-        encoder, card = load_encoder(weights[0].parent)
+        encoder, card = load_encoder(weights[0].parent, arch)
     return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri)
 
 
@@ -214,24 +216,24 @@ def _from_path(path: Path, arch: str | None) -> ResolvedEncoder:
     if not path.exists():
         raise InputError(f"encoder {str(path)!r}: not there; give {_FORMS}")
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, arch)
     if path.suffix == ".safetensors":
-        if arch is None or (path.parent / CARD_NAME).exists():
-            return _from_folder(path.parent) if path.name == WEIGHTS_NAME else _bare(path, read_weights(path), arch)
+        if path.name == WEIGHTS_NAME and (arch is None or (path.parent / CARD_NAME).exists()):
+            return _from_folder(path.parent, arch)
         return _bare(path, read_weights(path), arch)
     return _bare(path, _foreign_state(path), arch)
 
 
-def _from_folder(path: Path) -> ResolvedEncoder:
+def _from_folder(path: Path, arch: str | None) -> ResolvedEncoder:
     for folder in (path / ENCODER_PATH, path):
         if (folder / WEIGHTS_NAME).exists():
-            encoder, card = load_encoder(folder)
+            encoder, card = load_encoder(folder, arch)
             return ResolvedEncoder(encoder, card, card.source_run_id, str(folder))
     raise InputError(f"encoder {str(path)!r}: the folder holds no {WEIGHTS_NAME}; let its run finish, or give {_FORMS}")
 
 
 def _bare(path: Path, state: Mapping[str, Tensor], arch: str | None) -> ResolvedEncoder:
-    encoder = make_encoder(state, arch or _DEFAULT_ARCH, str(path))
+    encoder = make_encoder(state, arch or DEFAULT_ARCH, str(path))
     return ResolvedEncoder(encoder, _bare_card(encoder.arch, encoder), None, str(path), bare=True)
 
 

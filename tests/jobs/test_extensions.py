@@ -15,8 +15,11 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.embed.tiles import open_tiles
+from ca2cl.models.backbone import TRUSTED
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.tracking.run import open_run
+from tests.support.jobs import make_shards
 
 SOURCE = '''
 """Tiles cut from one image of stripes: pixels, not files, each with its place."""
@@ -133,3 +136,48 @@ def test_a_sink_gets_every_line_and_may_be_away(
     assert run.finish("FINISHED")
     lines = (run_dir / "sink.txt").read_text().splitlines()
     assert [line for line in lines if line[0].isdigit()] == ["1 0.25", "2 0.5", "3 0.75", "4 1.0"]
+
+
+BODY = '''
+"""A body of one convolution: pooled colours of patches."""
+from torch import nn
+from ca2cl.models.backbone import Backbone
+from ca2cl.models.perturbed_conv import Stem
+
+class Tiny(Backbone):
+    feature_dim, patch_size = 12, 8
+    def __init__(self):
+        super().__init__()
+        self.stem = Stem.of(nn.Conv2d(3, 24, 8, stride=8))
+        self.out = nn.Linear(24, 12)
+    def forward(self, x_BCHW, stem_delta=None):
+        return self.out(self.stem(x_BCHW, stem_delta).relu().mean((2, 3)))
+
+def tiny(arch, options):
+    return Tiny()
+'''
+
+
+def test_a_body_is_pretrained_resolved_and_probed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    arch = f"{place(tmp_path, monkeypatch, 'my_bodies', BODY)}:tiny"
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        make_shards(tmp_path, 4, seed=seed, size=32)
+    job = ["pretrain", "--recipe", "smoke", "--data.shards", "shards-0", "--run.steps", "2", "--model.arch", arch]
+    assert main([*job, "--run.output_dir", "run", "--run.micro_batch_size", "16"]) == 0
+    assert "model.norm sync changes nothing: my_bodies:tiny has no BatchNorm" in caplog.text
+    capsys.readouterr()
+    probe = ["probe", "--train", "shards-0", "--test", "shards-1", "--imagenet", "false", "--encoder", "run"]
+    probe += ["--labels", "1.0", "--seeds", "1", "--classifiers", "knn", "--workers", "0"]
+    assert main(probe) == 2
+    assert f"set {TRUSTED}={arch}" in capsys.readouterr().err
+    assert resolve_encoder("run", arch=arch).encoder.feature_dim == 12
+    monkeypatch.setenv(TRUSTED, arch)
+    assert main(probe) == 0
+    assert "encoder" in capsys.readouterr().out

@@ -20,8 +20,8 @@ from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.parts import Parts
 from ca2cl.evaluation.embed.run import run
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
-from ca2cl.models.resnet import build_encoder
 
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"
 SIZE, TILES, PART = 32, 36, 10

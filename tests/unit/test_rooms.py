@@ -38,11 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tracking": {"store", "registry"},
     "encoders": {"store", "registry", "tracking", "models"},
     "pretrain": {
-        "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
-        "registry", "tracking",
+        "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods",
+        "training", "registry", "tracking",
     },
     "doctor": {
-        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
+        "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods",
+        "pretrain",
     },
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
@@ -62,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "detection.prepare": {"data", "data.sources", "detection.coco"},
     "detection.scores": {"data", "detection.coco", "detection.engines"},
     "detection.train": {
-        "runtime", "data", "data.shards", "registry", "tracking", "evaluation",
+        "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation",
         "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
     },
     "export": {"models", "registry", "detection.engines"},

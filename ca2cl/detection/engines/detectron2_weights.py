@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.common.optional import need
+from ca2cl.models.resnet import require_resnet
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 """Of 2026-06-06, the one that this code was tried with; the release 0.6 of 2021 was not."""
@@ -66,7 +67,11 @@ def settings(arch: str, mean: Sequence[float], std: Sequence[float], weights: Pa
     Args:
         mean: of the channels, in [0, 1]; detectron2 counts from 0 to 255.
         std: of the channels.
+
+    Raises:
+        InputError: ``arch`` is no ResNet.
     """
+    require_resnet(arch, "detectron2")
     depth = int(arch.removeprefix("resnet"))
     resnets: dict[str, Any] = {
         "DEPTH": depth,

@@ -18,8 +18,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from ca2cl.detection.engines.base import Head
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import BackboneOptions
 from ca2cl.models.batch_norm import BatchNorm, Norm, recording
-from ca2cl.models.resnet import Encoder, build_encoder
+from ca2cl.models.resnet import ResNet, build
 
 _PYRAMID = 256  # channels of every level (Lin et al., arXiv 1612.03144, section 3)
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -88,7 +89,7 @@ def build_network(
     """
     if head not in HEADS:
         raise InputError(f"head is {head}: the torchvision engine has {' and '.join(HEADS)}; use engine detectron2")
-    body = build_encoder(arch, norm)
+    body = build(arch, BackboneOptions(norm=norm))
     _freeze(body, frozen_stages)
     pyramid_norm = partial(BatchNorm, norm=norm) if norm != "frozen" else None
     how: dict[str, Any] = {"min_size": tuple(sides), "max_size": longest_side}
@@ -100,14 +101,14 @@ def build_network(
     return DetectionNetwork(RetinaNet(levels, classes, **how))
 
 
-def _pyramid(body: Encoder, stages: Sequence[str], extra: nn.Module, norm: partial[BatchNorm] | None) -> nn.Module:
+def _pyramid(body: ResNet, stages: Sequence[str], extra: nn.Module, norm: partial[BatchNorm] | None) -> nn.Module:
     first = body.feature_dim // 8
     channels = [first * 2 ** _STAGES.index(stage) for stage in stages]
     levels = {stage: str(number) for number, stage in enumerate(stages)}
     return BackboneWithFPN(body, levels, channels, _PYRAMID, extra, norm)  # type: ignore[no-any-return, arg-type, unused-ignore]
 
 
-def _freeze(body: Encoder, stages: int) -> None:
+def _freeze(body: ResNet, stages: int) -> None:
     parts: list[list[nn.Module]] = [[body.conv1, body.bn1], *([getattr(body, stage)] for stage in _STAGES)]
     for module in (module for part in parts[:stages] for module in part):
         module.requires_grad_(False)

@@ -22,6 +22,7 @@ from ca2cl.detection.train.report import report
 from ca2cl.detection.train.split_checks import check_splits
 from ca2cl.detection.train.trial import FIRST, Tests, Trial, TrialSettings, run_trial, trial_grid
 from ca2cl.errors import InputError
+from ca2cl.models.resnet import require_resnet
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
@@ -99,6 +100,7 @@ def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
 
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
+    require_resnet(first.card.arch, "detect")
     others = {name: resolve_encoder(name, arch=first.card.arch, **where) for name in config.against}
     return {FIRST.start: first, **others}
 

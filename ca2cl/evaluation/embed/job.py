@@ -155,7 +155,7 @@ def open_job(config: EmbedConfig) -> EmbedJob:
     }
     out = Path(config.out)
     parts = Parts(out.with_name(f"{out.name}.parts"), identity, len(data), config.part_size, card.feature_dim)
-    found.encoder.eval().to(device, memory_format=torch.channels_last)
+    found.encoder.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return EmbedJob(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
 
 

@@ -27,9 +27,9 @@ from ca2cl.evaluation.finetune.trial import Data, Recipe, Trial, run_trial, tria
 from ca2cl.evaluation.leakage import find_leak, side_of
 from ca2cl.evaluation.protocol import Protocol, describe_draw
 from ca2cl.evaluation.splits import Subsets, draw_subsets, known_slides
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard, weights_digest
-from ca2cl.models.resnet import build_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import under_deepspeed
@@ -155,7 +155,8 @@ def _changes(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _network(config: FinetuneConfig, start: ResolvedEncoder, trial: Trial, classes: int) -> Classifier:
     torch.manual_seed(trial.seed)
-    encoder = build_encoder(start.card.arch, config.norm)
+    size = config.image_size or start.card.input_size
+    encoder = build_encoder(start.card.arch, config.norm, image_size=size)
     if start.uri != "random":  # that is another one for every seed
         encoder.load_state_dict(start.encoder.state_dict())
     encoder.requires_grad_(config.trains == "all")

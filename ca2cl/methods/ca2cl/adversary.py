@@ -12,7 +12,7 @@ from ca2cl.methods.base import Engine
 
 def stem_weight(engine: Engine) -> Tensor:
     """W, the weight that the adversary perturbs."""
-    weight: Tensor = engine.bare.encoder.conv1.weight
+    weight: Tensor = engine.bare.encoder.stem.weight
     return weight
 
 

@@ -19,8 +19,8 @@ from ca2cl.methods.ca2cl.grad_cache import adversarial_exact_step
 from ca2cl.methods.ca2cl.losses import adversarial_term, both_terms, first_terms
 from ca2cl.methods.gather import Rows, all_sum
 from ca2cl.methods.two_views import TwoViewMethod, carry, embed_first, embed_second, parameters_of
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.heads import Embeddings, Network
-from ca2cl.models.resnet import Encoder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ class CA2CL(TwoViewMethod):
         """As ``Method.from_settings``."""
         return cls(settings.objective, settings.accumulation, settings.projection_dim)
 
-    def build(self, encoder: Encoder) -> Network:
+    def build(self, encoder: Backbone) -> Network:
         """As ``Method.build``."""
         return Network(encoder, self.projection_dim)
 

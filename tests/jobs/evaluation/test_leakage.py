@@ -23,8 +23,8 @@ from ca2cl.detection.train.overlap import find_shared
 from ca2cl.evaluation.leakage import Side, find_leak, lines, tag
 from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.evaluation.probe.run import run as probe
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 from ca2cl.reproduce.config import NctConfig, settled
 from ca2cl.reproduce.table import notes

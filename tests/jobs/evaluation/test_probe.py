@@ -22,8 +22,8 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import missing_classes, open_pair
 from ca2cl.evaluation.probe.run import ProbeConfig, run
 from ca2cl.evaluation.splits import labelled_subset
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.evaluation_run import SOURCE_RUN_TAG
 from ca2cl.store.open import open_store
 

@@ -22,8 +22,8 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import name_sets, open_sets
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.downstream import downstream_runs
 from ca2cl.store.open import open_store
 

@@ -26,10 +26,10 @@ from ca2cl.export.run import TARGETS, export
 from ca2cl.export.target import plain_state
 from ca2cl.export.to_torchvision import TORCHVISION
 from ca2cl.export.verify import sample_tiles
+from ca2cl.models.backbone import Backbone, build_encoder
 from ca2cl.models.batch_norm import commit_statistics, recording
 from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder, save_encoder
 from ca2cl.models.preprocess import normalise_
-from ca2cl.models.resnet import Encoder, build_encoder
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 SIDE = 64
@@ -48,7 +48,7 @@ SUFFIX = {"torchvision": ".pth", "timm": ".safetensors", "detectron2": ".pth", "
 COUNTER = "num_batches_tracked"
 
 
-def trained(arch: str) -> Encoder:
+def trained(arch: str) -> Backbone:
     """An encoder whose BatchNorms have seen tiles and are not the identity, so that whatever is left out shows."""
     torch.manual_seed(3)
     encoder = build_encoder(arch).train()
@@ -293,7 +293,7 @@ def test_names_in_detectron2() -> None:
 def test_a_file_with_other_features_is_never_put_in_place(sources: dict[str, Path], folder: Path) -> None:
     """The fault: BatchNorm's statistics are left at what a new network has."""
 
-    def forgetful(encoder: Encoder, card: EncoderCard, out: Path) -> dict[str, bytes]:
+    def forgetful(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
         other = build_encoder(card.arch)
         other.load_state_dict({**other.state_dict(), **dict(encoder.named_parameters())})
         return TORCHVISION.build(other, card, out)

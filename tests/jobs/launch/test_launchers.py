@@ -20,7 +20,8 @@ from ca2cl.cli import main
 from ca2cl.cli.verbs import VERBS
 from ca2cl.runtime.lifetime import is_launcher
 from ca2cl.tracking.journal import read_journal
-from tests.support.jobs import CONFIGS, LAUNCH, ROOT, free_port, make_shards, training_lines
+from tests.support.jobs import CONFIGS, LAUNCH, ROOT, make_shards, training_lines
+from tests.support.servers import free_port
 
 MARK = "CA2CL_TEST_JOB"
 PYTHON = sys.executable

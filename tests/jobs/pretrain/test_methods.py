@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ca2cl.cli.entry import main
+from ca2cl.cli import main
 from tests.support.jobs import make_shards, training_lines
 
 

@@ -12,8 +12,8 @@ import torch
 
 from ca2cl.cli import main
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.evaluation_run import log_evaluation
 from ca2cl.registry.register import log_and_register
 from ca2cl.store.open import Store, open_store

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from ca2cl.cli import main
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.evaluation_run import log_evaluation
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import Store, open_store

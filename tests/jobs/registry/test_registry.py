@@ -17,6 +17,7 @@ from PIL import Image
 
 from ca2cl.data.decode import decode
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import (
     CARD_NAME,
     WEIGHTS_NAME,
@@ -27,7 +28,6 @@ from ca2cl.models.encoder_io import (
     save_encoder,
 )
 from ca2cl.models.preprocess import preprocess
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import Store, open_store

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import WEIGHTS_NAME, EncoderCard, save_encoder
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.registry.versions import find_version

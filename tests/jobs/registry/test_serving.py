@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from ca2cl.data.decode import decode
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.preprocess import preprocess
-from ca2cl.models.resnet import build_encoder
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.store.open import open_store

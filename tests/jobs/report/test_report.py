@@ -26,9 +26,9 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.preprocess import preprocess
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.registry.evaluation_run import log_evaluation
 from ca2cl.registry.resolve import resolve_encoder

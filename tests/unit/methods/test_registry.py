@@ -10,7 +10,7 @@ from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, Method, MethodSettings, ViewBatch
 from ca2cl.methods.registry import METHODS, build_method, find_method, known_method
 from ca2cl.methods.simclr import SimCLR, SimCLRNetwork
-from ca2cl.models.resnet import build_encoder
+from ca2cl.models.backbone import build_encoder
 
 
 def slow_simclr(first: Tensor, second: Tensor, temperature: float) -> Tensor:

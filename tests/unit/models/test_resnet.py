@@ -7,9 +7,10 @@ import torch
 import torchvision
 
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import BatchNorm, commit_statistics, recording
 from ca2cl.models.heads import Network
-from ca2cl.models.resnet import ARCHITECTURES, build_encoder
+from ca2cl.models.resnet import ARCHITECTURES
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -9,8 +9,8 @@ import torch
 
 from ca2cl.cli import main
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.heads import Network
-from ca2cl.models.resnet import build_encoder
 from ca2cl.pretrain.callbacks import _duration
 from ca2cl.pretrain.memory import _left_in_cgroups, bytes_a_tile, check_memory, free_bytes
 from ca2cl.runtime.precision import _has

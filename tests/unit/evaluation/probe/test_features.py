@@ -13,8 +13,8 @@ from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import extract, frozen
 from ca2cl.evaluation.probe.baselines import colour_histogram
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.preprocess import preprocess
-from ca2cl.models.resnet import build_encoder
 
 TILES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (10, 40, 40, 3), dtype=np.uint8))
 CPU = torch.device("cpu")
