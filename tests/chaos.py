@@ -30,8 +30,8 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from ca2cl.training.checkpoint import DamagedCheckpoint, verify
-from tests.support.jobs import ROOT, free_port, make_shards, training_lines
-from tests.support.servers import Server
+from tests.support.jobs import ROOT, make_shards, training_lines
+from tests.support.servers import Server, free_port
 
 STEPS, ELASTIC_STEPS = 160, 80
 PATIENCE, WHOLE = 180.0, 3600.0  # seconds that a disturbed job may take to end, and an undisturbed one

@@ -5,25 +5,31 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from ca2cl.runtime.signals import StopFlag
 
+hypothesis.settings.register_profile("ca2cl", deadline=None)  # an example's time is the machine's load
+hypothesis.settings.load_profile("ca2cl")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests' tiles lie on the CPU; without a GPU this changes nothing
 
 LONG = (
     "pretrain/test_engines",
-    "pretrain/test_half_precision",
-    "pretrain/test_pretrain",
-    "evaluation/test_finetune",
-    "evaluation/test_finetune_protocol",
-    "reproduce/test_nct",
-    "pretrain/test_distributed_step",
     "detection/test_train",
+    "evaluation/test_finetune_protocol",
+    "pretrain/test_distributed_step",
+    "evaluation/test_finetune",
+    "pretrain/test_pretrain",
+    "report/test_report",
+    "export/test_export",
+    "pretrain/test_numerics",
+    "reproduce/test_nct",
+    "launch/test_launch",
+    "launch/test_doctor",
     "tracking/test_outage",
     "data/test_bad_data",
-    "data/test_remote_jobs",
 )
 """Files of ``tests/jobs`` that take minutes, the longest first."""
 

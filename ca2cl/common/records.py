@@ -110,9 +110,9 @@ def _fault(error: ValidationError, raw: Any) -> str:
     missing = [str(fault["loc"][0]) for fault in faults if fault["type"] == "missing" and len(fault["loc"]) == 1]
     if missing:
         return f"lacks {', '.join(missing)}"
-    reason = faults[0]["msg"]
-    if not faults[0]["loc"]:  # the whole record is at fault, and a __post_init__ says why
-        return reason.removeprefix("Value error, ")
+    reason = faults[0]["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if not faults[0]["loc"]:  # the record as a whole
+        return reason
     field = faults[0]["loc"][0]
     return f"{field} is {raw[field]!r:.100} ({reason})"
 

@@ -18,9 +18,9 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, Method, MethodSettings, Tiles
-from ca2cl.methods.registry import build_method
+from ca2cl.methods.registry import DEFAULT, build_method
 from ca2cl.models.backbone import build_encoder
-from ca2cl.pretrain.config import MethodConfig, PretrainConfig
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.runtime.precision import seconds_of
 from ca2cl.views.build import build_views
@@ -93,7 +93,7 @@ def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
         return [Finding("reading", "wrong", str(error), "write the shards again with `ca2cl shard`")]
     config = ViewsConfig(recipe=plan.recipe)  # type: ignore[arg-type]
     views = build_views(config, plan.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
-    method = build_method(MethodConfig.name, MethodSettings())
+    method = build_method(DEFAULT, MethodSettings())
     keys, pixels = batch.key_hash[:_STEP_TILES], batch.tiles[:_STEP_TILES].to(device)
     tiles = Tiles(pixels, keys, 0, torch.arange(len(keys), device=device))
 

@@ -1,4 +1,4 @@
-"""The method interface: what pre-training asks of a self-supervised method, and what a method asks of an engine.
+"""Interface of a self-supervised method, and of the engine under it.
 
 A method is a subclass of ``Method``, known by its name in ``methods.registry`` or as ``package.module:Class``. Most
 losses of two views are shorter as a ``methods.two_views.TwoViewMethod``, which brings exact accumulation along.
@@ -9,7 +9,7 @@ Shapes: B local rows of a micro-batch, S side of a view in pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -46,8 +46,17 @@ class Tiles(NamedTuple):
     second_order: Tensor | None = None
 
 
-MakeViews = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""uint8 tiles, their keys and the epoch -> strong and weak view, as ``views.batch.Views`` makes them."""
+class Views(Protocol):
+    """Augmented views of tiles, a pure function of what it is given (``views.batch.Views``)."""
+
+    def __call__(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """The strong and the weak view, normalised, (B, 3, S, S) each."""
+
+    def strong(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The strong view alone."""
+
+    def weak(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """The weak view alone."""
 
 
 class ViewBatch(NamedTuple):
@@ -155,7 +164,7 @@ class Method(ABC):
         encoder: Backbone = network.encoder
         return encoder
 
-    def views(self, tiles: Tiles, views: MakeViews) -> Any:
+    def views(self, tiles: Tiles, views: Views) -> Any:
         """What ``step`` gets of a micro-batch, by default the strong and the weak view; the same whenever it is asked
         for."""
         made = views(tiles.pixels, tiles.keys, tiles.epoch)

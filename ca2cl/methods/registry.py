@@ -1,4 +1,4 @@
-"""Self-supervised methods by name, and those of a user's own.
+"""Registry of self-supervised methods.
 
 ``method.name`` is a name of ``METHODS``, or ``package.module:Class`` for a class that Python can import. The latter
 runs code, so a configuration file cannot say it (``cli.parser``): only whoever starts the job can.
@@ -14,6 +14,8 @@ from ca2cl.common.plugins import is_plugin, load_plugin
 from ca2cl.errors import InputError, nearest
 from ca2cl.methods.base import Method, MethodSettings
 
+DEFAULT = "ca2cl"
+"""That of a run which does not say: there was no other once."""
 METHODS = {"ca2cl": "ca2cl.methods.ca2cl.method:CA2CL", "simclr": "ca2cl.methods.simclr:SimCLR"}
 
 

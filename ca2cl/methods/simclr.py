@@ -1,4 +1,4 @@
-"""SimCLR (arXiv 2002.05709): NT-Xent between the strong and the weak view, and nothing else."""
+"""SimCLR: NT-Xent between the strong and the weak view (arXiv 2002.05709)."""
 
 from __future__ import annotations
 

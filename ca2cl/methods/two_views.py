@@ -1,4 +1,4 @@
-"""Methods whose loss compares two views' embeddings over the global batch, in one micro-batch or many.
+"""Two-view methods: a contrastive loss over the global batch, with exact accumulation.
 
 Exact accumulation is the gradient of a global batch that does not fit, one micro-batch at a time. The loss sees a tile
 only through its embeddings. So these are computed without graph for all micro-batches, the loss and its gradient with

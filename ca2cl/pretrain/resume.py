@@ -10,7 +10,8 @@ from ca2cl.common.job_dir import changed, listed
 from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
-from ca2cl.pretrain.config import MethodConfig, PretrainConfig
+from ca2cl.methods.registry import DEFAULT
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 from ca2cl.tracking.run_record import RUN_NAME, read_run
 from ca2cl.training.checkpoint import Checkpointer, read_state
@@ -52,8 +53,7 @@ def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manife
     folder = Path(config.run.output_dir)
     if config.run.resume == "never" or not (folder / RUN_NAME).exists():
         return False
-    # a run of a version that had but one method does not say which
-    first = {"method.name": MethodConfig.name, **read_run(folder).params}
+    first = {"method.name": DEFAULT, **read_run(folder).params}
     newest = Checkpointer(folder / "checkpoints", 1).newest()
     now = {name: str(value) for name, value in flatten(config).items()}
     differing = {name for name in now if name in first and now[name] != first[name] and not may_change(name, config)}

@@ -23,9 +23,7 @@ from ca2cl.models.encoder_io import (
     ENCODER_PATH,
     WEIGHTS_NAME,
     EncoderCard,
-    load_encoder,
     read_card,
-    save_encoder,
     write_card,
 )
 from ca2cl.store.open import Store
@@ -179,6 +177,3 @@ def digest_of(path: Path) -> str:
         return file_digest(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no weights here; give a folder that holds an encoder") from None
-
-
-__all__ = ["EncoderCard", "load_encoder", "log_and_register", "read_card", "save_encoder", "save_pyfunc"]

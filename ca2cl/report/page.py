@@ -15,8 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ca2cl import __version__
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
-from ca2cl.methods.registry import known_method
-from ca2cl.pretrain.config import MethodConfig
+from ca2cl.methods.registry import DEFAULT, known_method
 from ca2cl.report import run_summary as facts
 from ca2cl.report.clusters import Clustering, cluster
 from ca2cl.report.config import ReportConfig
@@ -63,7 +62,7 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
     shown, sheet_of = other or trained_on, trained_on or other
     found = _encoder(material, gaps)
     tiles = _tiles(config, found, shown, device, gaps) if found and shown else None
-    method = known_method(material.params.get("method.name", MethodConfig.name))
+    method = known_method(material.params.get("method.name", DEFAULT))
     context: dict[str, Any] = {
         "run": material, "status_note": facts.status_note(material), "header": facts.header(material, found),
         "panels": _panels(material, method, gaps), "width": WIDTH, "height": HEIGHT,

@@ -1,4 +1,4 @@
-"""Figures of a run's curves over optimizer steps."""
+"""Figures of a run: training curves."""
 
 from __future__ import annotations
 

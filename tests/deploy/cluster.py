@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support.jobs import ROOT, free_port
+from tests.support.jobs import ROOT
+from tests.support.servers import free_port
 
 NODES = ("d1", "d2")
 CONF = """

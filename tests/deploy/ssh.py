@@ -20,7 +20,8 @@ import psutil
 
 from tests.deploy.check import Check, distance, steps, until
 from tests.deploy.hosts import Hosts
-from tests.support.jobs import CONFIGS, ROOT, free_port, make_shards
+from tests.support.jobs import CONFIGS, ROOT, make_shards
+from tests.support.servers import free_port
 
 STEPS = 60
 

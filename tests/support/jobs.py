@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.run import run as run_shard
 from ca2cl.data.synthetic.tissue import write_tissue
+from tests.support.forked import ca2cl, start_ranks
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,25 +48,17 @@ LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
 CONFIGS = ROOT / "accelerate_configs"
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def pretrain(
     folder: Path, *arguments: str, processes: int = 1, config: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """``accelerate launch -m ca2cl pretrain`` on CPU processes, through a shipped launcher configuration or none."""
+    """``ca2cl pretrain`` on CPU processes, by ``accelerate launch`` and a shipped configuration or by no launcher."""
+    if config is None:
+        return ca2cl(folder, "pretrain", *arguments, processes=processes)
     launch = [*LAUNCH, "--mixed_precision", "no", "--num_machines", "1", "--dynamo_backend", "no"]
-    launch += ["--num_processes", str(processes)]
-    if config is not None:
-        launch += ["--config_file", str(CONFIGS / f"{config}.yaml"), "--main_process_port", str(free_port())]
-    elif processes > 1:
-        launch += ["--multi_gpu", "--main_process_port", str(free_port())]
+    launch += ["--num_processes", str(processes), "--config_file", str(CONFIGS / f"{config}.yaml")]
+    launch += ["--main_process_port", str(free_port())]
     # DeepSpeed would take itself for one with oneCCL
-    device = {"DS_ACCELERATOR": "cpu"} if "deepspeed" in (config or "") else {}
+    device = {"DS_ACCELERATOR": "cpu"} if "deepspeed" in config else {}
     return start([*launch, "-m", "ca2cl", "pretrain", *arguments], folder, **device)
 
 
@@ -82,18 +75,7 @@ class Ranks:
     """
 
     def __init__(self, folder: Path, *arguments: str, processes: int) -> None:
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        env.pop("MLFLOW_TRACKING_URI", None)
-        if processes > 1:
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-        self.started = [
-            subprocess.Popen(
-                [sys.executable, "-m", "ca2cl", "pretrain", *arguments],
-                cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else env,
-            )
-            for rank in range(processes)
-        ]  # fmt: skip
+        self.started = start_ranks(folder, "pretrain", *arguments, processes=processes)
 
     def wait(self, seconds: float = 300) -> list[tuple[int, str]]:
         """Exit code and stderr of each; one that hangs fails the test and is ended."""
@@ -102,4 +84,4 @@ class Ranks:
         finally:
             for process in self.started:
                 process.kill()
-        return [(process.returncode, text) for process, text in zip(self.started, told, strict=True)]
+        return [(process.wait(), text) for process, text in zip(self.started, told, strict=True)]

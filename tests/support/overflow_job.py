@@ -7,6 +7,7 @@ STEPS are seeds of the steps' views; of one that ends in ``!``, rank 1 alone get
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def views(seed: int, rank: int, world: int) -> ViewBatch:
     return ViewBatch(x1[rows], x2[rows], rows)
 
 
-def main() -> None:
-    out, precision, steps = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+def on_rank(_rank: int, out: Path, precision: str, steps: Sequence[str]) -> None:
+    """Take the steps on this process, one of those that a launcher has told of each other; rank 0 writes ``out``."""
     config = PretrainConfig(
         model=ModelConfig(norm="sync"),
         optim=OptimConfig(name="sgd", lr=1e-3, clip_norm=1e6),
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    on_rank(-1, Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

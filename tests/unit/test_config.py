@@ -4,8 +4,6 @@ import dataclasses
 
 import pytest
 from annotated_types import Ge, Interval
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ca2cl import config as c
 from ca2cl.errors import InputError
@@ -49,20 +47,17 @@ def test_a_batch_that_lanes_do_not_divide_is_refused_with_a_lane_count_that_work
         PretrainConfig(run=c.RunConfig(batch_size=20), data=c.DataConfig(lanes=8))
 
 
-def test_a_batch_smaller_than_k_is_refused() -> None:
-    with pytest.raises(InputError, match=r"objective.clusters = 10"):
-        PretrainConfig(run=c.RunConfig(batch_size=8), data=c.DataConfig(lanes=8))
+@dataclasses.dataclass
+class Pinned:
+    rate: float = 0.1
+    sides: tuple[int, ...] = (48, 96)
+    name: str | None = None
 
 
-@settings(deadline=None, max_examples=50)
-@given(lanes=st.integers(1, 32), per_lane=st.integers(1, 8), lr=st.floats(1e-6, 10))
-def test_the_digest_is_a_function_of_the_values_alone(lanes: int, per_lane: int, lr: float) -> None:
-    def make(rate: float) -> PretrainConfig:
-        run = c.RunConfig(batch_size=max(10, lanes) * per_lane * lanes)
-        return PretrainConfig(run=run, data=c.DataConfig(lanes=lanes), optim=c.OptimConfig(lr=rate))
-
-    assert c.digest(make(lr)) == c.digest(make(lr))
-    assert c.digest(make(lr)) != c.digest(make(lr * 2))
+def test_the_digest_is_frozen() -> None:
+    """Another process, and another version, must find the same: work is known again by it."""
+    assert c.digest(Pinned()) == "3caf9a2431a56ce5564505b555e5a6d36091f7379a3540cdda5c3e20e0d142f6"
+    assert c.digest(Pinned(rate=0.2)) != c.digest(Pinned())
 
 
 def test_flattened_names_are_the_command_lines() -> None:

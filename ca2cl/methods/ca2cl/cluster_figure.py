@@ -1,4 +1,4 @@
-"""What k-means clusters look like: a row of tiles for each.
+"""Figure of k-means clusters: a row of tiles for each.
 
 Shapes: N tiles, H and W their sides in pixels.
 """

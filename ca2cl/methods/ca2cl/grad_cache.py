@@ -1,4 +1,4 @@
-"""Exact accumulation with the adversary, whose direction is one more round of ``two_views``' gradient caching.
+"""Exact accumulation with the adversary, whose direction is one more round (docs/mathematics.md).
 
     1. no graph: z1, g1, z2, g2 of every micro-batch                    -> L1 and its gradient with respect to them
     2. again with graph, stem weight + delta, delta = 0                 -> dL1/d delta; the strong view's part of dL1

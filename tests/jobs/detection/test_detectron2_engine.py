@@ -20,7 +20,7 @@ from ca2cl.cli import main
 from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco.files import decode_mask, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
-from ca2cl.detection.engines.base import CocoSplit, Detector, Job, Schedule
+from ca2cl.detection.engines.base import CocoSplit, Detector, Schedule, TrainJob
 from ca2cl.detection.engines.detectron2 import HEADS, Detectron2Detector, Detectron2Engine
 from ca2cl.detection.engines.detectron2_weights import load_backbone
 from ca2cl.detection.engines.registry import find_engine, load_detector
@@ -33,8 +33,9 @@ from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.signals import StopFlag
 from tests.support.glands import write_pairs
-from tests.support.jobs import LAUNCH, free_port, start
+from tests.support.jobs import LAUNCH, start
 from tests.support.pickles import Bait
+from tests.support.servers import free_port
 
 pytestmark = pytest.mark.detectron2
 SCHEDULE = Schedule(
@@ -67,9 +68,9 @@ def encoder_of(arch: str) -> ResolvedEncoder:
     return ResolvedEncoder(encoder.eval(), card, uri=f"test:{arch}", source_run_id=None)
 
 
-def make_job(split: CocoSplit, folder: Path, schedule: Schedule = SCHEDULE, **more: Any) -> Job:
+def make_job(split: CocoSplit, folder: Path, schedule: Schedule = SCHEDULE, **more: Any) -> TrainJob:
     encoder, head = encoder_of(more.pop("arch", "resnet18")), more.pop("head", "mask_rcnn_fpn")
-    return Job(head, encoder, split, ("gland",), schedule, folder, **more)
+    return TrainJob(head, encoder, split, ("gland",), schedule, folder, **more)
 
 
 class Watch:

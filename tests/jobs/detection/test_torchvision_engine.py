@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ca2cl.detection.coco.files import decode_mask
-from ca2cl.detection.engines.base import CocoSplit, Detector, Job, Schedule
+from ca2cl.detection.engines.base import CocoSplit, Detector, Schedule, TrainJob
 from ca2cl.detection.engines.data import ImageBatch, ImageOrder, ImageStep, TrainingImages, image_steps
 from ca2cl.detection.engines.torchvision import (
     TorchvisionDetector,
@@ -50,10 +50,10 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> CocoSplit:
     return CocoSplit.of(folder / "out", "train")
 
 
-def make_job(split: CocoSplit, folder: Path, schedule: Schedule = SCHEDULE, **more: Any) -> Job:
+def make_job(split: CocoSplit, folder: Path, schedule: Schedule = SCHEDULE, **more: Any) -> TrainJob:
     encoder = resolve_encoder("random:5")
     head = more.pop("head", "mask_rcnn_fpn")
-    return Job(head, encoder, split, ("gland",), schedule, folder, **more)
+    return TrainJob(head, encoder, split, ("gland",), schedule, folder, **more)
 
 
 class Watch:

@@ -28,7 +28,8 @@ from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.engines.predictions import coco_results
 from ca2cl.detection.engines.torchvision import TorchvisionEngine
 from ca2cl.detection.scores.scoring import read_images
-from tests.support.jobs import LAUNCH, free_port, start
+from tests.support.jobs import LAUNCH, start
+from tests.support.servers import free_port
 
 SMALL = (
     "--engine", "torchvision", "--encoder", "random:3", "--dataset", "glas", "--iterations", "2", "--batch_size", "1",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from tests.support.embedding import (
     interrupt,
     make_tissue,
 )
-from tests.support.jobs import LAUNCH, ROOT, free_port, start
+from tests.support.forked import Forked, ca2cl, start_ranks
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +48,15 @@ def embedded(tissue: Path) -> Path:
 def two_started(arguments: list[str], folder: Path) -> list[tuple[int | None, list[str]]]:
     """Exit code and error lines of the verb's two processes, each as it ends by itself, without a launcher that would
     end the one for the other."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "ca2cl", "embed", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True,
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    processes = start_ranks(folder, "embed", *arguments, processes=2)
     texts = [process.communicate(timeout=240)[1] for process in processes]
     errors = [[line for line in text.splitlines() if line.startswith("ca2cl: error")] for text in texts]
     return [(process.returncode, lines) for process, lines in zip(processes, errors, strict=True)]
 
 
 def launch_two(tissue: Path, out: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    launch = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m", "ca2cl", "embed"]
-    settings = ["--batch_size", "4", "--part_size", str(PART), "--workers", "0"]
-    return start([*launch, *settings, "--encoder", str(tissue / "encoder"), str(tissue / "shards"), str(out)], folder)
+    settings = ["--batch_size", "4", "--part_size", str(PART), "--workers", "0", "--encoder", str(tissue / "encoder")]
+    return ca2cl(folder, "embed", *settings, str(tissue / "shards"), str(out), processes=2)
 
 
 def test_two_processes_go_on_from_one_and_write_the_same_file(
@@ -108,15 +97,14 @@ def test_a_killed_job_goes_on_from_its_finished_parts(
 ) -> None:
     out, parts = tmp_path / "k.parquet", tmp_path / "k.parquet.parts"
     many = {"part_size": 2, "batch_size": 1, "image_size": 128}
-    command = [sys.executable, "-m", "ca2cl", "embed", "--encoder", str(tissue / "encoder"), str(tissue / "shards")]
-    command += [str(out), "--workers", "1", *(part for name in many for part in (f"--{name}", str(many[name])))]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as process:
-        patience = time.monotonic() + 240
-        while len(list(parts.glob("part-*.parquet"))) < 2 and process.poll() is None and time.monotonic() < patience:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL and not out.exists()
+    settings = ["--workers", "1", *(part for name in many for part in (f"--{name}", str(many[name])))]
+    encoder = str(tissue / "encoder")
+    process = Forked(tmp_path, "embed", "--encoder", encoder, str(tissue / "shards"), str(out), *settings)
+    patience = time.monotonic() + 240
+    while len(list(parts.glob("part-*.parquet"))) < 2 and process.poll() is None and time.monotonic() < patience:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not out.exists()
     left = len(list(parts.glob("part-*.parquet")))
     assert 2 <= left < TILES // 2
     with caplog.at_level(logging.INFO):

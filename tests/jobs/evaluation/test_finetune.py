@@ -1,7 +1,6 @@
 """Fine-tuning: what is held out, the order of tiles, one process against two, a kill in the middle, bad input."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -36,7 +35,8 @@ from ca2cl.training.checkpoint import Checkpointer
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
-from tests.support.jobs import LAUNCH, ROOT, free_port, make_shards, start
+from tests.support.forked import Forked, ca2cl
+from tests.support.jobs import make_shards, start
 from tests.support.shards import encode, random_tiles, write_shards
 
 SMALL = (
@@ -52,11 +52,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def finetune(folder: Path, pair: tuple[str, str], *more: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    verb = ("-m", "ca2cl", "finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, *more)
-    if processes == 1:
-        return start([sys.executable, *verb], folder)
-    launch = [*LAUNCH, "--multi_gpu", "--num_processes", str(processes), "--main_process_port", str(free_port())]
-    return start([*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", *verb], folder)
+    return ca2cl(folder, *verb(pair, *more), processes=processes)
+
+
+def verb(pair: tuple[str, str], *more: str) -> tuple[str, ...]:
+    return ("finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, *more)
 
 
 def probabilities(folder: Path) -> Any:
@@ -186,12 +186,6 @@ def test_two_processes_are_one(whole: Path, pair: tuple[str, str], tmp_path: Pat
     np.testing.assert_allclose(probabilities(tmp_path), probabilities(whole), atol=1e-4)
 
 
-def started(folder: Path, pair: tuple[str, str], *more: str) -> subprocess.Popen[str]:
-    verb = ("-m", "ca2cl", "finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, *more)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *verb], cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-
-
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in path.read_text().splitlines()) if path.exists() else iter(())
 
@@ -204,7 +198,7 @@ def test_a_job_that_is_signalled_goes_on_to_the_same_end(pair: tuple[str, str], 
         folder.mkdir()
     done = finetune(folders[0], pair, *options)
     assert done.returncode == 0, done.stderr
-    job = started(folders[1], pair, *options)
+    job = Forked(folders[1], *verb(pair, *options))
     journal = folders[1] / "job" / "cells" / "encoder-100pct-seed0" / "journal.jsonl"
     until = time.monotonic() + 200
     while sum("step" in line for line in lines(journal)) < 6 and time.monotonic() < until and job.poll() is None:
@@ -309,7 +303,6 @@ def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]
         "import sys, ca2cl.common.job_dir as folder\nfolder.LOCK_S = 0.3\n"
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
-    verb = ("finetune", "--train", pair[0], "--test", pair[1], "--output_dir", "job", *SMALL, "--seeds", "2")
     with JobDir(whole / "job").locked():
-        done = start([sys.executable, "-c", code, *verb], whole)
+        done = start([sys.executable, "-c", code, *verb(pair, "--seeds", "2")], whole)
     assert done.returncode == 2 and "job: another job is writing here; wait for it, or end it" in done.stderr

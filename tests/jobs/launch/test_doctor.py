@@ -1,6 +1,5 @@
 """The doctor finds what is wrong, names a remedy, and says when nothing is."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,9 @@ import pytest
 from ca2cl.cli import main
 from ca2cl.doctor import machine
 from ca2cl.doctor.finding import Finding, told
-from tests.support.jobs import as_printed, free_port, make_shards, start
+from tests.support.forked import ca2cl
+from tests.support.jobs import as_printed, make_shards
+from tests.support.servers import free_port
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_ranks_that_do_not_meet_say_so(tmp_path: Path) -> None:
         "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }  # fmt: skip
-    done = start([sys.executable, "-m", "ca2cl", "doctor", "--patience", "3"], tmp_path, **environment)
+    done = ca2cl(tmp_path, "doctor", "--patience", "3", **environment)
     told_lines = [line for line in done.stderr.splitlines() if line.startswith("ca2cl: error (rank 1)")]
     assert done.returncode == 2 and len(told_lines) == 1, done.stderr
     assert "does not meet the others within 3 s" in told_lines[0] and "GLOO_SOCKET_IFNAME" in told_lines[0]

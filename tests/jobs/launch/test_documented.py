@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing as mp
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
@@ -18,7 +17,9 @@ from ca2cl.cli.parser import parse
 from ca2cl.errors import InputError, LocalError
 from ca2cl.runtime.accelerator import _meet, check_joined
 from ca2cl.runtime.launched import Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus
-from tests.support.jobs import CONFIGS, ROOT, as_printed, free_port, make_shards, start
+from tests.support.forked import on_ranks
+from tests.support.jobs import CONFIGS, ROOT, as_printed, make_shards, start
+from tests.support.servers import free_port
 
 DOCUMENTS = ("README.md", "docs", "launch", "accelerate_configs", "ca2cl/cli/launch.py")
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -193,8 +194,7 @@ def test_accelerate_joins_no_part_of_a_launch() -> None:
         check_joined(Place(1, 2, 1, 2), 1)
 
 
-def meet(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def meet(rank: int, folder: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
         _meet(Place(rank, 2, rank, 2), rank == 0, timedelta(seconds=60))
@@ -204,7 +204,7 @@ def meet(rank: int, port: int, folder: str) -> None:
 
 def test_a_gpu_and_a_cpu_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """A machine whose driver is gone, beside one that has it: rank 0 here says that it has a GPU."""
-    mp.spawn(meet, (free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    on_ranks(meet, 2, str(tmp_path))
     told = [(tmp_path / str(rank)).read_text() for rank in range(2)]
     assert told[0] == told[1] and re.match(r"rank 0 has a GPU on .*, but rank 1 has a CPU on ", told[0])
 

@@ -15,7 +15,9 @@ import pytest
 
 from ca2cl.cli import main
 from ca2cl.cli.launch import _age
-from tests.support.jobs import ROOT, free_port
+from tests.support.forked import Forked, ca2cl
+from tests.support.jobs import ROOT
+from tests.support.servers import free_port
 
 ENDS = """
 import os, signal, sys
@@ -43,23 +45,29 @@ sys.exit(85)
 
 
 class Launcher:
-    """``ca2cl launch`` of a script."""
+    """``ca2cl launch`` of a script; ``by_command``, it is a launcher to those who read command lines."""
 
-    def __init__(self, folder: Path, script: str, *arguments: str, processes: int = 2) -> None:
+    def __init__(
+        self, folder: Path, script: str, *arguments: str, processes: int = 2, by_command: bool = False
+    ) -> None:
         (folder / "script.py").write_text(script)
-        command = [sys.executable, "-m", "ca2cl", "launch", "--num_machines", "1", "--mixed_precision", "no"]
-        command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
-        command += ["--multi_gpu", "--main_process_port", str(free_port())] if processes > 1 else []
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        words = ["launch", "--num_machines", "1", "--mixed_precision", "no"]
+        words += ["--dynamo_backend", "no", "--num_processes", str(processes)]
+        words += ["--multi_gpu", "--main_process_port", str(free_port())] if processes > 1 else []
+        words += [str(folder / "script.py"), *arguments]
         self.folder = folder
-        self.process = subprocess.Popen(
-            [*command, str(folder / "script.py"), *arguments], env=env, stderr=subprocess.PIPE, text=True
-        )
+        self.process: Forked | subprocess.Popen[str]
+        if by_command:
+            env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "ca2cl", *words]
+            self.process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        else:
+            self.process = Forked(folder, *words)
 
     def end(self) -> tuple[int, str]:
         """Exit code and what it told."""
         _, told = self.process.communicate(timeout=120)
-        return self.process.returncode, told
+        return self.process.wait(), told
 
     def until(self, names: list[str]) -> None:
         deadline = time.monotonic() + 100
@@ -121,7 +129,7 @@ def test_a_signal_waits_for_processes_that_are_still_starting(
 
 def test_processes_are_told_when_their_launcher_is_gone(started: list[Launcher], tmp_path: Path) -> None:
     script = "from ca2cl.runtime.signals import end_with_launcher\nend_with_launcher()\n" + LISTENS
-    started.append(Launcher(tmp_path, script, str(tmp_path), "0", "0"))
+    started.append(Launcher(tmp_path, script, str(tmp_path), "0", "0", by_command=True))
     started[0].until(["ready-0", "ready-1"])
     started[0].process.kill()
     started[0].end()
@@ -132,11 +140,9 @@ def test_processes_are_told_when_their_launcher_is_gone(started: list[Launcher],
 
 
 def test_a_machine_that_waits_for_the_first_one_can_be_stopped(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ca2cl", "launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "4"]
-    command += ["--machine_rank", "1", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "script.py"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    waits = subprocess.Popen(command, cwd=tmp_path, env=env)
+    words = ["launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "4", "--machine_rank", "1"]
+    words += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    waits = Forked(tmp_path, *words, "--mixed_precision", "no", "--dynamo_backend", "no", "script.py")
     try:
         _until_it_listens(waits.pid)
         time.sleep(8)
@@ -148,11 +154,9 @@ def test_a_machine_that_waits_for_the_first_one_can_be_stopped(tmp_path: Path) -
 
 def test_machines_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "ca2cl", "launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "4"]
-    command += ["--machine_rank", "1", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--rdzv_conf", "timeout=2", "script.py"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False)
+    words = ["launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "4", "--machine_rank", "1"]
+    words += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--rdzv_conf", "timeout=2"]
+    done = ca2cl(tmp_path, *words, "--mixed_precision", "no", "--dynamo_backend", "no", "script.py")
     assert done.returncode == 1
     assert f"did not meet at 127.0.0.1:{port}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

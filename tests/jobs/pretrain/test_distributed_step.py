@@ -3,14 +3,12 @@ precision: equal to rounding."""
 
 import copy
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from ca2cl.config import ObjectiveConfig, OptimConfig
@@ -25,7 +23,7 @@ from ca2cl.models.heads import Embeddings, EncoderNetwork, Network
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
-from tests.support.jobs import free_port
+from tests.support.forked import on_ranks
 
 BATCH = 16
 GROUPS = LaneGroups(lanes=BATCH, batch_size=BATCH, group=2, groups=2)
@@ -89,11 +87,8 @@ def one_step(
     return {**{f"term {k}": v for k, v in terms.items()}, **grads, **buffers}
 
 
-def work(
-    rank: int, world: int, port: int, network: Any, count: int, objective: ObjectiveConfig, kind: str, out: str
-) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def work(rank: int, world: int, network: Any, count: int, objective: ObjectiveConfig, kind: str, out: str) -> None:
+    dist.init_process_group("gloo")
     network = copy.deepcopy(network)  # spawned processes share the tensors that they are given
     result = one_step(network, rank, world, count, objective, kind)
     if rank == 0:
@@ -106,7 +101,7 @@ def on_processes(
 ) -> dict[str, Tensor]:
     """What rank 0 of so many gloo processes ends its step with."""
     out = folder / "result.pt"
-    mp.spawn(work, (world, free_port(), network, count, objective, kind, str(out)), nprocs=world)  # type: ignore[no-untyped-call]
+    on_ranks(work, world, world, network, count, objective, kind, str(out))
     found: dict[str, Tensor] = torch.load(out, weights_only=True)
     return found
 
@@ -300,16 +295,7 @@ def test_a_direction_that_is_not_finite_on_one_rank_is_skipped_on_all(count: int
         assert float(error) < 1e-9, (name, float(error))
 
 
-def place(rank: int, world: int, port: int) -> None:
-    """What a launcher tells a process, and one thread."""
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-
-
-def three_forwards(rank: int, norm: Any, port: int, out: str) -> None:
-    place(rank, 2, port)
+def three_forwards(rank: int, norm: Any, out: str) -> None:
     torch.manual_seed(0)
     network = Network(build_encoder("resnet18", norm)).train()
     engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))
@@ -332,13 +318,12 @@ def three_forwards(rank: int, norm: Any, port: int, out: str) -> None:
 def test_three_forwards_and_one_backward_through_the_wrapper(norm: str, moves: int, tmp_path: Path) -> None:
     """DistributedDataParallel would write BatchNorm's buffers between them, which a backward pass may need as they were
     (pytorch#175024; torch 2.14 on CPUs lets it pass)."""
-    mp.spawn(three_forwards, (norm, free_port(), str(tmp_path / "out.pt")), nprocs=2)  # type: ignore[no-untyped-call]
+    on_ranks(three_forwards, 2, norm, str(tmp_path / "out.pt"))
     counts = torch.load(tmp_path / "out.pt", weights_only=True)
     assert counts and all(int(count) == moves for count in counts.values())
 
 
-def the_same_step_thrice(rank: int, port: int, out: str) -> None:
-    place(rank, 4, port)
+def the_same_step_thrice(rank: int, out: str) -> None:
     torch.manual_seed(0)
     network = Network(build_encoder("resnet18", "frozen")).train()
     engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network))
@@ -357,7 +342,7 @@ def the_same_step_thrice(rank: int, port: int, out: str) -> None:
 def test_a_jobs_first_step_is_like_its_next_ones_to_the_last_bit(tmp_path: Path) -> None:
     """DistributedDataParallel sorts its buckets anew after the first backward pass, and gloo adds what lies elsewhere
     in a bucket in another order: on three processes or more a job that was stopped and goes on would be another one."""
-    mp.spawn(the_same_step_thrice, (free_port(), str(tmp_path / "out.pt")), nprocs=4)  # type: ignore[no-untyped-call]
+    on_ranks(the_same_step_thrice, 4, str(tmp_path / "out.pt"))
     first, *others = torch.load(tmp_path / "out.pt", weights_only=True)
     assert first
     for grads in others:

@@ -13,7 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.support.jobs import CONFIGS, LAUNCH, ROOT, free_port, make_shards, pretrain, training_lines
+from tests.support.jobs import CONFIGS, LAUNCH, ROOT, make_shards, pretrain, training_lines
+from tests.support.servers import free_port
 
 NORM = ("--model.norm", "lane_group", "--model.norm_group", "4", "--run.batch_size", "64")
 KIND = ("--run.accumulation", "bitwise", "--optim.schedule", "constant", *NORM)
@@ -31,7 +32,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process that holds every batch at once."""
     folder = tmp_path_factory.mktemp("one")
-    done = pretrain(folder, *JOB, "--data.shards", str(shards), "--run.output_dir", "run", config="single_gpu")
+    done = pretrain(folder, *JOB, "--data.shards", str(shards), "--run.output_dir", "run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -55,16 +56,16 @@ def compare(expected: Path, found: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "processes", "micro_batch"),
     [
-        ("cpu", 2, 16),
+        pytest.param(None, 2, 16, id="cpu-2-16"),
         pytest.param("cpu", 4, 16, marks=pytest.mark.slow),
-        ("multi_gpu", 2, 32),
+        pytest.param("multi_gpu", 2, 32, marks=pytest.mark.slow),  # cpu's engine on CPUs: DistributedDataParallel
         pytest.param("deepspeed_zero1", 2, 32, marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("deepspeed_zero2", 2, 32, marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("deepspeed_zero2", 2, 16, marks=needs_deepspeed),
     ],
 )
 def test_every_engine_gives_the_run_of_one_process(
-    shards: Path, expected: Path, tmp_path: Path, config: str, processes: int, micro_batch: int
+    shards: Path, expected: Path, tmp_path: Path, config: str | None, processes: int, micro_batch: int
 ) -> None:
     done = pretrain(
         tmp_path, *JOB, "--data.shards", str(shards), "--run.output_dir", "run",
@@ -74,9 +75,11 @@ def test_every_engine_gives_the_run_of_one_process(
     compare(expected, tmp_path / "run")
 
 
-@needs_deepspeed
-def test_statistics_over_all_processes_are_the_same_on_any_number_of_them(shards: Path, tmp_path: Path) -> None:
-    for run, processes, config in [("one", 1, "single_gpu"), ("two", 2, "deepspeed_zero2")]:
+@pytest.mark.parametrize("engine", [None, pytest.param("deepspeed_zero2", marks=[needs_deepspeed, pytest.mark.slow])])
+def test_statistics_over_all_processes_are_the_same_on_any_number_of_them(
+    shards: Path, tmp_path: Path, engine: str | None
+) -> None:
+    for run, processes, config in [("one", 1, None), ("two", 2, engine)]:
         done = pretrain(
             tmp_path, *JOB, "--model.norm", "sync", "--data.shards", str(shards), "--run.output_dir", run,
             processes=processes, config=config,
@@ -89,19 +92,19 @@ def test_statistics_over_all_processes_are_the_same_on_any_number_of_them(shards
 @pytest.mark.parametrize(
     ("optimizer", "engines", "moments"),
     [
-        ("sgd", (("deepspeed_zero2", 2), ("cpu", 2)), SGD),
+        ("sgd", (("deepspeed_zero2", 2), (None, 2)), SGD),
         pytest.param("adamw", (("cpu", 2), ("deepspeed_zero1", 2)), ADAM, marks=pytest.mark.slow),
         pytest.param("adamw", (("deepspeed_zero2", 4), ("cpu", 2)), ADAM, marks=pytest.mark.slow),
         pytest.param("adamw", (("cpu", 2), ("deepspeed_zero2", 4)), ADAM, marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_goes_from_one_engine_to_another(
-    shards: Path, tmp_path: Path, optimizer: str, engines: tuple[tuple[str, int], ...], moments: set[str]
+    shards: Path, tmp_path: Path, optimizer: str, engines: tuple[tuple[str | None, int], ...], moments: set[str]
 ) -> None:
     """A step on each of two engines, of as many processes or of others, ends with the weights and the optimizer's state
     of two steps on one."""
     common = (*JOB, "--optim.name", optimizer, "--optim.schedule", "constant", "--data.shards", str(shards))
-    runs = [("whole", 2, ("cpu", 2)), ("parts", 1, engines[0]), ("parts", 2, engines[1])]
+    runs = [("whole", 2, (None, 2)), ("parts", 1, engines[0]), ("parts", 2, engines[1])]
     for run, step, (config, processes) in runs:
         done = pretrain(
             tmp_path, *common, "--run.output_dir", run, "--run.steps", str(step), processes=processes, config=config

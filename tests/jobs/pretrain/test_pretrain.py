@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,9 @@ def test_a_job_that_is_started_again_waits_for_the_checkpoint_of_the_one_before(
     with JobDir(run).locked():
         checkpoints.rename(tmp_path / "not yet")
         ranks = Ranks(tmp_path, *job, "--run.steps", "4", processes=2)
-        stderr = ranks.started[0].stderr
-        assert stderr is not None
-        assert any("another job is writing here; waiting for it" in line for line in stderr)
+        while "another job is writing here; waiting for it" not in ranks.started[0].stderr():
+            assert ranks.started[0].poll() is None, ranks.started[0].stderr()
+            time.sleep(0.05)
         (tmp_path / "not yet").rename(checkpoints)
     assert [code for code, _ in ranks.wait()] == [0, 0]
     assert [line["step"] for line in training_lines(run)] == [1, 2, 3, 4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -166,17 +167,40 @@ def test_an_exported_file_is_read_back_without_running_it(target: Any, tmp_path:
         (tmp_path / "a.pth").write_bytes(data)
         for read in (target.native, target.own):
             if read is not None and (target is not TIMM or read is not target.native):  # timm's own reader is timm's
-                with pytest.raises(Exception, match=r"."):
+                with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
                     read(tmp_path / "a.pth", ENCODER)
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "probe", "finetune", "embed", "export", "detect", "report"])
+CONFIGURED = {
+    "pretrain": ("data.shards", "--run.output_dir", "y", "--run.steps", "1"),
+    "probe": ("train", "--encoder", "x", "--test", "z"),
+    "finetune": ("train", "--encoder", "x", "--test", "z", "--output_dir", "o"),
+    "embed": ("cache_dir", "--encoder", "x", "s", "o.parquet"),
+    "export": ("encoder", "--to", "timm", "o"),
+    "detect": ("data", "--dataset", "glas", "--output_dir", "o"),
+    "report": ("shards", "x"),
+}
+"""For each verb a setting to be planted, and what it needs beside."""
+
+
+@pytest.mark.parametrize("verb", CONFIGURED)
 def test_a_configuration_file_runs_nothing(verb: str, tmp_path: Path, bait: Bait, capsys: Any) -> None:
-    for form, data in bait.forms.items():
-        (tmp_path / "x.yaml").write_bytes(data)
-        assert main([verb, "--config", str(tmp_path / "x.yaml")]) == 2, form
+    """Everything that the verb needs is given, and the planted value is a known setting's: it alone is refused."""
+    setting, *others = CONFIGURED[verb]
+    apply, file = bait.yaml.decode().partition(" ")[2], tmp_path / "x.yaml"
+    planted = {"is a list: give one value": apply, "python/module:antigravity": "!!python/module:antigravity ''\n"}
+    for reason, value in planted.items():
+        *groups, name = setting.split(".")
+        file.write_text("".join(f"{group}:\n  " for group in groups) + f"{name}: {value}")
+        assert main([verb, *others, "--config", str(file)]) == 2
         told = capsys.readouterr().err
-        assert told.count("\n") == 1 and told.startswith("ca2cl: error"), told
+        assert told.count("\n") == 1 and f"line {len(groups) + 1}: {setting} " in told and reason in told, told
+    for form, data in bait.forms.items():
+        file.write_bytes(data)
+        assert main([verb, *others, f"--{setting}", "x", "--config", str(file)]) == 2, form
+        told = capsys.readouterr().err
+        reason = "unknown setting x" if form == "yaml" else "cannot be read (unacceptable character"
+        assert told.count("\n") == 1 and "x.yaml" in told and reason in told, told
 
 
 def _extension(bait: Bait) -> pa.Field:

@@ -30,7 +30,7 @@ from ca2cl.tracking.replay import MIRROR_NAME
 from ca2cl.tracking.run import RunTracker, open_run
 from ca2cl.tracking.run_record import KEY_TAG, read_run
 from ca2cl.tracking.sync import sync
-from tests.support.jobs import ROOT
+from tests.support.forked import Forked
 from tests.support.proxies import SECRET, Proxy
 from tests.support.servers import Server
 
@@ -264,12 +264,6 @@ def test_answers_that_take_twenty_seconds_hold_up_nobody_and_lose_nothing(
     check_whole(server, tmp_path / "run")
 
 
-def start_sync(folder: Path, uri: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ca2cl", "sync", str(folder), "--uri", uri]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-
-
 def test_a_sync_that_was_killed_and_two_at_once_send_everything_once(
     server: Server, proxy: Proxy, tmp_path: Path
 ) -> None:
@@ -280,7 +274,7 @@ def test_a_sync_that_was_killed_and_two_at_once_send_everything_once(
         tracker.set_tag(f"tag{step}", "x")  # an event is a request of its own
     tracker.finish("FINISHED", timeout=1)
     proxy.delay = 0.1
-    first = start_sync(folder, proxy.uri)
+    first = Forked(tmp_path, "sync", str(folder), "--uri", proxy.uri)
     while not (folder / MIRROR_NAME).exists() and first.poll() is None:
         time.sleep(0.02)
     first.kill()
@@ -288,7 +282,7 @@ def test_a_sync_that_was_killed_and_two_at_once_send_everything_once(
     place = json.loads((folder / MIRROR_NAME).read_text())["offset"]
     left = sum(1 for _ in read_journal(folder / "journal.jsonl", place))
     assert left > 0
-    both = [start_sync(folder, proxy.uri) for _ in range(2)]
+    both = [Forked(tmp_path, "sync", str(folder), "--uri", proxy.uri) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(said) == sorted([f"{left} journal lines sent to MLflow\n", "MLflow already has all of this run\n"])

@@ -21,6 +21,7 @@ from ca2cl.store.open import Store, open_store
 from ca2cl.tracking.run import RunTracker, open_run
 from ca2cl.tracking.sync import sync
 from ca2cl.training.checkpoint import Checkpointer, DamagedCheckpoint
+from tests.support.forked import ca2cl
 from tests.support.jobs import ROOT
 from tests.support.stores import s3_store
 from tests.unit.training.test_checkpoints import flip, make_engine
@@ -145,7 +146,7 @@ def test_an_artifact_store_that_is_away_costs_nothing_but_time(
     with pytest.raises(InputError, match="its artifact store: EndpointConnectionError"):
         sync(tmp_path / "run")
     with s3_store():  # in a new process: MLflow keeps a client for minutes
-        subprocess.run([sys.executable, "-m", "ca2cl", "sync", str(tmp_path / "run")], cwd=ROOT, check=True)
+        assert ca2cl(tmp_path, "sync", str(tmp_path / "run")).returncode == 0
         held = boto3.client("s3").list_objects_v2(Bucket="tiles", Prefix="mlflow")["Contents"]
     assert {"config.yaml", "environment.json"} <= {entry["Key"].rpartition("/")[2] for entry in held}
     assert losses(store, tracker) == [1] and store.client.get_run(tracker.run_id).info.status == "FINISHED"

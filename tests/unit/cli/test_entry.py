@@ -61,12 +61,6 @@ def test_hyphens_are_taken_for_underscores(capfd: pytest.CaptureFixture[str]) ->
     assert parse("encoders import", ["x", "--input-size", "64"]).input_size == 64
 
 
-def test_a_setting_without_a_docstring_would_be_seen() -> None:
-    """The check above on what the parser prints for one."""
-    block = "--plain PLAIN         (type: int, default: 1)"
-    assert not explanation(block)
-
-
 @pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = outcome(capfd, "pretrain", "--recipe", recipe, "--optim.lr", "0.125", "--print_config")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +211,11 @@ def test_dataset_with_class_labels_and_groups(tmp_path: Path, images: list[dict[
     assert [tile.group for tile in tiles] == ["s1", "s1", None, "s2"] and list(source.ungrouped) == [2]
     assert len({tile.key for tile in tiles}) == 4
     assert open_source(path).digest != source.digest  # other groups, other shards
-    assert open_source(path).digest == open_source(path).digest
+    moved = shutil.copytree(path, tmp_path / "elsewhere")
+    assert open_source(str(moved)).digest == open_source(path).digest
+    state = moved / "state.json"
+    state.write_text(re.sub(r'("_fingerprint": ")\w+', r"\g<1>0123456789abcdef", state.read_text()))
+    assert open_source(str(moved)).digest != open_source(path).digest  # what datasets says of other rows
 
 
 def test_what_is_empty_or_not_a_number_is_no_slide(tmp_path: Path, images: list[dict[str, Any]]) -> None:

@@ -162,10 +162,9 @@ def test_a_shard_that_breaks_under_way_is_one_clear_line(tmp_path: Path, workers
         broken.unlink()
     else:
         os.truncate(broken, 600)
-    began = time.monotonic()
     with pytest.raises(InputError, match=r"shard-000002.tar: (600 bytes|cannot be read)") as got:
         list(LaneStream(index, LaneOrder(index, 4, 8, 5), reader, workers=workers, stop_step=7))
-    assert "\n" not in str(got.value) and time.monotonic() - began < 20
+    assert "\n" not in str(got.value)
 
 
 def test_budget_is_a_pure_share_with_grace_for_the_first_samples() -> None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.checkpoint import Checkpointer, DamagedCheckpoint, read_state, verify
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
-from tests.support.jobs import start
 
 
 def make_engine() -> AccelerateEngine:
@@ -137,22 +135,3 @@ def test_every_so_many_stay_for_good(tmp_path: Path) -> None:
     assert steps(tmp_path) == [20, 40, 45]
     keeper.save(30, engine, {})  # a run that went back: what came after is another run's
     assert steps(tmp_path) == [20, 30]
-
-
-def killed_writers(folder: Path, rounds: int) -> dict[str, int]:
-    ended = start(
-        [sys.executable, "-m", "tests.support.checkpoint_writer", str(folder / "c"), str(rounds), "1"], folder
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    found: dict[str, int] = json.loads(ended.stdout)
-    assert found["valid"] == rounds and found["steps"] > 0
-    return found
-
-
-def test_a_writer_that_is_killed_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    assert killed_writers(tmp_path, 20)["killed_while_writing"] >= 3
-
-
-@pytest.mark.slow
-def test_two_hundred_writers_that_are_killed_leave_whole_checkpoints(tmp_path: Path) -> None:
-    assert killed_writers(tmp_path, 200)["killed_while_writing"] >= 30

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, OptimConfig, ViewsConfig
 from ca2cl.data.loading.stream import TileBatch
 from ca2cl.evaluation.embed.config import EmbedConfig
-from ca2cl.evaluation.embed.job import Job
+from ca2cl.evaluation.embed.job import EmbedJob
 from ca2cl.evaluation.features import extract, frozen
 from ca2cl.evaluation.finetune.step import FineTuning, Preprocessing
 from ca2cl.evaluation.labelled import LabelledBatch
@@ -129,7 +129,7 @@ def test_embed_encodes_on_the_device(precision: Literal["no", "bf16"], tmp_path:
     prepare = Preprocessing(48, IMAGENET_MEAN, IMAGENET_STD)
     with strict_meta() as gpu:
         found: Any = SimpleNamespace(encoder=build_encoder().eval().to(gpu), uri="random")
-        job = Job(config, found, cast(Any, None), cast(Any, None), gpu, prepare)
+        job = EmbedJob(config, found, cast(Any, None), cast(Any, None), gpu, prepare)
         resized = {2: prepare(torch.zeros(1, 60, 50, 3, dtype=torch.uint8))[0].numpy()}
         vectors = job.encode(torch.zeros(4, SIDE, SIDE, 3, dtype=torch.uint8), resized)
     assert vectors.shape == (4, 512)
