@@ -10,6 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ca2cl.cli import main
+from ca2cl.config import DataConfig, ModelConfig, RunConfig
 from ca2cl.errors import InputError
 from ca2cl.export.run import TARGETS, export
 from ca2cl.models.backbone import TRUSTED, build_encoder, check_arch, check_trusted, has_batch_norm, is_arch
@@ -17,7 +19,9 @@ from ca2cl.models.batch_norm import BatchNorm, commit_statistics, recording
 from ca2cl.models.encoder_io import EncoderCard, load_encoder, make_encoder, save_encoder
 from ca2cl.models.heads import Network
 from ca2cl.models.perturbed_conv import Stem
+from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory import bytes_a_tile
+from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 VIT, RESNET = "timm/test_vit", "timm/test_resnet"
@@ -106,7 +110,7 @@ def test_an_estimate_of_memory_is_what_autograd_keeps(arch: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(torch.randn(4, 3, 96, 96))
     found = sum(size for place, size in kept.items() if place not in own) / 4
-    assert bytes_a_tile(arch, 96, "no") == pytest.approx(found, rel=0.15)
+    assert bytes_a_tile(Network, arch, 96, "no") == pytest.approx(found, rel=0.15)
 
 
 def test_position_embeddings_of_another_size_are_resampled_and_other_tiles_pass() -> None:
@@ -174,6 +178,27 @@ def test_what_is_of_resnets_says_so(name: str, found: ResolvedEncoder, tmp_path:
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="'torchvision:IMAGENET1K_V1' is not for timm/test_vit"):
         resolve_encoder("torchvision:IMAGENET1K_V1", arch=VIT)
+
+
+def test_detect_refuses_a_body_that_is_no_resnet(
+    found: ResolvedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_encoder(tmp_path / "encoder", found.encoder.state_dict(), found.card)
+    out = str(tmp_path / "out")
+    job = ["detect", "--encoder", str(folder), "--dataset", "glas", "--data", str(tmp_path), "--output_dir", out]
+    assert main([*job, "--engine", "torchvision"]) == 2
+    assert "detect is not for timm/test_vit, only for resnet18, resnet34, resnet50" in capsys.readouterr().err
+
+
+def test_a_body_without_batch_norm_takes_micro_batches_and_needs_no_groups() -> None:
+    run = RunConfig(batch_size=24, micro_batch_size=6)
+    for norm in ("sync", "lane_group", "frozen"):
+        config = PretrainConfig(
+            data=DataConfig(lanes=8, image_size=SIDE), model=ModelConfig(arch=VIT, norm=norm), run=run
+        )
+        assert micro_batch(config, 2) == 6 and lane_groups(config, 2, 6) is None
+    with pytest.raises(InputError, match="under model.norm sync BatchNorm sees one micro-batch"):
+        micro_batch(PretrainConfig(data=config.data, model=ModelConfig(arch=RESNET), run=run), 2)
 
 
 def test_a_registered_timm_body_is_served(found: ResolvedEncoder, tmp_path: Path) -> None:
