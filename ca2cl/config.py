@@ -25,6 +25,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def require(holds: bool, name: str, value: object, remedy: str) -> None:
+    """Refuse a setting unless ``holds``.
+
+    Args:
+        holds: the condition.
+        name: dotted name of the setting.
+        value: its value.
+        remedy: what to use instead.
+
+    Raises:
+        InputError: it does not.
+    """
     if not holds:
         raise InputError(f"{name} is {value!r}: {remedy}")
 

@@ -48,7 +48,15 @@ def compare_with_first(rows: Sequence[Row]) -> list[Comparison]:
 
 
 def describe_difference(first: str, against: str, where: str, budget: float, difference: Difference) -> str:
-    """One line for people; ``where`` is what else tells it from other lines, or nothing."""
+    """One line for people; ``where`` is what else tells it from other lines, or nothing.
+
+    Args:
+        first: name of the first features.
+        against: name of the others.
+        where: what else tells it from other lines, or nothing.
+        budget: label budget.
+        difference: first less others.
+    """
     low, high = difference.interval
     return (
         f"{first} less {against}, {where}{describe_budget(budget)} labels: {difference.mean:+.3f} "

@@ -154,6 +154,16 @@ def read_set(
 ) -> ProbeSet:
     """Read every labelled tile once and extract its features.
 
+    Args:
+        title: for the progress bar.
+        root: folder or URL of the shards.
+        index: theirs.
+        extractors: by the name of the features.
+        cache_dir: for remote shards.
+        batch_size: tiles at a time.
+        workers: decoding processes.
+        device: where features are computed.
+
     Raises:
         InputError: no tile decodes.
     """

@@ -44,7 +44,14 @@ class Features:
 
 
 def frozen(encoder: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Extractor:
-    """The encoder behind the preprocessing that its card states. Puts the encoder in ``eval()`` mode, for good."""
+    """The encoder behind the preprocessing that its card states. Puts the encoder in ``eval()`` mode, for good.
+
+    Args:
+        encoder: put in ``eval()`` mode, for good.
+        size: side of its input in pixels.
+        mean: of the input's channels, in [0, 1].
+        std: of the channels.
+    """
     encoder.eval()
     encoder.to(memory_format=torch.channels_last)
 

@@ -151,6 +151,17 @@ def labelled_steps(
     """This rank's share of the batches of ``steps``: every W-th tile, in as many micro-batches as any other rank's.
 
     A tile that does not decode is stood in for by another of its batch, and its label is ``IGNORED``.
+
+    Args:
+        index: of the shards.
+        reader: of the shards.
+        order: which tiles a step takes.
+        rank: this process.
+        world: processes.
+        micro_batch_size: most tiles at a time; None: a step's whole share.
+        workers: decoding processes.
+        device: where tiles go.
+        steps: optimizer steps, from 0.
     """
     words_N = _words(index, order.samples_N)
     batches = list(order.batches(steps))

@@ -50,7 +50,14 @@ class Side:
 
 
 def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int) -> Side:
-    """All labelled tiles of some shards that decode, read once for their pixels' digests."""
+    """All labelled tiles of some shards that decode, read once for their pixels' digests.
+
+    Args:
+        index: of the shards.
+        reader: of the shards.
+        title: for the progress bar.
+        workers: decoding processes.
+    """
     samples = np.flatnonzero(index.labels() >= 0)
     found: list[int] = []
     pixels: list[bytes] = []

@@ -165,7 +165,14 @@ def _finite(value: Any) -> Any:
 
 
 def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequence[str], title: str) -> None:
-    """A PNG of a (K, K) confusion matrix: colour is the share of a label's tiles, the text its percentage."""
+    """A PNG of a (K, K) confusion matrix: colour is the share of a label's tiles, the text its percentage.
+
+    Args:
+        path: of the PNG.
+        confusion: counts, rows are labels.
+        classes: names of the K classes.
+        title: above it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -210,6 +210,12 @@ def slide_folds(labels_N: IntArray, slides: Sequence[str], folds: int, seed: int
     """Fold of every tile, shape (N,), such that no slide or patient lies in two folds and every fold has about its
     share of every class. With fewer slides than ``folds`` there are as many folds as slides.
 
+    Args:
+        labels_N: class of every tile.
+        slides: slide or patient of every tile.
+        folds: wanted.
+        seed: of the draw.
+
     Raises:
         ValueError: no class has as many tiles as there are folds.
     """

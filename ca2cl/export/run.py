@@ -40,6 +40,12 @@ def run(config: ExportConfig) -> int:
 def export(found: ResolvedEncoder, target: Target, out: Path, overwrite: bool = False) -> str:
     """Build the file, try it, put it in place; returns what is to be said of it.
 
+    Args:
+        found: the encoder.
+        target: the format.
+        out: the file.
+        overwrite: whether one that is there is replaced.
+
     Raises:
         InputError: see ``run``.
     """

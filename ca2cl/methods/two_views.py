@@ -108,7 +108,14 @@ def embed_first(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, r
 
 
 def embed_second(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embedded:
-    """The weak view's embeddings, in the order of the strong view's rows."""
+    """The weak view's embeddings, in the order of the strong view's rows.
+
+    Args:
+        network: called with images.
+        views: both of a micro-batch.
+        delta: perturbation of the stem's weight.
+        record: whether the pass updates BatchNorm's running statistics.
+    """
     order, slot = views.second_order, SECOND if record else None
     if order is None:
         return network(views.x2, delta, slot)
@@ -138,7 +145,15 @@ def outer_gradients(
     loss: Tensor, first: Embedded, second: Embedded, sizes: list[int], engine: Engine
 ) -> tuple[Pairs, Pairs]:
     """The gradient of ``loss``, times the loss scale, with respect to each view's embeddings: for each micro-batch one
-    tensor a head."""
+    tensor a head.
+
+    Args:
+        loss: of the global batch.
+        first: embeddings of the strong views.
+        second: of the weak views.
+        sizes: rows of each micro-batch.
+        engine: knows the loss scale.
+    """
     found = gradients(loss * engine.loss_scale, [*first, *second])
     halves = found[: len(first)], found[len(first) :]
     strong, weak = (list(zip(*(torch.split(part, sizes) for part in half), strict=True)) for half in halves)

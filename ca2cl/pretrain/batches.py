@@ -59,6 +59,14 @@ def feed(
     micro_batch_size: int,
     groups: LaneGroups | None = None,
 ) -> Iterator[FedStep]:
-    """The stream's batches as the loop takes them."""
+    """The stream's batches as the loop takes them.
+
+    Args:
+        stream: batches of this rank.
+        views: makes the views.
+        device: where tiles go.
+        micro_batch_size: most tiles at a time.
+        groups: BatchNorm groups of ``lane_group``; None: there are none.
+    """
     for batch in stream:
         yield FedStep(batch.epoch, batch.bad, MicroBatches(batch, views, device, micro_batch_size, groups))

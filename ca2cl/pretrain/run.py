@@ -98,18 +98,10 @@ def run(config: PretrainConfig) -> int:
         _check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
         _name_origin(tracker, checkpoint)
-    status: Status = "FAILED"
-    try:
-        parts = _Parts(
-            engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics
-        )
-        done = _train(config, parts, progress, steps, micro_batch)
-        status = "FINISHED" if done else "KILLED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
+    parts = _Parts(
+        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics
+    )
+    done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends every process once one has ended otherwise than with 0: rank 0 must be through by then.
     accelerator.wait_for_everyone()
     stop.over()
@@ -135,6 +127,20 @@ class _Parts:
     """Digest of the weights that the run began with."""
     numerics: dict[str, str] | None
     """What the last bit depends on, under ``run.accumulation bitwise``."""
+
+
+def _train_tracked(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
+    """``_train``, with its end told to the tracker however it comes."""
+    status: Status = "FAILED"
+    try:
+        done = _train(config, parts, progress, steps, micro_batch)
+        status = "FINISHED" if done else "KILLED"
+        return done
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        parts.tracker.finish(status)
 
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:

@@ -32,6 +32,12 @@ def check_least(config: PretrainConfig, method: Method) -> None:
 def check_accumulation(config: PretrainConfig, method: Method, world: int, micro_batch_size: int) -> None:
     """Whether the method can do what ``run.accumulation`` promises of a step.
 
+    Args:
+        config: the job's.
+        method: whose step it is.
+        world: processes.
+        micro_batch_size: of a process.
+
     Raises:
         InputError: it cannot.
     """

@@ -42,7 +42,14 @@ class Clustering:
 
 
 def cluster(features_ND: Numbers, labels_N: Integers, clusters: int, seed: int) -> Clustering:
-    """k-means (squared Euclidean on unit length, ten k-means++ starts), at most as many clusters as tiles."""
+    """k-means (squared Euclidean on unit length, ten k-means++ starts), at most as many clusters as tiles.
+
+    Args:
+        features_ND: of the tiles.
+        labels_N: their classes.
+        clusters: wanted.
+        seed: of k-means.
+    """
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
 

@@ -97,6 +97,12 @@ def unreadable(shown: Shown, error: InputError, gaps: dict[str, str]) -> None:
 def sheet(config: ReportConfig, material: RunMaterial, shown: Shown, gaps: dict[str, str]) -> str:
     """The views of a few tiles as a picture, with the run's own settings and seed; empty where those are not known.
 
+    Args:
+        config: the page's settings.
+        material: what is known of the run.
+        shown: the shards to take tiles from.
+        gaps: filled with why there is no sheet.
+
     Raises:
         InputError: tiles of shards that the user named cannot be read.
     """

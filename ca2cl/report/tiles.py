@@ -77,6 +77,16 @@ def read_tiles(
 ) -> Tiles:
     """Draw at most ``count`` tiles, every class with its share, and embed them with the encoder at its own size.
 
+    Args:
+        found: the encoder.
+        root: folder or URL of the shards.
+        index: theirs.
+        count: most tiles.
+        seed: of the draw.
+        device: where they are embedded.
+        workers: decoding processes.
+        cache_dir: for remote shards.
+
     Raises:
         InputError: none of them decodes, or a shard cannot be read.
     """

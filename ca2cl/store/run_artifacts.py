@@ -51,6 +51,12 @@ def json_artifacts(store: Store, run_id: str) -> list[dict[str, Any]]:
 def add_artifact(store: Store, run_id: str, path: Path, to: str) -> None:
     """Copy a file to a run's artifacts, under the folder ``to``.
 
+    Args:
+        store: an open one.
+        run_id: of the run.
+        path: the file.
+        to: artifact folder.
+
     Raises:
         InputError: the store cannot be reached or written.
     """

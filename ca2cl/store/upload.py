@@ -21,6 +21,12 @@ class LostUpload(OSError):
 def upload(store: Store, run_id: str, path: Path, to: str | None = None) -> None:
     """Copy a file, or what is in a folder, into the artifact folder ``to`` of a run (None: its root).
 
+    Args:
+        store: an open one.
+        run_id: of the run.
+        path: file or folder.
+        to: artifact folder; None: the run's root.
+
     Raises:
         LostUpload: the run does not have it afterwards, whole; or the client of its artifact store (S3, Google, Azure;
             each has errors of its own) could not send it, or is not installed.

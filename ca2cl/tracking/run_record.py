@@ -136,6 +136,12 @@ def system_tags() -> dict[str, str]:
 def create_mlflow_run(store: Store, experiment_id: str, name: str, tags: Mapping[str, str] | None = None) -> str:
     """Make an MLflow run and return its id.
 
+    Args:
+        store: an open one.
+        experiment_id: of an experiment there.
+        name: of the run.
+        tags: of the run.
+
     Raises:
         InputError: the store cannot be reached.
     """

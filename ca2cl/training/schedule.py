@@ -16,6 +16,12 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, steps_per_ep
     A linear warm-up over ``warmup_steps`` (its last step reaches the peak), then half a cosine to 0 over what is
     left, changed every step or at the start of every epoch. With restarts (SGDR, Loshchilov and Hutter,
     arXiv 1608.03983, equation 5) half a cosine over ``restart_epochs`` epochs, changed at the start of every epoch.
+
+    Args:
+        config: peak, schedule and warm-up.
+        step: from 0.
+        total_steps: of the run.
+        steps_per_epoch: of the data.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

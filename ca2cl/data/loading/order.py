@@ -61,6 +61,12 @@ def permutation(seed: int, epoch: int, stream: int, length: int) -> Integers:
 
     Philox's raw words are guaranteed stable by NumPy (NEP 19), ``Generator.permutation`` is not; a stable sort of
     random 64-bit words is a uniform permutation up to ties (probability length^2 / 2^65).
+
+    Args:
+        seed: the run's.
+        epoch: the pass over the data, from 0.
+        stream: number that tells permutations of one epoch apart.
+        length: of the range.
     """
     generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, stream, 0], np.uint64))
     return np.argsort(generator.random_raw(length), kind="stable").astype(np.int64, copy=False)
@@ -113,7 +119,14 @@ class LaneOrder:
         return int(self.samples(epoch, lane, position, 1)[0])
 
     def samples(self, epoch: int, lane: int, start: int, count: int) -> Integers:
-        """Sample numbers at positions start .. start + count - 1 of a lane, shape (count,)."""
+        """Sample numbers at positions start .. start + count - 1 of a lane, shape (count,).
+
+        Args:
+            epoch: the pass over the data, from 0.
+            lane: its number.
+            start: first position in the lane.
+            count: how many.
+        """
         assert 0 <= lane < self.lanes and start >= 0 and start + count <= self.lane_length, (lane, start, count)
         return self._lookup(epoch, lane * self.lane_length + start + np.arange(count, dtype=np.int64))
 
@@ -174,7 +187,15 @@ class LaneOrder:
 
 def fitting(total: int, lanes: int, batch_size: int, world: int, least: int) -> tuple[int, int] | None:
     """A batch size and a number of lanes, near to these, that ``total`` samples and ``world`` processes allow; None
-    where there are none of ``least`` tiles."""
+    where there are none of ``least`` tiles.
+
+    Args:
+        total: samples there are.
+        lanes: wanted.
+        batch_size: wanted, over all processes.
+        world: processes.
+        least: fewest tiles that the loss takes.
+    """
     for count in range(max(world, lanes - lanes % world), 0, -world):
         most = total // count
         each = min(max(round(batch_size / count), -(-least // count)), most)

@@ -116,6 +116,12 @@ def image_size(data: Content, where: str) -> tuple[int, int]:
 def prepare(data: Content, tile: Tile, where: str, packing: Packing) -> tuple[bytes, str]:
     """A tile's bytes as they go into the shard, and their extension. Pixels that are kept as they come become PNG.
 
+    Args:
+        data: what the source's reader gave.
+        tile: which one.
+        where: its full name, for messages.
+        packing: what every tile must be, and becomes.
+
     Raises:
         InputError: the tile does not decode or has another size than the reference.
     """
@@ -189,6 +195,12 @@ class _TarWriter:
 
 def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing) -> Packed:
     """Write ``tiles`` as the tar ``path``, whole or not at all; equal input gives equal bytes.
+
+    Args:
+        path: the tar.
+        tiles: what goes into it, in order.
+        reader: reads them.
+        packing: what every tile must be, and becomes.
 
     Raises:
         InputError: a tile that cannot be read, does not decode or has another size, or a failure to write.

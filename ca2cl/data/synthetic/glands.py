@@ -90,6 +90,12 @@ def paint_glands(rng: np.random.Generator, glands: Glands, unit: float, lumen: f
 
     A gland has a row of oval nuclei along its outline, pale goblet cells above them and an empty lumen inside the
     fraction ``lumen`` of its radius; between glands lie loose fibres and a few round nuclei.
+
+    Args:
+        rng: draws nuclei and fibres.
+        glands: where they lie.
+        unit: pixels that all sizes are multiples of.
+        lumen: empty share of a gland's radius.
     """
     shape = glands.owner.shape
     inside = glands.owner > 0

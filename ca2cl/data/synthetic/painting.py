@@ -57,6 +57,12 @@ def scatter(rng: np.random.Generator, shape: tuple[int, int], spacing: float, ji
     """Points (N, 2) as (y, x) about ``spacing`` pixels apart: a hexagonal lattice, each point moved at random.
 
     ``jitter`` is the standard deviation of that move in spacings. The lattice reaches one spacing past the borders.
+
+    Args:
+        rng: draws the moves.
+        shape: height and width in pixels.
+        spacing: between neighbours, in pixels.
+        jitter: standard deviation of a move, in spacings.
     """
     rows = np.arange(-spacing, shape[0] + 2 * spacing, spacing * 0.87)
     columns = np.arange(-spacing, shape[1] + 2 * spacing, spacing)
@@ -136,6 +142,12 @@ def render(haematoxylin: Field, eosin: Field, light: Field | float = 1.0, stains
     """Light through both stains, by the law of Beer and Lambert: uint8 (H, W, 3), RGB.
 
     ``light`` is the intensity without stain, 1 for a full white; ``stains`` (2, 3) the two stains' optical densities.
+
+    Args:
+        haematoxylin: amount of the stain, (H, W).
+        eosin: likewise.
+        light: intensity without stain, 1 for a full white.
+        stains: (2, 3), the two stains' optical densities in R, G and B.
     """
     density = haematoxylin[..., None] * stains[0] + eosin[..., None] * stains[1]
     shine = np.asarray(light, np.float32)
@@ -147,6 +159,12 @@ def stain(rng: np.random.Generator, haematoxylin: npt.NDArray[Any], eosin: npt.N
     """Render with a stain, a tone and a light drawn from one distribution for all classes.
 
     Mean and contrast of each stain are moved to drawn targets, so a class's own amount of stain tells little.
+
+    Args:
+        rng: draws stain, tone and light.
+        haematoxylin: amount of the stain, (H, W).
+        eosin: likewise.
+        unit: pixels that all sizes are multiples of.
     """
     shape = haematoxylin.shape
     means, spreads = rng.uniform((0.15, 0.25), (0.45, 0.65)), rng.uniform((0.09, 0.06), (0.25, 0.2))

@@ -67,7 +67,15 @@ def _draw(axes: Axes, folder: Path, image: Json, annotations: Sequence[Mapping[s
 
 
 def draw_instances(axes: Axes, pixels_HWC: Pixels, image: Json, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """An image with the outline, where there is a mask, and the box of each annotation or result."""
+    """An image with the outline, where there is a mask, and the box of each annotation or result.
+
+    Args:
+        axes: to draw on.
+        pixels_HWC: the image, uint8 RGB.
+        image: its entry of the COCO file.
+        rows: annotations or results.
+        title: above it.
+    """
     from matplotlib.patches import Rectangle
 
     axes.imshow(pixels_HWC)

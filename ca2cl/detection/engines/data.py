@@ -192,7 +192,16 @@ def _flipped(pixels: Tensor, target: dict[str, Tensor]) -> Example:
 def image_steps(
     images: TrainingImages, steps: range, *, rank: int, world: int, workers: int, device: torch.device
 ) -> Iterator[ImageStep]:
-    """This rank's share of the batches of ``steps``, as ``read_batches`` gives it."""
+    """This rank's share of the batches of ``steps``, as ``read_batches`` gives it.
+
+    Args:
+        images: training images with their order.
+        steps: optimizer steps, from 0.
+        rank: this process.
+        world: processes.
+        workers: decoding processes.
+        device: where the images go.
+    """
     pin = device.type == "cuda"
     batches = read_batches(images, images.order, steps, rank=rank, world=world, workers=workers, pin=pin)
     for step, examples in zip(steps, batches, strict=True):
@@ -204,6 +213,15 @@ def read_batches(
     images: Dataset[T | str], order: ImageOrder, steps: range, *, rank: int, world: int, workers: int, pin: bool
 ) -> Iterator[list[T]]:
     """This rank's share of the batches of ``steps``: every W-th image of ``images``, which reads them by place.
+
+    Args:
+        images: read by place.
+        order: which images a step takes.
+        steps: optimizer steps, from 0.
+        rank: this process.
+        world: processes.
+        workers: decoding processes.
+        pin: whether to give pinned memory.
 
     Raises:
         InputError: ``batch_size`` is not a multiple of the number of processes: the losses are means over a process's

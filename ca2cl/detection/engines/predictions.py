@@ -62,6 +62,12 @@ def label_mask(detections: Detections, height: int, width: int, *, min_score: fl
     """One mask (H, W) of the detections that score at least ``min_score``; a pixel is the best-scoring one's.
 
     Numbers are 1, 2, ... from the best down; one that lies under better ones altogether leaves no pixel.
+
+    Args:
+        detections: of one image.
+        height: of the image.
+        width: likewise.
+        min_score: smallest score that counts.
     """
     assert detections.masks_N is not None, "a detector without masks has no label mask"
     ids_HW = np.zeros((height, width), np.int64)

@@ -62,7 +62,14 @@ def run(config: PrepareConfig) -> int:
 
 
 def prepare(archive: Archive, source: Path, folder: Path, config: PrepareConfig) -> dict[str, Json]:
-    """Write every split of ``archive`` into ``folder``; returns the content of the COCO files by split."""
+    """Write every split of ``archive`` into ``folder``; returns the content of the COCO files by split.
+
+    Args:
+        archive: images and masks by split.
+        source: the folder that they lie in.
+        folder: to write into.
+        config: the verb's settings.
+    """
     table, patients = read_patients(archive, source)
     if table is None and config.dataset == "glas":
         logger.warning("%s: no Grade.csv here, so patients and grades stay unknown", archive.root)

@@ -165,7 +165,14 @@ class _Objects:
 
 
 def hausdorff(first: _Objects, a: int, second: _Objects, b: int) -> float:
-    """H of object ``a`` of one mask and ``b`` of another, over all their pixels."""
+    """H of object ``a`` of one mask and ``b`` of another, over all their pixels.
+
+    Args:
+        first: objects of one mask.
+        a: number of an object of it.
+        second: objects of the other mask.
+        b: number of an object of it.
+    """
     top, left = np.minimum(first.box[a, :2], second.box[b, :2])
     bottom, right = np.maximum(first.box[a, 2:], second.box[b, 2:])
     window = np.s_[top:bottom, left:right]  # holds both whole, so distances in it are distances in the image

@@ -27,7 +27,14 @@ _EDGE = 2  # pixels
 
 def draw_samples(split: CocoSplit, title: str, results: Sequence[Mapping[str, Any]], min_score: float) -> Figure:
     """Images spread evenly over the split, annotations on the left and detections of at least ``min_score`` on the
-    right."""
+    right.
+
+    Args:
+        split: its images and annotations.
+        title: of the figure.
+        results: COCO rows.
+        min_score: smallest score that is drawn.
+    """
     from matplotlib.figure import Figure
 
     truth = read_coco(split.annotations)

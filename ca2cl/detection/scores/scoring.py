@@ -40,6 +40,13 @@ def score_split(
     """Predict every image of a split, rank by rank every W-th, and score them; None on ranks other than 0. Every rank
     calls it.
 
+    Args:
+        detector: a trained one.
+        split: images and annotations.
+        title: for the progress bar.
+        min_score: smallest score that counts for the GlaS metrics.
+        accelerator: accelerate's, of all ranks.
+
     Raises:
         InputError: nothing is annotated, the file is damaged, or has other classes than the detector.
         LocalError: an image cannot be read.

@@ -89,6 +89,15 @@ def run_trial(
 ) -> bool:
     """Train and score. Every rank calls it.
 
+    Args:
+        trial: encoder and seed.
+        engine: trains and predicts.
+        job: what is trained on what.
+        tests: splits to score.
+        settings: the verb's that a trial needs.
+        folder: of the trial.
+        stop: the job's.
+
     Returns:
         False where a signal asked for an end before it was done.
 

@@ -162,6 +162,12 @@ def open_job(config: EmbedConfig) -> EmbedJob:
 def embed_parts(job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks) -> Tally:
     """Make and write the parts ``todo``, in order.
 
+    Args:
+        job: the opened job.
+        todo: numbers of parts that this process makes.
+        finished: parts that are there already.
+        ranks: the processes that share the job.
+
     Raises:
         InputError: too many bad tiles, vectors that are not finite, a file that cannot be read, or a full disk.
     """

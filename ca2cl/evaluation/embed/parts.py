@@ -114,7 +114,15 @@ class Parts:
         self, part: Part, rows: Sequence[TileRow], vectors_ND: npt.NDArray[np.float32], bad: list[BadTile],
         turned: int = 0,
     ) -> None:  # fmt: skip
-        """Write a finished part; after any crash it is whole or absent."""
+        """Write a finished part; after any crash it is whole or absent.
+
+        Args:
+            part: which one.
+            rows: its good tiles.
+            vectors_ND: theirs.
+            bad: tiles that did not decode.
+            turned: good tiles that say that they are to be shown turned.
+        """
         columns = schema(self.dim)
         facts = {"job": self.digest, "first": part.first, "last": part.last, "bad": [(b.key, b.reason) for b in bad]}
         facts["turned"] = turned

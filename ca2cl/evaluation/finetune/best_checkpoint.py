@@ -23,7 +23,14 @@ KEPT = "free some space and start again: finished cells and the last checkpoint 
 
 
 def keep(folder: Path, network: Classifier, card: EncoderCard, facts: Mapping[str, Any]) -> None:
-    """Write a cell's classifier to ``folder / FOLDER``."""
+    """Write a cell's classifier to ``folder / FOLDER``.
+
+    Args:
+        folder: of the trial.
+        network: the classifier.
+        card: of the encoder that it was trained from.
+        facts: of the trial: steps, held-out loss and accuracy.
+    """
     state = dict(network.encoder.state_dict())
     state |= {f"fc.{name}": value for name, value in network.head.state_dict().items()}
     known = {"held_out_loss": facts["held_out_loss"], "held_out_accuracy": facts["held_out_accuracy"]}

@@ -72,7 +72,15 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
 def draw_original(
     protocol: Protocol, count: int, budgets: Sequence[float], seeds: int, share: float
 ) -> dict[float, list[Integers]]:
-    """Rows of ``count`` training tiles that are labelled, for every budget and seed, the smallest budget first."""
+    """Rows of ``count`` training tiles that are labelled, for every budget and seed, the smallest budget first.
+
+    Args:
+        protocol: the authors', of a task.
+        count: training tiles.
+        budgets: shares of the labels.
+        seeds: draws of each.
+        share: of the tiles that is split off first.
+    """
 
     def draw(budget: float, seed: int) -> Integers:
         return replaced_rows(np.flatnonzero(~validation(protocol, count, share, seed)), budget, seed)
@@ -81,7 +89,14 @@ def draw_original(
 
 
 def validation(protocol: Protocol, count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which training tiles are split off before labels are drawn, (count,)."""
+    """Which training tiles are split off before labels are drawn, (count,).
+
+    Args:
+        protocol: the authors', of a task.
+        count: training tiles.
+        share: of them that is split off.
+        seed: of the draw.
+    """
     return split_off(count, share if protocol.splits_first else 0.0, seed)
 
 

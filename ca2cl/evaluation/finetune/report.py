@@ -52,6 +52,14 @@ def report(
 ) -> None:  # fmt: skip
     """Print and write what all trials together say, and log it.
 
+    Args:
+        config: the job's settings.
+        found: the encoder.
+        grid: trials and their results.
+        test: the test tiles.
+        digests: manifests of train and test.
+        drawn_by: what labels were drawn by, in words.
+
     Raises:
         InputError: a trial's files are damaged; the store cannot be reached.
     """

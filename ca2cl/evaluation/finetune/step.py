@@ -99,7 +99,15 @@ def predict(
     engine: AccelerateEngine, tiles: LabelledSet, prepare: Preprocessing, *, batch_size: int, workers: int
 ) -> tuple[npt.NDArray[np.float32], Integers, Integers]:
     """Class probabilities (M, K), labels and sample numbers (M,) of the tiles that decode, in index order; each rank
-    sees every W-th tile, and all ranks get everything. Every rank calls it."""
+    sees every W-th tile, and all ranks get everything. Every rank calls it.
+
+    Args:
+        engine: holds the classifier.
+        tiles: what to predict.
+        prepare: pixels to the classifier's input.
+        batch_size: tiles at a time.
+        workers: decoding processes.
+    """
     accelerator, network = engine.accelerator, engine.bare
     mine = tiles.samples[accelerator.process_index :: accelerator.num_processes]
     training = network.training

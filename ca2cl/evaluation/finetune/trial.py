@@ -61,7 +61,14 @@ class Trial(NamedTuple):
 
 
 def trial_grid(out: Path, starts: Iterable[str], budgets: Iterable[float], seeds: int) -> Grid[Trial]:
-    """The trials of the job in ``out``."""
+    """The trials of the job in ``out``.
+
+    Args:
+        out: folder of the job.
+        starts: names of the encoders.
+        budgets: label budgets.
+        seeds: draws of each.
+    """
     trials = itertools.starmap(Trial, itertools.product(starts, budgets, range(seeds)))
     return Grid((trial, out / "cells" / trial.name / RESULT) for trial in trials)
 

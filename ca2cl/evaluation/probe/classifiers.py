@@ -87,7 +87,15 @@ def choose_strength(
     groups: Sequence[str | None] | None = None,
 ) -> float:
     """The C of ``strengths`` that predicts held-out labelled tiles best; ``DEFAULT_STRENGTH`` with too few labels, or
-    where no whole slide can be held out of those that are known."""
+    where no whole slide can be held out of those that are known.
+
+    Args:
+        train_ND: labelled features.
+        labels_N: their classes.
+        seed: of the folds.
+        strengths: values of C to choose from.
+        groups: slide or patient of every tile, where known.
+    """
     held_out = [_HeldOut(train_ND, labels_N, held_N) for held_N in _held_in_turn(labels_N, groups, seed)]
     if not held_out:
         return DEFAULT_STRENGTH
@@ -169,6 +177,12 @@ def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatA
     Probabilities are shares of the votes. There is no temperature: nothing to tune on the test set, and nearly a
     majority vote with ties going to the nearer class. ``k`` is cut to the number of labelled tiles. A tile whose
     features equal the mean is equally far from all.
+
+    Args:
+        train_ND: labelled features.
+        labels_N: their classes.
+        test_MD: features to predict.
+        k: neighbours that vote.
     """
     from sklearn.neighbors import KNeighborsClassifier
 

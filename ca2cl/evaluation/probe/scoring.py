@@ -43,7 +43,14 @@ class Scoring:
 
 
 def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how: Scoring) -> list[Row]:
-    """Every row of the table, features first, then classifier, then budget, then test set."""
+    """Every row of the table, features first, then classifier, then budget, then test set.
+
+    Args:
+        train: features of the training tiles.
+        tests: features of the test tiles by the set's name.
+        subsets: labelled rows by budget and seed.
+        how: classifiers and their settings.
+    """
     rows: list[Row] = []
     fits = sum(map(len, subsets.values())) * len(train.values) * len(how.classifiers)
     with tqdm(total=fits, desc="classifiers", unit="fit", disable=None) as bar:

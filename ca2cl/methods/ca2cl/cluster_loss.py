@@ -79,6 +79,13 @@ def mutual_information(
     Both views' rows are assigned softly to the same centroids in turn (C1 and C2), p = softmax(g C^T / T_c);
     P = 1/G sum_i p1_i p2_i^T, symmetrised, I = sum_jk P_jk log(P_jk / (P_j. P_.k)) (IIC, arXiv 1807.06653); the mean
     of the two.
+
+    Args:
+        g1_GD: group embeddings of the strong views.
+        g2_GD: of the weak views.
+        clusters1: of the strong views.
+        clusters2: of the weak views.
+        temperature: T_c.
     """
     total = g1_GD.new_zeros(())
     for clusters in (clusters1, clusters2):

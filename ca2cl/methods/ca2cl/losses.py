@@ -18,7 +18,14 @@ from ca2cl.models.heads import Embeddings
 
 
 def first_terms(first: Embeddings, second: Embeddings, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """L1 as ``loss``, its terms, and no adversary that was skipped."""
+    """L1 as ``loss``, its terms, and no adversary that was skipped.
+
+    Args:
+        first: embeddings of the strong views.
+        second: of the weak views.
+        rows: of all ranks.
+        config: weights and temperatures.
+    """
     terms = clean_terms(first, second, rows, config)
     loss = weighted_sum(terms, config)
     return {**terms, "skipped_adversaries": loss.new_zeros(()), "loss": loss}
@@ -33,7 +40,14 @@ def both_terms(terms: dict[str, Tensor], adversarial: Tensor, valid: Tensor) -> 
 
 
 def clean_terms(first: Embeddings, second: Embeddings, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """L1's terms by name: nt_xent, and those of the clusters where they are on."""
+    """L1's terms by name: nt_xent, and those of the clusters where they are on.
+
+    Args:
+        first: embeddings of the strong views.
+        second: of the weak views.
+        rows: of all ranks.
+        config: weights and temperatures.
+    """
     terms = {"nt_xent": nt_xent(first.z, second.z, rows, config.temperature)}
     if config.cluster_weight or config.mutual_information:
         return terms | _cluster_terms(first.g, second.g, rows, config)
@@ -68,6 +82,14 @@ def weighted_sum(terms: dict[str, Tensor], config: ObjectiveConfig) -> Tensor:
 
 
 def adversarial_term(z2_BD: Tensor, z_adv_BD: Tensor, rows: Rows, valid: Tensor, config: ObjectiveConfig) -> Tensor:
-    """L2 = NTXent(z2, z_adv), or 0 where the adversary had no direction."""
+    """L2 = NTXent(z2, z_adv), or 0 where the adversary had no direction.
+
+    Args:
+        z2_BD: projections of the weak views.
+        z_adv_BD: of the strong views under the perturbation.
+        rows: of all ranks.
+        valid: whether there was a direction, a scalar.
+        config: the temperature.
+    """
     found = nt_xent(z2_BD, z_adv_BD, rows, config.temperature)
     return torch.where(valid, found, torch.zeros_like(found))

@@ -62,7 +62,14 @@ def dihedral(transpose: Tensor, vertical: Tensor, horizontal: Tensor) -> Affine:
 
 
 def shift_scale_rotate(shift_x: Tensor, shift_y: Tensor, scale: Tensor, degrees: Tensor) -> Affine:
-    """The inverse of: turn counter-clockwise about the centre, scale, then shift by a share of the side."""
+    """The inverse of: turn counter-clockwise about the centre, scale, then shift by a share of the side.
+
+    Args:
+        shift_x: to the right, in sides, (B,).
+        shift_y: down, in sides, (B,).
+        scale: factor, (B,).
+        degrees: counter-clockwise, (B,).
+    """
     angle = degrees * (math.pi / 180.0)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     back = Affine.identity(scale)
@@ -72,7 +79,14 @@ def shift_scale_rotate(shift_x: Tensor, shift_y: Tensor, scale: Tensor, degrees:
 
 
 def crop(left: Tensor, top: Tensor, width: Tensor, height: Tensor) -> Affine:
-    """A view that covers a window of the tile; all four in shares of the tile's side."""
+    """A view that covers a window of the tile; all four in shares of the tile's side.
+
+    Args:
+        left: edge of the window, (B,).
+        top: likewise.
+        width: of the window, (B,).
+        height: likewise.
+    """
     zero = torch.zeros_like(left)
     return Affine(width, zero, 2.0 * left + width - 1.0, zero, height, 2.0 * top + height - 1.0)
 
@@ -148,7 +162,14 @@ def reduce_by(images: Tensor, factor: int) -> Tensor:
 
 
 def sample_reduced(images: Tensor, factors: list[int], x: Tensor, y: Tensor) -> Tensor:
-    """``sample`` with every tile first reduced by its own factor; tiles of one factor go together."""
+    """``sample`` with every tile first reduced by its own factor; tiles of one factor go together.
+
+    Args:
+        images: (B, C, H, W).
+        factors: of each tile, whole numbers.
+        x: where to read, as in ``sample``.
+        y: likewise.
+    """
     levels = sorted(set(factors))
     if len(levels) == 1:
         return sample(reduce_by(images, levels[0]), x, y)
