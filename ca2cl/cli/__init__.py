@@ -1,4 +1,4 @@
-"""The command line: verbs, parser, YAML files, launcher and quickstart. ``--help`` imports no torch."""
+"""The command line: verbs, parser, YAML files, launcher and quickstart."""
 
 from ca2cl.cli.entry import main
 

@@ -1,1 +1,1 @@
-"""Helpers that every package may import: files, job directories, records, tables. Imports no torch."""
+"""Helpers for every package: files, job directories, records, tables."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent after any crash, and write errors that users can act on."""
+"""Atomic files, and write errors that users can act on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resumable grid of trials: a trial whose result file is there is done."""
+"""Resumable grid of trials; one with a result file is done."""
 
 from __future__ import annotations
 

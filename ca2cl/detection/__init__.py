@@ -1,1 +1,4 @@
-"""``ca2cl detect``: gland detectors on an encoder. Only this package imports detectron2 and pycocotools."""
+"""``ca2cl detect``: gland detectors on an encoder.
+
+Only this package imports detectron2 and pycocotools.
+"""

@@ -1,1 +1,1 @@
-"""``ca2cl doctor``: checks of the machine, of a job's data and of a launch."""
+"""``ca2cl doctor``: checks of the machine, a job and a launch."""

@@ -1,4 +1,4 @@
-"""One row of a result table: a classifier's scores over seeds, with its interval."""
+"""Row of a result table: scores over seeds with their interval."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""``ca2cl export``: an encoder as a file for another library, one module a format."""
+"""``ca2cl export``: encoders for other libraries, one module a format."""

@@ -1,4 +1,4 @@
-"""The step's gradient, the same to the last bit on any number of processes and micro-batches.
+"""Gradient that is bit-identical for any number of processes and micro-batches.
 
 Exact accumulation leaves two things to the hardware: the shapes that the kernels see, and the order in which a
 parameter's gradient is added up. Either changes the last bits, and these do not stay small: a change of one unit in the

@@ -1,4 +1,4 @@
-"""Rows of every process, in an order that does not depend on the hardware.
+"""Differentiable gather of rows, in an order independent of the hardware.
 
 Gathering has no gradient here, and needs none: each rank works out the whole loss's gradient with respect to its own
 rows (``nt_xent``, ``terms``), from the gathered ones. So nothing can be lost or counted W times in a backward

@@ -1,4 +1,7 @@
-"""NT-Xent between two views (SimCLR, arXiv 2002.05709, equation 1), with its gradient written out.
+"""NT-Xent between two views, with its gradient written out.
+
+SimCLR, arXiv 2002.05709, equation 1.
+
 
 Shapes: B local batch, G global batch, N = 2G rows of both views, R rows of a block, D embedding.
 """

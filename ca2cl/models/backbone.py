@@ -1,4 +1,4 @@
-"""Backbones: what an encoder body must offer, and the registry that builds one by name."""
+"""Backbone interface, and the registry that builds one by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An encoder as files: ``encoder.safetensors`` (the backbone's own key names) and ``card.json`` beside it."""
+"""Save and load an encoder: ``encoder.safetensors`` and ``card.json``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The stem convolution with a perturbation of its weight as an input, and a gradient of it that does not depend on how
-the rows are shared out.
+"""Stem convolution whose weight takes a perturbation as an input.
+
+The perturbation's gradient does not depend on how the rows are shared out.
+
 
 The adversarial direction is a sum over the global batch. In fp32 the order of the sum would decide its last bits, these
 the sign of some activation that is almost 0, and a single ReLU that lets through on one machine and not on the other is

@@ -1,4 +1,4 @@
-"""ResNets: torchvision's without their classifier, whose stem takes a perturbation as an input."""
+"""torchvision's ResNets without classifier, with a perturbable stem."""
 
 from __future__ import annotations
 

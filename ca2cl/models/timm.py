@@ -1,4 +1,4 @@
-"""Backbones of timm, as ``timm/NAME``: any body with a plain first convolution or patch embedding."""
+"""timm's bodies as backbones, by the name ``timm/NAME``."""
 
 from __future__ import annotations
 

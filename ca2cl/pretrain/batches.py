@@ -1,4 +1,4 @@
-"""Micro-batches of tiles on the device, from the lane stream to a method's step."""
+"""Micro-batches of tiles on the device, for a method's step."""
 
 from __future__ import annotations
 

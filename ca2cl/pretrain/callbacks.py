@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes: journal lines, a progress bar, figures every few epochs."""
+"""Journal lines, progress bar and figures of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ca2cl pretrain``: the parts of a pre-training job, put together on every process."""
+"""``ca2cl pretrain``: build and run a pre-training job on every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One resolver for everything that needs an encoder: from whatever names one to a ``Backbone`` with its card."""
+"""Resolve whatever names an encoder to a ``Backbone`` and its card."""
 
 from __future__ import annotations
 

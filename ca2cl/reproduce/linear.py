@@ -1,4 +1,4 @@
-"""Grid of linear classifiers: one small file for each classifier, label budget and seed.
+"""Grid of linear classifiers by label budget and seed.
 
 Legend: N labelled tiles, M test tiles, D features.
 """

@@ -1,4 +1,4 @@
-"""How long a process whose launcher is gone may go from one check of its stop flag to the next."""
+"""Time limit between stop-flag checks once the launcher is gone."""
 
 from __future__ import annotations
 

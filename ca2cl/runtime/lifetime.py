@@ -1,4 +1,4 @@
-"""Processes that end with another: workers with their parent, a job with the launcher that started it.
+"""End workers with their parent, and a job with its launcher.
 
 The kernel's own means, PR_SET_PDEATHSIG, is about the thread that forked a process and not about its process, and knows
 nothing of a shell in between: so a thread looks every second.

@@ -1,5 +1,7 @@
-"""Signals that ask for a checkpoint and a clean end: SIGTERM, SIGUSR1, a lost terminal, and Ctrl-C while a job trains.
-A second one ends at once."""
+"""Signals that ask for a checkpoint and a clean end.
+
+SIGTERM, SIGUSR1, a lost terminal, and Ctrl-C while a job trains. A second one ends at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import path that pyfuncs registered by ca2cl 0.1 name in their saved code."""
+"""Import path of pyfuncs that were registered by ca2cl 0.1."""
 
 from ca2cl.registry.serving import TileClassifier, TileEncoder
 

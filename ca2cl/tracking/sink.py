@@ -1,4 +1,4 @@
-"""Protocol of a metrics tracker beside MLflow, and what sends it the journal.
+"""Protocol of a metrics tracker beside MLflow, and its replayer.
 
 The journal is the truth, and a tracker only mirrors it: MLflow through ``replay``, any other through a sink. A new one
 is a class with this form, named ``--tracking.sinks module:Class``. Encoders are registered in MLflow alone.

@@ -1,1 +1,1 @@
-"""The loop, its engines, checkpoints and optimizers. Knows a method only by its ``step``."""
+"""The loop, its engines, checkpoints and optimizers."""

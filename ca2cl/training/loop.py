@@ -1,4 +1,4 @@
-"""The loop: fetch and agree on going on -> step -> journal -> checkpoint."""
+"""Training loop: fetch, step, journal, checkpoint, stop."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The two views of a tile: recipes, drawing and rendering on the device."""
+"""The two views of a tile: recipes, drawing and rendering."""

@@ -1,4 +1,4 @@
-"""Trial of a detection grid: one training from an encoder, with a seed.
+"""One trial: a detector trained from one encoder with one seed.
 
 Its folder is an MLflow run of its own, live. It leaves the detector, its predictions, a sheet of samples, and last its
 result.

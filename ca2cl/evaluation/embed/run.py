@@ -1,4 +1,4 @@
-"""``ca2cl embed``: an encoder's vectors of shards or of a plain folder of tiles, as one Parquet or safetensors file.
+"""``ca2cl embed``: feature vectors of tiles as Parquet or safetensors.
 
 Tiles are cut into parts of a fixed size. The processes of a launch share out the parts that are not finished, and the
 first joins them. Batches never reach over a part, so which tiles go through the encoder together, and with it the last

@@ -1,4 +1,4 @@
-"""Trial of a fine-tuning grid: one training from an encoder, with a label budget and a seed.
+"""One trial: fine-tuning of one encoder, label budget and seed.
 
 A trial leaves two files and is then done; one that was cut short goes on from its checkpoint.
 """

@@ -1,4 +1,4 @@
-"""The cluster loss: k-means inside the batch, and every row drawn to the other view's centroid (CA2CL, section III).
+"""Cluster loss from k-means inside the batch (CA2CL, section III).
 
 Everything here is of the global batch, which every rank has gathered: it is small work, done on all of them alike.
 

@@ -1,4 +1,4 @@
-"""The terms of the loss over the global batch, from every rank's local rows.
+"""Loss terms over the global batch, from every rank's rows.
 
 Shapes: B local rows, G rows over all ranks, D embedding. Each function returns this rank's share: the sum over ranks is
 the term, and its gradient with respect to the local rows is the whole term's.
