@@ -188,7 +188,9 @@ def hold_run(run_dir: str | Path) -> Iterator[ExitStack]:
     Raises:
         InputError: another job works in it and does not end within ``LOCK_S`` seconds, or it cannot be written.
     """
-    job = JobDir(Path(run_dir), record=RUN_NAME, setting="run.output_dir", remedy="use a folder you can write")
+    job = JobDir(
+        Path(run_dir), record=RUN_NAME, setting="run.output_dir", remedy="give run.output_dir a folder you can write"
+    )
     new = not job.path.exists()
     with ExitStack() as held:
         held.enter_context(job.locked())

@@ -110,7 +110,7 @@ def test_the_ranks_of_a_launch_meet_and_are_listed(tmp_path: Path) -> None:
 def test_one_rank_of_a_launch_measures_the_step(tmp_path: Path, shards: Path) -> None:
     """Alone, whatever rates it finds on a busy machine: a step waits for every rank of its process group."""
     done = as_printed(f"{LAUNCHED} --shards {shards} --batch_size 16 --lanes 8 --image_size 32", tmp_path)
-    assert "2 ranks agree" in done.stdout and "a ResNet-18's step" in done.stdout, done.stderr
+    assert "2 ranks agree" in done.stdout and "a step of resnet18" in done.stdout, done.stderr
     assert done.stdout.count("verdict") == 1
 
 

@@ -38,7 +38,7 @@ def test_simclr_pretrains_and_its_encoder_is_registered_and_probed(
     assert {name.partition(".")[0] for name in weights} == {"encoder", "projector"}
     probe = ("--train", str(shards), "--test", str(shards), "--labels", "1.0", "--seeds", "1", "--imagenet", "false")
     assert main(["probe", "--encoder", "models:/ca2cl-encoder@latest", *probe, "--classifiers", "knn"]) == 0
-    assert "knn" in capfd.readouterr().out
+    assert "k-NN" in capfd.readouterr().out
 
 
 def test_a_run_does_not_go_on_with_another_method(
