@@ -44,11 +44,11 @@ def read_all(reader: ShardReader, index: ShardIndex) -> list[bytes]:
 
 
 def descriptors(folder: Path) -> int:
-    """How many files in ``folder`` this process has open; others' come and go with what earlier tests left behind."""
+    """How many shards of ``folder`` this process has open; other files come and go with what earlier tests left."""
     found = 0
     for one in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # that of the listing itself is closed by now
-            found += one.readlink().is_relative_to(folder)
+            found += one.readlink().suffix == ".tar" and one.readlink().is_relative_to(folder)
     return found
 
 
