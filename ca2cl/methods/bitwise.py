@@ -34,6 +34,7 @@ from ca2cl.methods.gather import all_sum, world
 from ca2cl.methods.two_views import carry
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.models.perturbed_conv import Stem
 
 
 class Bitwise:
@@ -128,8 +129,9 @@ class UnitNetwork:
         """``module`` with its layers replaced; what they hold is shared."""
         own = {key: self.sums[f"{name}{key}"] for key, p in module.named_parameters(recurse=False) if p.requires_grad}
         twin = copy.copy(module)
-        if isinstance(twin, BatchNorm):
+        if isinstance(twin, (BatchNorm, Stem)):
             twin.reproducible = True
+        if isinstance(twin, BatchNorm):
             return _Layer(twin, own, None if twin.norm == "sync" else self.unit)
         twin._modules = {key: self._twin(child, f"{name}{key}.") for key, child in module.named_children()}
         return _Layer(twin, own, self.unit) if own else twin

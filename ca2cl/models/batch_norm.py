@@ -1,13 +1,12 @@
 """BatchNorm over chosen samples, ranks or groups.
 
-``sync`` takes the statistics of a forward pass over all processes. torch's SyncBatchNorm refuses CPU tensors in a
-process group and breaks ``torch.compile`` graphs (pytorch#161302); this one is three all-reduces and serves every
-device. ``lane_group`` takes them over runs of ``group`` consecutive rows: whose samples these are does not
-depend on the hardware (``data.groups``), and no pass needs a collective. ``frozen`` normalises by the running
-statistics and never changes them.
+``sync`` takes the statistics of a forward pass over all processes (``models.sync_batch_norm``). ``lane_group`` takes
+them over runs of ``group`` consecutive rows: whose samples these are does not depend on the hardware
+(``models.bn_groups``), and no pass needs a collective. ``frozen`` normalises by the running statistics and never
+changes them.
 
-Running statistics are recorded by the passes that are told to, and moved by ``commit_statistics``, once a view and
-step, however many micro-batches and processes shared the work.
+Running statistics are updated once a view and step, on any number of micro-batches and processes: passes inside
+``recording`` collect them, and ``commit_statistics`` applies them.
 """
 
 from __future__ import annotations
@@ -15,68 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ca2cl.models.sync_batch_norm import reproducible_batch_norm, sync_batch_norm, world_size
+
 Norm = Literal["sync", "frozen", "lane_group"]
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-class _Sync(torch.autograd.Function):
-    """BatchNorm over the rows of all ranks. Returns the normalised rows, the mean and the unbiased variance.
-
-    What comes out does not depend on who held which rows: sums are one fp32 number a tile, added in double precision.
-    Weight and bias get the whole gradient on every rank, over W, for the engine adds up the ranks'.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x = x_BCHW.to(weight_C.dtype)
-        # The mean first and then squared deviations: one pass of E[x^2] - E[x]^2 cancels in fp32.
-        count = x.numel() // x.shape[1]
-        totals = _all_sum(torch.cat([_sum(x), x.new_tensor([count], dtype=torch.float64)]))
-        number = totals[-1]
-        mean_C = (totals[:-1] / number).to(x.dtype)
-        centred = x - mean_C[:, None, None]
-        var_C = _all_sum(_sum(centred.square())) / number
-        scale_C = torch.rsqrt(var_C + eps).to(x.dtype)
-        unit = centred * scale_C[:, None, None]
-        ctx.save_for_backward(x_BCHW, weight_C, mean_C, scale_C, number)
-        out = unit * weight_C[:, None, None] + bias_C[:, None, None]
-        unbiased_C = (var_C * number / (number - 1)).to(x.dtype)
-        ctx.mark_non_differentiable(mean_C, unbiased_C)
-        return out.to(x_BCHW.dtype), mean_C, unbiased_C
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_BCHW, weight_C, mean_C, scale_C, number = ctx.saved_tensors
-        grad = grads[0].to(weight_C.dtype)
-        unit = (x_BCHW.to(weight_C.dtype) - mean_C[:, None, None]) * scale_C[:, None, None]
-        sums = _all_sum(torch.cat([_sum(grad), _sum(grad * unit)]))
-        mean_grad_C, mean_product_C = (sums / number).to(grad.dtype).chunk(2)
-        inner = grad - mean_grad_C[:, None, None] - unit * mean_product_C[:, None, None]
-        grad_x = inner * (weight_C * scale_C)[:, None, None]
-        grad_bias_C, grad_weight_C = (sums / _world()).to(grad.dtype).chunk(2)
-        return grad_x.to(x_BCHW.dtype), grad_weight_C, grad_bias_C, None
-
-
-def _sum(x_BCHW: Tensor) -> Tensor:
-    return x_BCHW.sum((2, 3), dtype=torch.float64).to(x_BCHW.dtype).sum(0, dtype=torch.float64)
-
-
-def _all_sum(x: Tensor) -> Tensor:
-    if _world() > 1:
-        dist.all_reduce(x := x.clone())
-    return x
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -86,7 +33,7 @@ class BatchNorm(nn.BatchNorm2d):
         norm: whose samples the statistics are taken over while training.
         group: consecutive rows that share them, where ``norm`` is lane_group.
         slot: the view whose running statistics a pass records, or None: none are recorded.
-        reproducible: sync works on one process as on several, and not by torch's own kernel, which rounds otherwise.
+        reproducible: sync rounds alike on any number of processes, one included (``reproducible_batch_norm``).
     """
 
     def __init__(self, num_features: int, norm: Norm = "sync", group: int = 16) -> None:
@@ -105,7 +52,7 @@ class BatchNorm(nn.BatchNorm2d):
             )
         if self.norm == "lane_group":
             return self._forward_groups(x_BCHW)
-        if _world() > 1 or self.reproducible:
+        if world_size() > 1 or self.reproducible:
             return self._forward_sync(x_BCHW)
         return self._forward_local(x_BCHW)
 
@@ -120,28 +67,47 @@ class BatchNorm(nn.BatchNorm2d):
         return out
 
     def _forward_groups(self, x_BCHW: Tensor) -> Tensor:
+        """Statistics over every run of ``group`` rows."""
         assert len(x_BCHW) % self.group == 0, (len(x_BCHW), self.group)
-        # One call a group and not one for all: a group's result is then the same bits whatever it is passed along with.
-        return torch.cat([self._forward_local(rows) for rows in torch.split(x_BCHW, self.group)])
+        # A CPU has nothing to gain from one large kernel, and pays for the copies that it needs.
+        if x_BCHW.device.type == "cpu":
+            return torch.cat([self._forward_local(rows) for rows in torch.split(x_BCHW, self.group)])
+        return self._forward_side_by_side(x_BCHW)
+
+    def _forward_side_by_side(self, x_BCHW: Tensor) -> Tensor:
+        """All groups by one kernel, which takes a group's channels for channels of their own; the same numbers."""
+        batch, channels, height, width = x_BCHW.shape
+        groups = batch // self.group
+        x_GSHWC = x_BCHW.permute(0, 2, 3, 1).reshape(groups, self.group, height, width, channels)
+        x_SHWGC = x_GSHWC.permute(1, 2, 3, 0, 4).reshape(self.group, height, width, groups * channels)
+        mean, var = self.bias.new_zeros(2, groups * channels).unbind()
+        weight, bias = self.weight.repeat(groups), self.bias.repeat(groups)
+        out = F.batch_norm(x_SHWGC.permute(0, 3, 1, 2), mean, var, weight, bias, True, 1.0, self.eps)
+        if self.slot is not None:
+            self._record(mean.view(groups, channels), var.view(groups, channels))
+        out_SHWGC = out.permute(0, 2, 3, 1).reshape(self.group, height, width, groups, channels)
+        return out_SHWGC.permute(3, 0, 1, 2, 4).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def _forward_sync(self, x_BCHW: Tensor) -> Tensor:
         """Statistics over every process's samples."""
-        out: Tensor
-        out, mean_C, var_C = _Sync.apply(x_BCHW, self.weight, self.bias, self.eps)
+        normalize = reproducible_batch_norm if self.reproducible else sync_batch_norm
+        out, mean_C, var_C = normalize(x_BCHW, self.weight, self.bias, self.eps)
         if self.slot is not None:
             self._record(mean_C, var_C)
         return out
 
     @torch.no_grad()
-    def _record(self, mean_C: Tensor, unbiased_var_C: Tensor) -> None:
-        """Add one group's statistics to the slot's: sums of means and of variances, and how many."""
+    def _record(self, mean_GC: Tensor, unbiased_var_GC: Tensor) -> None:
+        """Add the statistics of one group (C,) or several (G, C) to the slot's: sums of means and of variances, and how
+        many."""
         assert self.slot is not None
         # in double precision: what the sum over groups and ranks is then does not depend on its order
-        row = torch.cat([mean_C, unbiased_var_C, mean_C.new_ones(1)]).double()
+        rows = torch.cat([mean_GC, unbiased_var_GC, torch.ones_like(mean_GC[..., :1])], -1).double()
+        row = rows.sum(0) if rows.ndim > 1 else rows
         self._recorded[self.slot] = self._recorded[self.slot] + row if self.slot in self._recorded else row
 
     def take_recorded(self) -> list[Tensor]:
-        """What was recorded since the last call, a (2 C + 1) row a view in the views' order."""
+        """Statistics recorded since the last call: one (2 C + 1) row a view, in the order of the views."""
         rows = [self._recorded[slot] for slot in sorted(self._recorded)]
         self._recorded = {}
         return rows
@@ -168,7 +134,7 @@ def _layers(module: nn.Module) -> list[BatchNorm]:
 
 @contextmanager
 def recording(module: nn.Module, slot: int | None) -> Iterator[None]:
-    """For which view the BatchNorms of ``module`` record running statistics inside this block; None: for none."""
+    """Record running statistics of ``module`` for the view ``slot`` inside this block; None records none."""
     layers = _layers(module)
     for layer in layers:
         layer.slot = slot
@@ -189,7 +155,7 @@ def commit_statistics(module: nn.Module) -> None:
     rows = [(layer, row) for layer in layers for row in layer.take_recorded()]
     if not rows:
         return
-    if _world() > 1 and layers[0].norm == "lane_group":
+    if world_size() > 1 and layers[0].norm == "lane_group":
         together = torch.cat([row for _, row in rows])
         dist.all_reduce(together)
         rows = [

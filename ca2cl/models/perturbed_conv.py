@@ -1,12 +1,10 @@
 """Stem convolution whose weight takes a perturbation as an input.
 
-The perturbation's gradient does not depend on how the rows are shared out.
-
-
-The adversarial direction is a sum over the global batch. In fp32 the order of the sum would decide its last bits, these
-the sign of some activation that is almost 0, and a single ReLU that lets through on one machine and not on the other is
-a thousandth of the gradient (measured). So each row's contribution is computed by itself, and they are added in double
-precision, which leaves nothing to the order. It costs what the usual weight gradient does.
+The adversarial direction is a sum over the global batch. In fp32 the order of the sum decides its last bits, these the
+sign of some activation that is almost 0, and a single ReLU that lets through on one machine and not on the other is a
+thousandth of the gradient (measured). Where ``bitwise`` promises the same bits on any hardware, each row's contribution
+is therefore computed by itself, and they are added in double precision, which leaves nothing to the order. It takes
+three times as long as the convolution's own weight gradient, which serves everything else.
 
 Shapes: B rows, P = positions of the output, D_in = 3 * 7 * 7 for a ResNet, 3 * 16 * 16 for patches of 16 pixels.
 """
@@ -22,17 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _COLUMNS_AT_ONCE = 1 << 23
-"""Numbers of unfolded input that are held at a time (32 MB)."""
+"""Most numbers of unfolded input in memory at a time (32 MB)."""
 
 
 class Stem(nn.Conv2d):
     """A convolution of equal strides and of equal padding on both axes.
 
     Attributes:
-        perturbation: takes the place of ``forward``'s ``delta`` where the stem is called by code that knows of none.
+        perturbation: used as ``delta`` where the caller of ``forward`` passes none, as timm's models do.
+        reproducible: the gradient of ``delta`` and of the weight does not depend on how rows are shared out.
     """
 
     perturbation: Perturbation
+    reproducible = False
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Stem:
@@ -63,19 +63,22 @@ class Stem(nn.Conv2d):
         """The convolution of ``x_BCHW`` through the weight plus ``delta``.
 
         Args:
-            x_BCHW: where ``delta`` is given, data: no gradient reaches it.
+            x_BCHW: images; where ``reproducible``, no gradient reaches them.
             delta: (out, in, k, k) in any precision. Its gradient is this rank's part of the sum, in that precision.
         """
         delta = self.perturbation.delta if delta is None else delta
         if delta is None:
             return super().forward(x_BCHW)
+        if not self.reproducible:
+            weight = self.weight + delta.to(self.weight.dtype)
+            return F.conv2d(x_BCHW, weight, self.bias, self.stride, self.padding)
         assert not x_BCHW.requires_grad and isinstance(self.padding[0], int)
-        result: Tensor = _PerturbedConv.apply(x_BCHW, self.weight, delta, self.bias, self.stride[0], self.padding[0])
+        result: Tensor = _RowByRow.apply(x_BCHW, self.weight, delta, self.bias, self.stride[0], self.padding[0])
         return result
 
 
 class Perturbation:
-    """What is added to a stem's weight for now; copies of a stem share it."""
+    """Perturbation that is currently added to a stem's weight; copies of a stem share it."""
 
     delta: Tensor | None = None
 
@@ -89,7 +92,7 @@ class Perturbation:
             self.delta = None
 
 
-class _PerturbedConv(torch.autograd.Function):
+class _RowByRow(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_BCHW: Tensor, weight: Tensor, delta: Tensor, bias: Tensor | None, stride: int, padding: int
