@@ -69,7 +69,7 @@ class ViewBatch(NamedTuple):
 
 
 class Engine(Protocol):
-    """What a method needs of whatever carries its gradient."""
+    """The interface through which a method computes and exchanges gradients."""
 
     @property
     def network(self) -> nn.Module:
@@ -77,7 +77,7 @@ class Engine(Protocol):
 
     @property
     def bare(self) -> Any:
-        """The network inside the wrapper: for passes that the engine must not notice."""
+        """The unwrapped network, for passes that must not trigger the wrapper's hooks."""
 
     @property
     def loss_scale(self) -> float:
@@ -115,12 +115,12 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What a method is made from.
+    """Settings from which a method is constructed.
 
     Attributes:
         objective: the settings of CA2CL's loss, whose temperature other contrastive losses share.
         projection_dim: ``model.projection_dim``.
-        accumulation: what several micro-batches mean.
+        accumulation: how micro-batches combine.
         options: the method's own settings, ``Method.options`` made from the words of ``method.options``.
     """
 
@@ -165,8 +165,10 @@ class Method(ABC):
         return encoder
 
     def views(self, tiles: Tiles, views: Views) -> Any:
-        """What ``step`` gets of a micro-batch, by default the strong and the weak view; the same whenever it is asked
-        for."""
+        """The input of ``step`` for one micro-batch, by default a strong and a weak view.
+
+        A pure function: exact accumulation calls it several times and relies on equal results.
+        """
         made = views(tiles.pixels, tiles.keys, tiles.epoch)
         x1, x2 = (x.contiguous(memory_format=torch.channels_last) for x in made)
         return ViewBatch(x1, x2, tiles.positions, tiles.second_order)
@@ -180,8 +182,10 @@ class Method(ABC):
         """
 
     def after_step(self, network: Any, step: int, total_steps: int) -> None:  # noqa: B027 - not every method has one
-        """Update what no gradient does, such as an EMA teacher or a queue: ``step`` optimizer steps are done by now.
-        Not called after a step that was left out."""
+        """Update state without gradients, such as an EMA teacher or a queue, after optimizer step ``step``.
+
+        Not called after a skipped step.
+        """
 
     @property
     def least_tiles(self) -> int:
@@ -189,11 +193,11 @@ class Method(ABC):
         return 2
 
     def too_few(self, tiles: int) -> tuple[str, str]:
-        """Why a loss of so many tiles is refused, and the setting that would let it pass."""
+        """Reason for refusing a batch of ``tiles``, and a setting that would allow it."""
         return f"the loss needs at least {self.least_tiles} tiles", ""
 
     def figures(self, network: Any, tiles_NHWC: Tensor, batches: Iterable[Tensor]) -> dict[str, Figure]:
-        """Figures of what the network has learnt, by name; called on one process, without gradient.
+        """Figures of the learned representation, by name; called on one process, without gradient.
 
         Args:
             network: in evaluation mode.

@@ -2,8 +2,8 @@
 
 Gathering has no gradient here, and needs none: each rank works out the whole loss's gradient with respect to its own
 rows (``nt_xent``, ``terms``), from the gathered ones. So nothing can be lost or counted W times in a backward
-collective (open_clip#616, accelerate#1154), there is none to wait for, and a row's gradient is the same to the last bit
-wherever the row is worked on.
+collective (open_clip#616, accelerate#1154), no rank waits in one, and a row's gradient is the same to the last bit on
+any rank.
 
 Shapes: B local batch, G global batch, W world size, D embedding.
 """

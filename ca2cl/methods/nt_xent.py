@@ -17,14 +17,14 @@ from ca2cl.methods.gather import Rows
 from ca2cl.methods.surrogate import given_gradient
 
 LOGITS_AT_ONCE = 1 << 22
-"""Logits that are held at a time (16 MB in fp32): memory grows with G and not with G^2."""
+"""Most logits in memory at a time (16 MB in fp32): memory grows with G and not with G^2."""
 _ROWS_AT_ONCE = 64
 """Rows of a block. All blocks have as many, padded: a matrix product's last bits depend on its shape, which must not
 depend on how many rows a rank has."""
 
 
 class _Block(NamedTuple):
-    """Some of the local rows: themselves, and the columns of the row itself and of its positive."""
+    """A block of local rows, with the column of each row itself and of its positive."""
 
     rows_RD: Tensor
     self_R: Tensor
@@ -56,7 +56,7 @@ def nt_xent(
         z1_BD, z2_BD: unit vectors of the local rows of the two views.
         rows: their places in the global batch.
         temperature: T.
-        logits_at_once: most logits to hold at a time; one row's are held in any case.
+        logits_at_once: most logits in memory at a time; at least one row's are.
 
     Returns:
         A scalar: the mean of l_i over the local 2B rows, times B / G. Its gradient is that of the whole loss.

@@ -15,7 +15,7 @@ from ca2cl.errors import InputError, nearest
 from ca2cl.methods.base import Method, MethodSettings
 
 DEFAULT = "ca2cl"
-"""That of a run which does not say: there was no other once."""
+"""Method of runs recorded before there was a choice."""
 METHODS = {"ca2cl": "ca2cl.methods.ca2cl.method:CA2CL", "simclr": "ca2cl.methods.simclr:SimCLR"}
 
 
@@ -23,7 +23,7 @@ def find_method(name: str) -> type[Method]:
     """The class of the method ``name``.
 
     Raises:
-        InputError: there is none, or it is no ``Method``.
+        InputError: the name is unknown, or not a ``Method``.
     """
     path = METHODS.get(name, name)
     if not is_plugin(path):
@@ -35,8 +35,10 @@ def find_method(name: str) -> type[Method]:
 
 
 def known_method(name: str) -> type[Method]:
-    """The class of a method of ``METHODS``, or what any method has in common: names in files that come from elsewhere
-    import nothing."""
+    """The class of a built-in method, ``Method`` itself for any other name.
+
+    For names read from files: nothing is imported because a file says so.
+    """
     return find_method(name) if name in METHODS else Method
 
 
@@ -49,7 +51,7 @@ def build_method(name: str, settings: MethodSettings, options: Sequence[str] = (
         options: its own, ``NAME=VALUE`` each.
 
     Raises:
-        InputError: there is none, or it cannot use them.
+        InputError: the name is unknown, or the method refuses its settings.
     """
     kind = find_method(name)
     return kind.from_settings(replace(settings, options=_read_options(options, kind.options)))

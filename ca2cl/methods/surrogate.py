@@ -1,4 +1,4 @@
-"""A scalar whose gradient is known beforehand."""
+"""Scalar with a precomputed gradient."""
 
 from __future__ import annotations
 

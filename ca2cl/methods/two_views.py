@@ -4,9 +4,9 @@ Exact accumulation is the gradient of a global batch that does not fit, one micr
 only through its embeddings. So these are computed without graph for all micro-batches, the loss and its gradient with
 respect to them once over the global batch, and each micro-batch is run again to carry that gradient on to the
 parameters (GradCache, arXiv 2101.06983): four forward passes of a view for the direct step's two. Views are pure
-functions of the tile, so a tile that is looked at again looks the same, and running statistics are recorded in one pass
-of each view only. BatchNorm must not look beyond a group of rows that a micro-batch holds whole: under norm sync this
-is another network's gradient, and ``pretrain.shares`` refuses it.
+functions of the tile, so the second pass sees the same images. Running statistics are recorded in one pass of each view
+only. BatchNorm's statistics must not span several micro-batches: under norm sync the result would be another network's
+gradient, and ``pretrain.shares`` refuses it.
 
 Shapes: B local rows of the whole batch, b of a micro-batch, D embedding.
 """

@@ -60,7 +60,7 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOptions:
-    """What a builder is told beside the name.
+    """Options that a builder receives with the name.
 
     Attributes:
         norm: whose samples BatchNorm's statistics are taken over while training.
@@ -159,7 +159,7 @@ def build_encoder(
         norm: see ``BackboneOptions``, as the others.
 
     Raises:
-        InputError: there is none of that name, or it cannot be built.
+        InputError: the name is unknown, or the body cannot be built.
     """
     check_arch(arch)
     entry = find_entry(arch) or Entry(arch)

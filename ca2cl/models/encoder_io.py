@@ -31,7 +31,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderCard:
-    """What must be known of an encoder to use it, and where it comes from."""
+    """Metadata needed to use an encoder, and its provenance."""
 
     __pydantic_config__ = {"allow_inf_nan": False}
 
@@ -62,7 +62,7 @@ class EncoderCard:
     origin_sha256: str | None = None
     """Of the file that it was imported from, or of the weights where there was no one file."""
     origin_run_id: str | None = None
-    """Run that trained it, as far as what it was imported from told."""
+    """Run that trained it, if the source of the import names one."""
     schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

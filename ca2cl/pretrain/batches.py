@@ -13,7 +13,7 @@ from ca2cl.methods.base import Tiles
 from ca2cl.models.bn_groups import LaneGroups
 
 MakeViews = Callable[[Tiles], Any]
-"""What a method's step takes of a micro-batch; a pure function, so a method that asks twice gets the same."""
+"""Makes the input of a method's step from a micro-batch; a pure function."""
 
 
 class MicroBatches(Sequence[Any]):

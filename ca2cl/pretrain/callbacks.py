@@ -35,7 +35,7 @@ _REMOTE_SHARDS = 8  # whole ones are fetched, while the other ranks wait
 
 
 class RunObserver:
-    """Watches a run on rank 0; does nothing on the others (their tracker is a ``NullTracker``).
+    """Logs a run on rank 0; does nothing on the others (their tracker is a ``NullTracker``).
 
     Args:
         method: whose curves and figures are drawn.
@@ -68,13 +68,13 @@ class RunObserver:
         self._total_steps, self._steps_seen = total_steps, 0
 
     def log_step(self, record: dict[str, Any]) -> None:
-        """A training line for the journal, and what a person watching wants of it."""
+        """Write a training line to the journal, and progress to the terminal."""
         self._remember(record)
         self.tracker.log_step(record)
         self.state["run_id"] = self.tracker.run_id
         if not self.active:
             return
-        self._tell_pace(record["step"], self.config.run.batch_size / record["tiles_per_s"])
+        self._log_pace(record["step"], self.config.run.batch_size / record["tiles_per_s"])
         self._bar.update(record["step"] - self._bar.n)
         self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tiles_per_s']:.0f} tiles/s")
         if self._bar.disable and (record["step"] % self._line_every == 0 or record["step"] == 1):
@@ -83,22 +83,24 @@ class RunObserver:
                 record["step"], self._bar.total, record["epoch"], record["loss"], record["lr"], record["tiles_per_s"],
             )  # fmt: skip
 
-    def _tell_pace(self, step: int, seconds: float) -> None:
-        """How long an epoch will take, by the second step of this start: the first one warms up, and is taken if it
-        lasts."""
+    def _log_pace(self, step: int, seconds: float) -> None:
+        """Log how long an epoch will take, from the second step of this start.
+
+        The first step includes warm-up, and is used only if it takes very long.
+        """
         self._steps_seen += 1
         if self._steps_seen > 2 or self._total_steps - step < 1 or (self._steps_seen == 1 and seconds < _LONG_STEP_S):
             return
         self._steps_seen = 2
         per_epoch = self.order.steps_per_epoch
         logger.info(
-            "a step takes about %s, an epoch of %d steps %s, what is left %s; the process held %.1f GB at most",
+            "a step takes about %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
             _duration(seconds), per_epoch, _duration(per_epoch * seconds),
             _duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
         )  # fmt: skip
 
     def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
-        """A journal line for each tile that had to be replaced."""
+        """Write a journal line for each tile that had to be replaced."""
         for tile in tiles:
             self.tracker.log_event("bad_sample", in_step=step, key=tile.key, reason=tile.reason)
 

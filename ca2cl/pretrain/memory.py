@@ -26,7 +26,7 @@ _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def bytes_a_tile(build: Callable[[Backbone], nn.Module], arch: str, image_size: int, precision: str) -> float:
-    """What autograd keeps of one tile in one pass: measured on small ones, for it grows as the number of pixels.
+    """Bytes that autograd saves for one tile in one pass, extrapolated from small tiles by the number of pixels.
 
     Args:
         build: of the method, the network around an encoder.
@@ -50,7 +50,7 @@ def bytes_a_tile(build: Callable[[Backbone], nn.Module], arch: str, image_size: 
 
 def _kept_bytes(network: nn.Module, rows: int, size: int) -> int:
     kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # or the next one may have the address of one that is gone
+    alive: list[Tensor] = []  # an address must not be reused while counting
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -64,7 +64,7 @@ def _kept_bytes(network: nn.Module, rows: int, size: int) -> int:
 
 
 def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.device) -> None:
-    """Say what a step holds, warn where that may be too much, and refuse what surely is.
+    """Log a step's memory, warn if it may not fit, and refuse it if it cannot.
 
     Args:
         a_tile: of ``bytes_a_tile``.
@@ -76,7 +76,7 @@ def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.devi
     """
     step, processes = _VIEWS * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
     free = free_bytes(device) / processes
-    told = (
+    estimate = (
         f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for two views of "
         f"{micro_batch} tiles at a time; {_size(free)} are free{' for each process' if processes > 1 else ''}"
     )
@@ -87,15 +87,15 @@ def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.devi
         remedy = f"use --run.micro_batch_size {smaller} or less (with --model.norm lane_group), or more processes"
     if _SURE * step > free:
         whole = ", a process's whole share of the batch" if micro_batch == share else ""
-        raise InputError(f"run.micro_batch_size is {micro_batch}{whole}: {told}; {remedy}")
+        raise InputError(f"run.micro_batch_size is {micro_batch}{whole}: {estimate}; {remedy}")
     if _LIKELY * step > free:
-        logger.warning("%s, which may not be enough: %s", told, remedy)
+        logger.warning("%s, which may not be enough: %s", estimate, remedy)
     elif launched_rank() == 0:
-        logger.info(told)
+        logger.info(estimate)
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a process may still take: of a GPU's memory, or of the machine's, swap included, within its cgroups."""
+    """Bytes available to this process: of GPU memory, or of RAM and swap within its cgroups."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     machine = psutil.virtual_memory().available + psutil.swap_memory().free
@@ -134,7 +134,7 @@ def _left(folder: Path, most: str, used: str, cache: str) -> int | None:
 
 
 def peak_bytes() -> int:
-    """The most that this process has held so far, on its GPU where it uses one."""
+    """Peak memory of this process in bytes, of its GPU where it uses one."""
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return int(on_gpu) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

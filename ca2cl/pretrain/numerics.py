@@ -1,7 +1,7 @@
 """Fix and record the numerics that ``accumulation bitwise`` depends on.
 
-A sum is taken in another order by another number of threads, and by other kernels; a launcher gives its processes one
-thread each, where a process without one takes all cores.
+Sums are evaluated in an order that depends on the number of threads and on the kernels. Launchers give their processes
+one thread each, while a bare process uses all cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def fix_numerics(device: torch.device) -> dict[str, str]:
     kernels where there are any, and no TF32.
 
     Returns:
-        What the last bit depends on, by name: a run goes on to the last bit where this is the same.
+        Everything that the last bits depend on, by name: a run resumes bit for bit where these are equal.
     """
     torch.set_num_threads(1)
     found = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
@@ -44,7 +44,7 @@ def fix_numerics(device: torch.device) -> dict[str, str]:
 
 
 def check_numerics(here: dict[str, str], there: dict[str, str], whose: str) -> None:
-    """Compare what ``fix_numerics`` described in two places.
+    """Compare two results of ``fix_numerics``.
 
     Raises:
         InputError: they differ.

@@ -18,28 +18,28 @@ from ca2cl.training.checkpoint import Checkpointer, read_state
 
 logger = logging.getLogger(__name__)
 FREE = (
-    # the data are known by their digest, wherever they lie
+    # data are identified by their digest, not their location
     "data.shards", "data.cache_dir", "data.cache_gb", "data.fetch_timeout", "data.workers", "data.max_bad_rate",
     "run.output_dir", "run.resume",
     "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
     "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
     "tracking.sinks",
 )  # fmt: skip
-"""Settings that change no weight of the encoder. Every other is the same as at the run's first start."""
+"""Settings that do not affect the encoder's weights. All others must stay as at the run's first start."""
 _LENGTH = ("run.steps", "run.epochs")
 _OPEN_ENDED = ("constant", "cosine_restarts")
 """Schedules whose rates do not depend on the run's length."""
 
 
 def may_change(name: str, config: PretrainConfig) -> bool:
-    """Whether the setting may change when the run goes on."""
+    """Whether the setting may differ when the run is resumed."""
     if name == "run.micro_batch_size":  # then BatchNorm's statistics and the negatives are the same in any share
         return config.run.accumulation != "plain" and config.model.norm != "sync"
     return name in FREE or name in _LENGTH
 
 
 def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manifest_digest: str, start: str) -> bool:
-    """Whether the run of ``run.output_dir`` is finished, so that nothing is to be done; says so.
+    """Whether the run in ``run.output_dir`` is finished, in which case a line is logged.
 
     Args:
         steps: optimizer steps that are asked for.
@@ -97,7 +97,7 @@ def _total(params: Mapping[str, str], steps_per_epoch: int) -> int | None:
 
 
 def _data_of(folder: Path) -> str:
-    """Digest of the data that the run was begun with; empty where it does not say."""
+    """Digest of the data of the run's first start; empty if not recorded."""
     try:
         return str(parse_json((folder / "manifest.json").read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -105,7 +105,7 @@ def _data_of(folder: Path) -> str:
 
 
 def _status(folder: Path) -> str:
-    """What the journal says last of the run; empty where it says nothing."""
+    """The run's last status in the journal; empty if there is none."""
     path, status = folder / JOURNAL_NAME, ""
     if path.exists():
         for record, _ in read_journal(path):

@@ -84,7 +84,7 @@ def run(config: PretrainConfig) -> int:
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
     )
     with ExitStack() as start:
-        held = ranks.together(
+        lock = ranks.together(
             lambda: start.enter_context(hold_run(config.run.output_dir)) if accelerator.is_main_process else None
         )
         if ranks.from_first(lambda: is_finished(config, steps, order.steps_per_epoch, index.manifest.digest, weights)):
@@ -96,13 +96,13 @@ def run(config: PretrainConfig) -> int:
         if checkpoint is not None:
             progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, numerics, ranks)
         _check_progress(progress, steps)
-        tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), held)
+        tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
         _name_origin(tracker, checkpoint)
     parts = _Parts(
         engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics
     )
     done = _train_tracked(config, parts, progress, steps, micro_batch)
-    # A launcher ends every process once one has ended otherwise than with 0: rank 0 must be through by then.
+    # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
     accelerator.wait_for_everyone()
     stop.over()
     accelerator.end_training()
@@ -111,7 +111,7 @@ def run(config: PretrainConfig) -> int:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a job is made of before its run is opened."""
+    """Components of a job."""
 
     engine: AccelerateEngine
     method: Method
@@ -130,7 +130,7 @@ class _Parts:
 
 
 def _train_tracked(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
-    """``_train``, with its end told to the tracker however it comes."""
+    """``_train``; the tracker is closed with the run's status in any case."""
     status: Status = "FAILED"
     try:
         done = _train(config, parts, progress, steps, micro_batch)
@@ -144,7 +144,7 @@ def _train_tracked(config: PretrainConfig, parts: _Parts, progress: Progress, st
 
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
-    """Everything between an opened run and its end; False when a signal asked for an earlier one."""
+    """Train and hand on the encoder. Returns False if a signal ended the run early."""
     engine, method, index, order, tracker = parts.engine, parts.method, parts.index, parts.order, parts.tracker
     accelerator = engine.accelerator
     reader = ShardReader(
@@ -208,7 +208,7 @@ def _method(config: PretrainConfig) -> Method:
 
 
 def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
-    """What the last bit depends on, the same on every rank; None where nothing is promised of it."""
+    """Numerics that ``bitwise`` depends on, checked to be equal on all ranks; None for other accumulations."""
     numerics = fix_numerics(accelerator.device) if config.run.accumulation == "bitwise" else None
     for rank, there in enumerate(ranks.share(numerics)):
         check_numerics(numerics or {}, there or {}, f"on rank {rank}")
@@ -223,7 +223,7 @@ def _order(config: PretrainConfig, index: ShardIndex, world: int, least: int) ->
 
 
 def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
-    """Every lane stands in a shard of its own: where they do not fit, each batch fetches them again."""
+    """Warn if the cache cannot hold one shard for each lane: every batch would then download shards again."""
     data = config.data
     lanes = data.lanes * find_place().local_world // world
     stood_in = min(lanes, len(index.shards)) * index.manifest.bytes / len(index.shards) / 1e9
@@ -235,7 +235,7 @@ def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int
 
 
 def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro_batch: int) -> None:
-    """Whether this machine can do a step at all."""
+    """Check that precision and memory allow a step on this machine."""
     run = config.run
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
@@ -248,12 +248,12 @@ def _engine(config: PretrainConfig, accelerator: Any, network: nn.Module, micro_
     if under_deepspeed():
         from ca2cl.training.deepspeed import DeepSpeedEngine
 
-        return DeepSpeedEngine(accelerator, network, optimizer, config.run, config.optim, micro_batch)
+        return DeepSpeedEngine(accelerator, network, optimizer, config.run.precision, config.optim, micro_batch)
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
 
 
 def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
-    """The same on every rank: from the run's seed, or from given weights; and which tiles these were trained on."""
+    """The initial encoder, equal on all ranks, and the manifests that its weights were trained on."""
     model = config.model
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(
@@ -273,7 +273,7 @@ def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]
 
 
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
-    """What rank 0 finds: on another node a file server may still show the folder as it was."""
+    """The checkpoint that rank 0 finds. A file server may still show other nodes an older state of the folder."""
     found = ranks.from_first(lambda: checkpointer.to_resume(config.run.resume))
     none = config.run.resume == "never" or checkpointer.newest() is None
     alike = found.is_dir() if found is not None else none
@@ -300,9 +300,9 @@ def _resume(
         if state.get("manifest_digest") != manifest_digest:
             raise InputError(f"{checkpoint}: was trained on other shards; use those, or begin a new run")
         shares.check_resume(config, groups, state)
-        held = state.get("numerics")
-        if numerics and isinstance(held, dict):
-            check_numerics(numerics, held, f"in {checkpoint}")
+        saved = state.get("numerics")
+        if numerics and isinstance(saved, dict):
+            check_numerics(numerics, saved, f"in {checkpoint}")
         return Progress.of(checkpoint)
 
     progress = ranks.together(read)
@@ -320,29 +320,29 @@ def _check_progress(progress: Progress, steps: int) -> None:
 
 
 def _open_tracker(
-    config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any], held: ExitStack | None
+    config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any], lock: ExitStack | None
 ) -> NullTracker:
-    """Rank 0 opens the run and tells the others its id, or why it cannot: every rank then ends alike."""
-    tracker, told = NullTracker(), ["", ""]
+    """Open the run on rank 0 and broadcast its id, or the error, which every rank then raises."""
+    tracker, answer = NullTracker(), ["", ""]
     if accelerator.is_main_process:
         try:
             tracker = open_run(
                 config.run.output_dir, config, resume=config.run.resume != "never", step=progress.step,
-                manifest=manifest, held=held,
+                manifest=manifest, held=lock,
             )  # fmt: skip
-            told = [tracker.run_id, ""]
+            answer = [tracker.run_id, ""]
         except InputError as error:
-            told = ["", str(error)]
-    told = broadcast_object_list(told)
-    if told[1]:
-        raise InputError(told[1])
+            answer = ["", str(error)]
+    answer = broadcast_object_list(answer)
+    if answer[1]:
+        raise InputError(answer[1])
     if not accelerator.is_main_process:
-        tracker.run_id = told[0]
+        tracker.run_id = answer[0]
     return tracker
 
 
 def _name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
-    """Say which run's checkpoint a run began with, where it is another's."""
+    """Tag the run with the checkpoint of another run that it was forked from."""
     state = read_state(checkpoint) if checkpoint is not None else {}
     if state.get("run_id") and tracker.run_id and state["run_id"] != tracker.run_id:
         tracker.set_tag("ca2cl.begun_from", f"{state['run_id']} step {state['step']}")

@@ -14,7 +14,7 @@ from ca2cl.pretrain.config import PretrainConfig
 
 
 def check_least(config: PretrainConfig, method: Method) -> None:
-    """Whether the batch, or the micro-batch where each has a loss of its own, is large enough for the method.
+    """Check that the batch (under ``plain`` accumulation the micro-batch) is large enough for the method.
 
     Raises:
         InputError: it is not.
@@ -30,7 +30,7 @@ def check_least(config: PretrainConfig, method: Method) -> None:
 
 
 def check_accumulation(config: PretrainConfig, method: Method, world: int, micro_batch_size: int) -> None:
-    """Whether the method can do what ``run.accumulation`` promises of a step.
+    """Check that the method supports ``run.accumulation``.
 
     Args:
         config: the job's.
@@ -50,7 +50,7 @@ def check_accumulation(config: PretrainConfig, method: Method, world: int, micro
 
 
 def norm_of(config: PretrainConfig) -> Norm:
-    """``model.norm``, or frozen for a backbone without BatchNorm: its rows know nothing of one another either."""
+    """``model.norm``, or frozen for a backbone without BatchNorm, whose rows are independent as well."""
     model = config.model
     if model.norm == "frozen" or has_batch_norm(outline(model.arch, image_size=config.data.image_size)):
         return model.norm
@@ -72,7 +72,7 @@ def micro_batch(config: PretrainConfig, world: int) -> int:
             f"{_divisor_near(share, size)}"
         )
     if run.accumulation != "plain" and size < share and norm_of(config) == "sync":
-        # Neither loss nor gradient is then anything like the whole batch's: 57 % off for 4 micro-batches of 16 tiles.
+        # The gradient would be 57 % off the whole batch's with 4 micro-batches of 16 tiles (measured).
         raise InputError(
             f"run.micro_batch_size is {size}: under model.norm sync BatchNorm sees one micro-batch at a time, and "
             f"run.accumulation {run.accumulation} would not give the whole batch's result; leave it out, or use "
@@ -88,7 +88,7 @@ def _divisor_near(share: int, size: int) -> str:
 
 
 def lane_groups(config: PretrainConfig, world: int, micro_batch_size: int) -> LaneGroups | None:
-    """The groups of normalisation, where ``model.norm`` has some or ``run.accumulation`` works in blocks of them.
+    """BatchNorm groups, if ``model.norm`` or ``run.accumulation bitwise`` uses them; None otherwise.
 
     Raises:
         InputError: a batch, or what one process holds at a time, is no whole number of blocks.
@@ -102,7 +102,7 @@ def lane_groups(config: PretrainConfig, world: int, micro_batch_size: int) -> La
 
 
 def check_resume(config: PretrainConfig, groups: LaneGroups | None, state: Mapping[str, Any]) -> None:
-    """Whether a checkpoint's ``state`` is of a run with the same groups.
+    """Check that a checkpoint's ``state`` belongs to a run with the same groups.
 
     Raises:
         InputError: it is not.

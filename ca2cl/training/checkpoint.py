@@ -1,8 +1,8 @@
 """Checkpoints: atomic folders of safetensors and JSON, for any world size.
 
-A folder appears by one rename when its files are on the disk, and ``latest`` names it after that, so a run killed at
-any instruction finds a whole one. What happens to it later (a bit that flips, a copy that was cut) is seen by the
-digests that ``state.json`` holds: ``latest`` then goes back to the checkpoint before.
+A folder appears by one rename after its files have been synced to disk, and only then does ``latest`` name it, so a run
+killed at any instruction finds a whole one. Later damage (a flipped bit, a truncated copy) shows in the digests of
+``state.json``: ``latest`` then falls back to the previous checkpoint.
 
 Collective by signature: every rank calls ``save`` (saving under ``is_main_process`` deadlocks:
 latent-consistency-model#110). No pickle is written or read.
@@ -50,7 +50,7 @@ class Checkpointer:
         self._damaged: set[Path] = set()
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint; None where there is none yet. A damaged one is passed over with a warning.
+        """The newest intact checkpoint, None if there is no checkpoint yet. Damaged ones are skipped with a warning.
 
         Raises:
             InputError: there are some, and all are damaged; or the newest is of a newer schema.
@@ -87,7 +87,7 @@ class Checkpointer:
         return Path(resume)
 
     def newest(self) -> Path | None:
-        """The checkpoint that was written last, not looked into; None where there is none."""
+        """The checkpoint written last, without verifying it; None if there is none."""
         return next(iter(self._candidates()), None)
 
     def _candidates(self) -> list[Path]:
@@ -158,8 +158,11 @@ class Checkpointer:
         fsync(self.folder)
 
     def _prune(self, newest: Path) -> None:
-        """Keep the newest ones. Those of later steps are what a run that went back has left behind: they go first, and
-        so do damaged ones, or they would stay in the place of the whole one that the run went back to."""
+        """Delete old checkpoints, always keeping the newest intact ones.
+
+        Later steps, left behind by a run that fell back, and damaged checkpoints do not count towards ``keep_last``:
+        they would displace the intact one that the run resumed from.
+        """
         there = sorted(self.folder.glob("step-*"))
         before = [path for path in there if path <= newest and path not in self._damaged]
         kept = set(before[-self.keep_last :])
@@ -235,9 +238,9 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         InputError: damaged, or of another architecture.
     """
     bare, state = engine.bare, read_state(path)
-    held, ours = state.get("optimizer_name"), engine.optimizer_name
-    if held not in (None, ours):  # the first checkpoints did not say
-        raise InputError(f"{path}: holds the state of {held}, not of {ours}; set optim.name to that")
+    saved, ours = state.get("optimizer_name"), engine.optimizer_name
+    if saved not in (None, ours):  # the oldest checkpoints do not record it
+        raise InputError(f"{path}: holds the state of {saved}, not of {ours}; set optim.name to that")
     try:
         bare.load_state_dict(load_file(path / _MODEL), strict=True)
         tensors = load_file(path / _OPTIMIZER)

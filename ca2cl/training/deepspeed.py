@@ -16,19 +16,19 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ca2cl.config import OptimConfig, RunConfig
+from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
-from ca2cl.training.engine import AccelerateEngine, OptimizerStep
+from ca2cl.training.engine import AccelerateEngine, OptimizerStep, Precision
 
 
 class DeepSpeedEngine(AccelerateEngine):
-    """``AccelerateEngine`` whose gradients and optimizer state ZeRO keeps.
+    """``AccelerateEngine`` with gradients and optimizer state sharded by ZeRO.
 
     Args:
         accelerator: of ``build_accelerator`` under a DeepSpeed launcher.
         network: what is trained.
         optimizer: one that treats every number of a parameter alike.
-        run: the precision.
+        precision: as of ``AccelerateEngine``.
         optim: the optimizer's name and ``clip_norm``, which becomes part of DeepSpeed's configuration.
         micro_batch_size: tiles that a process holds at a time.
 
@@ -36,7 +36,7 @@ class DeepSpeedEngine(AccelerateEngine):
         InputError: ZeRO-3 or LARS.
     """
 
-    # ZeRO lays weights out in flat buffers, and sends them as bytes: it wants them contiguous.
+    # ZeRO copies weights into flat buffers, and requires them to be contiguous.
     memory_format = torch.contiguous_format
 
     def __init__(
@@ -44,7 +44,7 @@ class DeepSpeedEngine(AccelerateEngine):
         accelerator: Accelerator,
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
-        run: RunConfig,
+        precision: Precision,
         optim: OptimConfig,
         micro_batch_size: int,
     ) -> None:
@@ -59,7 +59,7 @@ class DeepSpeedEngine(AccelerateEngine):
             gradient_clipping=optim.clip_norm or 0.0,
         )
         self._clip_norm = optim.clip_norm
-        super().__init__(accelerator, network, optimizer, run.precision)
+        super().__init__(accelerator, network, optimizer, precision)
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
@@ -72,7 +72,7 @@ class DeepSpeedEngine(AccelerateEngine):
         self.network.backward(self._scaled(loss))
 
     def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
-        """Apply the accumulated gradient with rate ``lr`` and forget it."""
+        """Apply the accumulated gradient with learning rate ``lr``, then discard it."""
         assert clip_norm == self._clip_norm, "DeepSpeed was configured with another optim.clip_norm"
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -88,7 +88,7 @@ class DeepSpeedEngine(AccelerateEngine):
         return OptimizerStep(float("inf") if skipped else float(self.network.get_global_grad_norm()), skipped)
 
     def drop_step(self) -> None:
-        """Leave the step out: forget the gradient, whole and sharded, and take the statistics back."""
+        """Skip the step: discard the gradient, whole and sharded, and restore the buffers."""
         zero = self.network.optimizer
         zero.zero_grad(set_to_none=True)
         for group in zero.averaged_gradients:
@@ -108,8 +108,8 @@ class DeepSpeedEngine(AccelerateEngine):
         return state
 
     def load_optimizer_state(self, state: dict[str, dict[str, Any]]) -> None:
-        """As ``AccelerateEngine.load_optimizer_state``: every rank takes its shard. The weights, which are loaded by
-        then, are taken over into the flat partitions too."""
+        """As ``AccelerateEngine.load_optimizer_state``: every rank takes its shard. The flat fp32 partitions are
+        refreshed from the weights, which have been loaded before."""
         zero = self.network.optimizer
         zero.refresh_fp32_params()
         for flat, parameters in self._partitions():
@@ -133,7 +133,7 @@ class DeepSpeedEngine(AccelerateEngine):
 
 
 class _Shards:
-    """This rank's share of ZeRO's gradient as what a ``GradScaler`` takes for an optimizer."""
+    """Adapter that shows a ``GradScaler`` this rank's shard of ZeRO's gradient as an optimizer."""
 
     def __init__(self, network: Any) -> None:
         self.network = network

@@ -17,24 +17,24 @@ Precision = Literal["no", "fp16", "bf16"]
 
 
 class OptimizerStep(NamedTuple):
-    """Norm of the whole gradient before clipping, and whether the step was left out because that is not finite."""
+    """Norm of the whole gradient before clipping, and whether the step was skipped because that is not finite."""
 
     grad_norm: float
     skipped: bool
 
 
 class AccelerateEngine:
-    """Carries a method's gradient (``objective.passes.Engine``) and steps the optimizer exactly once a step.
+    """Accumulates a method's gradient (``methods.base.Engine``) and steps the optimizer exactly once a step.
 
     Args:
         accelerator: of ``build_accelerator``.
-        network: what is trained. Its attribute ``autocast_dtype``, set here, says what it autocasts its passes to.
+        network: to be trained. Its attribute ``autocast_dtype`` is set here; it autocasts its passes to that precision.
         optimizer: of its parameters.
         precision: bf16 or fp16 autocasts the network; fp16 scales the loss, too.
 
     Attributes:
         bare: the network inside the engine's wrapper.
-        scaler: fp16's loss scaling, torch's, or None. Ranks agree on whether a gradient overflowed.
+        scaler: torch's loss scaling for fp16, or None. Ranks agree on whether a gradient overflowed.
     """
 
     memory_format = torch.channels_last
@@ -53,8 +53,8 @@ class AccelerateEngine:
         self.scaler = _scaler(device, accelerator.num_processes) if precision == "fp16" else None
         self.optimizer_name = type(optimizer).__name__.lower()
         network = network.to(accelerator.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        # Kept instead of asked for: accelerate's unwrap_model imports DeepSpeed wherever it is installed, and that
-        # imports MLflow, which costs every process of a job four seconds.
+        # Not accelerate's unwrap_model: it imports DeepSpeed wherever that is installed, which imports MLflow and costs
+        # every process of a job four seconds.
         self.bare: Any = network
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self._kept = [(buffer, buffer.clone()) for buffer in self.bare.buffers()]
@@ -87,7 +87,7 @@ class AccelerateEngine:
         return whole if self.scaler is None else cast(Tensor, self.scaler.scale(whole))
 
     def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
-        """Apply the accumulated gradient with rate ``lr`` and forget it."""
+        """Apply the accumulated gradient with learning rate ``lr``, then discard it."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         inner = self.optimizer.optimizer
@@ -115,12 +115,12 @@ class AccelerateEngine:
         return self.loss_scale < before
 
     def keep_buffers(self) -> None:
-        """Remember BatchNorm's running statistics: a forward pass that overflows would spoil them for good."""
+        """Save the buffers: a forward pass that overflows would spoil BatchNorm's running statistics for good."""
         for buffer, kept in self._kept:
             kept.copy_(buffer)
 
     def drop_step(self) -> None:
-        """Leave the step out: forget the gradient and take the statistics back to ``keep_buffers``."""
+        """Skip the step: discard the gradient and restore the buffers saved by ``keep_buffers``."""
         self.optimizer.zero_grad(set_to_none=True)
         self._restore_buffers()
 
@@ -136,7 +136,7 @@ class AccelerateEngine:
         return {names[number]: dict(entry) for number, entry in state.items()}
 
     def load_optimizer_state(self, state: dict[str, dict[str, Any]]) -> None:
-        """Take over what ``optimizer_state`` gave, under this or another engine. Every rank calls it."""
+        """Load the result of ``optimizer_state``, of this or another engine. Every rank calls it."""
         names = self._trainable_names()
         entries = {number: state[name] for number, name in enumerate(names) if name in state}
         groups = self.optimizer.state_dict()["param_groups"]

@@ -35,11 +35,11 @@ class StepData(Protocol):
 
     @property
     def micro_batches(self) -> Sequence[Any]:
-        """What the method takes, made when it is asked for."""
+        """Inputs of ``Method.step``, each made on access."""
 
 
 class Method(Protocol):
-    """A way to make a step's gradient; a subclass need not define more than ``step``."""
+    """Computes a step's gradient; a subclass need only define ``step``."""
 
     @property
     def counters(self) -> Collection[str]:
@@ -55,7 +55,7 @@ class Method(Protocol):
 
 
 class Observer(Protocol):
-    """Sees the run go by; on ranks other than 0 it may do nothing."""
+    """Receives the training loop's events; on ranks other than 0 it may ignore them."""
 
     def log_step(self, record: dict[str, Any]) -> None:
         """A journal line."""
@@ -84,11 +84,11 @@ class Progress:
         Raises:
             InputError: no checkpoint, or one of another kind of training.
         """
-        held: dict[str, int] = dict(read_state(checkpoint).get("progress", {}))
-        if "step" not in held:
+        counts: dict[str, int] = dict(read_state(checkpoint).get("progress", {}))
+        if "step" not in counts:
             raise InputError(f"{checkpoint}: progress is damaged; give the path of another step-* folder")
-        own = {name: held.pop(name, 0) for name in ("step", "bad_samples", "skipped_steps")}
-        return cls(**own, counts=held)
+        own = {name: counts.pop(name, 0) for name in ("step", "bad_samples", "skipped_steps")}
+        return cls(**own, counts=counts)
 
     def state(self) -> dict[str, int]:
         """What a checkpoint keeps: all counts side by side."""
@@ -106,7 +106,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Everything that the loop needs, made by the launcher."""
+    """Everything that the loop needs."""
 
     engine: AccelerateEngine
     method: Method
@@ -200,7 +200,7 @@ def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
 
 
 def _stopped(job: TrainJob, progress: Progress, saved: int) -> bool:
-    """Keep the last whole step; what ``train`` returns."""
+    """Save a checkpoint of the last complete step. Returns False, as ``train`` does."""
     if progress.step > saved:
         _save(job, progress)
     if job.engine.accelerator.is_main_process:
@@ -218,8 +218,8 @@ def _update(job: TrainJob, loss: float, lr: float) -> tuple[float, bool]:
 def _fetch(job: TrainJob, *, first: bool) -> tuple[StepData | None, list[Any]]:
     """The next step's data, None where a signal asks to stop before it, and the bad tiles of all ranks.
 
-    Ranks agree before the step, by one small collective and another where there is something to tell: one that cannot
-    read its data would leave the others waiting within the step, for as long as the launcher lets them.
+    Ranks agree before the step by one small collective. Without it a rank that cannot read its data would leave the
+    others waiting in a collective of the step until the launcher ends them.
     """
     failure: Exception | None = None
     data: StepData | None = None
@@ -233,8 +233,8 @@ def _fetch(job: TrainJob, *, first: bool) -> tuple[StepData | None, list[Any]]:
     bad = data.bad if data is not None else []
     # one step at least, or a job that is stopped early each time never ends
     leave = data is None or job.stop.overdue(first=first)
-    told = [float(failure is not None), float(leave), float(job.stop.interrupted), float(len(bad))]
-    total = job.engine.accelerator.reduce(torch.tensor(told, device=job.engine.device), reduction="sum").tolist()
+    flags = [float(failure is not None), float(leave), float(job.stop.interrupted), float(len(bad))]
+    total = job.engine.accelerator.reduce(torch.tensor(flags, device=job.engine.device), reduction="sum").tolist()
     if total[0] > 0:
         raise _failure(job, failure)
     if total[2] > 0:
@@ -245,13 +245,14 @@ def _fetch(job: TrainJob, *, first: bool) -> tuple[StepData | None, list[Any]]:
 
 
 def _failure(job: TrainJob, mine: Exception | None) -> Exception:
-    """What every rank raises when one has no data: the same line, and the same kind of fault."""
+    """The exception that every rank raises when one of them has no data."""
     rank = job.engine.accelerator.process_index
-    told = sorted(job.engine.gather_list([(rank, str(mine), isinstance(mine, InputError))] if mine is not None else []))
+    own = [(rank, str(mine), isinstance(mine, InputError))] if mine is not None else []
+    failures = sorted(job.engine.gather_list(own))
     if mine is not None and not isinstance(mine, InputError):
         return mine
-    first, reason, of_input = told[0]
-    # otherwise no bad input either: schedulers start a job again that crashed, and none that ended with 2
+    first, reason, of_input = failures[0]
+    # The same kind of error on every rank: schedulers restart a job that crashed, but not one that exits with 2.
     return (InputError if of_input else RuntimeError)(f"rank {first}: {reason}" if first else reason)
 
 

@@ -1,4 +1,4 @@
-"""Leave a step between micro-batches, on all ranks or none.
+"""Abandon a step between micro-batches, on all ranks or none.
 
 A step of many micro-batches may take longer than a scheduler waits. Ranks that exchange embeddings, statistics or
 gradients may only leave it together: so each time that a method asks for a micro-batch, which it does on every rank in
@@ -19,14 +19,14 @@ from ca2cl.runtime.signals import GivenUp, StopFlag
 
 
 class StepExit:
-    """The way out of a step for the ``world`` processes of a job; made by ``step_exit``."""
+    """Agreement of a job's ``world`` processes on abandoning a step; made by ``step_exit``."""
 
     def __init__(self, stop: StopFlag, world: int) -> None:
         self._stop, self._world = stop, world
         self._group: Any = None
 
     def watch(self, micro_batches: Sequence[Any], *, first: bool) -> Sequence[Any]:
-        """The same micro-batches, each of which raises ``GivenUp`` instead where a signal ends the step before it.
+        """The same micro-batches, each of which raises ``GivenUp`` on access once a signal asks to abandon the step.
 
         Args:
             first: it is the first step of this start.
@@ -45,16 +45,16 @@ class StepExit:
         if self._world > 1:
             if self._group is None:
                 self._group = distributed.new_group(backend="gloo")
-            told = torch.tensor([leave, self._stop.interrupted], dtype=torch.uint8)
-            distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self._group)
-            leave = bool(told[0])
-            if told[1]:
+            flags = torch.tensor([leave, self._stop.interrupted], dtype=torch.uint8)
+            distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._group)
+            leave = bool(flags[0])
+            if flags[1]:
                 self._stop.interrupted = True
         if leave:
             raise GivenUp
 
     def close(self) -> None:
-        """Let go of what the ranks met in."""
+        """Destroy the process group."""
         if self._group is not None:
             distributed.destroy_process_group(self._group)
 

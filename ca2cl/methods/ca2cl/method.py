@@ -31,10 +31,10 @@ class CA2CL(TwoViewMethod):
 
     L1 = NTXent(z1, z2) + lambda Cluster(g1, g2);  L2 = NTXent(z2, z_adv), z_adv the strong view through W + delta.
 
-    The direction of delta needs L1's gradient before L2 is known. z1 has no part in L2, so the strong view is gone
-    through once for both, the direction and L1's gradient of every parameter, and its graph is let go before the
-    adversarial pass; the weak view is gone through twice, the first time for the direction alone. What is known by then
-    enters the one backward as terms that are linear in it (``carry``): no engine sees a second backward.
+    The direction of delta needs L1's gradient before L2 is known. z1 does not enter L2, so one backward through the
+    strong view's graph gives both the direction and L1's gradient of every parameter, and the graph is freed before the
+    adversarial pass. The weak view's graph is traversed twice, the first time for the direction alone. Gradients known
+    by then enter the final backward as linear terms (``carry``), so that the engine sees a single backward.
 
     Args:
         config: the loss.
@@ -80,7 +80,7 @@ class CA2CL(TwoViewMethod):
         )
 
     def figures(self, network: Any, tiles_NHWC: Tensor, batches: Iterable[Tensor]) -> dict[str, Figure]:
-        """What the group head now puts together: ``clusters``, a row of tiles for each."""
+        """``clusters``: a row of tiles for each cluster of the group head's embeddings."""
         from ca2cl.methods.ca2cl.cluster_figure import cluster_figure
 
         groups_ND = torch.cat([network(x).g.float().cpu() for x in batches])
