@@ -61,50 +61,51 @@ class _Sync(torch.autograd.Function):
     def forward(
         ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count = x_BCHW.numel() // x_BCHW.shape[1]
-        local_mean_C, local_var_C = (part.double() for part in _statistics(x_BCHW))
-        # Ranks add up moments about 0. In double precision: their difference would cancel in fp32.
-        moment_C = local_var_C + local_mean_C.square()
-        totals = _all_sum(torch.cat([local_mean_C, moment_C, torch.ones_like(moment_C[:1])]).mul_(count))
-        number = totals[-1]
-        mean_C, moment_C = (totals[:-1] / number).chunk(2)
-        var_C = (moment_C - mean_C.square()).clamp_(min=0.0)
-        unbiased_C = (var_C * number / (number - 1)).to(weight_C.dtype)
-        mean_C, var_C = mean_C.to(weight_C.dtype), var_C.to(weight_C.dtype)
-        ctx.save_for_backward(x_BCHW, weight_C, mean_C, var_C, number)
+        world = world_size()
+        ctx.number = number = world * x_BCHW.numel() // x_BCHW.shape[1]
+        # Ranks, which have equally many rows, average moments about 0. In fp32 their difference would cancel.
+        moments_2C = _statistics(x_BCHW).double()
+        moments_2C[1].addcmul_(moments_2C[0], moments_2C[0])
+        if world > 1:
+            dist.all_reduce(moments_2C.div_(world))
+        moments_2C[1].addcmul_(moments_2C[0], moments_2C[0], value=-1.0).clamp_(min=0.0)
+        mean_C, var_C = moments_2C.to(weight_C.dtype)
+        ctx.save_for_backward(x_BCHW, weight_C, mean_C, var_C)
         ctx.eps = eps
+        unbiased_C = var_C * (number / (number - 1))
         ctx.mark_non_differentiable(mean_C, unbiased_C)
         return F.batch_norm(x_BCHW, mean_C, var_C, weight_C, bias_C, False, 0.0, eps), mean_C, unbiased_C
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_BCHW, weight_C, mean_C, var_C, number = ctx.saved_tensors
+        x_BCHW, weight_C, mean_C, var_C = ctx.saved_tensors
         # torch's kernel for evaluation mode reduces the gradients of weight and bias, about the statistics it is given.
         _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
             grads[0], x_BCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [False, True, True]
         )
-        sums = _all_sum(torch.cat([grad_bias_C, grad_weight_C]).double())
-        mean_grad_C, mean_product_C = (sums / number).to(weight_C.dtype).chunk(2)
-        scale_C = torch.rsqrt(var_C + ctx.eps)
-        grad_x = _input_gradient(grads[0], x_BCHW, weight_C, mean_C, scale_C, mean_grad_C, mean_product_C)
-        whole_bias_C, whole_weight_C = (sums / world_size()).to(weight_C.dtype).chunk(2)
-        return grad_x, whole_weight_C, whole_bias_C, None
+        sums_2C = torch.stack([grad_bias_C, grad_weight_C])
+        if world_size() > 1:  # in double precision: the order of ranks does not show
+            sums_2C = sums_2C.double()
+            dist.all_reduce(sums_2C.div_(world_size()))
+            sums_2C = sums_2C.to(weight_C.dtype)
+        mean_grad_C, mean_product_C = sums_2C * (world_size() / ctx.number)
+        grad_x = _input_gradient(grads[0], x_BCHW, weight_C, mean_C, var_C, mean_grad_C, mean_product_C, ctx.eps)
+        return grad_x, sums_2C[1], sums_2C[0], None
 
 
 # torch's kernels, as operators of our own: these have no meta kernels, which fake devices and torch.compile want.
 @torch.library.custom_op("ca2cl::batch_norm_statistics", mutates_args=())
-def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the local rows (C,), in fp32 or, of double precision, in double."""
-    # It takes the precision of the running statistics, where it is given some.
-    running_C = x_BCHW.new_zeros(x_BCHW.shape[1], dtype=torch.promote_types(x_BCHW.dtype, torch.float32))
-    mean_C, var_C = torch.ops.aten.batch_norm_update_stats(x_BCHW, running_C, running_C.clone(), 0.0)
-    return mean_C, var_C
+def _statistics(x_BCHW: Tensor) -> Tensor:
+    """Mean and biased variance of the local rows (2, C), in fp32 or, of double precision, in double."""
+    running_C = None
+    if x_BCHW.device.type == "cpu":  # there the result has the precision of running statistics, where they are given
+        running_C = x_BCHW.new_zeros(x_BCHW.shape[1], dtype=torch.promote_types(x_BCHW.dtype, torch.float32))
+    return torch.stack(torch.ops.aten.batch_norm_update_stats(x_BCHW, running_C, running_C, 0.0))
 
 
 @_statistics.register_fake
-def _(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(x_BCHW.dtype, torch.float32)
-    return x_BCHW.new_empty(x_BCHW.shape[1], dtype=dtype), x_BCHW.new_empty(x_BCHW.shape[1], dtype=dtype)
+def _(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW.new_empty(2, x_BCHW.shape[1], dtype=torch.promote_types(x_BCHW.dtype, torch.float32))
 
 
 @torch.library.custom_op("ca2cl::batch_norm_input_gradient", mutates_args=())
@@ -113,9 +114,10 @@ def _input_gradient(
     x_BCHW: Tensor,
     weight_C: Tensor,
     mean_C: Tensor,
-    scale_C: Tensor,
+    var_C: Tensor,
     mean_grad_C: Tensor,
     mean_product_C: Tensor,
+    eps: float,
 ) -> Tensor:
     """w r [g - mean(g) - u mean(g u)] with u = r (x - m), in the precision of ``x_BCHW``.
 
@@ -124,10 +126,12 @@ def _input_gradient(
         x_BCHW: x, the input.
         weight_C: w.
         mean_C: m.
-        scale_C: r, one over the standard deviation.
+        var_C: v, with r = 1 / sqrt(v + eps).
         mean_grad_C: mean of g over all ranks.
         mean_product_C: mean of g u over all ranks.
+        eps: added to the variance.
     """
+    scale_C = torch.rsqrt(var_C + eps)
     if x_BCHW.is_cuda:  # what torch's SyncBatchNorm calls; it divides its sums by a count
         one = torch.ones(1, dtype=torch.int32, device=x_BCHW.device)
         grad_x: Tensor = torch.batch_norm_backward_elemt(
@@ -144,7 +148,7 @@ def _input_gradient(
 
 
 @_input_gradient.register_fake
-def _(grad_BCHW: Tensor, x_BCHW: Tensor, *_: Tensor) -> Tensor:
+def _(grad_BCHW: Tensor, x_BCHW: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x_BCHW)
 
 
