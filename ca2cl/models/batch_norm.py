@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -42,7 +42,7 @@ class BatchNorm(nn.BatchNorm2d):
         self.group = group
         self.slot: int | None = None
         self.reproducible = False
-        self._recorded: dict[int, Tensor] = {}
+        self._recorded: dict[int, list[Tensor]] = {}
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalise (B, C, H, W); the statistics follow ``norm`` while training and the running ones otherwise."""
@@ -98,29 +98,19 @@ class BatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _record(self, mean_GC: Tensor, unbiased_var_GC: Tensor) -> None:
-        """Add the statistics of one group (C,) or several (G, C) to the slot's: sums of means and of variances, and how
-        many."""
+        """Keep the statistics of one group (C,) or of several (G, C) for the slot."""
         assert self.slot is not None
-        # in double precision: what the sum over groups and ranks is then does not depend on its order
-        rows = torch.cat([mean_GC, unbiased_var_GC, torch.ones_like(mean_GC[..., :1])], -1).double()
-        row = rows.sum(0) if rows.ndim > 1 else rows
-        self._recorded[self.slot] = self._recorded[self.slot] + row if self.slot in self._recorded else row
+        self._recorded.setdefault(self.slot, []).append(
+            torch.cat([mean_GC, unbiased_var_GC], -1).view(-1, 2 * self.num_features)
+        )
 
-    def take_recorded(self) -> list[Tensor]:
-        """Statistics recorded since the last call: one (2 C + 1) row a view, in the order of the views."""
-        rows = [self._recorded[slot] for slot in sorted(self._recorded)]
+    def take_recorded(self) -> list[tuple[Tensor, int]]:
+        """Statistics recorded since the last call, in the order of the views: for each the sum of means and variances
+        over groups (2 C,) in double precision, and the number of groups."""
+        found = [torch.cat(self._recorded[slot]) for slot in sorted(self._recorded)]
         self._recorded = {}
-        return rows
-
-    @torch.no_grad()
-    def track(self, row: Tensor) -> None:
-        """Move the running statistics towards one view's: the mean over its groups."""
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        mean_C, var_C = (row[:-1] / row[-1]).to(self.running_mean.dtype).chunk(2)
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean_C, self.momentum)
-        self.running_var.lerp_(var_C, self.momentum)
+        # in double precision: the sum over groups and ranks then does not depend on its order
+        return [(rows.sum(0, dtype=torch.float64), len(rows)) for rows in found]
 
 
 def norm_layer(norm: Norm, group: int = 16) -> partial[BatchNorm]:
@@ -145,22 +135,33 @@ def recording(module: nn.Module, slot: int | None) -> Iterator[None]:
             layer.slot = None
 
 
+@torch.no_grad()
 def commit_statistics(module: nn.Module) -> None:
     """Move the running statistics of ``module`` by what was recorded, one view after another; every rank calls it.
 
-    lane_group's are averaged over the groups of all ranks, by one collective for all layers; sync's are the same on
-    every rank already.
+    Each view's are averaged over its groups. lane_group's groups are those of all ranks, by one collective for all
+    layers; sync's statistics are the same on every rank already.
     """
-    layers = _layers(module)
-    rows = [(layer, row) for layer in layers for row in layer.take_recorded()]
-    if not rows:
+    recorded = [(layer, view, *row) for layer in _layers(module) for view, row in enumerate(layer.take_recorded())]
+    if not recorded:
         return
+    layers, views, sums, groups = zip(*recorded, strict=True)
+    together, ranks = torch.cat(sums), 1
     if world_size() > 1 and layers[0].norm == "lane_group":
-        together = torch.cat([row for _, row in rows])
+        ranks = world_size()
         dist.all_reduce(together)
-        rows = [
-            (layer, part)
-            for (layer, _), part in zip(rows, torch.split(together, [len(row) for _, row in rows]), strict=True)
-        ]
-    for layer, row in rows:
-        layer.track(row)
+    sizes = [len(row) for row in sums]
+    means = torch._foreach_div(torch.split(together, sizes), [float(ranks * number) for number in groups])
+    rows = torch.split(torch.cat(means).to(layers[0].weight.dtype), sizes)
+    for view in range(max(views) + 1):
+        _track([(layer, row) for layer, its, row in zip(layers, views, rows, strict=True) if its == view])
+
+
+def _track(rows: list[tuple[Any, Tensor]]) -> None:
+    """Move running statistics towards one view's means and variances (2 C,); a few kernels for all layers."""
+    for momentum in {layer.momentum for layer, _ in rows}:
+        layers = [layer for layer, _ in rows if layer.momentum == momentum]
+        halves = [row.chunk(2) for layer, row in rows if layer.momentum == momentum]
+        torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
+        torch._foreach_lerp_([layer.running_mean for layer in layers], [mean for mean, _ in halves], momentum)
+        torch._foreach_lerp_([layer.running_var for layer in layers], [var for _, var in halves], momentum)

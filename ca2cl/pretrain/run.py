@@ -178,6 +178,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         batch_size=run.batch_size, total_steps=steps, steps_per_epoch=per_epoch,
         rate=lambda step: learning_rate(config.optim, step, steps, per_epoch), clip_norm=config.optim.clip_norm,
         checkpoint_every=run.checkpoint_every, log_every=run.log_every, max_skipped=run.max_skipped,
+        read_late=engine.device.type == "cuda" and type(method).after_step is Method.after_step,
     )  # fmt: skip
     try:
         done = train(job, progress)
@@ -244,11 +245,12 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
 
 
 def _engine(config: PretrainConfig, accelerator: Any, network: nn.Module, micro_batch: int) -> AccelerateEngine:
-    optimizer = build_optimizer(config.optim, network)
     if under_deepspeed():
         from ca2cl.training.deepspeed import DeepSpeedEngine
 
+        optimizer = build_optimizer(config.optim, network)
         return DeepSpeedEngine(accelerator, network, optimizer, config.run.precision, config.optim, micro_batch)
+    optimizer = build_optimizer(config.optim, network, fused=accelerator.device.type == "cuda")
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
 
 

@@ -71,11 +71,14 @@ class DeepSpeedEngine(AccelerateEngine):
         """Accumulate the gradient of ``loss`` summed over ranks: ZeRO averages."""
         self.network.backward(self._scaled(loss))
 
-    def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
-        """Apply the accumulated gradient with learning rate ``lr``, then discard it."""
+    def optimizer_step(self, lr: float, clip_norm: float | None, loss: Tensor | None = None) -> OptimizerStep:
+        """As ``AccelerateEngine.optimizer_step``; the host waits, as ZeRO does."""
         assert clip_norm == self._clip_norm, "DeepSpeed was configured with another optim.clip_norm"
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if loss is not None and not bool(loss.isfinite()):
+            self.drop_step()
+            return self._result(float("nan"), skipped=True)
         shards = _Shards(self.network)
         if self.scaler is None:
             shards.step()
@@ -85,7 +88,18 @@ class DeepSpeedEngine(AccelerateEngine):
             skipped = self._step_scaled(shards)
         if skipped:
             self.drop_step()
-        return OptimizerStep(float("inf") if skipped else float(self.network.get_global_grad_norm()), skipped)
+        return self._result(float("inf") if skipped else float(self.network.get_global_grad_norm()), skipped=skipped)
+
+    def _result(self, norm: float, *, skipped: bool) -> OptimizerStep:
+        return OptimizerStep(torch.tensor(norm, device=self.device), torch.tensor(skipped, device=self.device))
+
+    def _step_scaled(self, optimizer: Any) -> bool:
+        """Step ``optimizer``, unless its gradient, unscaled by now, overflowed on any rank; whether it did."""
+        assert self.scaler is not None
+        before = self.loss_scale
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return self.loss_scale < before
 
     def drop_step(self) -> None:
         """Skip the step: discard the gradient, whole and sharded, and restore the buffers."""

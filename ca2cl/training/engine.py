@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, cast
@@ -17,10 +16,15 @@ Precision = Literal["no", "fp16", "bf16"]
 
 
 class OptimizerStep(NamedTuple):
-    """Norm of the whole gradient before clipping, and whether the step was skipped because that is not finite."""
+    """Result of a step, as scalars on the device: nobody has waited for them.
 
-    grad_norm: float
-    skipped: bool
+    Attributes:
+        grad_norm: norm of the whole gradient before clipping.
+        skipped: whether the step was skipped because loss or gradient is not finite.
+    """
+
+    grad_norm: Tensor
+    skipped: Tensor
 
 
 class AccelerateEngine:
@@ -57,7 +61,10 @@ class AccelerateEngine:
         # every process of a job four seconds.
         self.bare: Any = network
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        self._kept = [(buffer, buffer.clone()) for buffer in self.bare.buffers()]
+        buffers = [buffer for buffer in self.bare.buffers() if buffer is not None]
+        # of one precision each, which one kernel copies
+        kinds = [[buffer for buffer in buffers if buffer.dtype == kind] for kind in {one.dtype for one in buffers}]
+        self._kept = [(kind, [buffer.clone() for buffer in kind]) for kind in kinds]
 
     @property
     def device(self) -> torch.device:
@@ -86,47 +93,52 @@ class AccelerateEngine:
         whole = loss * self.accelerator.num_processes
         return whole if self.scaler is None else cast(Tensor, self.scaler.scale(whole))
 
-    def optimizer_step(self, lr: float, clip_norm: float | None) -> OptimizerStep:
-        """Apply the accumulated gradient with learning rate ``lr``, then discard it."""
+    def optimizer_step(self, lr: float, clip_norm: float | None, loss: Tensor | None = None) -> OptimizerStep:
+        """Apply the accumulated gradient, unless it is not finite, then discard it.
+
+        With fused optimizers the device decides by itself, and the host does not wait for it.
+
+        Args:
+            lr: learning rate.
+            clip_norm: largest norm of the whole gradient; None: any.
+            loss: the step's loss, the same on every rank; the step is skipped where it is not finite, too.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         inner = self.optimizer.optimizer
         if self.scaler is not None:
             self.scaler.unscale_(inner)
         limit = float("inf") if clip_norm is None else clip_norm
-        norm = float(self.accelerator.clip_grad_norm_(self.network.parameters(), limit))
-        if self.scaler is None:
-            skipped = not math.isfinite(norm)  # the whole gradient's, so ranks agree
-            if not skipped:
-                inner.step()
-        else:
-            skipped = self._step_scaled(inner)
-        if skipped:
-            self.drop_step()
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
+        skipped = ~norm.isfinite()  # the whole gradient's, so ranks agree
+        if loss is not None:
+            skipped = skipped | ~loss.isfinite()
+        _apply(inner, skipped)
+        if self.scaler is not None:
+            self.scaler.update()
+        self._restore_buffers(skipped)
         self.optimizer.zero_grad(set_to_none=True)
         return OptimizerStep(norm, skipped)
 
-    def _step_scaled(self, optimizer: Any) -> bool:
-        """Step ``optimizer``, unless its gradient, unscaled by now, overflowed on any rank; whether it did."""
-        assert self.scaler is not None
-        before = self.loss_scale
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        return self.loss_scale < before
-
     def keep_buffers(self) -> None:
         """Save the buffers: a forward pass that overflows would spoil BatchNorm's running statistics for good."""
-        for buffer, kept in self._kept:
-            kept.copy_(buffer)
+        for buffers, kept in self._kept:
+            torch._foreach_copy_(kept, buffers)
 
     def drop_step(self) -> None:
         """Skip the step: discard the gradient and restore the buffers saved by ``keep_buffers``."""
         self.optimizer.zero_grad(set_to_none=True)
         self._restore_buffers()
 
-    def _restore_buffers(self) -> None:
-        for buffer, kept in self._kept:
-            buffer.copy_(kept)
+    @torch.no_grad()
+    def _restore_buffers(self, skipped: Tensor | None = None) -> None:
+        """Take the buffers back to ``keep_buffers``; with ``skipped``, only where that is true."""
+        for buffers, kept in self._kept:
+            if skipped is None:
+                torch._foreach_copy_(buffers, kept)
+                continue
+            for buffer, before in zip(buffers, kept, strict=True):
+                torch.where(skipped, before, buffer, out=buffer)
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         """The whole optimizer state by parameter: its moments as tensors of the parameter's shape, and numbers. Every
@@ -150,6 +162,20 @@ class AccelerateEngine:
         if self.accelerator.num_processes == 1:
             return items
         return cast(list[Any], gather_object(items))
+
+
+def _apply(optimizer: Any, skipped: Tensor) -> None:
+    """Step ``optimizer`` unless ``skipped``."""
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        if not bool(skipped):
+            optimizer.step()
+        return
+    # as GradScaler does it: fused kernels leave weights, moments and counts alone where this is 1
+    optimizer.found_inf, optimizer.grad_scale = skipped.float(), None
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf, optimizer.grad_scale
 
 
 def _scaler(device: str, processes: int) -> torch.amp.GradScaler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from ca2cl.errors import InputError
 from ca2cl.runtime.signals import GivenUp, StopFlag
 from ca2cl.training.checkpoint import Checkpointer, read_state
 from ca2cl.training.engine import AccelerateEngine
+from ca2cl.training.readings import Reading
 from ca2cl.training.within_step import StepExit, step_exit
 
 logger = logging.getLogger(__name__)
@@ -95,10 +97,8 @@ class Progress:
         own = {"step": self.step, "bad_samples": self.bad_samples, "skipped_steps": self.skipped_steps}
         return {**own, **self.counts}
 
-    def add(self, bad_samples: int, skipped: bool, counts: Mapping[str, int]) -> None:
-        """Add what one step counted; ``skipped``: it was left out."""
-        self.step += 1
-        self.bad_samples += bad_samples
+    def add(self, skipped: bool, counts: Mapping[str, int]) -> None:
+        """Add what the method counted in one step; ``skipped``: it was left out."""
         self.skipped_steps += skipped
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
@@ -131,6 +131,9 @@ class TrainJob:
     """Optimizer steps between journal lines."""
     max_skipped: int = 20
     """Steps in a row that may be left out before the run ends."""
+    read_late: bool = False
+    """Whether a step's numbers are read after the next step has been launched, so that a GPU need not wait for the
+    host. Not for methods with an ``after_step``, which must know whether the step was skipped."""
     state: dict[str, Any] = field(default_factory=dict)
     """What every checkpoint carries besides weights and counts: run id, digests."""
 
@@ -150,53 +153,86 @@ def train(job: TrainJob, progress: Progress) -> bool:
 
 
 def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
-    skipped_in_a_row, first, saved = 0, progress.step, progress.step
+    first, saved = progress.step, progress.step
+    journal = _Journal(job, progress)
     while progress.step < job.total_steps:
         # fetch
         started = time.perf_counter()
         data, bad = _fetch(job, first=progress.step == first)
         waited = time.perf_counter() - started
         if data is None:
+            journal.settle()
             return _stopped(job, progress, saved)
 
-        # step: gradient, then the update unless the loss is not finite on any rank
+        # step: gradient, then the update unless loss or gradient is not finite on any rank
         job.engine.keep_buffers()
         try:
-            found = job.method.step(job.engine, way_out.watch(data.micro_batches, first=progress.step == first))
+            terms = job.method.step(job.engine, way_out.watch(data.micro_batches, first=progress.step == first))
         except GivenUp:
             job.engine.drop_step()
+            journal.settle()
             return _stopped(job, progress, saved)
-        terms = {name: float(value) for name, value in found.items()}
         lr = job.rate(progress.step)
-        grad_norm, skipped = _update(job, terms["loss"], lr)
-        skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
-        progress.add(len(bad), skipped, {name: round(terms.pop(name, 0.0)) for name in job.method.counters})
-        if not skipped:
-            job.method.after_step(job.engine.bare, progress.step, job.total_steps)
+        outcome = job.engine.optimizer_step(lr, job.clip_norm, terms["loss"])
+        progress.step += 1
+        progress.bad_samples += len(bad)
 
         # journal
-        if progress.step % job.log_every == 0 or progress.step == job.total_steps:
-            seconds = time.perf_counter() - started
-            job.observer.log_step(_record(job, progress, data.epoch, terms, lr, grad_norm, seconds, waited))
+        seconds = time.perf_counter() - started
+        journal.add(Reading(terms, outcome, _line(job, progress, data.epoch, lr, seconds, waited)))
+        epoch_ends = progress.step % job.steps_per_epoch == 0
+        save_due = progress.step == job.total_steps or progress.step % job.checkpoint_every == 0
+        journal.settle(but=int(job.read_late and not epoch_ends and not save_due))
         if bad:
             job.observer.log_bad(progress.step, bad)
         job.check_bad(progress.bad_samples, progress.step * job.batch_size, bad)
-        if skipped_in_a_row >= job.max_skipped:
-            raise InputError(
-                f"run.max_skipped = {skipped_in_a_row} steps in a row had a non-finite loss or gradient: "
-                "lower optim.lr, or use run.precision bf16 or no, in another output_dir"
-            )
         with job.stop.unhurried():
-            enough = progress.step % job.steps_per_epoch == 0 and job.observer.after_epoch(data.epoch, job.engine)
+            enough = epoch_ends and job.observer.after_epoch(data.epoch, job.engine)
 
         # checkpoint
-        last = bool(enough) or progress.step == job.total_steps
-        if last or progress.step % job.checkpoint_every == 0:
+        if enough or save_due:
             _save(job, progress)
             saved = progress.step
-        if last:
+        if enough:
             break
     return True
+
+
+class _Journal:
+    """Reads the steps' numbers in order, counts them and hands them to the observer."""
+
+    def __init__(self, job: TrainJob, progress: Progress) -> None:
+        self._job, self._progress, self._skipped_in_a_row = job, progress, 0
+        self._readings: deque[Reading] = deque()
+
+    def add(self, reading: Reading) -> None:
+        """Put a step's numbers behind those that have not been read yet."""
+        self._readings.append(reading)
+
+    def settle(self, but: int = 0) -> None:
+        """Read all steps but the last ``but``.
+
+        Raises:
+            InputError: too many in a row were skipped.
+        """
+        while len(self._readings) > but:
+            self._settle(self._readings.popleft())
+
+    def _settle(self, reading: Reading) -> None:
+        job, progress, line = self._job, self._progress, reading.line
+        terms, grad_norm, skipped = reading.read()
+        counts = {name: round(number) for name in job.method.counters if math.isfinite(number := terms.pop(name, 0.0))}
+        progress.add(skipped, counts)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if not skipped:
+            job.method.after_step(job.engine.bare, line["step"], job.total_steps)
+        if line["step"] % job.log_every == 0 or line["step"] == job.total_steps:
+            job.observer.log_step(_record(job, progress, line, terms, grad_norm))
+        if self._skipped_in_a_row >= job.max_skipped:
+            raise InputError(
+                f"run.max_skipped = {self._skipped_in_a_row} steps in a row had a non-finite loss or gradient: "
+                "lower optim.lr, or use run.precision bf16 or no, in another output_dir"
+            )
 
 
 def _stopped(job: TrainJob, progress: Progress, saved: int) -> bool:
@@ -206,13 +242,6 @@ def _stopped(job: TrainJob, progress: Progress, saved: int) -> bool:
     if job.engine.accelerator.is_main_process:
         logger.warning("stopped by a signal after step %d; start again to go on", progress.step)
     return False
-
-
-def _update(job: TrainJob, loss: float, lr: float) -> tuple[float, bool]:
-    if not math.isfinite(loss):
-        job.engine.drop_step()
-        return float("nan"), True
-    return job.engine.optimizer_step(lr, job.clip_norm)
 
 
 def _fetch(job: TrainJob, *, first: bool) -> tuple[StepData | None, list[Any]]:
@@ -261,26 +290,31 @@ def _save(job: TrainJob, progress: Progress) -> None:
         job.checkpointer.save(progress.step, job.engine, {**job.state, "progress": progress.state()})
 
 
-def _record(
-    job: TrainJob,
-    progress: Progress,
-    epoch: int,
-    terms: dict[str, float],
-    lr: float,
-    grad_norm: float,
-    seconds: float,
-    waited: float,
-) -> dict[str, Any]:
+def _line(job: TrainJob, progress: Progress, epoch: int, lr: float, seconds: float, waited: float) -> dict[str, Any]:
+    """What the host knows of a step."""
     return {
         "step": progress.step,
         "epoch": epoch,
         "samples": progress.step * job.batch_size,
-        **terms,
         "lr": lr,
-        "grad_norm": grad_norm,
         "tiles_per_s": job.batch_size / seconds,
         "data_wait_s": waited,
         "bad_samples": progress.bad_samples,
-        **{name: progress.counts[name] for name in job.method.counters},
+    }
+
+
+def _record(
+    job: TrainJob, progress: Progress, line: dict[str, Any], terms: dict[str, float], grad_norm: float
+) -> dict[str, Any]:
+    """The journal's line of a step."""
+    first = {name: line[name] for name in ("step", "epoch", "samples")}
+    last = {name: value for name, value in line.items() if name not in first and name != "lr"}
+    return {
+        **first,
+        **terms,
+        "lr": line["lr"],
+        "grad_norm": grad_norm,
+        **last,
+        **{name: progress.counts.get(name, 0) for name in job.method.counters},
         "skipped_steps": progress.skipped_steps,
     }

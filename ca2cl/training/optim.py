@@ -54,15 +54,23 @@ class LARS(torch.optim.Optimizer):
         parameter.add_(buffer, alpha=-group["lr"])
 
 
-def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that ``config`` names, over all trainable parameters of ``network``."""
+def build_optimizer(config: OptimConfig, network: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` names, over all trainable parameters of ``network``.
+
+    Args:
+        config: name and rates.
+        network: what is trained.
+        fused: one kernel for all parameters, as GPUs want it; LARS has none.
+    """
     params = [p for p in network.parameters() if p.requires_grad]
     rates: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.name == "lars":
+        return LARS(params, momentum=config.momentum, **rates)
+    if fused:
+        rates["fused"] = True
     if config.name == "adam":
         return torch.optim.Adam(params, betas=(config.momentum, 0.999), **rates)
     if config.name == "adamw":
         return torch.optim.AdamW(params, betas=(config.momentum, 0.999), **rates)
-    if config.name in ("sgd", "sgd_plain"):
-        nesterov = config.name == "sgd" and config.momentum > 0
-        return torch.optim.SGD(params, momentum=config.momentum, nesterov=nesterov, **rates)
-    return LARS(params, momentum=config.momentum, **rates)
+    nesterov = config.name == "sgd" and config.momentum > 0
+    return torch.optim.SGD(params, momentum=config.momentum, nesterov=nesterov, **rates)

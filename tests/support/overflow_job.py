@@ -66,7 +66,8 @@ def on_rank(_rank: int, out: Path, precision: str, steps: Sequence[str]) -> None
         scale, before = engine.loss_scale, digest(engine.bare)
         terms = method.step(engine, [views(int(step.rstrip("!")), rank, world)])
         norm, skipped = engine.optimizer_step(1e-3, 1e6)
-        mine = {"loss": float(terms["loss"]), "norm": norm, "skipped": skipped, "moved": digest(engine.bare) != before,
+        mine = {"loss": float(terms["loss"]), "norm": float(norm), "skipped": bool(skipped),
+                "moved": digest(engine.bare) != before,
                 "scale": scale, "digest": digest(engine.bare)}  # fmt: skip
         lines.append(engine.gather_list([mine]))
     if rank == 0:

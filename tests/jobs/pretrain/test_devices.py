@@ -32,6 +32,7 @@ from ca2cl.pretrain.batches import MicroBatches
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
+from ca2cl.training.readings import Reading
 from ca2cl.views.build import Views, build_views
 from tests.support.fake_gpu import fake_cuda, strict_meta
 
@@ -53,7 +54,7 @@ def _engine(network: nn.Module, device: torch.device, monkeypatch: pytest.Monkey
     accelerator = build_accelerator()
     monkeypatch.setattr(Accelerator, "device", property(lambda _: device))
     accelerator.device_placement = False  # a fake parameter cannot be moved twice
-    return AccelerateEngine(accelerator, network, build_optimizer(OptimConfig(), network))
+    return AccelerateEngine(accelerator, network, build_optimizer(OptimConfig(), network, fused=True))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -109,10 +110,14 @@ def test_a_training_step_runs_where_the_engine_is(
         micro_batches = MicroBatches(
             batch, lambda tiles: plain.views(tiles, _views(recipe)), gpu, COUNT // parts, groups
         )
+        engine.keep_buffers()
         terms = method.step(engine, micro_batches)
         assert {"nt_xent", "cluster", "nt_xent_adversarial"} < set(terms)
         assert {term.device for term in terms.values()} == {gpu}
         assert all(p.grad is not None and p.grad.device == gpu for p in engine.bare.parameters())
+        reading = Reading(terms, engine.optimizer_step(1e-3, 1.0, terms["loss"]), {})
+    found, _, skipped = reading.read()
+    assert set(found) == set(terms) and not skipped
 
 
 def test_features_are_extracted_on_the_device() -> None:

@@ -79,11 +79,14 @@ def test_every_optimizer_takes_the_configured_rate_and_decay(name: Any) -> None:
     assert group["lr"] == 0.25 and group["weight_decay"] == 0.125
 
 
-def make_engine(name: Any = "adamw", seed: int = 0) -> AccelerateEngine:
+LATE = pytest.mark.parametrize("late", [False, True])
+
+
+def make_engine(name: Any = "adamw", seed: int = 0, *, fused: bool = False) -> AccelerateEngine:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
     config = OptimConfig(name=name, lr=0.05)
-    return AccelerateEngine(build_accelerator(), network, build_optimizer(config, network))
+    return AccelerateEngine(build_accelerator(), network, build_optimizer(config, network, fused=fused))
 
 
 class Method(loop.Method):
@@ -135,12 +138,14 @@ def batches(start: int = 0, bad: int = 0) -> Iterator[Data]:
         step += 1
 
 
-def make_job(folder: Path, steps: int, *, start: int = 0, bad: int = 0, method: Method | None = None) -> TrainJob:
+def make_job(
+    folder: Path, steps: int, *, start: int = 0, bad: int = 0, method: Method | None = None, late: bool = False
+) -> TrainJob:
     return TrainJob(
         engine=make_engine(), method=method or Method(), data=batches(start, bad), observer=Recorder(),
         checkpointer=Checkpointer(folder, 2), stop=StopFlag(), batch_size=16, rate=lambda step: 0.05,
         checkpoint_every=4, max_skipped=3, total_steps=steps, steps_per_epoch=5,
-        check_bad=BadBudget(0.05).check, state={"run_id": "r"},
+        check_bad=BadBudget(0.05).check, state={"run_id": "r"}, read_late=late,
     )  # fmt: skip
 
 
@@ -169,8 +174,9 @@ def test_a_restored_checkpoint_goes_on_bit_for_bit(name: Any, tmp_path: Path) ->
         assert torch.equal(a, b)
 
 
-def test_the_loop_trains_journals_and_keeps_the_newest_checkpoints(tmp_path: Path) -> None:
-    job, progress = make_job(tmp_path, 10), Progress()
+@LATE
+def test_the_loop_trains_journals_and_keeps_the_newest_checkpoints(tmp_path: Path, late: bool) -> None:
+    job, progress = make_job(tmp_path, 10, late=late), Progress()
     assert train(job, progress)
     assert isinstance(job.observer, Recorder)
     lines = job.observer.lines
@@ -182,10 +188,12 @@ def test_the_loop_trains_journals_and_keeps_the_newest_checkpoints(tmp_path: Pat
     assert read_state(tmp_path / "step-000000010")["progress"]["step"] == 10
 
 
-def test_a_loss_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> None:
-    job, progress = make_job(tmp_path, 6, method=Method(broken=[2])), Progress()
-    assert train(job, progress)
+@LATE
+def test_a_loss_that_is_not_finite_is_left_out_and_counted(tmp_path: Path, late: bool) -> None:
+    job, progress = make_job(tmp_path, 6, method=Method(broken=[2]), late=late), Progress()
+    assert train(job, progress) and isinstance(job.observer, Recorder)
     assert progress.skipped_steps == 1
+    assert [line["skipped_steps"] for line in job.observer.lines] == [0, 0, 1, 1, 1, 1]
     assert all(torch.isfinite(value).all() for value in weights(job))
     twin = make_job(tmp_path / "twin", 2)
     train(twin, Progress())
@@ -227,9 +235,47 @@ def test_a_checkpoint_of_the_version_before_gives_the_same_counts(tmp_path: Path
     assert progress.counts == {"skipped_adversaries": 4} and progress.state() == held
 
 
-def test_losses_that_stay_not_finite_end_the_run(tmp_path: Path) -> None:
+@LATE
+def test_losses_that_stay_not_finite_end_the_run(tmp_path: Path, late: bool) -> None:
     with pytest.raises(InputError, match="3 steps in a row"):
-        train(make_job(tmp_path, 10, method=Method(broken=range(4, 10))), Progress())
+        train(make_job(tmp_path, 10, method=Method(broken=range(4, 10)), late=late), Progress())
+
+
+def test_numbers_read_late_are_read_after_the_next_step(tmp_path: Path) -> None:
+    """And all of them before a checkpoint and at an epoch's end: every fourth and every fifth step."""
+    seen: list[tuple[int, int]] = []
+
+    class Watched(Method):
+        def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> dict[str, Tensor]:
+            assert isinstance(job.observer, Recorder)
+            seen.append((self.step_number, len(job.observer.lines)))
+            return super().step(engine, micro_batches)
+
+    job = make_job(tmp_path, 7, method=Watched(), late=True)
+    assert train(job, Progress())
+    assert seen == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 4), (5, 5), (6, 5)]
+    assert [line["step"] for line in job.observer.lines] == list(range(1, 8))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_fused_optimizer_skips_a_step_without_being_told_by_the_host(name: Any, broken: str) -> None:
+    engine = make_engine(name, fused=True)
+    for number in range(3):
+        if number == 2:
+            before = [value.clone() for value in engine.bare.state_dict().values()]
+            moments = {key: dict(value) for key, value in engine.optimizer_state().items()}
+            moments = {key: {k: v.clone() for k, v in value.items()} for key, value in moments.items()}
+        engine.keep_buffers()
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(number))
+        loss = engine.network(x).square().mean()
+        engine.backward(loss * (float("nan") if number == 2 and broken == "gradient" else 1.0))
+        reported = loss.detach() * (float("nan") if number == 2 and broken == "loss" else 1.0)
+        outcome = engine.optimizer_step(0.05, None, reported)
+        assert bool(outcome.skipped) == (number == 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, engine.bare.state_dict().values(), strict=True))
+    after = engine.optimizer_state()
+    assert all(torch.equal(v, after[key][k]) for key, value in moments.items() for k, v in value.items())
 
 
 def test_too_many_bad_tiles_end_the_run(tmp_path: Path) -> None:
