@@ -18,9 +18,10 @@ from ca2cl.methods.surrogate import given_gradient
 
 LOGITS_AT_ONCE = 1 << 22
 """Most logits in memory at a time (16 MB in fp32): memory grows with G and not with G^2."""
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = {"cpu": 64}
+_ROWS_ON_GPUS = 512
 """Rows of a block. All blocks have as many, padded: a matrix product's last bits depend on its shape, which must not
-depend on how many rows a rank has."""
+depend on how many rows a rank has. A GPU wants few large kernels, a CPU those that fit into a cache."""
 
 
 class _Block(NamedTuple):
@@ -73,7 +74,8 @@ def _value_and_gradients(
     columns_ND = torch.cat(rows.gather(z1_BD, z2_BD))
     pairs = len(columns_ND) // 2
     local = 2 * len(z1_BD)
-    size = max(1, min(_ROWS_AT_ONCE, logits_at_once // len(columns_ND)))
+    most = _ROWS_AT_ONCE.get(z1_BD.device.type, _ROWS_ON_GPUS)
+    size = max(1, min(most, logits_at_once // len(columns_ND)))
     blocks = _blocks(torch.cat([z1_BD, z2_BD]), rows.own, pairs, size)
     log_z = torch.cat([block.logits(columns_ND, temperature).logsumexp(1) for block in blocks])
     log_z_N = torch.cat(rows.gather(*log_z[:local, None].chunk(2))).squeeze(1)

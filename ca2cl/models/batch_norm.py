@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ca2cl.models.group_batch_norm import group_batch_norm
 from ca2cl.models.sync_batch_norm import reproducible_batch_norm, sync_batch_norm, world_size
 
 Norm = Literal["sync", "frozen", "lane_group"]
@@ -72,21 +73,10 @@ class BatchNorm(nn.BatchNorm2d):
         # A CPU has nothing to gain from one large kernel, and pays for the copies that it needs.
         if x_BCHW.device.type == "cpu":
             return torch.cat([self._forward_local(rows) for rows in torch.split(x_BCHW, self.group)])
-        return self._forward_side_by_side(x_BCHW)
-
-    def _forward_side_by_side(self, x_BCHW: Tensor) -> Tensor:
-        """All groups by one kernel, which takes a group's channels for channels of their own; the same numbers."""
-        batch, channels, height, width = x_BCHW.shape
-        groups = batch // self.group
-        x_GSHWC = x_BCHW.permute(0, 2, 3, 1).reshape(groups, self.group, height, width, channels)
-        x_SHWGC = x_GSHWC.permute(1, 2, 3, 0, 4).reshape(self.group, height, width, groups * channels)
-        mean, var = self.bias.new_zeros(2, groups * channels).unbind()
-        weight, bias = self.weight.repeat(groups), self.bias.repeat(groups)
-        out = F.batch_norm(x_SHWGC.permute(0, 3, 1, 2), mean, var, weight, bias, True, 1.0, self.eps)
+        out, mean_GC, var_GC = group_batch_norm(x_BCHW, self.weight, self.bias, self.group, self.eps)
         if self.slot is not None:
-            self._record(mean.view(groups, channels), var.view(groups, channels))
-        out_SHWGC = out.permute(0, 2, 3, 1).reshape(self.group, height, width, groups, channels)
-        return out_SHWGC.permute(3, 0, 1, 2, 4).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+            self._record(mean_GC, var_GC)
+        return out
 
     def _forward_sync(self, x_BCHW: Tensor) -> Tensor:
         """Statistics over every process's samples."""

@@ -88,8 +88,8 @@ class _Sync(torch.autograd.Function):
             sums_2C = sums_2C.double()
             dist.all_reduce(sums_2C.div_(world_size()))
             sums_2C = sums_2C.to(weight_C.dtype)
-        mean_grad_C, mean_product_C = sums_2C * (world_size() / ctx.number)
-        grad_x = _input_gradient(grads[0], x_BCHW, weight_C, mean_C, var_C, mean_grad_C, mean_product_C, ctx.eps)
+        rows = ctx.number // world_size()  # of a rank, as the sums are
+        grad_x = _input_gradient(grads[0], x_BCHW, weight_C, mean_C, var_C, sums_2C, rows, ctx.eps)
         return grad_x, sums_2C[1], sums_2C[0], None
 
 
@@ -115,8 +115,8 @@ def _input_gradient(
     weight_C: Tensor,
     mean_C: Tensor,
     var_C: Tensor,
-    mean_grad_C: Tensor,
-    mean_product_C: Tensor,
+    sums_2C: Tensor,
+    rows: int,
     eps: float,
 ) -> Tensor:
     """w r [g - mean(g) - u mean(g u)] with u = r (x - m), in the precision of ``x_BCHW``.
@@ -127,19 +127,20 @@ def _input_gradient(
         weight_C: w.
         mean_C: m.
         var_C: v, with r = 1 / sqrt(v + eps).
-        mean_grad_C: mean of g over all ranks.
-        mean_product_C: mean of g u over all ranks.
+        sums_2C: sums of g and of g u.
+        rows: over which these are.
         eps: added to the variance.
     """
     scale_C = torch.rsqrt(var_C + eps)
-    if x_BCHW.is_cuda:  # what torch's SyncBatchNorm calls; it divides its sums by a count
-        one = torch.ones(1, dtype=torch.int32, device=x_BCHW.device)
+    if x_BCHW.is_cuda:  # what torch's SyncBatchNorm calls
+        count = torch.full((1,), rows, dtype=torch.int32, device=x_BCHW.device)
         grad_x: Tensor = torch.batch_norm_backward_elemt(
-            grad_BCHW, x_BCHW, mean_C, scale_C, weight_C, mean_grad_C, mean_product_C / scale_C, one
+            grad_BCHW, x_BCHW, mean_C, scale_C, weight_C, sums_2C[0], sums_2C[1] / scale_C, count
         )
         return grad_x
     # a g + b x + c
     a_C = weight_C * scale_C
+    mean_grad_C, mean_product_C = sums_2C / rows
     b_C = -a_C * scale_C * mean_product_C
     c_C = -a_C * mean_grad_C - b_C * mean_C
     a, b, c = (part[:, None, None] for part in (a_C, b_C, c_C))

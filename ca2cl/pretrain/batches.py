@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ca2cl.data.loading.stream import BadTile, LaneStream, TileBatch
 from ca2cl.methods.base import Tiles
@@ -26,7 +27,7 @@ class MicroBatches(Sequence[Any]):
         self, batch: TileBatch, views: MakeViews, device: torch.device, size: int, groups: LaneGroups | None = None
     ) -> None:
         self._batch, self._views, self._device, self._size, self._groups = batch, views, device, size, groups
-        self._order = torch.arange(len(batch.keys)) if groups is None else groups.first_order(batch.positions)
+        self._order = None if groups is None else groups.first_order(batch.positions)
 
     def __len__(self) -> int:
         return -(-len(self._batch.keys) // self._size)
@@ -35,12 +36,22 @@ class MicroBatches(Sequence[Any]):
         """The views of micro-batch ``number``."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        rows = self._order[number * self._size : (number + 1) * self._size]
-        tiles, positions = (
-            part[rows].to(self._device, non_blocking=True) for part in (self._batch.tiles, self._batch.positions)
+        rows = slice(number * self._size, (number + 1) * self._size)
+        tiles, positions, keys = (
+            self._rows(x, rows) for x in (self._batch.tiles, self._batch.positions, self._batch.key_hash)
         )
-        second_order = self._groups.second_order(len(rows)).to(self._device) if self._groups else None
-        return self._views(Tiles(tiles, self._batch.key_hash[rows], self._batch.epoch, positions, second_order))
+        tiles, positions = (x.to(self._device, non_blocking=True) for x in (tiles, positions))
+        second_order = None
+        if self._groups is not None:
+            second_order = self._groups.second_order(len(keys)).to(self._device, non_blocking=True)
+        return self._views(Tiles(tiles, keys, self._batch.epoch, positions, second_order))
+
+    def _rows(self, x: Tensor, rows: slice) -> Tensor:
+        """Rows of ``x`` in the order of groups; in pinned memory where ``x`` is, or no copy from it is asynchronous."""
+        if self._order is None:
+            return x[rows]
+        order = self._order[rows]
+        return torch.index_select(x, 0, order, out=x.new_empty(len(order), *x.shape[1:], pin_memory=x.is_pinned()))
 
 
 @dataclass(frozen=True)
