@@ -1,4 +1,9 @@
-"""Micro-batches of tiles on the device, for a method's step."""
+"""Micro-batches of tiles on the device, for a method's step.
+
+Views are pure functions of a tile, and exact accumulation wants those of a micro-batch up to four times: they are kept
+where there is room. On a GPU they are made ahead, on a stream of their own: the loop asks for step t + 1 while the
+device works on step t, and finds tiles copied and views rendered beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ca2cl.data.loading.stream import BadTile, LaneStream, TileBatch
 from ca2cl.methods.base import Tiles
@@ -15,19 +21,38 @@ from ca2cl.models.bn_groups import LaneGroups
 
 MakeViews = Callable[[Tiles], Any]
 """Makes the input of a method's step from a micro-batch; a pure function."""
+KEPT_BYTES = 2 << 30
+"""Most memory for views that are kept, a step."""
 
 
 class MicroBatches(Sequence[Any]):
     """A step's tiles in micro-batches of ``size`` rows, each turned into its views on access.
 
-    With ``groups``, rows come in the order in which groups of normalisation are runs of them.
+    Args:
+        batch: this rank's share.
+        views: makes the views.
+        device: where tiles go.
+        size: rows of a micro-batch.
+        groups: with it, rows come in the order in which groups of normalisation are runs of them.
+        stream: CUDA stream on which ``prefetch`` works.
+        kept_bytes: most memory for views that are kept until the step ends.
     """
 
     def __init__(
-        self, batch: TileBatch, views: MakeViews, device: torch.device, size: int, groups: LaneGroups | None = None
+        self,
+        batch: TileBatch,
+        views: MakeViews,
+        device: torch.device,
+        size: int,
+        groups: LaneGroups | None = None,
+        stream: torch.cuda.Stream | None = None,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self._batch, self._views, self._device, self._size, self._groups = batch, views, device, size, groups
         self._order = None if groups is None else groups.first_order(batch.positions)
+        self._stream, self._room = stream, kept_bytes
+        self._kept: dict[int, Any] = {}
+        self._ready: dict[int, torch.cuda.Event] = {}
 
     def __len__(self) -> int:
         return -(-len(self._batch.keys) // self._size)
@@ -36,15 +61,37 @@ class MicroBatches(Sequence[Any]):
         """The views of micro-batch ``number``."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        rows = slice(number * self._size, (number + 1) * self._size)
-        tiles, positions, keys = (
-            self._rows(x, rows) for x in (self._batch.tiles, self._batch.positions, self._batch.key_hash)
-        )
+        if number not in self._kept:
+            return self._keep(number, self._make(number))
+        if number in self._ready:  # made on another stream, which may not reuse their memory before this one is done
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(self._ready.pop(number))
+            for tensor in _tensors(self._kept[number]):
+                tensor.record_stream(current)
+        return self._kept[number]
+
+    def prefetch(self) -> None:
+        """Start copying tiles and making views of as many micro-batches as are kept; on a GPU only."""
+        if self._stream is None:
+            return
+        with torch.cuda.stream(self._stream):
+            for number in range(len(self)):
+                before = self._room
+                self._keep(number, self._make(number))
+                if number not in self._kept:
+                    return
+                self._ready[number] = self._stream.record_event()
+                if self._room < before - self._room:  # the next one's would find none
+                    return
+
+    def _make(self, number: int) -> Any:
+        rows, batch = slice(number * self._size, (number + 1) * self._size), self._batch
+        tiles, positions, keys = (self._rows(x, rows) for x in (batch.tiles, batch.positions, batch.key_hash))
         tiles, positions = (x.to(self._device, non_blocking=True) for x in (tiles, positions))
         second_order = None
         if self._groups is not None:
             second_order = self._groups.second_order(len(keys)).to(self._device, non_blocking=True)
-        return self._views(Tiles(tiles, keys, self._batch.epoch, positions, second_order))
+        return self._views(Tiles(tiles, keys, batch.epoch, positions, second_order))
 
     def _rows(self, x: Tensor, rows: slice) -> Tensor:
         """Rows of ``x`` in the order of groups; in pinned memory where ``x`` is, or no copy from it is asynchronous."""
@@ -52,6 +99,19 @@ class MicroBatches(Sequence[Any]):
             return x[rows]
         order = self._order[rows]
         return torch.index_select(x, 0, order, out=x.new_empty(len(order), *x.shape[1:], pin_memory=x.is_pinned()))
+
+    def _keep(self, number: int, views: Any) -> Any:
+        """``views``, kept for the next access where there is room and may be one."""
+        size = sum(tensor.untyped_storage().nbytes() for tensor in _tensors(views))
+        wanted = self._stream is not None or len(self) > 1
+        if wanted and size <= self._room:
+            self._room -= size
+            self._kept[number] = views
+        return views
+
+
+def _tensors(views: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(views) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -79,5 +139,8 @@ def feed(
         micro_batch_size: most tiles at a time.
         groups: BatchNorm groups of ``lane_group``; None: there are none.
     """
+    beside = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for batch in stream:
-        yield FedStep(batch.epoch, batch.bad, MicroBatches(batch, views, device, micro_batch_size, groups))
+        micro_batches = MicroBatches(batch, views, device, micro_batch_size, groups, beside)
+        micro_batches.prefetch()
+        yield FedStep(batch.epoch, batch.bad, micro_batches)

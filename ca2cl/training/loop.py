@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ca2cl.errors import InputError
@@ -158,7 +157,7 @@ def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
     while progress.step < job.total_steps:
         # fetch
         started = time.perf_counter()
-        data, bad = _fetch(job, first=progress.step == first)
+        data, bad = _fetch(job, way_out, first=progress.step == first)
         waited = time.perf_counter() - started
         if data is None:
             journal.settle()
@@ -244,11 +243,11 @@ def _stopped(job: TrainJob, progress: Progress, saved: int) -> bool:
     return False
 
 
-def _fetch(job: TrainJob, *, first: bool) -> tuple[StepData | None, list[Any]]:
+def _fetch(job: TrainJob, way_out: StepExit, *, first: bool) -> tuple[StepData | None, list[Any]]:
     """The next step's data, None where a signal asks to stop before it, and the bad tiles of all ranks.
 
-    Ranks agree before the step by one small collective. Without it a rank that cannot read its data would leave the
-    others waiting in a collective of the step until the launcher ends them.
+    Ranks agree before the step by one small collective on the host. Without it a rank that cannot read its data would
+    leave the others waiting in a collective of the step until the launcher ends them.
     """
     failure: Exception | None = None
     data: StepData | None = None
@@ -262,8 +261,7 @@ def _fetch(job: TrainJob, *, first: bool) -> tuple[StepData | None, list[Any]]:
     bad = data.bad if data is not None else []
     # one step at least, or a job that is stopped early each time never ends
     leave = data is None or job.stop.overdue(first=first)
-    flags = [float(failure is not None), float(leave), float(job.stop.interrupted), float(len(bad))]
-    total = job.engine.accelerator.reduce(torch.tensor(flags, device=job.engine.device), reduction="sum").tolist()
+    total = way_out.total([failure is not None, leave, job.stop.interrupted, len(bad)])
     if total[0] > 0:
         raise _failure(job, failure)
     if total[2] > 0:

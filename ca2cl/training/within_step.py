@@ -41,17 +41,21 @@ class StepExit:
         Raises:
             GivenUp: on every rank, where one has to leave.
         """
-        leave = self._stop.overdue(first=first)
-        if self._world > 1:
-            if self._group is None:
-                self._group = distributed.new_group(backend="gloo")
-            flags = torch.tensor([leave, self._stop.interrupted], dtype=torch.uint8)
-            distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._group)
-            leave = bool(flags[0])
-            if flags[1]:
-                self._stop.interrupted = True
+        leave, interrupted = self.total([self._stop.overdue(first=first), self._stop.interrupted])
+        self._stop.interrupted |= interrupted > 0
         if leave:
             raise GivenUp
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """The sum over ranks, found on the host: a GPU goes on with what it has been given. Every rank calls it."""
+        if self._world == 1:
+            return list(numbers)
+        if self._group is None and distributed.get_backend() != "gloo":
+            self._group = distributed.new_group(backend="gloo")
+        shared = torch.tensor(numbers, dtype=torch.float64)
+        distributed.all_reduce(shared, group=self._group)
+        found: list[float] = shared.tolist()
+        return found
 
     def close(self) -> None:
         """Destroy the process group."""
