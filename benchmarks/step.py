@@ -40,7 +40,7 @@ OBJECTIVE = ObjectiveConfig(epsilon=0.1, epsilon_mode="relative")
 
 def naive_gradient(network: Network, x1: Tensor, x2: Tensor) -> None:
     """Accumulate the gradient of L1 + L2 by two backwards and a weight that is written and restored."""
-    rows, config = Rows.at(torch.arange(len(x1))), OBJECTIVE
+    rows, config = Rows.at(torch.arange(len(x1), device=x1.device)), OBJECTIVE
     first, second = network(x1, None, 0), network(x2, None, 1)
     found1, found2 = (k_means(one.g, config.clusters, config.lloyd_iterations) for one in (first, second))
     clusters = cluster_loss(first.g, second.g, found1, found2, config.cluster_temperature)

@@ -43,6 +43,14 @@ def fix_numerics(device: torch.device) -> dict[str, str]:
     return found | {name: os.environ[name] for name in _CHOOSE_KERNELS if name in os.environ}
 
 
+def choose_kernels(device: torch.device, *, tf32: bool) -> None:
+    """Let cuDNN choose the fastest kernels by trial, and set whether fp32 is rounded to TF32. For GPUs only."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
 def check_numerics(here: dict[str, str], there: dict[str, str], whose: str) -> None:
     """Compare two results of ``fix_numerics``.
 

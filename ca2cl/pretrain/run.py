@@ -32,7 +32,7 @@ from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
-from ca2cl.pretrain.numerics import check_numerics, fix_numerics
+from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
 from ca2cl.pretrain.resume import is_finished
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
@@ -79,6 +79,8 @@ def run(config: PretrainConfig) -> int:
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
     weights = weights_digest(encoder, config.model.mean, config.model.std)
+    if config.run.compile:
+        encoder.compile(dynamic=False)
     engine = _engine(config, accelerator, method.build(encoder), micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
@@ -210,7 +212,11 @@ def _method(config: PretrainConfig) -> Method:
 
 def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
     """Numerics that ``bitwise`` depends on, checked to be equal on all ranks; None for other accumulations."""
-    numerics = fix_numerics(accelerator.device) if config.run.accumulation == "bitwise" else None
+    numerics = None
+    if config.run.accumulation == "bitwise":
+        numerics = fix_numerics(accelerator.device)
+    else:
+        choose_kernels(accelerator.device, tf32=config.run.tf32)
     for rank, there in enumerate(ranks.share(numerics)):
         check_numerics(numerics or {}, there or {}, f"on rank {rank}")
     return numerics
