@@ -40,7 +40,7 @@ from ca2cl.models.backbone import build_encoder
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.heads import Network
 from ca2cl.pretrain.batches import feed
-from ca2cl.pretrain.numerics import choose_kernels
+from ca2cl.pretrain.numerics import choose_kernels, compile_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
@@ -91,7 +91,7 @@ class Job:
         choose_kernels(accelerator.device, tf32=False)
         encoder = build_encoder(case.arch, case.norm, group=GROUP, identity_blocks=True)
         if case.compiled:
-            encoder.compile(dynamic=False)
+            compile_encoder(encoder)
         network = Network(encoder).train()
         optimizer = build_optimizer(OptimConfig(name="adam"), network, fused=accelerator.device.type == "cuda")
         self.engine = AccelerateEngine(accelerator, network, optimizer, case.precision)

@@ -235,9 +235,6 @@ class RunConfig:
     """Autocast precision of the encoder and heads; the losses are always computed in fp32."""
     tf32: bool = False
     """Whether a GPU rounds the inputs of fp32 convolutions and matrix products to TF32: faster with precision no."""
-    compile: bool = False
-    """Whether torch.compile compiles the encoder. The first step takes a minute or more, and results change in the last
-    digits. Not with accumulation bitwise."""
     checkpoint_every: int = 1000
     """Optimizer steps between checkpoints; one is always written at the end."""
     keep_last: int = 2
@@ -260,11 +257,6 @@ class RunConfig:
             self, "run", batch_size=Ge(2), micro_batch_size=Ge(2), epochs=Ge(1), steps=Ge(1), checkpoint_every=Ge(1),
             keep_last=Ge(1), log_every=Ge(1), max_skipped=Ge(1), keep_every=Ge(1), figures_every=Ge(0),
             seed=Interval(ge=0, lt=2**31),
-        )  # fmt: skip
-        require(
-            not (self.compile and self.accumulation == "bitwise"), "run.compile", self.compile,
-            "the kernels that torch.compile makes round otherwise for every shape; leave it out under run.accumulation "
-            "bitwise",
         )  # fmt: skip
 
 

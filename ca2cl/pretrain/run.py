@@ -79,8 +79,6 @@ def run(config: PretrainConfig) -> int:
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
     weights = weights_digest(encoder, config.model.mean, config.model.std)
-    if config.run.compile:
-        encoder.compile(dynamic=False)
     engine = _engine(config, accelerator, method.build(encoder), micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every

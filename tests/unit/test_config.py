@@ -42,11 +42,6 @@ def test_a_range_is_told_in_words_and_none_is_in_any() -> None:
         c.check_ranges(config, "run", batch_size=Interval(gt=0, lt=256))
 
 
-def test_a_compiled_encoder_is_refused_where_every_bit_is_promised() -> None:
-    with pytest.raises(InputError, match=r"^run.compile is True: .*leave it out under run.accumulation bitwise$"):
-        c.RunConfig(compile=True, accumulation="bitwise")
-
-
 def test_a_batch_that_lanes_do_not_divide_is_refused_with_a_lane_count_that_works() -> None:
     with pytest.raises(InputError, match=r"--data.lanes 4"):
         PretrainConfig(run=c.RunConfig(batch_size=20), data=c.DataConfig(lanes=8))
