@@ -1,7 +1,7 @@
 """Pre-training on one GPU: tiles a second, what share of the device's own rate that is, waits and memory.
 
     python -m benchmarks.gpu [--archs resnet18 resnet50] [--batches 256 896 1792] [--precisions bf16 fp16]
-                             [--norms sync lane_group frozen] [--compile no yes] [--steps 20] [--size 224] [--plain]
+                             [--norms sync lane_group frozen] [--steps 20] [--size 224] [--plain]
 
 Every case runs the training loop's own parts (feed, views, step, optimizer, numbers read a step late) on tiles that lie
 decoded in pinned memory, so that reading and decoding, which CPUs do beside it, are left out (``benchmarks.loader``).
@@ -40,7 +40,7 @@ from ca2cl.models.backbone import build_encoder
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.heads import Network
 from ca2cl.pretrain.batches import feed
-from ca2cl.pretrain.numerics import choose_kernels, compile_encoder
+from ca2cl.pretrain.numerics import choose_kernels
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
@@ -57,7 +57,6 @@ class Case(NamedTuple):
     batch: int
     precision: Any
     norm: Any
-    compiled: bool
 
 
 class Rates(NamedTuple):
@@ -90,8 +89,6 @@ class Job:
         accelerator = build_accelerator()
         choose_kernels(accelerator.device, tf32=False)
         encoder = build_encoder(case.arch, case.norm, group=GROUP, identity_blocks=True)
-        if case.compiled:
-            compile_encoder(encoder)
         network = Network(encoder).train()
         optimizer = build_optimizer(OptimConfig(name="adam"), network, fused=accelerator.device.type == "cuda")
         self.engine = AccelerateEngine(accelerator, network, optimizer, case.precision)
@@ -167,7 +164,7 @@ def measure(case: Case, options: argparse.Namespace) -> Rates:
 
 def views_alone(batch: int, options: argparse.Namespace) -> float:
     """Pairs of views a second of tiles on the device."""
-    job = Job(Case("resnet18", batch, "no", "frozen", False), options.size)
+    job = Job(Case("resnet18", batch, "no", "frozen"), options.size)
     (one, *_) = host_tiles(batch, options.size, 1)
     tiles = one.tiles.to(job.engine.device)
 
@@ -221,22 +218,15 @@ def main() -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[256, 896, 1792])
     parser.add_argument("--precisions", nargs="+", choices=("no", "bf16", "fp16"), default=["bf16", "fp16"])
     parser.add_argument("--norms", nargs="+", choices=("sync", "lane_group", "frozen"), default=["sync", "lane_group"])
-    parser.add_argument("--compile", nargs="+", choices=("no", "yes"), default=["no"])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm_up", type=int, default=5)
     parser.add_argument("--plain", action="store_true", help="the naive form, too")
     options = parser.parse_args()
     print(f"{card()}; {options.size} px, {options.steps} steps a case\n")
-    print("| body | batch | precision | norm | compiled | tiles/s | of resident | data wait | peak GB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    chosen = (
-        options.archs,
-        options.batches,
-        options.precisions,
-        options.norms,
-        [one == "yes" for one in options.compile],
-    )
+    print("| body | batch | precision | norm | tiles/s | of resident | data wait | peak GB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    chosen = (options.archs, options.batches, options.precisions, options.norms)
     for case in itertools.starmap(Case, itertools.product(*chosen)):
         try:
             found = measure(case, options)
@@ -252,7 +242,7 @@ def main() -> int:
     for batch in options.batches:
         print(f"\nviews alone, {batch} tiles: {views_alone(batch, options):,.0f} pairs/s", flush=True)
     if options.plain:
-        case = Case(options.archs[0], options.batches[0], options.precisions[0], options.norms[0], False)
+        case = Case(options.archs[0], options.batches[0], options.precisions[0], options.norms[0])
         steps, cpu = plain(case, options)
         print(
             f"\nplain form, {case.arch}, {case.batch} tiles, {case.precision}: {min(steps, cpu):,.0f} tiles/s with "
