@@ -6,7 +6,7 @@
 #
 # hosts.txt has one name or address in each line (`#` starts a comment). Rank 0 runs on the first host, and the others
 # connect to it under that name. Every host needs this folder under the same path, with ca2cl in CA2CL_VENV, and must
-# see the shards and run.output_dir. SSH must not ask for a password: use keys, and set users and ports in ~/.ssh/config.
+# see the shards and run.output_dir. SSH must not ask for a password: use keys, with users and ports in ~/.ssh/config.
 #   CA2CL_PROCESSES   processes a host; default 1
 #   CA2CL_VENV        virtual environment, default .venv in this folder
 #   CA2CL_ACCELERATE  launcher configuration, default accelerate_configs/multi_node.yaml
@@ -17,8 +17,8 @@
 #
 # SIGTERM, SIGUSR1, SIGHUP or Ctrl-C to this script, or a lost connection to a host, end the job with a checkpoint. If a
 # host fails, the others get SIGTERM. Two minutes later they get it again, which ends ranks that still wait for the
-# failed host. The exit code is the first one that was not 0: 85 after a checkpoint (run the script again), 2 for bad input,
-# 255 if SSH could not log in.
+# failed host. The exit code is the first one that was not 0: 85 after a checkpoint (run the script again), 2 for bad
+# input, 255 if SSH could not log in.
 set -euo pipefail
 if [ $# -lt 2 ] || [ ! -f "$1" ]; then
     echo "usage: bash launch/ssh.sh HOSTS_FILE VERB [--setting VALUE ...]; $0 begins with an explanation" >&2
