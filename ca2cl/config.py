@@ -63,7 +63,7 @@ def check_ranges(config: object, group: str = "", **ranges: Ge | Gt | Interval) 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the tiles come from and in which order."""
+    """Tiles and their order."""
 
     shards: str = ""
     """Folder or URL that ``ca2cl shard`` wrote: tars, index and manifest."""
@@ -73,7 +73,8 @@ class DataConfig:
     """Number of parallel reading positions. Determines the content of every batch. Must be a multiple of the number of
     processes and must divide run.batch_size."""
     workers: int = 2
-    """Decoding processes for each training process; 0 decodes in the training process. Never changes a result."""
+    """Decoding processes for each training process; 0 decodes in the training process itself. Does not affect
+    results."""
     cache_dir: str | None = None
     """Local folder that caches remote shards; needed for remote shards only."""
     cache_gb: float | None = None
@@ -199,7 +200,7 @@ class OptimConfig:
     warmup_steps: int = 0
     """Steps of linear warm-up from 0 before the schedule starts."""
     clip_norm: float | None = None
-    """Maximum norm of the whole gradient; none does not clip."""
+    """Maximum norm of the whole gradient; none: no clipping."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -244,8 +245,8 @@ class RunConfig:
     """Epochs between figures of the curves and of the clusters; 0 draws them only at the end."""
     resume: str = "auto"
     """auto: resume from the newest checkpoint in run.output_dir if there is one; the settings must be those of its run.
-    never: refuse a used folder. PATH: begin a new run from this checkpoint in a new run.output_dir, with other settings
-    if you like; the same command again resumes from the new run's own checkpoints."""
+    never: refuse a used folder. PATH: begin a new run from this checkpoint in a new run.output_dir; other settings are
+    allowed, and the same command again resumes from the new run's own checkpoints."""
     max_skipped: int = 20
     """Consecutive steps that may be skipped because of a non-finite loss or gradient; after more the run stops."""
 

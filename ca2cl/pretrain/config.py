@@ -33,7 +33,7 @@ class PretrainConfig:
     """Pre-train an encoder on shards without labels, and register it in MLflow."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """Where the tiles come from and in which order."""
+    """Tiles and their order."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The encoder and its heads."""
     views: ViewsConfig = field(default_factory=ViewsConfig)

@@ -16,7 +16,10 @@ POSITIONAL = ("source", "out")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
-    """Write tiles as WebDataset shards with an index and a manifest. If it is killed, run it again to resume."""
+    """Write tiles as WebDataset shards with an index and a manifest.
+
+    If it is killed, run it again to resume.
+    """
 
     source: str
     """Folder of class folders, folder of images, folder written by datasets.save_to_disk, hf:NAME, or
