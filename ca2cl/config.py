@@ -63,26 +63,27 @@ def check_ranges(config: object, group: str = "", **ranges: Ge | Gt | Interval) 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the tiles come from and in which order."""
+    """Tiles and their order."""
 
     shards: str = ""
     """Folder or URL that ``ca2cl shard`` wrote: tars, index and manifest."""
     image_size: int = 224
     """Side in pixels of the views that the encoder sees."""
     lanes: int = 64
-    """Number of parallel reading positions. Fixes the content of every batch; must be a multiple of the number of
-    processes and divide run.batch_size."""
+    """Number of parallel reading positions. Determines the content of every batch. Must be a multiple of the number of
+    processes and must divide run.batch_size."""
     workers: int = 2
-    """Decoding processes for each training process; 0 decodes in the training process. Never changes a result."""
+    """Decoding processes for each training process; 0 decodes in the training process itself. Does not affect
+    results."""
     cache_dir: str | None = None
-    """Local folder in which remote shards are kept. Needed for remote shards only."""
+    """Local folder that caches remote shards; needed for remote shards only."""
     cache_gb: float | None = None
-    """Most disk space, in 10^9 bytes, that the shards in data.cache_dir take; those opened longest ago make room. Two
-    shards for each lane that this machine serves are enough. None keeps them all."""
+    """Maximum size of data.cache_dir in 10^9 bytes; the shards opened longest ago are deleted first. Two shards for
+    each lane that this machine serves are enough. none keeps all shards."""
     fetch_timeout: float = 60.0
-    """Seconds without a byte of a remote file after which it is asked for again."""
+    """Seconds without data after which the download of a remote file is retried."""
     max_bad_rate: float = 0.01
-    """The run stops when more than this share of the samples read so far could not be decoded."""
+    """Largest share of samples that may fail to decode; above it the run stops."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -96,28 +97,27 @@ class ModelConfig:
     """The encoder and its heads."""
 
     arch: str = "resnet18"
-    """Backbone, without its classifier: resnet18, resnet34, resnet50; timm/NAME for one of timm's, such as
-    timm/vit_tiny_patch16_224; package.module:builder for one of your own code."""
+    """Backbone, without its classifier: resnet18, resnet34 or resnet50; timm/NAME for a timm model, such as
+    timm/vit_tiny_patch16_224; package.module:builder for your own code."""
     weights: str = "random"
-    """Where the backbone starts: random, torchvision:IMAGENET1K_V1, or anything the encoder resolver takes."""
+    """Initial weights: random, torchvision:IMAGENET1K_V1, or any other form that --encoder takes (see ca2cl probe)."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
-    """Whose samples a BatchNorm's statistics are taken over. sync: one forward pass's samples on all processes, which
-    with micro-batches are those of one micro-batch: run.accumulation must then be plain; frozen: the running
-    statistics, never updated; lane_group: fixed groups of lanes, the same on any hardware. A backbone without BatchNorm
-    (a ViT) needs none of them: its micro-batches are exact."""
+    """Samples that BatchNorm's statistics are computed over. sync: one forward pass on all processes; micro-batches
+    then need run.accumulation plain. frozen: the running statistics, never updated. lane_group: fixed groups of lanes,
+    the same on any hardware. A backbone without BatchNorm (a ViT) ignores this setting; its micro-batches are exact."""
     norm_group: int = 16
-    """Tiles in a group of lane_group normalisation."""
+    """Tiles in a group, for lane_group."""
     norm_block: int = 4
-    """Groups that make up a block of lane_group normalisation. A tile's two views have 1 / norm_block of their groups'
-    tiles in common, which helps to tell the pair apart without a look at it; 1: both views have the same groups, as
-    under a BatchNorm of each GPU's own. A batch, and what a process holds of it at a time, must be whole blocks of
-    norm_block * norm_group tiles. Runs begun before this setting existed have 2."""
+    """Groups in a block, for lane_group. The groups of a tile's two views share 1 / norm_block of their tiles; the more
+    they share, the more easily the network recognises a pair by the statistics alone. With 1 both views have the same
+    groups, as under BatchNorm on each GPU separately. A batch, and the part of it that a process holds at a time, must
+    consist of whole blocks of norm_block * norm_group tiles. Runs begun before this setting existed have 2."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the input's channels, in [0, 1], subtracted before the encoder."""
+    """Mean of the input channels, in [0, 1]; subtracted before the encoder."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of the input's channels, divided by before the encoder."""
+    """Standard deviation of the input channels; divides the input before the encoder."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0))
@@ -125,12 +125,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """How a tile becomes its two views."""
+    """Augmentation: the two views of a tile."""
 
     recipe: Literal["ca2cl", "crop"] = "ca2cl"
     """ca2cl: the paper's strong and weak views; crop: two random resized crops, for training from scratch."""
     strength: float = 1.0
-    """Multiplies the colour and stain jitter of the crop recipe."""
+    """Factor on the colour and stain jitter of the crop recipe."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of the tile's area that a view of the crop recipe covers."""
 
@@ -149,15 +149,15 @@ class ObjectiveConfig:
     clusters: int = 10
     """Number of k-means clusters K in a batch."""
     cluster_weight: float = 0.1
-    """Weight of the cluster loss; 0 leaves it out."""
+    """Weight of the cluster loss; 0 omits it."""
     cluster_temperature: float = 0.2
     """Temperature of the cluster loss's softmax over centroids."""
     lloyd_iterations: int = 10
     """Lloyd iterations of k-means."""
     mutual_information: float = 0.0
-    """Weight of the mutual-information term between the two views' soft assignments; 0 leaves it out."""
+    """Weight of the mutual-information term between the two views' soft assignments; 0 omits it."""
     adversary: bool = True
-    """Whether the adversarial branch is computed."""
+    """Compute the adversarial branch."""
     epsilon: float = 1.0
     """Size of the adversarial step on the stem's weight."""
     epsilon_mode: Literal["absolute", "relative"] = "absolute"
@@ -183,24 +183,24 @@ class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
     name: Literal["adam", "adamw", "sgd", "sgd_plain", "lars"] = "adam"
-    """adam: L2 penalty inside the gradient, as the paper; adamw: decoupled decay; sgd: Nesterov momentum; sgd_plain:
-    momentum without Nesterov's look ahead; lars: large batches (You et al., 2017), biases and BatchNorm excluded from
-    decay and adaptation."""
+    """adam: L2 penalty inside the gradient, as in the paper; adamw: decoupled decay; sgd: Nesterov momentum; sgd_plain:
+    momentum without Nesterov's look-ahead; lars: for large batches (You et al., 2017), with biases and BatchNorm
+    excluded from decay and adaptation."""
     lr: float = 6e-4
     """Peak learning rate."""
     weight_decay: float = 1e-4
-    """L2 penalty or decay."""
+    """L2 penalty (adam, sgd) or decoupled decay (adamw)."""
     momentum: float = 0.9
     """Momentum of sgd and lars; first beta of adam and adamw."""
     schedule: Literal["cosine_epoch", "cosine_step", "cosine_restarts", "constant"] = "cosine_epoch"
-    """cosine_epoch: half a cosine to 0, changed once an epoch, as the paper; cosine_step: changed every step;
-    cosine_restarts: half a cosine again and again (SGDR), changed once an epoch."""
+    """cosine_epoch: half a cosine to 0, updated every epoch, as in the paper; cosine_step: updated every step;
+    cosine_restarts: half a cosine that restarts (SGDR), updated every epoch."""
     restart_epochs: int = 5
-    """Epochs from one restart of cosine_restarts to the next."""
+    """Epochs between restarts, for cosine_restarts."""
     warmup_steps: int = 0
-    """Steps over which the rate rises linearly from 0 before the schedule starts."""
+    """Steps of linear warm-up from 0 before the schedule starts."""
     clip_norm: float | None = None
-    """Largest norm of the whole gradient; none leaves it alone."""
+    """Maximum norm of the whole gradient; none: no clipping."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -216,21 +216,21 @@ class RunConfig:
     output_dir: str = ""
     """The run's folder: journal, configuration, checkpoints."""
     batch_size: int = 256
-    """Tiles in one optimizer step, over all processes and micro-batches."""
+    """Tiles in an optimizer step, over all processes and micro-batches."""
     micro_batch_size: int | None = None
-    """Tiles that one process holds at a time; none takes its whole share of the batch at once."""
+    """Tiles that a process holds at a time; none processes its whole share of the batch at once."""
     accumulation: Literal["exact", "plain", "bitwise"] = "exact"
-    """What micro-batches mean. exact: the result of the whole batch, to rounding; plain: the mean of the micro-batches'
-    own results, negatives only within one; bitwise: exact, and the same to the last bit on any number of processes and
-    micro-batches, in units of a block of model.norm_block * model.norm_group tiles (slower). exact and bitwise refuse
-    micro-batches under model.norm sync, whose statistics would be each micro-batch's own. Under bitwise
-    every process computes on one CPU thread, and a run goes on only on a machine of its kind."""
+    """Gradient accumulation. exact: the gradient of the whole batch, to rounding. plain: the mean over micro-batches,
+    with negatives only within each. bitwise: exact, and the same to the last bit on any number of processes and
+    micro-batches; slower, in units of a block of model.norm_block * model.norm_group tiles. exact and bitwise refuse
+    micro-batches under model.norm sync, because each would have its own statistics. Under bitwise every process uses
+    one CPU thread, and a run resumes only on the same kind of machine."""
     epochs: int | None = None
-    """Length of the run in passes over the data. Give this or run.steps."""
+    """Length of the run in epochs. Give this or run.steps."""
     steps: int | None = None
     """Length of the run in optimizer steps. Give this or run.epochs."""
     seed: int = 0
-    """Seed of the initial weights, the order and the views."""
+    """Seed of the initial weights, the sample order and the views."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast precision of the encoder and heads; the losses are always computed in fp32."""
     tf32: bool = False
@@ -238,19 +238,19 @@ class RunConfig:
     checkpoint_every: int = 1000
     """Optimizer steps between checkpoints; one is always written at the end."""
     keep_last: int = 2
-    """Number of newest checkpoints to keep."""
+    """Number of newest checkpoints that are kept."""
     keep_every: int | None = None
-    """Optimizer steps: checkpoints of every so many are kept for good, too; none keeps just the newest."""
+    """Also keep the checkpoints of every so many optimizer steps permanently; none keeps only the newest."""
     log_every: int = 1
     """Optimizer steps between journal lines."""
     figures_every: int = 5
     """Epochs between figures of the curves and of the clusters; 0 draws them only at the end."""
     resume: str = "auto"
-    """auto: go on from the newest checkpoint in run.output_dir if there is one, with the settings of its run; never:
-    refuse a used folder; or the path of a checkpoint to begin from, in a new run.output_dir also with other settings:
-    the same command again goes on from what it has itself written since."""
+    """auto: resume from the newest checkpoint in run.output_dir if there is one; the settings must be those of its run.
+    never: refuse a used folder. PATH: begin a new run from this checkpoint in a new run.output_dir; other settings are
+    allowed, and the same command again resumes from the new run's own checkpoints."""
     max_skipped: int = 20
-    """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
+    """Consecutive steps that may be skipped because of a non-finite loss or gradient; after more the run stops."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -262,22 +262,21 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where the numbers and the encoder go."""
+    """MLflow tracking and registry."""
 
     uri: str | None = None
-    """MLflow tracking URI; none takes MLFLOW_TRACKING_URI, or else an embedded SQLite store under tracking.root."""
+    """MLflow tracking URI; none uses MLFLOW_TRACKING_URI, or else an embedded SQLite store in tracking.root."""
     root: str = "ca2cl-runs"
-    """Folder of the embedded store: database and artifacts side by side."""
+    """Folder of the embedded store: database and artifacts."""
     experiment: str = "ca2cl"
     """MLflow experiment."""
     run_name: str | None = None
-    """Name of the run; none takes the output folder's name."""
+    """Name of the run; none uses the name of the output folder."""
     register_as: str | None = "ca2cl-encoder"
-    """Registered model that the finished encoder (fine-tuning: the best classifier) becomes a version of; none
+    """Registered model that gets the finished encoder (fine-tuning: the best classifier) as a new version; none
     registers nothing."""
     sinks: tuple[str, ...] = ()
-    """Metrics trackers beside MLflow that get the journal's lines, too: module:Class of your own
-    (docs/architecture.md)."""
+    """Further metrics trackers beside MLflow, as module:Class of your own (docs/architecture.md)."""
 
     def __post_init__(self) -> None:
         check_experiment("tracking.experiment", self.experiment)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes a user of the tracking server, and prints what the user's jobs need in their environment:
+# Create a user of the tracking server, and print the variables that the user's jobs need:
 #   docker/add_user.sh anna > mlflow.env                                         # for jobs on this machine
 #   PUBLIC_URI=https://mlflow.example.org docker/add_user.sh anna > mlflow.env   # for other machines, and for pods
 #   set -a; . ./mlflow.env; set +a                                               # in a shell
 #   kubectl create secret generic ca2cl-mlflow --from-env-file=mlflow.env        # for launch/kubernetes
-# Run it where docker/secrets/ is. TRACKING_URI (http://127.0.0.1:5000) is the address that this script uses, and that
-# it prints where PUBLIC_URI names no other. No other machine reaches the server by it, and a container on this one only
-# with `docker run --network host`. SECRETS names another folder of secrets.
+# Run it on the machine that has docker/secrets/. The script connects to TRACKING_URI (http://127.0.0.1:5000) and prints
+# it, unless PUBLIC_URI is set. Other machines cannot reach the server by the default address, and a container on this
+# machine only with `docker run --network host`. SECRETS is another folder of secrets.
 set -euo pipefail
 umask 077
 name=${1:?usage: docker/add_user.sh NAME > mlflow.env}
@@ -15,7 +15,7 @@ secrets=${SECRETS:-$(dirname "$(readlink -f "$0")")/secrets}
 uri=${TRACKING_URI:-http://127.0.0.1:5000}
 password=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
 
-# curl's settings by a pipe: arguments are shown to everybody by `ps`
+# curl's settings come through a pipe, because `ps` shows arguments to every user
 answer=$(curl --config - <<SETTINGS
 silent
 show-error

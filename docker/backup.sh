@@ -1,24 +1,25 @@
 #!/usr/bin/env bash
-# Backs up the tracking server of docker/compose.yaml, and puts a backup back.
+# Back up the tracking server of docker/compose.yaml, or restore a backup.
 #   docker/backup.sh save FOLDER       both databases and all artifacts, with SHA-256 sums; FOLDER must not exist yet
-#   docker/backup.sh restore FOLDER    in place of what is there now; also on another machine, after make_secrets.sh
-# The server is away meanwhile, for as long as copying the artifacts takes. Trainings go on, and send what they have
-# afterwards. Passwords of users are in the databases (as hashes), those of docker/secrets/ are not in the backup.
-# `save` leaves the containers as they are; `restore` makes them anew where settings differ (docker/.env: compose.yaml).
+#   docker/backup.sh restore FOLDER    replaces the current content; also on another machine, after make_secrets.sh
+# The server is unavailable while artifacts are copied. Trainings continue, and send their data afterwards. The backup
+# has the hashes of users' passwords, but not the passwords of docker/secrets/.
+# `save` does not change the containers; `restore` recreates them if settings differ (docker/.env, see compose.yaml).
 set -euo pipefail
 umask 077 # hashes of passwords, and everybody's artifacts
 
 compose() { docker compose --file "$(dirname "$(readlink -f "$0")")/compose.yaml" "$@"; }
-# a program in the store's container, with its volume and without its server
+# run a program in the store's container, with its volume and without its server
 in_store() { compose run --rm --no-deps -T --entrypoint "$1" seaweedfs "${@:2}"; }
 
 save() {
     local folder=$1
     [ ! -e "$folder" ] || { echo "backup: $folder exists: name a new folder" >&2; exit 2; }
     mkdir -p "$folder.partial"
-    # A cron job has another environment than the server was started in: made anew, it would forget its name and port.
+    # --no-recreate: a cron job has another environment than the one that started the server, so a recreated server
+    # would lose its name and port
     compose up --detach --wait --no-recreate postgres
-    # Nothing may write: a run's record and its artifacts belong together, and SeaweedFS's files are copied as they lie.
+    # nothing may write: a run's record must match its artifacts, and SeaweedFS's files are copied directly
     trap 'compose up --detach --wait --no-recreate' EXIT
     compose stop mlflow seaweedfs
     for database in mlflow mlflow_auth; do
@@ -38,7 +39,7 @@ restore() {
     trap 'compose up --detach --wait' EXIT
     compose stop mlflow seaweedfs
     for database in mlflow mlflow_auth; do
-        # made anew, so that nothing is left of what a newer version added
+        # recreated, so that nothing remains of what a newer version added
         compose exec -T postgres dropdb --username=mlflow --maintenance-db=postgres --if-exists --force "$database"
         compose exec -T postgres createdb --username=mlflow --maintenance-db=postgres "$database"
         compose exec -T postgres pg_restore --username=mlflow --dbname="$database" --exit-on-error \

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the passwords of docker/compose.yaml, at random, in docker/secrets/ (git ignores it), or in the folder that is
-# named. Those that are there already stay: the databases know them. Keep a copy apart from the backups.
+# Create random passwords for docker/compose.yaml in docker/secrets/ (ignored by git) or in the given folder. Existing
+# passwords are kept, because the databases use them. Store a copy separately from the backups.
 set -euo pipefail
 folder=${1:-$(dirname "$(readlink -f "$0")")/secrets}
 
-# The folder keeps others out. Its files may be read by all, because each container runs as a user of its own and sees
-# them with the rights that they have here.
+# Only the owner may enter the folder. Its files are readable by all, because each container runs as a different user
+# and sees the files with these permissions.
 mkdir -p "$folder"
 chmod 700 "$folder"
 umask 022
@@ -26,7 +26,7 @@ random | keep_or_write mlflow_admin_password
 random | keep_or_write mlflow_session_key
 # the store's user and key, as MLflow reads them ...
 printf 'mlflow\n%s\n' "$(random)" | keep_or_write s3_key
-# ... and as SeaweedFS does: rights on this one bucket
+# ... and as SeaweedFS reads them, with permissions for this bucket only
 keep_or_write s3_identities <<JSON
 {"identities": [{"name": "mlflow", "actions": ["Read:mlflow", "Write:mlflow", "List:mlflow", "Tagging:mlflow"],
   "credentials": [{"accessKey": "$(sed -n 1p "$folder/s3_key")", "secretKey": "$(sed -n 2p "$folder/s3_key")"}]}]}

@@ -1,2 +1,2 @@
--- Beside the runs (POSTGRES_DB, "mlflow"): users and their rights have tables, and a history of migrations, of their own.
+-- A second database for users and permissions, with its own migrations. Runs are in POSTGRES_DB ("mlflow").
 CREATE DATABASE mlflow_auth;

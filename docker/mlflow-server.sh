@@ -1,18 +1,18 @@
 #!/bin/sh
-# The tracking server's command: in its container (compose.yaml) and in tests/deploy/tracking.py alike.
-#   mlflow-server.sh            serves
-#   mlflow-server.sh upgrade    brings both databases to this MLflow's version (back up first)
-# From the environment: PGHOST, PGPORT, PGUSER (libpq's own), MLFLOW_S3_ENDPOINT_URL, and
-#   SECRETS        folder of the files that make_secrets.sh makes (/run/secrets)
-#   AUTH           who may do what (mlflow-auth.ini beside this file)
-#   ARTIFACTS      where artifacts lie (s3://mlflow)
-#   TRACKING_NAME  the name by which others reach the server through a TLS proxy, if they do
-#   HOST, PORT     what it listens on (0.0.0.0, 5000)
+# Command of the tracking server, in its container (compose.yaml) and in tests/deploy/tracking.py.
+#   mlflow-server.sh            run the server
+#   mlflow-server.sh upgrade    upgrade both databases to this version of MLflow (back up first)
+# Environment: PGHOST, PGPORT, PGUSER (libpq's own), MLFLOW_S3_ENDPOINT_URL, and
+#   SECRETS        folder of the files that make_secrets.sh writes (/run/secrets)
+#   AUTH           permissions (mlflow-auth.ini beside this file)
+#   ARTIFACTS      location of the artifacts (s3://mlflow)
+#   TRACKING_NAME  name by which other machines reach the server through a TLS proxy, if any
+#   HOST, PORT     address to listen on (0.0.0.0, 5000)
 set -eu
 here=$(dirname "$(readlink -f "$0")")
 secrets=${SECRETS:-/run/secrets}
 
-# By the environment: an argument, such as a URI with a password in it, is shown to everybody by `ps`.
+# In the environment, because `ps` shows arguments, such as a URI with a password, to every user.
 PGPASSWORD=$(cat "$secrets/postgres_password")
 AWS_ACCESS_KEY_ID=$(sed -n 1p "$secrets/s3_key")
 AWS_SECRET_ACCESS_KEY=$(sed -n 2p "$secrets/s3_key")
@@ -20,9 +20,9 @@ MLFLOW_AUTH_ADMIN_PASSWORD=$(cat "$secrets/mlflow_admin_password")
 MLFLOW_FLASK_SERVER_SECRET_KEY=$(cat "$secrets/mlflow_session_key")
 export PGPASSWORD AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
 export MLFLOW_AUTH_CONFIG_PATH="${AUTH:-$here/mlflow-auth.ini}"
-# boto3 wants one, and stores of one's own have none
+# boto3 needs a region, and self-hosted stores have none
 export AWS_DEFAULT_REGION="${AWS_DEFAULT_REGION:-us-east-1}"
-# processes for evaluating language models
+# do not start processes that evaluate language models
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true
 
 if [ "${1:-}" = upgrade ]; then
@@ -31,10 +31,10 @@ if [ "${1:-}" = upgrade ]; then
 fi
 
 if [ -n "${TRACKING_NAME:-}" ]; then
-    # the second: a browser says which page it acts for, this server's own as well, and other names are refused
+    # CORS: browsers send the origin of the page, also for this server's own pages, and MLflow refuses unknown origins
     set -- --allowed-hosts "$TRACKING_NAME,localhost,localhost:*,127.0.0.1,127.0.0.1:*" \
         --cors-allowed-origins "https://$TRACKING_NAME" "$@"
 fi
-# two workers: a training sends a batch of numbers a few times a minute
+# two workers are enough: a training sends a batch of metrics a few times a minute
 exec python3 -m mlflow server --app-name basic-auth --host "${HOST:-0.0.0.0}" --port "${PORT:-5000}" --workers 2 \
     --backend-store-uri postgresql+psycopg2:///mlflow --serve-artifacts --artifacts-destination "${ARTIFACTS:-s3://mlflow}" "$@"

@@ -1,4 +1,4 @@
-# The tracking server of compose.yaml: MLflow with what it needs for users (Flask-WTF), PostgreSQL and S3.
+# Tracking server of compose.yaml: MLflow with its dependencies for users (Flask-WTF), PostgreSQL and S3.
 FROM docker.io/library/python:3.11-slim-bookworm
 RUN pip install --no-cache-dir --disable-pip-version-check \
     "mlflow[auth]==3.17.2" "psycopg2-binary==2.9.13" "boto3==1.43.117"

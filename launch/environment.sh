@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by launch/quickstart.sh and tests/run.sh: makes a virtual environment and installs the project into it.
-# make_environment FOLDER EXTRAS: FOLDER is created when it is not there; EXTRAS is "" or like "[test]".
+# Sourced by launch/quickstart.sh and tests/run.sh: make a virtual environment and install the project into it.
+# make_environment FOLDER EXTRAS: FOLDER is created if it does not exist; EXTRAS is "" or, for example, "[test]".
 make_environment() {
     local folder=$1 extras=$2 python=${PYTHON:-python3}
     "$python" - <<'PY' || return 2

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes an environment, installs the project and runs its whole pipeline on made-up tissue: shards, pre-training, the
-# registered encoder, a probe. Needs Python >= 3.10 and, after the install, no network and no GPU.
+# Make an environment, install the project and run the whole pipeline on synthetic tissue: shards, pre-training, the
+# registered encoder, a probe. Needs Python >= 3.10, no GPU and, after the install, no network.
 # Further arguments go to `ca2cl quickstart`: `bash launch/quickstart.sh my-folder --steps 200`.
-# CA2CL_VENV names the environment's folder (default .venv), PYTHON the interpreter that makes it.
+# CA2CL_VENV is the environment's folder (default .venv), PYTHON the interpreter that makes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

@@ -4,20 +4,21 @@
 #   CA2CL_PROCESSES=8 bash launch/ssh.sh hosts.txt \
 #       pretrain --recipe nct_resnet18 --data.shards /data/shards --run.output_dir /data/run
 #
-# hosts.txt has a name or an address a line (what follows `#` is a comment); rank 0 runs on the first, and the others
-# reach it under that name. Every host needs this folder under the same path, with ca2cl in CA2CL_VENV, and sees the
-# shards and run.output_dir. SSH must get in without asking: keys, and users and ports in ~/.ssh/config.
+# hosts.txt has one name or address in each line (`#` starts a comment). Rank 0 runs on the first host, and the others
+# connect to it under that name. Every host needs this folder under the same path, with ca2cl in CA2CL_VENV, and must
+# see the shards and run.output_dir. SSH must not ask for a password: use keys, with users and ports in ~/.ssh/config.
 #   CA2CL_PROCESSES   processes a host; default 1
 #   CA2CL_VENV        virtual environment, default .venv in this folder
 #   CA2CL_ACCELERATE  launcher configuration, default accelerate_configs/multi_node.yaml
-#   CA2CL_PORT        where rank 0 listens, default 29500
+#   CA2CL_PORT        port of rank 0, default 29500
 #   CA2CL_SSH         default "ssh"
-# Variables that begin with MLFLOW_, NCCL_, GLOO_, TORCH_, OMP_, AWS_, CUDA_, ACCELERATE_ or PYTHON are passed on, through
-# the connection and not on a command line.
+# Variables that begin with MLFLOW_, NCCL_, GLOO_, TORCH_, OMP_, AWS_, CUDA_, ACCELERATE_ or PYTHON are passed on,
+# through the connection and not on a command line.
 #
-# SIGTERM, SIGUSR1, SIGHUP and Ctrl-C here, and a lost connection there, end the job with a checkpoint. When a host
-# fails, the others get SIGTERM, and two minutes later again, which ends ranks that still wait for it. The exit code is
-# the first one that was not 0: 85 after a checkpoint (start it again), 2 for bad input, 255 where SSH did not get in.
+# SIGTERM, SIGUSR1, SIGHUP or Ctrl-C to this script, or a lost connection to a host, end the job with a checkpoint. If a
+# host fails, the others get SIGTERM. Two minutes later they get it again, which ends ranks that still wait for the
+# failed host. The exit code is the first one that was not 0: 85 after a checkpoint (run the script again), 2 for bad
+# input, 255 if SSH could not log in.
 set -euo pipefail
 if [ $# -lt 2 ] || [ ! -f "$1" ]; then
     echo "usage: bash launch/ssh.sh HOSTS_FILE VERB [--setting VALUE ...]; $0 begins with an explanation" >&2
@@ -35,8 +36,8 @@ processes=${CA2CL_PROCESSES:-1}
 total=$((${#hosts[@]} * processes))
 read -ra ssh <<<"${CA2CL_SSH:-ssh}"
 
-# On each host: variables from the connection up to a dot, then the job, then names of signals for it. The connection's
-# end is one, too.
+# Runs on each host. It reads variables from the connection up to a line with a dot, starts the job, and then reads
+# names of signals for it. The end of the connection counts as SIGTERM.
 # shellcheck disable=SC2016
 remote='
 exec 3<&0
@@ -56,14 +57,14 @@ folder=$(mktemp -d)
 pids=() pipes=() codes=()
 trap 'rm -rf "$folder"' EXIT
 
-tell() { # tell SIGNAL: every host that still runs
+tell() { # tell SIGNAL: send it to every host that still runs
     for rank in "${!pids[@]}"; do
         if [ -z "${codes[rank]:-}" ]; then echo "$1" >&"${pipes[rank]}" || true; fi
     done
 }
 trap 'tell TERM' TERM INT HUP
 trap 'tell USR1' USR1
-trap '' PIPE # a host that is gone cannot be told
+trap '' PIPE # writing to a host that is gone must not end this script
 
 for rank in "${!hosts[@]}"; do
     command=("$PWD" "${CA2CL_VENV:-.venv}/bin/ca2cl")
@@ -93,7 +94,7 @@ while [ "$left" -gt 0 ]; do
         if [ "$first" -eq 0 ]; then first=$code; fi
         case $code in
         0 | 85) ;;
-        *) # the others would wait for it until a collective times out
+        *) # otherwise the other ranks would wait for it until a collective times out
             echo "[${hosts[rank]}] ended with $code" >&2
             if [ "$again" -eq 0 ]; then
                 tell TERM
@@ -102,12 +103,12 @@ while [ "$left" -gt 0 ]; do
             ;;
         esac
     done
-    # a rank inside a collective does not see the first one; the launcher hands on the second, which ends it at once
+    # A rank inside a collective does not see the first signal. The launcher passes on the second, which ends the rank.
     if [ "$again" -gt 0 ] && [ "$SECONDS" -ge "$again" ]; then
         tell TERM
         again=$((SECONDS + 120))
     fi
-    sleep 0.3 & # a trap waits for what is in the foreground
+    sleep 0.3 & # in the background, because traps wait for a foreground command
     wait $! || true
 done
 exit "$first"

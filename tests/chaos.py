@@ -39,7 +39,7 @@ JOB = (
     "--recipe", "smoke", "--run.steps", str(STEPS), "--run.checkpoint_every", "5", "--run.batch_size", "16",
     "--optim.lr", "0.001", "--tracking.register_as", "null", "--run.figures_every", "0",
 )  # fmt: skip
-# Equal on any number of processes to the last bit: in `exact` rounding grows (README), whatever chaos does.
+# `bitwise`, because in `exact` rounding errors grow on another number of processes (docs/reproducibility.md).
 ELASTIC = (
     "--run.steps", str(ELASTIC_STEPS), "--run.batch_size", "32", "--run.accumulation", "bitwise",
     "--model.norm", "lane_group", "--model.norm_group", "2",

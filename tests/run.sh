@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes an environment, installs the project and runs every check: style, types, tests.
+# Make an environment, install the project and run every check: style, types, tests.
 # Further arguments go to pytest: `bash tests/run.sh -m slow`, `bash tests/run.sh tests/unit/data/test_lanes.py`.
-# CA2CL_VENV names the environment's folder (default .venv-test).
+# CA2CL_VENV is the environment's folder (default .venv-test).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

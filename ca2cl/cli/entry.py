@@ -104,7 +104,7 @@ def _overview(names: Sequence[str] = ()) -> str:
     width = max(map(len, names or VERBS))
     lines = [f"  {name:{width}}  {VERBS[name].summary}" for name in names or VERBS]
     return (
-        "usage: ca2cl VERB ...\n\nTrains image encoders for pathology without labels, and hands them on.\n\n"
+        "usage: ca2cl VERB ...\n\nSelf-supervised pre-training and evaluation of image encoders for pathology.\n\n"
         + "\n".join(lines)
         + "\n\nca2cl VERB --help shows a verb's settings.\n"
     )

@@ -28,16 +28,16 @@ _TEST_SEED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """Draw made-up tissue, shard it, look at its views, train an encoder, register it and probe it.
+    """Draw synthetic tissue, shard it, draw its views, train an encoder, register it and probe it.
 
-    Every command is printed before it runs: repeat them on tiles of your own. Started again in the same folder it goes
-    on where it was.
+    Every command is printed before it runs, so that you can repeat it on your own tiles. If it is stopped, run it again
+    in the same folder to resume.
     """
 
     folder: str = "ca2cl-quickstart"
-    """Where everything goes: tiles, shards, run, MLflow store, figures."""
+    """Output folder: tiles, shards, run, MLflow store, figures."""
     tiles_per_class: int = 100
-    """Training tiles to draw for each of nine classes; half as many are drawn for testing."""
+    """Training tiles for each of nine classes; half as many are drawn for testing."""
     steps: int = 80
     """Optimizer steps of pre-training."""
 

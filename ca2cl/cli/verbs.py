@@ -45,11 +45,11 @@ VERBS = {
         kept="checkpoints are kept, and the same command goes on",
     ),
     "launch": Verb(
-        "accelerate launch, with exit codes and signals handed on: for schedulers", "ca2cl.cli.launch", "", raw=True
+        "accelerate launch for schedulers: passes on signals and exit codes", "ca2cl.cli.launch", "", raw=True
     ),
-    "probe": Verb("score a frozen encoder on labelled shards", "ca2cl.evaluation.probe.run", "ProbeConfig"),
+    "probe": Verb("evaluate frozen features on labelled shards", "ca2cl.evaluation.probe.run", "ProbeConfig"),
     "finetune": Verb(
-        "train an encoder on labelled shards and score it",
+        "fine-tune an encoder on labelled shards and evaluate it",
         "ca2cl.evaluation.finetune.run",
         "FinetuneConfig",
         stops=True,
@@ -57,7 +57,7 @@ VERBS = {
         kept=_CELLS_KEPT,
     ),
     "embed": Verb(
-        "tiles -> a file of an encoder's vectors",
+        "tiles -> a file of feature vectors",
         "ca2cl.evaluation.embed.run",
         "EmbedConfig",
         shared=True,
@@ -67,7 +67,7 @@ VERBS = {
         "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.run", "ExportConfig"
     ),
     "detect": Verb(
-        "train a gland detector from an encoder and score it",
+        "train a gland detector from an encoder and evaluate it",
         "ca2cl.detection.train.run",
         "DetectConfig",
         stops=True,
@@ -76,32 +76,32 @@ VERBS = {
     ),
     "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare.run", "PrepareConfig"),
     "detect predict": Verb(
-        "images -> COCO, masks and overlays of a detector", "ca2cl.detection.predict", "PredictConfig"
+        "apply a detector to images -> COCO, masks, overlays", "ca2cl.detection.predict", "PredictConfig"
     ),
-    "report": Verb("a run -> one HTML page that shows and scores it", "ca2cl.report.run", "ReportConfig"),
-    "encoders list": Verb("registered encoders and what they score", "ca2cl.encoders.list", "ListConfig"),
+    "report": Verb("a run -> one HTML page", "ca2cl.report.run", "ReportConfig"),
+    "encoders list": Verb("registered encoders with their best results", "ca2cl.encoders.list", "ListConfig"),
     "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.encoders.show", "ShowConfig"),
     "encoders compare": Verb("downstream metrics of encoders side by side", "ca2cl.encoders.compare", "CompareConfig"),
-    "encoders promote": Verb("give an encoder an alias, if it is better", "ca2cl.encoders.promote", "PromoteConfig"),
-    "encoders import": Verb("register an encoder that came from elsewhere", "ca2cl.encoders.import_", "ImportConfig"),
+    "encoders promote": Verb("move an alias to an encoder, if it is better", "ca2cl.encoders.promote", "PromoteConfig"),
+    "encoders import": Verb("register an encoder from elsewhere", "ca2cl.encoders.import_", "ImportConfig"),
     "reproduce nct": Verb(
-        "the authors' tables, cell by cell, yours beside theirs",
+        "the authors' tables on NCT-CRC-HE, yours beside theirs",
         "ca2cl.reproduce.run",
         "NctConfig",
         shared=True,
         kept="finished steps and cells are kept, and the same command goes on",
     ),
     "sync": Verb(
-        "send to MLflow what it missed of a run",
+        "send a run's missing metrics and artifacts to MLflow",
         "ca2cl.tracking.sync",
         "SyncConfig",
         kept="what MLflow has by now it keeps, and the same command sends the rest",
     ),
     "doctor": Verb(
-        "look at the views that a recipe makes of your tiles", "ca2cl.doctor.run", "DoctorConfig", shared=True
+        "check the machine, data, views and launch of a job", "ca2cl.doctor.run", "DoctorConfig", shared=True
     ),
     "quickstart": Verb(
-        "the whole pipeline on made-up tissue, in minutes",
+        "the whole pipeline on synthetic tissue, in minutes",
         "ca2cl.cli.quickstart",
         "QuickstartConfig",
         kept="the same command goes on where it was",

@@ -1,6 +1,6 @@
 """Validation of untrusted input files: JSON records, numbers and names.
 
-Nothing here, or in any reader of this package, runs what it reads: see README, "What is never run".
+Nothing here, or in any reader of this package, runs what it reads: see SECURITY.md.
 """
 
 from __future__ import annotations

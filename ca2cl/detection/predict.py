@@ -49,30 +49,30 @@ _REMEDY = "free space or give another folder and run again, nothing was kept"
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Find glands in a folder of images.
+    """Detect glands in a folder of images.
 
-    OUT gets predictions.json, COCO with a score for every annotation; masks/NAME.png, 16 bits, 0 the background and 1,
-    2, ... from the best detection down; and overlays/NAME.png to look at. It appears when all of it is there.
+    OUT gets predictions.json (COCO, with a score for every annotation), masks/NAME.png (16 bits: 0 is background; 1, 2,
+    ... are detections from the best down) and overlays/NAME.png. It appears when it is complete.
     """
 
     detector: str
-    """Run id (or its first digits) of one training or of a job, or the folder of one: cells/NAME/detector, or a job's.
-    A job means the first training of its encoder."""
+    """Run id (or its first digits) or folder, of one training (cells/NAME/detector) or of a job. For a job, the first
+    training of its encoder is used."""
     images: str
-    """Folder of images; those in folders below it are left alone."""
+    """Folder of images; subfolders are ignored."""
     out: str
-    """A folder that is not there yet, or is empty."""
+    """New or empty folder to write."""
     truth: str | None = None
-    """COCO file of the same images, as `ca2cl detect prepare` writes it: then they are scored, too."""
+    """COCO file of the same images, as written by `ca2cl detect prepare`; if given, the predictions are scored."""
     min_score: float = 0.5
-    """What a detection must score to be in masks and overlays, and to count for F1, Dice and Hausdorff;
-    predictions.json has all."""
+    """Minimum score of a detection to be in masks and overlays, and to count for F1, Dice and Hausdorff.
+    predictions.json has all detections."""
     overlays: bool = True
-    """Whether overlays are drawn."""
+    """Draw the overlays."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is."""
+    """MLflow store of the run."""
 
     def __post_init__(self) -> None:
         check_ranges(self, min_score=Interval(gt=0, lt=1))

@@ -14,51 +14,52 @@ POSITIONAL = ()
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Look at the machine, at a job's data and at the ranks of a launch, and say what is wrong and what to do about it.
+    """Check the machine, a job's data and the ranks of a launch; print problems with remedies.
 
-    ``ca2cl doctor`` checks the machine; ``--shards FOLDER`` also the order of samples and whether tiles come fast
-    enough; under ``accelerate launch`` also whether the processes reach one another. ``--views SHARDS OUT.png`` draws a
-    sheet of tiles beside the views that training would see.
+    ``ca2cl doctor`` checks the machine. ``--shards FOLDER`` also checks the sample order and the speed of reading
+    tiles. Under ``accelerate launch`` it also checks whether the processes can communicate. ``--views SHARDS OUT.png``
+    draws tiles beside their augmented views.
     """
 
     shards: str | None = None
-    """Shard folder of the job that is planned."""
+    """Shard folder of the planned job."""
     batch_size: int = 256
-    """Its run.batch_size."""
+    """run.batch_size of the planned job."""
     lanes: int = 64
-    """Its data.lanes."""
+    """data.lanes of the planned job."""
     processes: int = 1
-    """How many processes it will have; under a launcher, as many as were started."""
+    """Number of processes of the planned job; under a launcher, the number that was started."""
     micro_batch_size: int | None = None
-    """Its run.micro_batch_size."""
+    """run.micro_batch_size of the planned job."""
     accumulation: Literal["exact", "plain", "bitwise"] = RunConfig.accumulation
-    """Its run.accumulation."""
+    """run.accumulation of the planned job."""
     arch: str = ModelConfig.arch
-    """Its model.arch."""
+    """model.arch of the planned job."""
     norm: Literal["sync", "frozen", "lane_group"] = ModelConfig.norm
-    """Its model.norm."""
+    """model.norm of the planned job."""
     norm_group: int = ModelConfig.norm_group
-    """Its model.norm_group."""
+    """model.norm_group of the planned job."""
     norm_block: int = ModelConfig.norm_block
-    """Its model.norm_block."""
+    """model.norm_block of the planned job."""
     workers: int = 2
-    """Its data.workers."""
+    """data.workers of the planned job."""
     recipe: Literal["ca2cl", "crop"] = "ca2cl"
-    """View recipe: ca2cl or crop."""
+    """views.recipe of the planned job."""
     image_size: int = 224
-    """Side of the views in pixels."""
+    """data.image_size of the planned job: side of the views in pixels."""
     cache_dir: str | None = None
-    """Local folder in which remote shards are kept. Needed for remote shards only."""
+    """Local folder that caches remote shards; needed for remote shards only."""
     views: tuple[str, str] | None = None
-    """Only draw a sheet of views: shard folder, and the PNG to write."""
+    """Only draw a sheet of views: the shard folder, and the PNG file to write."""
     count: int = 8
-    """Tiles on the sheet."""
+    """Number of tiles on the sheet of views."""
     patience: float = 60.0
-    """Seconds that the processes of a launch have to reach one another: not the half hour that training grants."""
+    """Seconds that the processes of a launch may take to find one another (training allows half an hour)."""
     tracking_uri: str | None = None
-    """Its tracking.uri: which MLflow store must answer; none takes MLFLOW_TRACKING_URI, or the embedded store."""
+    """tracking.uri of the planned job: the MLflow store to check; none uses MLFLOW_TRACKING_URI or the embedded
+    store."""
     tracking_root: str = TrackingConfig.root
-    """Its tracking.root: folder of the embedded store."""
+    """tracking.root of the planned job: folder of the embedded store."""
 
     def __post_init__(self) -> None:
         check_ranges(

@@ -41,23 +41,22 @@ Column = tuple[str, Mapping[Terms, Downstream]]
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Put the downstream metrics of two or more encoders side by side.
+    """Compare the downstream metrics of two or more encoders.
 
-    Compared are runs of one kind on the same training and test shards (by manifest digest), the newest of each encoder,
-    metric by metric; the label budget is part of a metric's name. Everything else is listed as not comparable.
+    For each kind of run, the newest runs of the encoders on the same training and test shards (by manifest digest) are
+    compared, metric by metric. The label budget is part of a metric's name. Other runs are listed as not comparable.
     """
 
     encoders: tuple[str, ...]
-    """Two or more, each a version's number, an alias, models:/NAME/VERSION, models:/NAME@ALIAS, or a run id."""
+    """Two or more encoders: version number, alias, models:/NAME/VERSION, models:/NAME@ALIAS, or run id."""
     name: str | None = None
-    """Registered model that bare numbers and aliases belong to; none means ca2cl-encoder, or the only other that has
-    it."""
+    """Registered model of bare numbers and aliases; none: ca2cl-encoder, or the only other model that has them."""
     metric: str | None = None
-    """Only metrics of this name, or that end in it, such as macro_f1 or linear/100pct/accuracy; none takes all."""
+    """Metric to compare: a full name or the end of names, such as macro_f1 or linear/100pct/accuracy; none: all."""
     json: bool = False
-    """One JSON list of groups, for programs."""
+    """Print a JSON list of groups."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Which store to look in."""
+    """MLflow store of the encoders."""
 
     def __post_init__(self) -> None:
         if len(self.encoders) < 2:

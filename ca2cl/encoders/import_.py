@@ -33,23 +33,23 @@ _NAME = re.compile(r"[\w.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Register an encoder that was not trained here.
+    """Register an encoder from elsewhere.
 
-    It gets a run of its own (kind import) and a card that tells where it came from. The same weights for tiles of the
-    same size again register nothing: the version that they already are is named.
+    It gets a run of its own (kind import) and a card with its origin. The same weights for tiles of the same size are
+    registered only once: importing them again prints the existing version.
     """
 
     source: str
-    """The authors' .pth or .tar, a safetensors file, a run folder, torchvision:IMAGENET1K_V1, or whatever else a verb
-    takes as --encoder."""
+    """The authors' .pth or .tar, a safetensors file, a run folder, torchvision:IMAGENET1K_V1, or any other form that
+    --encoder takes."""
     name: str = ENCODER_NAME
-    """Registered model that it becomes a version of."""
+    """Registered model that gets the encoder as a new version."""
     arch: str | None = None
-    """Its architecture, as model.arch; none takes the card's, or resnet18 where there is no card."""
+    """Architecture, as model.arch; none uses the card's, or resnet18 without a card."""
     input_size: int | None = None
-    """Side in pixels of the tiles that it is meant for; none takes the card's, or 224 where there is no card."""
+    """Side in pixels of its input tiles; none uses the card's, or 224 without a card."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Which store it goes into. register_as is not used here: --name is."""
+    """MLflow store to register it in. Use --name instead of register_as."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

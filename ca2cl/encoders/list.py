@@ -23,18 +23,18 @@ _HEADS = ("name", "version", "aliases", "arch", "step", "px", "recipe", "data", 
 class ListConfig:
     """List the registered encoders, newest first.
 
-    Under "best NAME" stands the best value of that metric in any finished downstream run, with its kind, full name and
-    test data; such bests may come from different test data, which ``ca2cl encoders compare`` keeps apart.
+    "best NAME" is the best value of that metric in any finished downstream run, with its kind, full name and test data.
+    These values may come from different test data; ``ca2cl encoders compare`` separates them.
     """
 
     name: str | None = None
-    """Only versions of this registered model; none lists every encoder that ca2cl registered."""
+    """Registered model to list; none lists every encoder that ca2cl registered."""
     metrics: tuple[str, ...] = ("accuracy", "AP")
-    """Downstream metrics to show the best of: full names, or ends of them such as 100pct/macro_f1."""
+    """Downstream metrics whose best values are shown: full names, or the ends of names, such as 100pct/macro_f1."""
     json: bool = False
-    """One JSON list with every field in full, for programs."""
+    """Print a JSON list with all fields."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Which store to look in."""
+    """MLflow store of the encoders."""
 
 
 def run(config: ListConfig) -> int:

@@ -22,30 +22,29 @@ _VERSION_LIKE = re.compile(r"v\d+", re.I)  # MLflow keeps these for itself
 
 @dataclass(frozen=True, kw_only=True)
 class PromoteConfig:
-    """Move an alias to an encoder: without --if_better always, with it only to one that is better.
+    """Move an alias to an encoder; with --if_better only if the encoder is better.
 
-    Better means: in every kind of downstream run that both have on the same training and test shards (the newest run of
-    each, by the honest protocol and without a leak), the metric is strictly better. Where there is no such run, that is
-    an error and nothing moves. The line on stdout begins with "promoted" or "kept", and --exit_code tells it by the
-    exit code too.
+    Better means that the metric is strictly better in every kind of downstream run that both encoders have on the same
+    training and test shards (the newest run of each, with the honest protocol and without leakage). If there is no such
+    run, the command ends with an error and the alias is not moved. The line on stdout begins with "promoted" or "kept".
+    See also --exit_code.
     """
 
     what: str
-    """A version's number, an alias, models:/NAME/VERSION, models:/NAME@ALIAS, or the run that made it."""
+    """Version number, alias, models:/NAME/VERSION, models:/NAME@ALIAS, or id of the source run."""
     alias: str = CHAMPION
-    """Alias to move. One that nobody holds is simply given."""
+    """Alias to move; an alias that no encoder has is set without a comparison."""
     if_better: str | None = None
-    """Metric that must be better than the holder's: a full name, or an end of one that only one metric has, such as
-    linear/100pct/macro_f1. Less is better where the name speaks of loss or error, otherwise more."""
+    """Metric that must be better than the holder's: a full name, or the unique end of one, such as
+    linear/100pct/macro_f1. Lower is better if the name contains loss, error or hausdorff, otherwise higher."""
     than: str | None = None
-    """Alias whose holder must be beaten; none takes the one that is moved."""
+    """Alias whose holder must be beaten; none: the alias that is moved."""
     exit_code: bool = False
-    """End with exit code 3 instead of 0 when the alias was kept where it is because it was not beaten."""
+    """End with exit code 3 instead of 0 if the alias was not moved because its holder was not beaten."""
     name: str | None = None
-    """Registered model that a bare number or alias belongs to; none means ca2cl-encoder, or the only other that has
-    it."""
+    """Registered model of a bare number or alias; none: ca2cl-encoder, or the only other model that has it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Which store to look in."""
+    """MLflow store of the encoders."""
 
     def __post_init__(self) -> None:
         if self.alias == LATEST:

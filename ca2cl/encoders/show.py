@@ -25,18 +25,17 @@ POSITIONAL = ("what",)
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Show one encoder: its card, its lineage, and every downstream run that names it as its source."""
+    """Show one encoder: its card, its lineage, and its downstream runs."""
 
     what: str
-    """A version's number, an alias, models:/NAME/VERSION, models:/NAME@ALIAS, or the id of the run that made it (or its
-    first digits)."""
+    """Version number, alias, models:/NAME/VERSION, models:/NAME@ALIAS, or id of the source run (or its first
+    digits)."""
     name: str | None = None
-    """Registered model that a bare number or alias belongs to; none means ca2cl-encoder, or the only other that has
-    it."""
+    """Registered model of a bare number or alias; none: ca2cl-encoder, or the only other model that has it."""
     json: bool = False
-    """One JSON object, for programs."""
+    """Print a JSON object."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Which store to look in."""
+    """MLflow store of the encoders."""
 
 
 def run(config: ShowConfig) -> int:

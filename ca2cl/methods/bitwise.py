@@ -3,7 +3,7 @@
 Exact accumulation leaves two things to the hardware: the shapes that the kernels see, and the order in which a
 parameter's gradient is added up. Either changes the last bits, and these do not stay small: a change of one unit in the
 last place of one weight moves activations by 1e-6 at the top of a ResNet, which sooner or later takes an activation to
-the other side of a ReLU, and one such in the projector is 4e-3 of the gradient (measured: README). So here
+the other side of a ReLU, and one such in the projector is 4e-3 of the gradient (docs/reproducibility.md). So here
 
 - every layer goes through ``unit`` rows at a time: a block of normalisation groups, whose members are the same on any
   hardware;

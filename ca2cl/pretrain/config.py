@@ -19,26 +19,25 @@ from ca2cl.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Which self-supervised method trains the encoder."""
+    """The self-supervised method that trains the encoder."""
 
     name: str = "ca2cl"
-    """ca2cl, with the settings of objective; simclr: NT-Xent between the two views alone, with objective.temperature;
-    or package.module:Class, a ca2cl.methods.base.Method of your own. Code is named on the command line alone, never by
-    a YAML file."""
+    """ca2cl: CA2CL, with the settings of objective; simclr: NT-Xent between the two views, with objective.temperature;
+    package.module:Class: your own subclass of ca2cl.methods.base.Method, on the command line only, not in YAML."""
     options: tuple[str, ...] = ()
-    """Settings of a method of your own, NAME=VALUE each."""
+    """Settings of your own method, each as NAME=VALUE."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """A pre-training job."""
+    """Pre-train an encoder on shards without labels, and register it in MLflow."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """Where the tiles come from and in which order."""
+    """Tiles and their order."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The encoder and its heads."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
-    """How a tile becomes its two views."""
+    """Augmentation: the two views of a tile."""
     method: MethodConfig = field(default_factory=MethodConfig)
     """The self-supervised method."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -48,7 +47,7 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     """Size, length and folder of the run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the numbers and the encoder go."""
+    """MLflow tracking and registry."""
 
     def __post_init__(self) -> None:
         run, data = self.run, self.data

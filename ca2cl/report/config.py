@@ -15,38 +15,38 @@ MOST_TILES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """One self-contained HTML page about a pre-training run.
+    """Write one self-contained HTML page about a pre-training run.
 
-    Curves, a sheet of views, nearest neighbours, a map of the embeddings, k-means clusters, downstream results with
-    their floors, configuration and lineage. What there is nothing to show of says so, with the command that makes it;
-    a run that still goes on or failed has a page as well. The page is kept with the run in MLflow, under report/.
+    It has curves, a sheet of views, nearest neighbours, a map of the embeddings, k-means clusters, downstream results
+    with their baselines, configuration and lineage. An empty section names the command that fills it. A run that is in
+    progress or has failed has a page as well. The page is also stored with the run in MLflow, under report/.
     """
 
     run: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, or a run's folder."""
     out: str
-    """HTML file to write; one that is there is replaced."""
+    """HTML file to write; an existing file is replaced."""
     shards: str | None = None
-    """Shards that the run was trained on, folder or URL; none takes the run's own data.shards."""
+    """Shards that the run was trained on, folder or URL; none uses the run's data.shards."""
     test: str | None = None
-    """Shards of other tiles to show in place of those: the encoder has not seen them, and with labels the page says
-    how well neighbours and clusters meet the classes."""
+    """Shards of other tiles to show instead, which the encoder has not seen. If they are labelled, the page shows how
+    well neighbours and clusters agree with the classes."""
     tiles: int = 2000
-    """Most tiles that are embedded and shown; drawn by seed, every class with its share."""
+    """Maximum number of tiles that are embedded and shown; drawn by seed, stratified by class."""
     clusters: int = 10
-    """Clusters of k-means."""
+    """Number of k-means clusters."""
     seed: int = 0
-    """Of the tiles drawn, the queries, the clusters and the map."""
+    """Seed of the drawn tiles, the queries, the clusters and the map."""
     no_log: bool = False
-    """Only write the file: do not copy it to the run in MLflow."""
+    """Only write the file; do not store it with the run in MLflow."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 2
-    """Decoding processes; 0 decodes in this one. Never changes the page."""
+    """Decoding processes; 0 decodes in the main process. Does not affect the page."""
     cache_dir: str | None = None
-    """Local folder in which remote shards are kept. Needed for remote shards only."""
+    """Local folder that caches remote shards; needed for remote shards only."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is found and the page is logged."""
+    """MLflow store of the run, where the page is also stored."""
 
     def __post_init__(self) -> None:
         if not self.out.endswith((".html", ".htm")):

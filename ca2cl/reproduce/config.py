@@ -27,73 +27,74 @@ _SMALL = {"seeds": 2, "epochs": 3, "min_steps": 12, "image_size": 48}
 
 @dataclass(frozen=True, kw_only=True)
 class NctConfig:
-    """The method's authors' two tables on NCT-CRC-HE, linear probe and fine-tuning at 1, 10, 50 and 100 % of the
-    labels: every cell of them by your encoder, beside theirs.
+    """Fill the method's authors' two tables on NCT-CRC-HE with your encoder's results, beside theirs.
 
-    The tiles are those of zenodo.org/records/1214456 as they are published, DATA/NCT-CRC-HE-100K/<CLASS>/*.tif and
-    DATA/CRC-VAL-HE-7K/<CLASS>/*.tif (or shards in folders of these names); --download fetches them, 12.5 GB. They are
-    sharded, every tile goes through the encoder once for the linear cells, and the encoder is fine-tuned for each of
-    the others. Stopped or killed at any point, the same command goes on: in a download, a cell, or between them. Under
-    ``accelerate launch`` the processes share the work. --plan shows what is done and what is not.
+    The tables are linear probe and fine-tuning at 1, 10, 50 and 100 % of the labels. The tiles are those of
+    zenodo.org/records/1214456 as published, DATA/NCT-CRC-HE-100K/<CLASS>/*.tif and DATA/CRC-VAL-HE-7K/<CLASS>/*.tif (or
+    shards in folders of these names); --download fetches them (12.5 GB). They are sharded, embedded once for the linear
+    cells, and used to fine-tune the encoder for each of the other cells. If the job is stopped or killed at any point,
+    run the same command again to resume. Under ``accelerate launch`` the processes share the work. --plan lists what is
+    done and what is left.
     """
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
     .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     data: str
-    """Folder with the published folders NCT-CRC-HE-100K and CRC-VAL-HE-7K, or for --download to put them."""
+    """Folder that has, or with --download gets, the published folders NCT-CRC-HE-100K and CRC-VAL-HE-7K."""
     output_dir: str = "reproduce-nct"
-    """Folder of the job: shards, vectors, cells, the table. A job started again goes on."""
+    """Folder of the job: shards, vectors, cells, the table. Run the same command again to resume."""
     train_set: TrainSet = "NCT-CRC-HE-100K"
-    """Where labels are drawn: the tiles with normalised colours, or those without."""
+    """Training set: tiles with normalised colours, or without (NONORM)."""
     download: bool = False
-    """Fetch and unpack what is missing in data."""
+    """Download and unpack what is missing in data."""
     record_url: str = RECORD_URL
-    """JSON of the record that lists the archives with their sizes and MD5s; another one for a mirror."""
+    """URL of the record's JSON, which lists the archives with sizes and MD5s; set it for a mirror."""
     tasks: tuple[str, ...] = TASKS
-    """Tables to fill: linear, finetune or both. Others may be added to a folder later."""
+    """Tables to fill: linear, finetune or both. The other one may be added to the folder later."""
     protocol: ProtocolName = "honest"
-    """honest: labels without replacement, held-out labelled tiles choose; original: what the authors did, task by task
-    (`ca2cl finetune`'s protocol original, its linear cells with trains head), to be compared with their tables and with
-    nothing else. Settings of fine-tuning that are left out are then theirs, for the linear cells too."""
+    """honest: labels without replacement, and held-out labelled tiles choose the model. original: what the authors did
+    in each task (see `ca2cl finetune`; linear cells with trains head), for comparison with their tables only. Settings
+    left at their defaults then take the authors' values, for the linear cells too."""
     labels: tuple[float, ...] = BUDGETS
-    """Label budgets: a fraction of each class's tiles up to 1, or a whole number of tiles a class above 1."""
+    """Label budgets: up to 1, a fraction of each class's tiles; above 1, a number of tiles for each class."""
     seeds: int | None = None
-    """Draws of the labelled tiles for every budget; none takes 5, or 2 in miniature."""
+    """Number of random draws of labelled tiles for every budget; none uses 5, or 2 with miniature."""
     image_size: int | None = None
-    """Side in pixels that the encoder sees; none takes the encoder's own, or 48 in miniature."""
+    """Side of the input in pixels; none uses that of the encoder, or 48 with miniature."""
     epochs: int | None = None
-    """Most passes over the labelled tiles in fine-tuning; none takes 20, or theirs, or 3 in miniature."""
+    """Maximum number of epochs of fine-tuning; none uses 20, or the authors' with protocol original, or 3 with
+    miniature."""
     min_steps: int | None = None
-    """Steps that a fine-tuning has at least, in more passes where few tiles are labelled; none takes 200, or 12 in
-    miniature, or 1 as theirs."""
+    """Minimum number of steps of fine-tuning, with more epochs if few tiles are labelled; none uses 200, or 12 with
+    miniature, or 1 with protocol original."""
     batch_size: int | None = None
-    """Tiles in an optimizer step of fine-tuning, over all processes; none takes 64, or 128 as theirs."""
+    """Tiles in an optimizer step of fine-tuning, over all processes; none uses 64, or 128 with protocol original."""
     micro_batch_size: int | None = None
-    """Most tiles that one process holds at a time in fine-tuning; none takes its whole share of the batch at once."""
+    """Maximum number of tiles that a process holds at a time in fine-tuning; none processes its whole share at once."""
     norm: Literal["sync", "frozen"] = "sync"
-    """BatchNorm in fine-tuning. sync: statistics of the batch, over all processes; frozen: the encoder's own."""
+    """BatchNorm in fine-tuning. sync: statistics of the batch over all processes; frozen: the encoder's, unchanged."""
     augment: Augmentation = "auto"
-    """How labelled tiles are augmented in fine-tuning. crop: random resized crops; ca2cl: the paper's weak view;
-    strong: its strong view; none: not at all; auto: crop, or strong as theirs."""
+    """Augmentation in fine-tuning. crop: random resized crops; ca2cl: the paper's weak view; strong: its strong view;
+    none: no augmentation; auto: crop, or strong with protocol original."""
     against: tuple[str, ...] = ()
-    """Other encoders that are fine-tuned in the same way, for the gain over them: random, for one."""
+    """Other encoders to fine-tune in the same way, such as random, to show the gain over them."""
     precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast precision of vectors and of fine-tuning."""
+    """Autocast precision of embedding and fine-tuning."""
     embed_batch_size: int = 256
-    """Tiles that go through the encoder at once where it is frozen."""
+    """Tiles in a forward pass of the frozen encoder."""
     workers: int = 2
     """Decoding processes for each process, and sharding processes; 0 decodes in the process itself."""
     plan: bool = False
-    """Say what would be done and what is done already, and do nothing."""
+    """Only list the steps, done and to do."""
     miniature: bool = False
-    """Draw made-up tissue into data, in the published layout, and fill the tables with it in minutes: to see that all
-    works here before 12.5 GB are fetched. Its numbers mean nothing."""
+    """Draw synthetic tissue into data, in the published layout, and fill the tables with it in minutes. This tests the
+    installation before 12.5 GB are downloaded. The numbers mean nothing."""
     optim: OptimConfig = field(default_factory=lambda: OPTIM)
-    """Fine-tuning's optimizer; by default SGD and a cosine that starts again every 5 epochs. By protocol original what
-    is left at its default is theirs."""
+    """Optimizer of fine-tuning; by default SGD and a cosine that restarts every 5 epochs. With protocol original,
+    defaults become the authors' values."""
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(register_as=None))
-    """Where the encoder is found and the result is logged. Nothing is registered."""
+    """MLflow store of the encoder and of the result. Nothing is registered."""
 
     def __post_init__(self) -> None:
         if not self.tasks:

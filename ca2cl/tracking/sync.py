@@ -16,12 +16,12 @@ POSITIONAL = ("run_dir",)
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
-    """Send to MLflow what it missed of a run; nothing is sent twice."""
+    """Send the missing metrics and artifacts of a run to MLflow; nothing is sent twice."""
 
     run_dir: str
-    """Folder of the run: journal.jsonl and run.json."""
+    """Folder of the run, with journal.jsonl and run.json."""
     uri: str | None = None
-    """MLflow tracking URI; none takes MLFLOW_TRACKING_URI, or else the one that the run was made in."""
+    """MLflow tracking URI; none uses MLFLOW_TRACKING_URI, or else that of the run."""
 
 
 def sync(run_dir: str | Path, uri: str | None = None) -> int:

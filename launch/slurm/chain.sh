@@ -4,16 +4,18 @@
 #   TRAIN=NCT-CRC-HE-100K TEST=CRC-VAL-HE-7K WORK=work NODES=2 GPUS=8 CPUS=96 \
 #       bash launch/slurm/chain.sh --run.epochs 200
 #
-# Arguments go to pre-training, and win over its recipe. Jobs start when those before them ended well; one that was
-# preempted and requeued is waited for, and when one fails for good those that need it are cancelled. The downstream
-# jobs find the encoder by the run's MLflow id. Slurm reads what all jobs share: SBATCH_PARTITION, SBATCH_ACCOUNT,
-# SBATCH_TIMELIMIT (24:00:00) and SBATCH_MEM_PER_NODE (200G). It has no such variable for CPUs: see CPUS.
-#   TRAIN, TEST   folders of tiles in one folder a class
-#   WORK          folder for shards, the run and the reports, which every node sees; default work
-#   GLANDS        GlaS as it unzips, for detection (extra `detection`); default none
+# Arguments go to pre-training and override its recipe. A job starts when the jobs that it needs have succeeded, also
+# after they were preempted and requeued. If one of them fails, the jobs that need it are cancelled. The downstream jobs
+# find the encoder by the MLflow id of the run.
+#
+# Settings of all jobs are Slurm's own variables: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT (24:00:00) and
+# SBATCH_MEM_PER_NODE (200G). There is none for CPUs: use CPUS. Variables of this script:
+#   TRAIN, TEST   folders of tiles, with one folder for each class
+#   WORK          folder for shards, the run and the reports, seen by every node; default work
+#   GLANDS        the unzipped GlaS, for detection (extra `detection`); default none
 #   RECIPE        default nct_resnet18
-#   NODES, GPUS   nodes of pre-training, GPUs of a node; default 1 and 0. The other jobs take one GPU, if there is any
-#   CPUS          cores of a node for pre-training and for writing shards; default 1. The jobs of one GPU get its share
+#   NODES, GPUS   nodes of pre-training, GPUs of each node; default 1 and 0. The other jobs take one GPU if GPUS > 0
+#   CPUS          cores of a node for pre-training and for writing shards; default 1. Jobs of one GPU get its share
 #   PROBE, FINETUNE, DETECT   more arguments for these verbs
 # and job.sbatch's CA2CL_VENV, CA2CL, CA2CL_PROCESSES, CA2CL_ACCELERATE.
 set -euo pipefail
@@ -26,7 +28,7 @@ read -ra detect <<<"${DETECT:-}"
 job=launch/slurm/job.sbatch
 mkdir -p "$WORK"
 
-# submit NAME NODES GPUS CPUS AFTER VERB ...: its job id; AFTER is "" or ids joined by colons
+# submit NAME NODES GPUS CPUS AFTER VERB ...: print the job id; AFTER is "" or ids joined by colons
 submit() {
     local name=$1 nodes=$2 gpus=$3 cpus=$4 after=$5 flags=(--parsable --kill-on-invalid-dep=yes)
     shift 5

@@ -16,39 +16,42 @@ POSITIONAL = ("source", "out")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
-    """Settings of ``ca2cl shard``."""
+    """Write tiles as WebDataset shards with an index and a manifest.
+
+    If it is killed, run it again to resume.
+    """
 
     source: str
     """Folder of class folders, folder of images, folder written by datasets.save_to_disk, hf:NAME, or
-    module:Class:WHERE for a source of your own (docs/architecture.md)."""
+    module:Class:WHERE for your own source (docs/architecture.md)."""
     out: str
     """Folder for the shards, the index and the manifest."""
     encode: Literal["keep", "jpeg", "webp", "png"] = "keep"
-    """keep the tiles' bytes as they come, or re-encode every tile."""
+    """keep: the tiles' original bytes; otherwise every tile is re-encoded in this format."""
     quality: int = 95
-    """Quality of jpeg and webp, 1 to 100."""
+    """Quality of jpeg and webp, from 1 to 100."""
     resize: int | None = None
-    """Resize every tile to this side in pixels; needs encode other than keep."""
+    """Resize every tile to this side in pixels; needs --encode other than keep."""
     samples_per_shard: int = 1000
-    """Tiles in one shard; the last has what is left."""
+    """Tiles in a shard; the last shard has the rest."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Writing processes. Never changes a result."""
+    """Writing processes. Does not affect results."""
     check: Literal["full", "header"] = "full"
-    """full: decode every tile once, as training will; header: only read its header, faster."""
+    """full: decode every tile once, as training will; header: read only its header, which is faster."""
     bad: Literal["stop", "skip"] = "stop"
-    """What a tile gets that does not decode or has another size: stop and name it, or skip it and list it in
+    """Tiles that do not decode or have another size. stop: end with an error that names the tile; skip: list it in
     skipped.txt."""
     seed: int = 0
-    """Seed of the shuffle that mixes classes within every shard."""
+    """Seed of the shuffle, which mixes classes within every shard."""
     unlabelled: bool = False
-    """Take no labels from folders or columns."""
+    """Ignore labels in folder names or columns."""
     check_classes: bool = True
-    """Refuse class folders that look like splits (train, test), or like data sets that hold the same classes each."""
+    """Refuse class folders that look like splits (train, test) or like data sets that contain the same classes."""
     group_pattern: str | None = None
-    """Regular expression that finds a tile's slide or patient in its path below the source (its first group if any).
-    Files that it misses are counted in a warning, and each is a slide of its own wherever slides are kept apart."""
+    """Regular expression that finds a tile's slide or patient in its path below the source (its first group, if any).
+    Files that do not match are counted in a warning, and each counts as a slide of its own."""
     split: str | None = None
-    """Split of a Hugging Face dataset; needed where it has several."""
+    """Split of a Hugging Face dataset; needed if it has several."""
     image_column: str | None = None
     """Image column of a Hugging Face dataset; found by type by default."""
     label_column: str | None = None

@@ -15,34 +15,34 @@ POSITIONAL = ("dataset", "source", "out")
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn images with masks of gland instances into COCO files, one for each published split.
+    """Convert images with masks of gland instances to COCO files, one for each published split.
 
-    OUT gets SPLIT.json and a folder SPLIT with copies of the images, byte for byte, and appears when all of it is
-    there. Masks become run lengths, which hold them exactly, holes included. Patients and grades are taken from a
-    Grade.csv, index.csv or patients.csv (columns name, patient_id, grade) beside the images.
+    OUT gets SPLIT.json and a folder SPLIT with exact copies of the images; it appears when it is complete. Masks become
+    run lengths, which store them exactly, with holes. Patients and grades are read from a Grade.csv, index.csv or
+    patients.csv (columns name, patient_id, grade) beside the images.
     """
 
     dataset: str
-    """glas: train_N, testA_N, testB_N and NAME_anno, BMP or PNG, as GlaS unzips. crag: train and valid, each with
-    Images and Annotation. masks: any folder of images beside one of masks of the same names, or such pairs in one
-    folder a split. A mask is one channel, 8, 16 or 32 bits, one number an instance, 0 between them."""
+    """glas: the unzipped GlaS, train_N, testA_N, testB_N and NAME_anno, BMP or PNG. crag: train and valid, each with
+    Images and Annotation. masks: any folder of images beside a folder of masks of the same names, or one such pair for
+    each split. A mask has one channel of 8, 16 or 32 bits: one number for each instance, 0 between them."""
     source: str
-    """The folder that the archive was unzipped to."""
+    """Folder of the unzipped archive."""
     out: str
-    """A folder that is not there yet, or is empty."""
+    """New or empty folder to write."""
     images: str = "images"
-    """Name of the folders of images, for masks."""
+    """Name of the image folders, for dataset masks."""
     masks: str = "masks"
-    """Name of the folders of masks, for masks."""
+    """Name of the mask folders, for dataset masks."""
     min_area: int = FragmentRule.min_area
-    """Pixels: smaller instances are dropped, and of larger ones smaller parts that lie apart."""
+    """Minimum area in pixels: smaller instances are dropped, and so are smaller separate parts of larger instances."""
     max_loss: float = FragmentRule.max_loss
-    """Most of an instance's pixels that may be dropped with such parts, as a share."""
+    """Largest share of an instance's pixels that may be dropped with such parts."""
     apart: Literal["stop", "keep", "split"] = "stop"
-    """What is done where numbers mostly stand for parts that lie apart, as in masks of classes. stop; keep: a number is
-    one instance all the same; split: every connected part of a number is an instance, in all masks."""
+    """If most numbers mark several separate parts, as in masks of classes. stop: end with an error; keep: a number is
+    still one instance; split: every connected part of a number is an instance, in all masks."""
     preview: str | None = None
-    """PNG to draw of a dozen images with what was made of their masks: look at it before training."""
+    """PNG file to draw: a dozen images with their converted masks. Look at it before training."""
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:

@@ -37,67 +37,67 @@ def _tracking() -> TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectConfig:
-    """Gland detection from an encoder: a detector with its body is trained on one split and scored on the others.
+    """Train a gland detector from an encoder on one split, and score it on the others.
 
-    Other verbs of this family: detect prepare, images with masks -> COCO files; detect predict, a trained detector on
-    a folder of images.
+    Related verbs: `detect prepare` converts images with masks to COCO files; `detect predict` applies a trained
+    detector to a folder of images.
     """
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
     .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     dataset: DataSet
-    """Whose schedule and sizes are taken: glas (5,000 iterations at 400 to 522 pixels), crag (15,000 at 768 to 1,024)
-    or coco, any COCO files of instances (90,000 at 640 to 800, so give iterations)."""
+    """Data set, which sets schedule and image sizes: glas (5,000 iterations at 400 to 522 pixels), crag (15,000 at 768
+    to 1,024), or coco for any COCO files of instances (90,000 at 640 to 800, so set iterations)."""
     data: str
-    """Folder that `ca2cl detect prepare` wrote; of glas or crag also the folder that the archive was unzipped to, which
-    is then prepared in output_dir/data."""
+    """Folder written by `ca2cl detect prepare`. For glas and crag also the unzipped archive, which is then prepared in
+    output_dir/data."""
     output_dir: str
-    """Folder of the job, one folder in it for every training. A job started again goes on."""
+    """Folder of the job, with one folder for every training. Run the same command again to resume."""
     against: tuple[str, ...] = ("random",)
-    """Other encoders that detectors are trained from in the same way; [] trains from the first alone."""
+    """Other encoders to train detectors from in the same way; [] trains from the first only."""
     seeds: int = 1
-    """Trainings from every encoder: seeds 0, 1, and so on. One says little: use 5."""
+    """Number of trainings from every encoder: seeds 0, 1, and so on. Use 5 for a meaningful comparison."""
     engine: EngineChoice = "auto"
-    """What builds and trains the detector: torchvision or detectron2; auto is detectron2 where it is installed."""
+    """Library that builds and trains the detector: torchvision or detectron2; auto: detectron2 if it is installed."""
     head: Head = "mask_rcnn_fpn"
-    """mask_rcnn_fpn; mask_rcnn_c4, of engine detectron2 alone; or retinanet_fpn, which has no masks."""
+    """mask_rcnn_fpn; mask_rcnn_c4 (engine detectron2 only); or retinanet_fpn, which has no masks."""
     times: float = 1.0
-    """Length of the training as a multiple of the published one, such as 0.5, 2 or 3."""
+    """Length of the training as a multiple of the published schedule, such as 0.5, 2 or 3."""
     iterations: int | None = None
-    """Optimizer steps; none takes the published number, times times."""
+    """Optimizer steps; none uses the published number multiplied by `times`."""
     batch_size: int = 16
     """Images in an optimizer step, over all processes."""
     lr: float = 0.02
-    """Peak learning rate; it belongs to batch_size."""
+    """Peak learning rate; change it together with batch_size."""
     warmup: int = 1_000
-    """Steps in which the rate rises to lr; at most a fifth of the iterations."""
+    """Warm-up steps; at most a fifth of the iterations."""
     train_sides: tuple[int, ...] = ()
-    """Shorter sides in pixels that a training image is resized to, one drawn at random; [] takes the published ones."""
+    """Shorter sides in pixels to resize training images to, one drawn at random; [] uses the published ones."""
     test_side: int | None = None
-    """Shorter side of the images that are scored; none takes the published one."""
+    """Shorter side of scored images in pixels; none uses the published one."""
     longest_side: int = 1333
-    """Most pixels of the longer side."""
+    """Maximum of the longer side in pixels."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast precision."""
     norm: Literal["sync", "frozen"] = "sync"
-    """BatchNorm. sync: trained, statistics over all processes; frozen: the encoder's own, unchanged, and none in the
+    """BatchNorm. sync: trained, with statistics over all processes; frozen: the encoder's, unchanged, and none in the
     pyramid."""
     precise_norm: bool = True
-    """Statistics estimated once more over 200 batches, or as many as it is trained on if they are fewer, with the
-    weights held, before a detector is scored."""
+    """Estimate BatchNorm statistics again with fixed weights before a detector is scored, over 200 batches or, if
+    fewer, as many as it was trained on."""
     frozen_stages: int = 0
-    """Stem and stages that are not trained, from the input."""
+    """Stages that are not trained, counted from the input: 0 none, 1 the stem, 5 the stem and all four stages."""
     checkpoint_every: int = 500
     """Optimizer steps between checkpoints."""
     evaluate_every: int = 0
-    """Optimizer steps between scorings while training, for the curves; none of them chooses anything. 0: at the end."""
+    """Optimizer steps between evaluations during training, for the curves only; 0 evaluates only at the end."""
     min_score: float = 0.5
-    """What a detection must score to count for F1, Dice and Hausdorff, and to be drawn."""
+    """Minimum score of a detection to count for F1, Dice and Hausdorff, and to be drawn."""
     workers: int = 2
-    """Processes that read images for each training process; 0 reads in the training process."""
+    """Image-reading processes for each training process; 0 reads in the training process itself."""
     tracking: TrackingConfig = field(default_factory=_tracking)
-    """Where encoders are found and results are logged."""
+    """MLflow store of the encoders and of the results."""
 
     def __post_init__(self) -> None:
         check_ranges(self, seeds=Ge(1), times=Gt(0), iterations=Ge(1), workers=Ge(0), min_score=Interval(gt=0, lt=1))

@@ -17,49 +17,50 @@ POSITIONAL = ("source", "out")
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    """Vectors of tiles: one row a tile with its key, label, source and vector, in input order.
+    """Write an encoder's feature vectors of tiles: one row a tile, with key, label, source and vector.
 
-    Input order is the index's of shards and the sorted paths' of a folder. Under ``accelerate launch`` the processes
-    share the work and write the same file as one would; ``out`` must then lie where all of them see it. Killed and
-    started again it goes on from the parts in OUT.parts. A tile that does not decode is left out, with a warning.
+    Rows are in the order of the shards' index, or of the sorted paths of a folder. Under ``accelerate launch`` the
+    processes share the work and write the same file as a single process; all of them must see the folder of ``out``. If
+    it is killed, run it again to resume from the parts in OUT.parts. Tiles that do not decode are omitted with a
+    warning.
     """
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
     .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     source: str
-    """Tiles: shards (folder or URL), folder of images, nested or not, folder by datasets.save_to_disk, hf:NAME, or
-    module:Class:WHERE for a source of your own."""
+    """Tiles: shards (folder or URL), folder of images (nested or not), folder written by datasets.save_to_disk,
+    hf:NAME, or module:Class:WHERE for your own source."""
     out: str
     """File to write: NAME.parquet, or NAME.safetensors with keys, labels and sources in NAME.keys.jsonl."""
     batch_size: int = 256
-    """Tiles that go through the encoder at once. Changes vectors by rounding only."""
+    """Tiles in a forward pass. Changes vectors by rounding only."""
     workers: int = 2
-    """Decoding processes of each process; 0 decodes in it. Never changes a result."""
+    """Decoding processes for each process; 0 decodes in the process itself. Does not affect results."""
     image_size: int | None = None
-    """Side in pixels that every tile is resized to, whatever its own; none takes the encoder's own."""
+    """Side in pixels that every tile is resized to; none uses the encoder's."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto gives every process of a launch a GPU of its own."""
+    """auto, cpu, cuda or cuda:N. auto gives each process of a launch its own GPU."""
     precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast of the encoder; vectors are float32 in any case."""
+    """Autocast precision of the encoder; vectors are always float32."""
     max_bad_rate: float = 0.01
-    """Share of tiles that may fail to decode (of 100 tiles at least); with more of them nothing is written."""
+    """Largest share of tiles that may fail to decode (of at least 100 tiles); above it nothing is written."""
     part_size: int = 4096
-    """Tiles of a part: what each process of a killed job loses at most, and a row group of the Parquet file."""
+    """Tiles in a part: the most that each process of a killed job loses, and a row group of the Parquet file."""
     overwrite: bool = False
-    """Replace out where it exists, and throw away parts of another job in OUT.parts."""
+    """Replace an existing file, and delete the parts of another job in OUT.parts."""
     cache_dir: str | None = None
-    """Local folder in which remote shards are kept. Needed for remote shards only."""
+    """Local folder that caches remote shards; needed for remote shards only."""
     unlabelled: bool = False
-    """Take no labels from folders or columns."""
+    """Ignore labels in folder names or columns."""
     split: str | None = None
-    """Split of a Hugging Face dataset; needed where it has several."""
+    """Split of a Hugging Face dataset; needed if it has several."""
     image_column: str | None = None
     """Image column of a Hugging Face dataset; found by type by default."""
     label_column: str | None = None
     """Label column of a Hugging Face dataset; found by type or name by default."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the encoder is found; nothing is logged."""
+    """MLflow store of the encoder; nothing is logged."""
 
     def __post_init__(self) -> None:
         if Path(self.out).suffix not in SUFFIXES:

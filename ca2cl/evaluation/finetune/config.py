@@ -24,76 +24,77 @@ def _tracking() -> TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Fine-tuning of an encoder on labelled tiles."""
+    """Fine-tune an encoder on labelled tiles at several label budgets and seeds, and compare it with other starts."""
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
     .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     train: str
-    """Shards with the labelled tiles."""
+    """Shards of labelled tiles."""
     test: str
-    """Shards with the test tiles; their classes must be among those of train. By the honest protocol predicted once,
-    and never used to choose."""
+    """Shards of test tiles; their classes must be among those of train. With the honest protocol they are predicted
+    once and choose nothing."""
     output_dir: str
-    """Folder of the job, one folder in it for every cell of the table. A job started again goes on."""
+    """Folder of the job, with one folder for every cell of the table. Run the same command again to resume."""
     against: tuple[str, ...] = ("random",)
-    """Other encoders that are fine-tuned in the same way, and that the first one is compared with tile by tile; []
-    fine-tunes it alone."""
+    """Other encoders to fine-tune in the same way and to compare tile by tile; [] fine-tunes only the encoder."""
     labels: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Label budgets: a fraction of each class's tiles up to 1, or a whole number of tiles a class above 1."""
+    """Label budgets: up to 1, a fraction of each class's tiles; above 1, a number of tiles for each class."""
     seeds: int = 5
-    """Draws of the labelled tiles for every budget: seeds 0, 1, and so on."""
+    """Number of random draws of labelled tiles for every budget: seeds 0, 1, and so on."""
     draw_by: Literal["auto", "tile"] = "auto"
-    """What labels are drawn by. auto: whole slides or patients one after another, where the shards name
-    them (a tile without one is a slide of its own); tile: single tiles."""
+    """How labelled tiles are drawn. auto: whole slides or patients one after another if the shards name them (a tile
+    without a name counts as a slide of its own); tile: single tiles."""
     trains: Trains = "all"
-    """all: fine-tuning; head: a linear probe on augmented tiles, which trains the linear layer alone, while BatchNorm
-    follows norm."""
+    """all: fine-tuning. head: a linear probe on augmented tiles, which trains only the linear layer; BatchNorm follows
+    norm."""
     protocol: ProtocolName = "honest"
-    """honest, or original: what the method's authors did, to be compared with their tables and with nothing else.
-    Labels are drawn with replacement, and what is left at its default below is theirs. In fine-tuning held_out is split
-    off all training tiles before labels are drawn, and its most accurate epoch is kept; with trains head the epoch that
-    is most accurate on the test tiles is."""
+    """honest, or original: what the method's authors did, for comparison with their tables only. Labels are drawn with
+    replacement, and settings left at their defaults take the authors' values. In fine-tuning, held_out is split off all
+    training tiles before labels are drawn, and the epoch that is most accurate on it is kept. With trains head, the
+    epoch that is most accurate on the test tiles is kept."""
     note_protocol: str | None = None
-    """MLflow's tag ca2cl.protocol instead of that: any note, such as made-up tissue, keeps the run from ranking."""
+    """Value of MLflow's tag ca2cl.protocol instead of protocol. Any note, such as "synthetic tissue", excludes the run
+    from rankings."""
     epochs: int | None = None
-    """Most passes over the labelled tiles; none takes 20, or theirs: 40 up to 10 % of the labels, 10 with more, 100 for
-    a head."""
+    """Maximum number of epochs on the labelled tiles; none uses 20. Protocol original: 40 up to 10 % of the labels, 10
+    with more, 100 for a head."""
     min_steps: int | None = None
-    """Steps that a cell has at least, in more passes where few tiles are labelled; none takes 200, or 1 as theirs."""
+    """Minimum number of steps, with more epochs if few tiles are labelled; none uses 200. Protocol original: 1."""
     batch_size: int | None = None
-    """Tiles in an optimizer step, over all processes and micro-batches, or all labelled tiles where they are fewer;
-    none takes 64, or 128 as theirs."""
+    """Tiles in an optimizer step, over all processes and micro-batches, or all labelled tiles if they are fewer; none
+    uses 64. Protocol original: 128."""
     micro_batch_size: int | None = None
-    """Most tiles that one process holds at a time; none takes its whole share of the batch at once. BatchNorm then sees
-    fewer tiles."""
+    """Maximum number of tiles that a process holds at a time; BatchNorm then sees fewer tiles. none processes its whole
+    share of the batch at once."""
     held_out: float | None = None
-    """Share of the labelled tiles, whole slides or patients where they are known, that decides which epoch's weights
-    are taken; 0 takes the last. None is held out where a class has too few, or fewer than 15 would be. Left out: 0.2,
-    as theirs."""
+    """Share of the labelled tiles (whole slides or patients if they are known) that is held out to choose the epoch; 0
+    keeps the last epoch. Nothing is held out if a class has too few tiles, or if that would be fewer than 15. none uses
+    0.2, also with protocol original."""
     patience: int | None = None
-    """Looks at the held-out tiles, one an epoch or in ten steps, that may be no better before training ends; none takes
-    5, as theirs."""
+    """Early stopping: evaluations on the held-out tiles (one an epoch or in ten steps) without improvement before
+    training ends; none uses 5, also with protocol original."""
     norm: Literal["sync", "frozen"] = "sync"
-    """BatchNorm. sync: statistics of the batch, over all processes; frozen: the encoder's own, unchanged."""
+    """BatchNorm. sync: statistics of the batch over all processes; frozen: the encoder's running statistics,
+    unchanged."""
     augment: Augmentation = "auto"
-    """How labelled tiles are augmented. crop: random resized crops; ca2cl: the paper's weak view; strong: its strong
-    view; none: not at all; auto: crop, or strong as theirs."""
+    """Augmentation of labelled tiles. crop: random resized crops; ca2cl: the paper's weak view; strong: its strong
+    view; none: no augmentation; auto: crop, or strong with protocol original."""
     image_size: int | None = None
-    """Side in pixels that an encoder sees; none takes its own, and the first encoder's for weights that come without
-    one (random, torchvision's)."""
+    """Side of the input in pixels; none uses that of the encoder. Weights without one (random, torchvision's) use that
+    of the first encoder."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast precision."""
     workers: int = 2
-    """Decoding processes for each training process; 0 decodes in the training process."""
+    """Decoding processes for each training process; 0 decodes in the training process itself."""
     cache_dir: str | None = None
-    """Local folder in which remote shards are kept. Needed for remote shards only."""
+    """Local folder that caches remote shards; needed for remote shards only."""
     optim: OptimConfig = field(default_factory=lambda: OPTIM)
-    """Optimizer and schedule; by default SGD and a cosine that starts again every 5 epochs. By protocol original what
-    is left at its default is theirs: sgd_plain, lr 3e-4 or 0.01 for a head, no decay."""
+    """Optimizer and schedule; by default SGD and a cosine that restarts every 5 epochs. With protocol original,
+    defaults become the authors' values: sgd_plain, lr 3e-4 or 0.01 for a head, no decay."""
     tracking: TrackingConfig = field(default_factory=_tracking)
-    """Where the encoder is found and the result is logged. tracking.register_as ca2cl-classifier registers the
-    classifier that predicts its held-out tiles best, of those with the most labels."""
+    """MLflow store of the encoder and of the result. tracking.register_as ca2cl-classifier registers a classifier: of
+    those with the most labels, the one that predicts its held-out tiles best."""
 
     def __post_init__(self) -> None:
         check_budgets(self.labels)

@@ -16,70 +16,66 @@ from ca2cl.evaluation.splits import check_budgets
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """A probe of frozen features."""
+    """Evaluate frozen features of an encoder with classifiers at several label budgets, beside baselines."""
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
     .safetensors file, torchvision:IMAGENET1K_V1 or random."""
     train: str
-    """Shards with the labelled tiles."""
+    """Shards of labelled tiles."""
     test: tuple[str, ...] | str
-    """Shards with the test tiles, one set or several beside one another, such as stain-normalised and not; their
-    classes must be among those of train. By the honest protocol never used to choose. An encoder is promoted by the
-    first."""
+    """Shards of test tiles, one set or several, such as stain-normalised and not. Their classes must be among those of
+    train. With the honest protocol they choose nothing. `encoders promote` uses the first set."""
     against: tuple[str, ...] = ()
-    """Other encoders, named in the same ways, that are probed on the same draws and tiles and that the first one is
-    compared with tile by tile."""
+    """Other encoders, named in the same ways, to probe on the same draws and tiles and to compare tile by tile."""
     labels: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Label budgets: a fraction of each class's tiles up to 1, or a whole number of tiles a class above 1."""
+    """Label budgets: up to 1, a fraction of each class's tiles; above 1, a number of tiles for each class."""
     seeds: int = 5
-    """Draws of the labelled tiles for every budget: seeds 0, 1, and so on."""
+    """Number of random draws of labelled tiles for every budget: seeds 0, 1, and so on."""
     draw_by: Literal["auto", "tile"] = "auto"
-    """How labelled tiles are drawn. auto: slide by slide (or patient by patient) where the training shards name them (a
-    tile without one is a slide of its own), so that few labels are those of few slides, as in a clinic; else tile by
-    tile. tile: tile by tile in any case."""
+    """How labelled tiles are drawn. auto: slide by slide (or patient by patient) if the training shards name them (a
+    tile without a name counts as a slide of its own), so that few labels are those of few slides, as in a clinic;
+    otherwise tile by tile. tile: always tile by tile."""
     classifiers: tuple[Literal["logistic", "sgd", "knn"], ...] = ("logistic", "sgd", "knn")
-    """What reads the features. logistic: logistic regression, the rows "linear"; sgd: a linear layer trained by SGD
-    with a cosine that starts again every 5 epochs, "linear SGD"; knn: the nearest neighbours by cosine, "k-NN". All
-    read features less the labelled tiles' mean, scaled to unit length."""
+    """Classifiers. logistic: logistic regression, the rows "linear"; sgd: a linear layer trained by SGD with a cosine
+    that restarts every 5 epochs, "linear SGD"; knn: nearest neighbours by cosine, "k-NN". All use features minus the
+    mean of the labelled tiles, scaled to unit length."""
     knn: int = 20
-    """Neighbours that vote."""
+    """Number of neighbours of k-NN."""
     strength: float | Literal["auto"] | None = None
-    """C of the logistic regression, scikit-learn's inverse L2 strength, on centred features of unit length; or auto:
-    chosen on held-out labelled tiles, whole slides or patients where they are known. None takes auto where
-    they are known, and scikit-learn's default, 1.0, where not: held-out tiles of slides that are trained on reward a
-    classifier for telling slides apart, and choose a large C."""
+    """C of the logistic regression: scikit-learn's inverse regularisation strength, on centred features of unit length.
+    auto: chosen on held-out labelled tiles (whole slides or patients if they are known). none: auto if slides are
+    known, otherwise 1.0, scikit-learn's default, because held-out tiles of training slides reward a classifier for
+    telling slides apart and would choose a large C."""
     sgd_epochs: int = 50
-    """Passes of the SGD over its tiles, in whole turns of 5; more where few are labelled, for 200 steps. A fifth of the
-    labelled tiles, whole slides where they are known, is held out and decides which epoch's weights are taken, where
-    that is 15 tiles or more."""
+    """Epochs of the SGD, in multiples of 5; more if few tiles are labelled, to reach 200 steps. A fifth of the labelled
+    tiles (whole slides if they are known) is held out to choose the epoch, if that is 15 tiles or more."""
     sgd_lr: float = 3.0
     """Peak learning rate of the SGD, on centred features of unit length."""
     protocol: ProtocolName = "honest"
-    """original: labelled tiles are drawn with replacement, none are held out, and the test tiles choose the epoch of
-    the SGD, as in the linear probe of the method's authors. They train on augmented tiles with BatchNorm in train mode,
-    which frozen features cannot be: `ca2cl finetune --trains head --protocol original` does all of it. The result says
-    so, is compared with none by the honest protocol, and promotes no encoder."""
+    """honest, or original: as in the linear probe of the method's authors, labelled tiles are drawn with replacement,
+    none are held out, and the test tiles choose the epoch of the SGD. The authors also train on augmented tiles with
+    BatchNorm in train mode, which frozen features do not allow: see `ca2cl finetune --trains head --protocol original`.
+    The result is marked, is not compared with results of the honest protocol, and promotes no encoder."""
     batch_size: int = 256
-    """Tiles that go through the encoder at once."""
+    """Tiles in a forward pass of the encoder."""
     workers: int = 2
-    """Decoding processes; 0 decodes in this one."""
+    """Decoding processes; 0 decodes in the main process."""
     image_size: int | None = None
-    """Side in pixels that tiles are resized to; none takes each encoder's own."""
+    """Side in pixels that tiles are resized to; none uses that of each encoder."""
     cache_dir: str | None = None
-    """Local folder in which remote shards are kept. Needed for remote shards only."""
+    """Local folder that caches remote shards; needed for remote shards only."""
     output: str | None = None
-    """JSON file with every number; none takes probe-<run>-<data>.json under tracking.root."""
+    """JSON file of all results; none uses probe-<run>-<data>.json in tracking.root."""
     floors: bool = True
-    """Also probe what any encoder must beat: colour histograms, and the same architecture with random and with ImageNet
-    weights."""
+    """Also probe the baselines: colour histograms, and the same architecture with random and with ImageNet weights."""
     imagenet: bool = True
-    """Whether ImageNet weights are among the floors. torchvision downloads them the first time; where it cannot, the
-    table goes without them."""
+    """Include ImageNet weights in the baselines. torchvision downloads them once; without a network they are
+    omitted."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device: auto, cpu, cuda or cuda:N."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the encoder is found and the result is logged."""
+    """MLflow store of the encoder and of the result."""
 
     @property
     def tests(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The detectron2 engine with the real package: features, tensors, schedule, a stop and another start, two processes.
 
-None of it runs without detectron2: ``pytest -m detectron2`` where it is installed (README)."""
+None of it runs without detectron2: ``pytest -m detectron2`` where it is installed (docs/detection.md)."""
 
 from __future__ import annotations
 
