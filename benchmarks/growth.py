@@ -1,6 +1,6 @@
 """How a step's time grows with processes: the model that docs/scaling.md explains, for numbers of your own.
 
-    python -m benchmarks.growth [--arch resnet18] [--tile_ms 1.7] [--bandwidth 20] [--latency 100]
+    python -m benchmarks.growth [--arch resnet18] [--tile_ms 0.61] [--bandwidth 20] [--latency 100]
                                 [--weak 64] [--strong 8192]
 
 Nothing is measured here. Every term is a count of bytes, operations or messages of this code, over a rate that is given
@@ -82,8 +82,8 @@ def loss_seconds(batch: int, world: int, machine: Machine) -> float:
 
 
 def sync_messages(model: Model) -> int:
-    """All-reduces of sync BatchNorm in a step: two a layer forward, in three passes, and one backward, in four."""
-    return model.norm_layers * (2 * 3 + 4)
+    """All-reduces of sync BatchNorm in a step: one a layer and pass, three forward and four backward."""
+    return model.norm_layers * (3 + 4)
 
 
 def row(model: Model, machine: Machine, world: int, batch: int) -> str:
@@ -109,7 +109,7 @@ def row(model: Model, machine: Machine, world: int, batch: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=ARCHITECTURES, default="resnet18")
-    parser.add_argument("--tile_ms", type=float, default=1.7, help="a step's time on one device, a tile (assumed)")
+    parser.add_argument("--tile_ms", type=float, default=0.61, help="a step's time on one device, a tile (benchmarks.kernels says from where)")
     parser.add_argument("--bandwidth", type=float, default=20.0, help="GB/s of a process (assumed)")
     parser.add_argument("--latency", type=float, default=100.0, help="microseconds of a small all-reduce (assumed)")
     parser.add_argument("--flops", type=float, default=10.0, help="fp32 TFLOP/s of the losses (assumed)")
