@@ -109,7 +109,12 @@ def row(model: Model, machine: Machine, world: int, batch: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=ARCHITECTURES, default="resnet18")
-    parser.add_argument("--tile_ms", type=float, default=0.61, help="a step's time on one device, a tile (benchmarks.kernels says from where)")
+    parser.add_argument(
+        "--tile_ms",
+        type=float,
+        default=0.61,
+        help="a step's time on one device, a tile (benchmarks.kernels says from where)",
+    )
     parser.add_argument("--bandwidth", type=float, default=20.0, help="GB/s of a process (assumed)")
     parser.add_argument("--latency", type=float, default=100.0, help="microseconds of a small all-reduce (assumed)")
     parser.add_argument("--flops", type=float, default=10.0, help="fp32 TFLOP/s of the losses (assumed)")

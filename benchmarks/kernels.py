@@ -304,8 +304,8 @@ def bare_direction(total: Tensor, weight: Tensor) -> None:
     torch.autograd.grad(total, weight, retain_graph=True)
 
 
-def main() -> int:
-    """Print the table of stages, the lines at which the host waits, and the share; write them as JSON."""
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=896, help="tiles a process")
     parser.add_argument("--processes", type=int, default=2)
@@ -320,7 +320,12 @@ def main() -> int:
     parser.add_argument("--collective_us", type=float, default=50.0)
     parser.add_argument("--encoder_ms", type=float, default=0.61, help="published, a tile of a step")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Print the table of stages, the lines at which the host waits, and the share; write them as JSON."""
+    options = parse()
     counts, collectives = count_step(options)
     report = summarize(options, counts, collectives, bare_passes(options))
     print(table(options, counts))

@@ -1,0 +1,21 @@
+"""Budgets of a step on a GPU, counted without one (benchmarks.kernels)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.kernels import bare_passes, count_step, parse, summarize
+
+
+@pytest.mark.parametrize("norm", ["sync", "lane_group"])
+def test_a_step_on_eight_gpus_stays_within_its_budgets(norm: str) -> None:
+    options = parse(["--batch", "224", "--processes", "8", "--norm", norm])
+    counts, collectives = count_step(options)
+    found = summarize(options, counts, collectives, bare_passes(options))
+    step: dict[str, Any] = found["step"]
+    assert step["launches"] <= 3_700
+    assert step["host_syncs"] == 1, counts.waits  # the step's numbers, which the loop reads a step late
+    assert step["collectives"] <= (150 if norm == "sync" else 10)
+    assert found["share"] >= 0.7
