@@ -6,10 +6,8 @@ its authors call unstable, needs their launcher, and cannot run several processe
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,53 +24,49 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import load_tensors
-from ca2cl.detection.engines.base import Detector, Trained, TrainJob, Watch, has_masks
+from ca2cl.detection.coco.segmentations import Json
+from ca2cl.detection.engines.base import REMEDY, Detector, TrainJob, Watch
 from ca2cl.detection.engines.checkpoint import KEPT
-from ca2cl.detection.engines.data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
-from ca2cl.errors import InputError
+from ca2cl.detection.engines.data import AnnotatedImages, draw_word, read_batches
+from ca2cl.detection.engines.heads import has_masks
+from ca2cl.errors import InputError, LocalError
 
-_PRECISE_STEPS = 200
-"""Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
 _NAME = re.compile(r"model_\w+\.pth")
 Example = dict[str, Any]
 
 
-class MappedImages(Dataset[Example | str]):
-    """What detectron2's models train on, by place in the order; what is wrong with one comes as text.
+class MappedImages(AnnotatedImages[Example]):
+    """What detectron2's models train on, as its mapper makes it.
 
     The mapper draws its augmentation from numpy's global generator. It is seeded by seed and place, so that an image is
     the same on any number of processes and workers, and after another start.
     """
 
     def __init__(self, cfg: CfgNode, job: TrainJob) -> None:
-        self._annotated = Annotated(job.train, job.classes, masks=has_masks(job.head))
         schedule = job.schedule
-        self.order = ImageOrder(len(self._annotated.images), schedule.batch_size, schedule.seed)
-        self._mapper, self._seed = DatasetMapper(cfg, is_train=True), schedule.seed
+        super().__init__(job.train, job.classes, schedule.batch_size, schedule.seed, masks=has_masks(job.head))
+        self._mapper = DatasetMapper(cfg, is_train=True)
 
-    def __getitem__(self, place: int) -> Example | str:
-        number, _ = self.order.image(place)
-        image = self._annotated.images[number]
+    def example(self, image: Json, place: int, flipped: bool) -> Example:
+        """What the mapper makes of an image; it draws the flip itself."""
         described = self._described(image)
         before = np.random.get_state()
-        np.random.seed(draw_word(self._seed, place))
+        np.random.seed(draw_word(self.order.seed, place))
         try:
             return dict(self._mapper(described))
         except (OSError, ValueError, SyntaxError) as error:  # unreadable, of another size, a broken PNG
-            told = getattr(error, "strerror", None) or " ".join(str(error).split())
-            return f"{described['file_name']}: {told}; {REMEDY}"
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise LocalError(f"{described['file_name']}: {reason}; {REMEDY}") from None
         finally:
             np.random.set_state(before)
 
-    def _described(self, image: Mapping[str, Any]) -> Example:
+    def _described(self, image: Json) -> Example:
         """In detectron2's format of a data set."""
-        rows = self._annotated.rows(dict(image))
         return {
-            "file_name": str(self._annotated.split.path(image)),
+            "file_name": str(self.split.path(image)),
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
@@ -81,7 +75,7 @@ class MappedImages(Dataset[Example | str]):
                     "bbox": row["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": row["label"],
                     "segmentation": row.get("segmentation", []), "iscrowd": 0,
                 }
-                for row in rows
+                for row in self.rows[image["id"]]
             ],
         }  # fmt: skip
 
@@ -184,11 +178,10 @@ class Training:
     def __init__(self, cfg: CfgNode, network: nn.Module, job: TrainJob, detector: Detector) -> None:
         self.job, self.network, self.detector = job, network, detector
         self.images = MappedImages(cfg, job)
-        on_gpu = torch.device(job.device).type == "cuda"
-        self.pin = on_gpu
+        self.pin = torch.device(job.device).type == "cuda"
         wrapped: nn.Module = network.train()
         if comm.get_world_size() > 1:
-            ids = [torch.cuda.current_device()] if on_gpu else None
+            ids = [torch.cuda.current_device()] if self.pin else None
             wrapped = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
         optimizer = build_optimizer(cfg, wrapped)
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
@@ -203,8 +196,8 @@ class Training:
         if comm.is_main_process():
             self.hooks.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
 
-    def run(self, watch: Watch) -> Trained:
-        """Train to the end or to a stop, from the newest checkpoint.
+    def run(self, watch: Watch) -> bool:
+        """Train from the newest checkpoint to the end; False after a stop.
 
         Raises:
             InputError: a loss that is not finite, an image that cannot be read.
@@ -213,33 +206,25 @@ class Training:
         self.trainer.register_hooks([*self.hooks, _WatchHook(self, watch)])
         self.checkpointer.resume_or_load("", resume=True)
         self.start = self.trainer.iter + 1 if self.checkpointer.has_checkpoint() else 0
-        finished = True
         if self.start < iterations:
-            with _without_traceback():
-                finished = self._loop(iterations)
-        if finished:
-            self.make_precise()
-        return Trained(self.start, iterations if finished else self.trainer.iter + 1, finished)
-
-    def _loop(self, iterations: int) -> bool:
-        try:
-            self.trainer.train(self.start, iterations)
-        except _Stopped:
-            return False
-        except FloatingPointError as error:
-            told = " ".join(str(error).split())[:160]
-            raise InputError(f"step {self.trainer.iter + 1}: {told}; use a lower lr or a longer warmup") from None
+            try:
+                self.trainer.train(self.start, iterations)
+            except _Stopped:
+                return False
+            except FloatingPointError as error:
+                reason = " ".join(str(error).split())[:160]
+                raise InputError(f"step {self.trainer.iter + 1}: {reason}; use a lower lr or a longer warmup") from None
+        self.make_precise()
         return True
 
     def make_precise(self) -> None:
         """Estimate the running statistics anew, where the schedule asks for it (Wu and Johnson, arXiv 2105.07576,
         section 3), always over the same batches. Every rank calls it."""
-        schedule = self.job.schedule
-        if schedule.precise_norm:
-            count = min(_PRECISE_STEPS, schedule.iterations)  # a trial is not to spend more on this than on training
-            torch.manual_seed(schedule.seed)
+        steps = self.job.schedule.precise_steps
+        if steps:
+            torch.manual_seed(self.job.schedule.seed)
             with EventStorage():
-                update_bn_stats(self.network, self._batches(range(count)), count)
+                update_bn_stats(self.network, self._batches(range(steps)), steps)
 
     def _from_start(self) -> Iterator[list[Example]]:
         """Read when the first step asks for it: only then is it known which one that is."""
@@ -247,16 +232,4 @@ class Training:
 
     def _batches(self, steps: range) -> Iterator[list[Example]]:
         ranks = {"rank": comm.get_rank(), "world": comm.get_world_size()}
-        return read_batches(self.images, self.images.order, steps, **ranks, workers=self.job.workers, pin=self.pin)
-
-
-@contextmanager
-def _without_traceback() -> Iterator[None]:
-    """detectron2 logs every exception with its traceback, and then raises it: here it is told in one line."""
-    log = logging.getLogger("detectron2.engine.train_loop")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+        return read_batches(self.images, steps, **ranks, workers=self.job.workers, pin=self.pin)

@@ -95,7 +95,7 @@ def _glas(source: Path) -> Archive:
             f"{root}: no image is named as in GlaS (train_1, testA_1, testB_1); "
             "give the folder that the archive was unzipped to, or use masks"
         )
-    files = _by_name(images_in(root))
+    files = by_name(images_in(root))
     known = {name for name in files if _GLAS_NAME.fullmatch(name)}
     stray = next((name for name in files if name not in known and name.removesuffix(_MASK) not in known), None)
     if stray is not None:
@@ -110,7 +110,7 @@ def _glas(source: Path) -> Archive:
 
 def _paired(split: str, images: Path, masks: Path) -> list[Picture]:
     """The pictures of two folders whose files have the same names."""
-    image_of, mask_of = _by_name(images_in(images)), _by_name(images_in(masks))
+    image_of, mask_of = by_name(images_in(images)), by_name(images_in(masks))
     if not image_of:
         raise InputError(f"{images}: no images here; give a folder with files of {' '.join(sorted(EXTENSIONS))}")
     alone = next((name for name in mask_of if name not in image_of), None)
@@ -198,7 +198,12 @@ def _with_text(paths: list[Path]) -> list[Path]:
     return paths
 
 
-def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
+def by_name(paths: Sequence[Path]) -> dict[str, Path]:
+    """The files by their names without extension.
+
+    Raises:
+        InputError: two have the same.
+    """
     named: dict[str, Path] = {}
     for path in paths:
         if path.stem in named:

@@ -11,14 +11,14 @@ from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.evaluation.leakage import Leak, Side, find_leak
 
 
-def find_shared(root: Path, splits: Mapping[str, CocoSplit]) -> dict[str, Leak]:
-    """By split. Warns if anything is shared; patients are compared where both files name them.
+def find_shared(train: CocoSplit, tests: Mapping[str, CocoSplit]) -> dict[str, Leak]:
+    """What each test split shares with train. Warns if anything; patients are compared where both files name them.
 
     Raises:
         InputError: a file is damaged.
     """
-    train = _side(CocoSplit.of(root, "train"))
-    return {name: find_leak(train, _side(split), name=name, what="images") for name, split in splits.items()}
+    side = _side(train)
+    return {name: find_leak(side, _side(split), name=name, what="images") for name, split in tests.items()}
 
 
 def _side(split: CocoSplit) -> Side:

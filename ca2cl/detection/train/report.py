@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl import __version__
+from ca2cl.common.files import file_digest
 from ca2cl.common.grid import AGAIN, Grid
 from ca2cl.common.records import read_fields
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
-from ca2cl.detection.engines.base import split_names
+from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.train.config import DetectConfig
 from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST, Trial
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import Leak, lines, tag
+from ca2cl.evaluation.metrics import mean_sd
 from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
 
@@ -43,13 +46,17 @@ def report(
     config: DetectConfig,
     found: ResolvedEncoder,
     grid: Grid[Trial],
-    root: Path,
+    splits: Mapping[str, CocoSplit],
     leaks: Mapping[str, Leak],
 ) -> None:
-    """Print and write what all trainings together say, and log it.
+    """Print, write and log the results of all trainings.
 
     Args:
-        leaks: what each split shares with train.
+        config: the verb's.
+        found: the encoder that the job is about.
+        grid: the trials, all done.
+        splits: train and the scored ones, by name.
+        leaks: what each scored split shares with train.
 
     Raises:
         InputError: a result is damaged, or trainings were made by different engines; the store cannot be reached.
@@ -61,7 +68,7 @@ def report(
     first = next(iter(grid)).start
     text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(first, scores)
     text += "".join(f"{line}\n" for split, leak in leaks.items() for line in lines(leak, split))
-    digests = {name: hashlib.sha256((root / f"{name}.json").read_bytes()).hexdigest() for name in split_names(root)}
+    digests = {name: file_digest(split.annotations) for name, split in splits.items()}
     content = {
         "schema_version": SCHEMA_VERSION,
         "kind": "detect",
@@ -118,8 +125,8 @@ def _spread(values: Sequence[float], name: str) -> str:
     if not values:
         return "-"
     digits = 1 if name == "hausdorff" else 4
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    mean, sd = mean_sd(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(sd) else f" ± {sd:.{digits}f}")
 
 
 def _differences(first: str, scores: Scores) -> str:
@@ -145,9 +152,9 @@ def _metrics(first: str, scores: Scores) -> dict[str, float]:
         for start, values in of_split.items():
             for name, seeds in values.items():
                 key = f"{names[start]}/{split}/{name}"
-                metrics[key] = float(np.mean(seeds))
-                if len(seeds) > 1:
-                    metrics[f"{key}_sd"] = float(np.std(seeds, ddof=1))
+                metrics[key], sd = mean_sd(seeds)
+                if not math.isnan(sd):
+                    metrics[f"{key}_sd"] = sd
     return metrics
 
 
