@@ -186,10 +186,12 @@ def image_steps(
     images: TrainingImages, steps: range, *, rank: int, world: int, workers: int, device: torch.device
 ) -> Iterator[ImageStep]:
     """This rank's share of the batches of ``steps`` on ``device``; the other arguments as in ``read_batches``."""
+    from accelerate.utils import send_to_device
+
     pin = device.type == "cuda"
     batches = read_batches(images, steps, rank=rank, world=world, workers=workers, pin=pin)
     for step, examples in zip(steps, batches, strict=True):
-        moved = [_moved(example, device) for example in examples]
+        moved = send_to_device(examples, device, non_blocking=True)
         yield ImageStep(step, images.order.places(step)[0] // images.order.count, moved)
 
 
@@ -234,8 +236,3 @@ def read_batches(
         if problem:
             raise LocalError(problem)
         yield examples
-
-
-def _moved(example: Example, device: torch.device) -> Example:
-    target = {name: value.to(device, non_blocking=True) for name, value in example.target.items()}
-    return Example(example.pixels.to(device, non_blocking=True), target)

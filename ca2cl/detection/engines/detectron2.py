@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 HEADS: tuple[Head, ...] = ("mask_rcnn_fpn", "mask_rcnn_c4", "retinanet_fpn")
 CONFIG = "detectron2.yaml"
+_WARNINGS = (
+    "`torch.jit.script` is deprecated", "torch.meshgrid: in an upcoming release", "The given NumPy array",
+)  # fmt: skip
 
 
 class Detectron2Engine(Engine):
@@ -52,7 +55,13 @@ class Detectron2Engine(Engine):
     heads = HEADS
 
     def __init__(self) -> None:
-        _hush()
+        # what detectron2 has torch warn of and what it logs of its own configurations: no user can do anything about it
+        for message in _WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for loud in ("torch.fx._symbolic_trace", "fvcore.common.config"):
+            logging.getLogger(loud).setLevel(logging.ERROR)
+        # logs every exception of a training with its traceback, and then raises it: it is printed once, in one line
+        logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
         need("detectron2.engine", RECIPE)
 
     @property
@@ -76,20 +85,6 @@ class Detectron2Engine(Engine):
         network = build_model(cfg)
         load_body(network, job.encoder.encoder.state_dict(), job.encoder.uri)
         return Detectron2Detector(card, cfg, network, job)
-
-
-def _hush() -> None:
-    """Silence warnings and logs that nobody who runs a training can do anything about."""
-    for message in (
-        "`torch.jit.script` is deprecated",
-        "torch.meshgrid: in an upcoming release",
-        "The given NumPy array",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    for loud in ("torch.fx._symbolic_trace", "fvcore.common.config"):  # the latter, of detectron2's own configurations
-        logging.getLogger(loud).setLevel(logging.ERROR)
-    # logs every exception of a training with its traceback, and then raises it: it is printed once, in one line
-    logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
 
 
 def _check_precision(job: TrainJob) -> None:

@@ -76,7 +76,10 @@ class TorchvisionDetector(Detector):
             return image_steps(images, those, **ranks, workers=job.workers, device=engine.device)
 
         checkpointer = Checkpointer(job.folder, keep_last=1)
-        progress = _resume(checkpointer, engine)
+        progress = loop.Progress()
+        if (newest := checkpointer.latest()) is not None:
+            restore(newest, engine)
+            progress = loop.Progress.of(newest)
         observer = _Observer(watch, self, schedule, steps)
         whole = loop.TrainJob(
             engine=engine,
@@ -133,14 +136,6 @@ def _optimizer(network: DetectionNetwork, schedule: Schedule) -> torch.optim.Opt
         momentum=schedule.momentum,
         weight_decay=schedule.weight_decay,
     )
-
-
-def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> loop.Progress:
-    newest = checkpointer.latest()
-    if newest is None:
-        return loop.Progress()
-    restore(newest, engine)
-    return loop.Progress.of(newest)
 
 
 class _Losses(loop.Method):

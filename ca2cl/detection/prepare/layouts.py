@@ -64,23 +64,23 @@ def find_pictures(dataset: str, source: Path, images: str, masks: str) -> Archiv
     if dataset == "glas":
         return _glas(source)
     if dataset == "crag":
-        root = _stepped(source, lambda folder: bool(_pairs(folder, "Images", "Annotation")))
-        pairs = _pairs(root, "Images", "Annotation")
+        images, masks = "Images", "Annotation"
+    root = _stepped(source, lambda folder: bool(_pairs(folder, images, masks)))
+    pairs = _pairs(root, images, masks)
+    if dataset == "crag":
         missing = [split for split in CRAG_SPLITS if split not in pairs]
         if missing:
             raise InputError(
                 f"{root}: no {missing[0]}/Images beside {missing[0]}/Annotation, so it is not CRAG's layout; "
                 "unzip the whole archive, or use masks for a part of it"
             )
-        return Archive(root, [one for split in CRAG_SPLITS for one in _paired(split, *pairs[split])])
-    root = _stepped(source, lambda folder: bool(_pairs(folder, images, masks)))
-    pairs = _pairs(root, images, masks)
-    if not pairs:
+        pairs = {split: pairs[split] for split in CRAG_SPLITS}
+    elif not pairs:
         raise InputError(
             f"{root}: no folder {images} beside a folder {masks}, here or in folders below; "
             "name them with --images and --masks"
         )
-    if ONE_SPLIT not in pairs:
+    elif ONE_SPLIT not in pairs:
         _refuse_halves(root, images, masks)
     return Archive(root, [one for split in sorted(pairs, key=_natural) for one in _paired(split, *pairs[split])])
 

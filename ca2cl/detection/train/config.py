@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Interval
@@ -118,20 +118,13 @@ class DetectConfig:
         iterations = self.iterations or max(1, round(published.iterations * self.times))
         scale = iterations / published.iterations
         milestones = sorted({round(step * scale) for step in published.milestones} - {0, iterations})
-        return Schedule(
-            iterations=iterations,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            warmup=min(self.warmup, iterations // 5),
-            milestones=tuple(milestones),
-            train_sides=self.train_sides or published.train_sides,
-            test_side=self.test_side or published.test_side,
-            longest_side=self.longest_side,
-            precision=self.precision,
-            sync_norm=self.norm == "sync",
-            precise_norm=self.precise_norm and self.norm == "sync",
-            frozen_stages=self.frozen_stages,
-            checkpoint_every=self.checkpoint_every,
-            evaluate_every=self.evaluate_every,
-            seed=seed,
-        )
+        shared = {one.name for one in fields(Schedule)} & vars(self).keys()
+        given = {name: getattr(self, name) for name in shared} | {
+            "iterations": iterations,
+            "warmup": min(self.warmup, iterations // 5),
+            "milestones": tuple(milestones),
+            "train_sides": self.train_sides or published.train_sides,
+            "test_side": self.test_side or published.test_side,
+            "precise_norm": self.precise_norm and self.norm == "sync",
+        }
+        return Schedule(**given, sync_norm=self.norm == "sync", seed=seed)

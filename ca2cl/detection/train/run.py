@@ -17,9 +17,8 @@ from ca2cl.detection.engines.base import CocoSplit, TrainJob, split_names
 from ca2cl.detection.engines.heads import has_masks
 from ca2cl.detection.engines.registry import find_engine
 from ca2cl.detection.train.config import DetectConfig
-from ca2cl.detection.train.overlap import find_shared
 from ca2cl.detection.train.report import report
-from ca2cl.detection.train.split_checks import check_splits
+from ca2cl.detection.train.split_checks import check_splits, find_shared
 from ca2cl.detection.train.trial import FIRST, Trial, run_trial, trial_grid
 from ca2cl.errors import InputError
 from ca2cl.models.resnet import require_resnet

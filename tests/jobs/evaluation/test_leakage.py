@@ -19,7 +19,7 @@ from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
 from ca2cl.detection.engines.base import CocoSplit
-from ca2cl.detection.train.overlap import find_shared
+from ca2cl.detection.train.split_checks import find_shared
 from ca2cl.evaluation.leakage import Side, find_leak, lines, tag
 from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.evaluation.probe.run import run as probe
