@@ -199,21 +199,20 @@ def _read(path: Path) -> tuple[Pixels, int]:
 
 def _empty(detector: Detector, config: PredictConfig, truth: Json | None) -> Json:
     """The COCO file before its images; categories are the truth's where there is one, so that ids agree."""
-    categories = [{"id": number, "name": name} for number, name in enumerate(detector.classes, start=1)]
-    if truth is not None:
-        categories = truth["categories"]
+    own = [{"id": number, "name": name} for number, name in enumerate(detector.classes, start=1)]
+    categories = own if truth is None else truth["categories"]
     info = {"description": "by ca2cl detect predict", "version": __version__, "detector": config.detector}
     return {"info": info, "licenses": [], "categories": categories, "images": [], "annotations": []}
 
 
 def _add(data: Json, path: Path, pixels_HWC: Pixels, found: Detections, truth: Json | None) -> Json:
     """List the image and what was found in it; returns the image's entry."""
-    image: Json = {"id": len(data["images"]) + 1, "file_name": path.name}
-    image |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1]}
+    height, width = pixels_HWC.shape[:2]
+    image: Json = {"id": len(data["images"]) + 1, "file_name": path.name, "height": height, "width": width}
     if truth is not None:
         image = next(one for one in truth["images"] if one["file_name"] == path.name)
-        if (image["height"], image["width"]) != pixels_HWC.shape[:2]:
-            raise InputError(f"{path}: {pixels_HWC.shape[:2]} pixels, its truth says {image['height'], image['width']}")
+        if (image["height"], image["width"]) != (height, width):
+            raise InputError(f"{path}: {height, width} pixels, its truth says {image['height'], image['width']}")
     data["images"].append(image)
     for row in coco_results(image["id"], found, [category["id"] for category in data["categories"]]):
         row["id"] = len(data["annotations"]) + 1

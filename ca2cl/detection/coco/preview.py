@@ -41,7 +41,11 @@ def draw_preview(root: Path, splits: Mapping[str, Json]) -> bytes:
     figure = Figure(figsize=(_COLUMNS * _INCHES, rows * _INCHES * 0.85), layout="constrained")
     for place, (split, image) in enumerate(chosen, start=1):
         own = [row for row in splits[split]["annotations"] if row["image_id"] == image["id"]]
-        _draw(figure.add_subplot(rows, _COLUMNS, place), root / split, image, own)
+        facts = [f"patient {image['patient_id']}"] if "patient_id" in image else []
+        facts += [image["grade"]] if "grade" in image else []
+        title = ", ".join([f"{split}/{image['file_name']}", *facts, f"{len(own)} instances"])
+        pixels_HWC = decode((root / split / image["file_name"]).read_bytes())
+        draw_instances(figure.add_subplot(rows, _COLUMNS, place), pixels_HWC, image, own, title)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=100, metadata={"Software": None})  # the same bytes by any release
     return content.getvalue()
@@ -57,13 +61,6 @@ def shown_images(splits: Mapping[str, Json]) -> list[tuple[str, Json]]:
         places = np.linspace(0, sizes[split] - 1, count).round().astype(int)
         chosen += [(split, splits[split]["images"][place]) for place in places]
     return chosen
-
-
-def _draw(axes: Axes, folder: Path, image: Json, annotations: Sequence[Mapping[str, Any]]) -> None:
-    facts = [f"patient {image['patient_id']}"] if "patient_id" in image else []
-    facts += [image["grade"]] if "grade" in image else []
-    title = ", ".join([f"{folder.name}/{image['file_name']}", *facts, f"{len(annotations)} instances"])
-    draw_instances(axes, decode((folder / image["file_name"]).read_bytes()), image, annotations, title)
 
 
 def draw_instances(axes: Axes, pixels_HWC: Pixels, image: Json, rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -60,10 +60,8 @@ def check_coco(data: Any, where: object, notes: Notes) -> Json:
     Raises:
         InputError: a row that cannot be read, or that could be read in two ways.
     """
-    images = _by_id(_rows(data, "images", "image", where, _image), "image", where)
-    _different(images, "file_name", "image", where)
-    categories = _by_id(_rows(data, "categories", "category", where, _category), "category", where)
-    _different(categories, "name", "category", where)
+    images = _by_id(data, "images", "image", "file_name", where, _image)
+    categories = _by_id(data, "categories", "category", "name", where, _category)
     reader = _Annotations(images, categories, notes)
     annotations = [row for row in _rows(data, "annotations", "annotation", where, reader.read) if row is not None]
     if 0 < reader.reach <= 1:  # nothing but their size tells
@@ -142,25 +140,22 @@ def _category(row: Json) -> Json:
     return {**row, "id": _id(row, "id")}
 
 
-def _by_id(rows: list[Json], kind: str, where: object) -> dict[Any, Json]:
+def _by_id(data: Any, part: str, kind: str, name: str, where: object, read: Callable[[Json], Json]) -> dict[Any, Json]:
+    """The rows of a list by id, of which no two have one id or one ``name``; the other arguments as in ``_rows``."""
     found: dict[Any, Json] = {}
-    for row in rows:
-        if row["id"] in found:
-            raise InputError(f"{where}: id {_quoted(row['id'])} belongs to more than one {kind}; give each its own")
-        found[row["id"]] = row
-    return found
-
-
-def _different(rows: Mapping[Any, Json], name: str, kind: str, where: object) -> None:
-    found: dict[str, Any] = {}
-    for number, row in rows.items():
+    ids: dict[str, Any] = {}
+    for row in _rows(data, part, kind, where, read):
+        number = row["id"]
+        if number in found:
+            raise InputError(f"{where}: id {_quoted(number)} belongs to more than one {kind}; give each its own")
         value = str(PurePosixPath(row[name].replace("\\", "/"))) if name == "file_name" else row[name]
-        if value in found:
+        if value in ids:
             raise InputError(
-                f"{where}: {kind} {_quoted(number)} has {name} {_quoted(value)}, as {_quoted(found[value])} has; "
+                f"{where}: {kind} {_quoted(number)} has {name} {_quoted(value)}, as {_quoted(ids[value])} has; "
                 "join the two, or rename one"
             )
-        found[value] = number
+        found[number], ids[value] = row, number
+    return found
 
 
 class _Annotations:

@@ -109,7 +109,7 @@ class Detectron2Detector(Detector):
     def _train(self, job: TrainJob, watch: Watch) -> bool:
         from ca2cl.detection.engines.detectron2_training import Training
 
-        return Training(self.cfg, self.network, job, self).run(watch)
+        return Training(self.cfg, job, self, watch).run()
 
     def _find(self, pixels_HWC: Pixels) -> Detections:
         from detectron2.data.transforms import ResizeShortestEdge

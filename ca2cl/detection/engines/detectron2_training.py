@@ -16,7 +16,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.engine import AMPTrainer, SimpleTrainer, hooks
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
@@ -129,81 +129,50 @@ class _Stopped(BaseException):
     """Ends the trainer's loop after a step. Not an ``Exception``: those it logs, with their traceback."""
 
 
-class _WatchHook(HookBase):  # type: ignore[misc, unused-ignore]
-    """The job's ``Watch`` as a hook. Registered last: the step is done, its rate known and its checkpoint written."""
-
-    def __init__(self, training: Training, watch: Watch) -> None:
-        self.training, self.watch, self.schedule = training, watch, training.job.schedule
-
-    def before_step(self) -> None:
-        """Proposals are drawn from torch's generator: a run that goes on must draw the same ones."""
-        torch.manual_seed(draw_word(self.schedule.seed, self.trainer.iter, comm.get_rank()))
-
-    def after_step(self) -> None:
-        """Report the step, evaluate where it is time, and stop when a rank was asked to."""
-        step = self.trainer.iter + 1
-        last = step == self.schedule.iterations
-        everyone = comm.all_gather((self._values(), self.watch.stop.overdue(first=False)))
-        self.watch.on_step(step, everyone[0][0])
-        if self.schedule.evaluate_every and step % self.schedule.evaluate_every == 0 and not last:
-            with self.watch.stop.unhurried():
-                self.training.make_precise()
-                self.watch.on_evaluation(step, self.training.detector)
-        if any(stop for _, stop in everyone) and not last:
-            with self.watch.stop.unhurried():
-                self.training.checkpointer.save(f"model_{self.trainer.iter:07d}")
-            raise _Stopped
-
-    def _values(self) -> dict[str, float]:
-        """What rank 0's storage has of this step; nothing on the others."""
-        now = {name: value for name, (value, at) in self.trainer.storage.latest().items() if at == self.trainer.iter}
-        if not comm.is_main_process():
-            return {}
-        losses = {name: value for name, value in now.items() if name.startswith("loss_")}
-        values = {"loss": now.get("total_loss", sum(losses.values())), **losses, "lr": now["lr"]}
-        if now.get("time"):
-            values["images_per_s"] = self.schedule.batch_size / now["time"]
-        return {name: float(value) for name, value in values.items()} | {"data_wait_s": float(now["data_time"])}
-
-
 class Training:
     """One training: trainer, checkpointer and data, put together.
 
     Args:
         cfg: with its schedule.
-        network: detectron2's, not wrapped.
-        detector: of that network, for evaluations.
+        job: what is trained on what.
+        detector: its network is not wrapped.
+        watch: the job's.
     """
 
-    def __init__(self, cfg: CfgNode, network: nn.Module, job: TrainJob, detector: Detector) -> None:
-        self.job, self.network, self.detector = job, network, detector
+    def __init__(self, cfg: CfgNode, job: TrainJob, detector: Detector, watch: Watch) -> None:
+        self.job, self.network, self.detector, self.watch = job, detector.network, detector, watch
         self.images = MappedImages(cfg, job)
         self.pin = torch.device(job.device).type == "cuda"
-        wrapped: nn.Module = network.train()
+        wrapped: nn.Module = self.network.train()
         if comm.get_world_size() > 1:
             ids = [torch.cuda.current_device()] if self.pin else None
-            wrapped = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+            wrapped = DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=False)
         optimizer = build_optimizer(cfg, wrapped)
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self.trainer = kind(wrapped, self._from_start(), optimizer)
         self.start = 0
         job.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpointer = _Checkpointer(network, str(job.folder), trainer=self.trainer, average=_Average(network))
-        self.hooks: list[HookBase] = [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer)),
-        ]
-        if comm.is_main_process():
-            self.hooks.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        average = _Average(self.network)
+        self.checkpointer = _Checkpointer(self.network, str(job.folder), trainer=self.trainer, average=average)
+        self.trainer.register_hooks(
+            [
+                hooks.IterationTimer(),
+                hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer)),
+                hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+                if comm.is_main_process()
+                else None,
+                # last: the step is done then, its rate known and its checkpoint written
+                hooks.CallbackHook(before_step=self._before_step, after_step=self._after_step),
+            ]
+        )
 
-    def run(self, watch: Watch) -> bool:
+    def run(self) -> bool:
         """Train from the newest checkpoint to the end; False after a stop.
 
         Raises:
             InputError: a loss that is not finite, an image that cannot be read.
         """
         iterations = self.job.schedule.iterations
-        self.trainer.register_hooks([*self.hooks, _WatchHook(self, watch)])
         self.checkpointer.resume_or_load("", resume=True)
         self.start = self.trainer.iter + 1 if self.checkpointer.has_checkpoint() else 0
         if self.start < iterations:
@@ -214,10 +183,41 @@ class Training:
             except FloatingPointError as error:
                 reason = " ".join(str(error).split())[:160]
                 raise InputError(f"step {self.trainer.iter + 1}: {reason}; use a lower lr or a longer warmup") from None
-        self.make_precise()
+        self._make_precise()
         return True
 
-    def make_precise(self) -> None:
+    def _before_step(self, trainer: Any) -> None:
+        """Proposals are drawn from torch's generator: a run that goes on must draw the same ones."""
+        torch.manual_seed(draw_word(self.job.schedule.seed, trainer.iter, comm.get_rank()))
+
+    def _after_step(self, trainer: Any) -> None:
+        """Report the step, evaluate where it is time, and stop when a rank was asked to."""
+        schedule, step = self.job.schedule, trainer.iter + 1
+        everyone = comm.all_gather((self._values(trainer), self.watch.stop.overdue(first=False)))
+        self.watch.on_step(step, everyone[0][0])
+        if step == schedule.iterations:
+            return
+        if schedule.evaluate_every and step % schedule.evaluate_every == 0:
+            with self.watch.stop.unhurried():
+                self._make_precise()
+                self.watch.on_evaluation(step, self.detector)
+        if any(stop for _, stop in everyone):
+            with self.watch.stop.unhurried():
+                self.checkpointer.save(f"model_{trainer.iter:07d}")
+            raise _Stopped
+
+    def _values(self, trainer: Any) -> dict[str, float]:
+        """What rank 0's storage has of this step; nothing on the others."""
+        if not comm.is_main_process():
+            return {}
+        now = {name: value for name, (value, at) in trainer.storage.latest().items() if at == trainer.iter}
+        losses = {name: value for name, value in now.items() if name.startswith("loss_")}
+        values = {"loss": now.get("total_loss", sum(losses.values())), **losses, "lr": now["lr"]}
+        if now.get("time"):
+            values["images_per_s"] = self.job.schedule.batch_size / now["time"]
+        return {name: float(value) for name, value in values.items()} | {"data_wait_s": float(now["data_time"])}
+
+    def _make_precise(self) -> None:
         """Estimate the running statistics anew, where the schedule asks for it (Wu and Johnson, arXiv 2105.07576,
         section 3), always over the same batches. Every rank calls it."""
         steps = self.job.schedule.precise_steps

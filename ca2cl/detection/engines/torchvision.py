@@ -124,18 +124,15 @@ def learning_rate(schedule: Schedule, step: int) -> float:
 
 
 def _optimizer(network: DetectionNetwork, schedule: Schedule) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    norms = {id(one) for module in network.modules() if isinstance(module, BatchNorm) for one in module.parameters()}
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in trained if id(parameter) not in norms]},
-        {"params": [parameter for parameter in trained if id(parameter) in norms], "weight_decay": 0.0},
-    ]  # as detectron2's SOLVER.WEIGHT_DECAY_NORM
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        schedule.lr,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-    )
+    decayed: list[Tensor] = []
+    norms: list[Tensor] = []
+    for module in network.modules():
+        group = norms if isinstance(module, BatchNorm) else decayed
+        group += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": decayed}]
+    if norms:
+        groups.append({"params": norms, "weight_decay": 0.0})  # as detectron2's SOLVER.WEIGHT_DECAY_NORM
+    return torch.optim.SGD(groups, schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
 class _Losses(loop.Method):

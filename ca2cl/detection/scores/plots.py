@@ -45,12 +45,12 @@ def draw_samples(split: CocoSplit, title: str, results: Sequence[Mapping[str, An
         if row["score"] >= min_score:
             found[row["image_id"]].append(dict(row))
     figure = Figure(figsize=(2 * _INCHES, len(images) * _INCHES * 0.75), layout="constrained")
-    for number, image in enumerate(images):
+    for image, pair in zip(images, figure.subplots(len(images), 2, squeeze=False), strict=True):
+        pixels_HWC = split.read(image)
         own = [row for row in truth["annotations"] if row["image_id"] == image["id"]]
         sides = (("annotated", own), (f"found, score {min_score} or more", found[image["id"]]))
-        for side, (word, rows) in enumerate(sides):
-            axes = figure.add_subplot(len(images), 2, 2 * number + side + 1)
-            draw_instances(axes, split.read(image), image, rows, f"{title}/{image['file_name']}: {len(rows)} {word}")
+        for axes, (word, rows) in zip(pair, sides, strict=True):
+            draw_instances(axes, pixels_HWC, image, rows, f"{title}/{image['file_name']}: {len(rows)} {word}")
     return figure
 
 

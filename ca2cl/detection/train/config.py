@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Interval
@@ -30,10 +31,6 @@ _PUBLISHED = {
     "crag": _Published(15_000, (10_000, 13_000), tuple(range(768, 1_024 + 1)), 768),
     "coco": _Published(90_000, (60_000, 80_000), (640, 672, 704, 736, 768, 800), 800),  # detectron2's 1x
 }
-
-
-def _tracking() -> TrackingConfig:
-    return TrackingConfig(register_as=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +94,7 @@ class DetectConfig:
     """What a detection must score to count for F1, Dice and Hausdorff, and to be drawn."""
     workers: int = 2
     """Processes that read images for each training process; 0 reads in the training process."""
-    tracking: TrackingConfig = field(default_factory=_tracking)
+    tracking: TrackingConfig = field(default_factory=partial(TrackingConfig, register_as=None))
     """Where encoders are found and results are logged."""
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ _COLUMNS = {
 }  # fmt: skip
 _OF_ONE_TRAINING = ("seed", "start", "scores", "run_id", "steps")
 Scores = dict[str, dict[str, dict[str, list[float]]]]
-"""Split → encoder → score → one value a seed."""
+"""Split → encoder, ``FIRST.start`` before the others → score → one value a seed."""
 
 
 def report(
@@ -65,8 +65,7 @@ def report(
     results = {trial: read_fields(path, (), AGAIN) for trial, path in grid.items()}
     made = _made_by(results, grid)
     scores = _gathered(results)
-    first = next(iter(grid)).start
-    text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(first, scores)
+    text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(scores)
     text += "".join(f"{line}\n" for split, leak in leaks.items() for line in lines(leak, split))
     digests = {name: file_digest(split.annotations) for name, split in splits.items()}
     content = {
@@ -88,7 +87,7 @@ def report(
     detector = shlex.quote(str(out / CELLS / FIRST.name / DETECTOR))
     sys.stdout.write(f"to use the first: ca2cl detect predict {detector} IMAGES OUT\n")
     sys.stdout.flush()
-    run_id, before = _log(config, found, out, _metrics(first, scores), made, digests, leaks)
+    run_id, before = _log(config, found, out, _metrics(scores), made, digests, leaks)
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
 
 
@@ -129,26 +128,22 @@ def _spread(values: Sequence[float], name: str) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(sd) else f" ± {sd:.{digits}f}")
 
 
-def _differences(first: str, scores: Scores) -> str:
+def _differences(scores: Scores) -> str:
     """The encoder less every other one, seed by seed: the same order of images and the same new weights in the head."""
-    lines = []
+    text = ""
     for split, of_split in scores.items():
-        for start, theirs in of_split.items():
-            if start == first:
-                continue
-            less = np.subtract(of_split[first]["box/AP"], theirs["box/AP"])
-            spread = (
-                f" ± {less.std(ddof=1):.4f}, {(less > 0).sum()} of {len(less)} seeds above" if len(less) > 1 else ""
-            )
-            lines.append(f"{first} less {start}, {split}, AP box: {less.mean():+.4f}{spread}\n")
-    return "".join(lines)
+        for start in list(of_split)[1:]:
+            less = np.subtract(of_split[FIRST.start]["box/AP"], of_split[start]["box/AP"])
+            mean, sd = mean_sd(less.tolist())
+            spread = "" if math.isnan(sd) else f" ± {sd:.4f}, {(less > 0).sum()} of {len(less)} seeds above"
+            text += f"{FIRST.start} less {start}, {split}, AP box: {mean:+.4f}{spread}\n"
+    return text
 
 
-def _metrics(first: str, scores: Scores) -> dict[str, float]:
-    others = list(dict.fromkeys(start for of_split in scores.values() for start in of_split if start != first))
-    names = {first: "encoder", **metric_names(others)}
+def _metrics(scores: Scores) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for split, of_split in scores.items():
+        names = {FIRST.start: "encoder", **metric_names(list(of_split)[1:])}
         for start, values in of_split.items():
             for name, seeds in values.items():
                 key = f"{names[start]}/{split}/{name}"

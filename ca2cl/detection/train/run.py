@@ -19,7 +19,7 @@ from ca2cl.detection.engines.registry import find_engine
 from ca2cl.detection.train.config import DetectConfig
 from ca2cl.detection.train.report import report
 from ca2cl.detection.train.split_checks import check_splits, find_shared
-from ca2cl.detection.train.trial import FIRST, Trial, run_trial, trial_grid
+from ca2cl.detection.train.trial import FIRST, Trial, TrialRun, trial_grid
 from ca2cl.errors import InputError
 from ca2cl.models.resnet import require_resnet
 from ca2cl.runtime.accelerator import build_accelerator
@@ -72,7 +72,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
             config.head, starts[trial.start], train, classes, config.schedule(trial.seed),
             grid[trial].parent / "checkpoints", str(accelerator.device), config.workers,
         )  # fmt: skip
-        if not run_trial(trial, engine, job, tests, config, accelerator, stop):
+        if not TrialRun(trial, engine, job, tests, config, accelerator, stop).run():
             return stop.exit_code
     if accelerator.is_main_process:
         report(config, starts[FIRST.start], grid, splits, leaks)

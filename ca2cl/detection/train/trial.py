@@ -67,11 +67,13 @@ class TrialSettings:
     tracking: TrackingConfig
 
 
-def run_trial(
-    trial: Trial, engine: Engine, job: TrainJob, splits: Mapping[str, CocoSplit], config: DetectConfig,
-    accelerator: Any, stop: StopFlag,
-) -> bool:  # fmt: skip
-    """Train and score. Every rank calls it.
+def flat(scored: Mapping[str, SplitScores]) -> dict[str, float]:
+    """``SPLIT/box/AP`` and so on."""
+    return {f"{split}/{name}": value for split, one in scored.items() for name, value in one.scores.items()}
+
+
+class TrialRun:
+    """Run of a trial, and the engine's ``Watch`` on it: a progress bar, the journal and MLflow on rank 0.
 
     Args:
         trial: encoder and seed.
@@ -81,41 +83,7 @@ def run_trial(
         config: the verb's.
         accelerator: accelerate's, of all ranks.
         stop: of the whole job.
-
-    Returns:
-        False where a signal asked for an end before it was done.
-
-    Raises:
-        InputError: as the engine's.
     """
-    detector = engine.build(job)
-    run = _Run(trial, engine, job, splits, config, accelerator, stop)
-    scored = None
-    try:
-        with stop.training():
-            finished = detector.train(run)
-        if finished:
-            scored = run.score(detector)
-        if scored is not None:
-            run.keep(scored, detector)
-    except BaseException as error:
-        run.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    run.close("FINISHED" if finished else "KILLED")
-    if scored is not None:
-        shutil.rmtree(job.folder, ignore_errors=True)
-    if finished:
-        accelerator.wait_for_everyone()
-    return finished
-
-
-def flat(scored: Mapping[str, SplitScores]) -> dict[str, float]:
-    """``SPLIT/box/AP`` and so on."""
-    return {f"{split}/{name}": value for split, one in scored.items() for name, value in one.scores.items()}
-
-
-class _Run:
-    """The trial as the engine sees it (``engine.Watch``): a progress bar, the journal and MLflow on rank 0."""
 
     def __init__(
         self, trial: Trial, engine: Engine, job: TrainJob, splits: Mapping[str, CocoSplit], config: DetectConfig,
@@ -128,6 +96,34 @@ class _Run:
         self.bar = tqdm(total=self.iterations, desc=trial.name, unit="step", disable=hidden)
         self.tracker: NullTracker | None = None
         self.loss = float("nan")
+
+    def run(self) -> bool:
+        """Train and score. Every rank calls it.
+
+        Returns:
+            False where a signal asked for an end before it was done.
+
+        Raises:
+            InputError: as the engine's.
+        """
+        scored = None
+        try:
+            detector = self.engine.build(self.job)
+            with self.stop.training():
+                finished = detector.train(self)
+            if finished:
+                scored = self.score(detector)
+            if scored is not None:
+                self.keep(scored, detector)
+        except BaseException as error:
+            self.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self.close("FINISHED" if finished else "KILLED")
+        if scored is not None:
+            shutil.rmtree(self.job.folder, ignore_errors=True)
+        if finished:
+            self.accelerator.wait_for_everyone()
+        return finished
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """A journal line."""
