@@ -138,10 +138,9 @@ def find_instances(ids_HW: Ids, rule: FragmentRule, dropped: Dropped) -> list[In
             dropped.pixels += area
             continue
         kept = _without_fragments(own, rule, dropped)
-        (rows,), (columns,) = np.nonzero(kept.any(1)), np.nonzero(kept.any(0))
-        tight = kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        y, x = box[0].start + int(rows[0]), box[1].start + int(columns[0])
-        found.append(Instance(int(numbers[place]), y, x, tight))
+        (tight,) = ndimage.find_objects(kept.astype(np.uint8))  # smaller, where a fragment stretched the box
+        y, x = (int(outer.start + inner.start) for outer, inner in zip(box, tight, strict=True))
+        found.append(Instance(int(numbers[place]), y, x, kept[tight]))
     return found
 
 

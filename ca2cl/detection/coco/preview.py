@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
 from ca2cl.data.decode import Pixels, decode
 from ca2cl.detection.coco.files import decode_mask
@@ -87,11 +88,8 @@ def draw_instances(axes: Axes, pixels_HWC: Pixels, image: Json, rows: Sequence[M
 
 
 def _outline(axes: Axes, mask_HW: Region, colour: str) -> None:
-    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-    if not len(rows):  # a detector's mask may be empty
-        return
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    # one pixel of background around it, or an outline at the image's border would not close
-    window = np.pad(mask_HW[top:bottom, left:right], 1).astype(float)
-    extent = np.arange(left - 1, right + 1), np.arange(top - 1, bottom + 1)
-    axes.contour(*extent, window, levels=[0.5], colors=[colour], linewidths=1.2)
+    for box in ndimage.find_objects(mask_HW.astype(np.uint8)):  # none of a detector's empty mask
+        # one pixel of background around it, or an outline at the image's border would not close
+        window = np.pad(mask_HW[box], 1).astype(float)
+        down, across = (np.arange(side.start - 1, side.stop + 1) for side in box)
+        axes.contour(across, down, window, levels=[0.5], colors=[colour], linewidths=1.2)

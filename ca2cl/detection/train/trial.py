@@ -166,7 +166,8 @@ class TrialRun:
         for name in (DETECTOR, PREDICTIONS):
             tracker.log_artifact(self.folder / name, name)
         tracker.log_artifact(self.folder / RESULT)
-        logger.info("%s: %s", self.trial.name, describe(scored))
+        found = ", ".join(f"{name} AP(box) {one.scores.get('box/AP', 0.0):.4f}" for name, one in scored.items())
+        logger.info("%s: %s", self.trial.name, found)
 
     def close(self, status: Any) -> None:
         """End the bar and the MLflow run."""
@@ -188,8 +189,3 @@ class TrialRun:
             if encoder.source_run_id:  # not SOURCE_RUN_TAG: what belongs to the encoder is the whole job's run
                 self.tracker.set_tag("ca2cl.trained_from", encoder.source_run_id)
         return self.tracker
-
-
-def describe(scored: Mapping[str, SplitScores]) -> str:
-    """The box AP of every split, in words."""
-    return ", ".join(f"{name} AP(box) {one.scores.get('box/AP', 0.0):.4f}" for name, one in scored.items())
