@@ -78,7 +78,7 @@ class PredictConfig:
 
 
 def run(config: PredictConfig) -> int:
-    """Write OUT and say what is in it. Returns the exit code.
+    """Write OUT and print a summary. Returns the exit code.
 
     Raises:
         InputError: no detector, no image or a bad one, truth of other images, OUT taken or not writable.
@@ -128,7 +128,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _truth(path: str, images: Sequence[Path]) -> Json:
-    truth = read_coco(Path(path).expanduser(), says=True)
+    truth = read_coco(Path(path).expanduser(), warn=True)
     for image in truth["images"]:  # they may lie in another folder than where they were annotated
         image["file_name"] = image["file_name"].replace("\\", "/").rpartition("/")[2]
     listed = {image["file_name"] for image in truth["images"]}

@@ -67,11 +67,11 @@ def annotation(number: int, image_id: int, instance: Instance, size: tuple[int, 
     }
 
 
-def read_coco(path: Path, *, says: bool = False) -> Json:
+def read_coco(path: Path, *, warn: bool = False) -> Json:
     """A COCO file's content, checked and completed by ``check_coco``.
 
     Args:
-        says: log what was not taken as it stands in the file.
+        warn: log what was changed or left out.
 
     Raises:
         InputError: missing, not JSON, or not COCO's instances.
@@ -84,7 +84,7 @@ def read_coco(path: Path, *, says: bool = False) -> Json:
         raise InputError(f"{path}: not JSON ({error}); {_AGAIN}") from None
     notes: Notes = {}
     checked = check_coco(data, path, notes)
-    for kind, rows in notes.items() if says else ():
+    for kind, rows in notes.items() if warn else ():
         logger.warning("%s: %d annotations %s, first %s", path, len(rows), kind, rows[0])
     return checked
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 SHOWN = 12
 _COLUMNS = 4
 _INCHES = 3.6
-# told apart on pink and purple tissue, and by those who do not see red and green apart
+# distinct on pink and purple tissue, and to those who cannot distinguish red and green
 COLOURS = ("#00e5ff", "#ffe600", "#39ff14", "#ffffff", "#1040ff", "#ff9100")
 
 
 def draw_preview(root: Path, splits: Mapping[str, Json]) -> bytes:
     """The sheet of a folder that ``ca2cl detect prepare`` wrote, as PNG.
 
-    What is drawn is read back from what was written, so that a fault in either shows.
+    Images and annotations are read back from the written files, so that a fault in them shows.
 
     Args:
         splits: content of the COCO files by split; images are taken from all of them, spread evenly over each.

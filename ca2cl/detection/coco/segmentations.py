@@ -33,7 +33,7 @@ def mask_tools() -> ModuleType:
 
 
 def fault_of_segmentation(segmentation: Any, height: int, width: int) -> str:
-    """What is wrong with run lengths or polygons for an image of this size, in words, or nothing."""
+    """The fault of run lengths or polygons for an image of this size, in words; empty where there is none."""
     if isinstance(segmentation, list):
         return next(filter(None, (_fault_of_polygon(one, height, width) for one in segmentation)), "")
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():

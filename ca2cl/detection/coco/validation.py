@@ -5,8 +5,8 @@ One reader for training, scoring, predicting and pictures (``coco.read_coco``), 
 - an id is a number or text, and one of a kind among images and among categories; ids of annotations may be anything,
   for nothing is looked up by them;
 - images have different files, categories different names, annotations a listed image and a listed category;
-- where there is a segmentation, box and area are its own, and a ``bbox`` that differs is told; where there is none, the
-  object is its box; an object without a pixel and an exact copy of another are left out, and told; rows with a
+- where there is a segmentation, box and area are its own, and a ``bbox`` that differs is reported; where there is none,
+  the object is its box; an object without a pixel and an exact copy of another are left out and reported; rows with a
   ``score``, what a detector found, stay as they are;
 - ``info``, ``licenses``, ``iscrowd`` and ``area`` may be missing, whole numbers may be written as 3.0.
 """
@@ -35,14 +35,14 @@ _EXPORT = "correct the file, or export it again"
 
 
 class _Fault(Exception):
-    """What is wrong with a row, and the remedy."""
+    """The fault of a row, and its remedy."""
 
     def __init__(self, fault: str, remedy: str = _EXPORT) -> None:
         super().__init__(f"{fault[:_SHOWN]}; {remedy}")
 
 
 Notes = dict[str, list[str]]
-"""What was not taken as it stands in a file: kind of change → the annotations."""
+"""Annotations that were changed or left out, by kind of change."""
 
 
 def check_coco(data: Any, where: object, notes: Notes) -> Json:
@@ -64,7 +64,7 @@ def check_coco(data: Any, where: object, notes: Notes) -> Json:
     categories = _by_id(data, "categories", "category", "name", where, _category)
     reader = _Annotations(images, categories, notes)
     annotations = [row for row in _rows(data, "annotations", "annotation", where, reader.read) if row is not None]
-    if 0 < reader.reach <= 1:  # nothing but their size tells
+    if 0 < reader.reach <= 1:  # they are valid boxes, and only so small ones are a sign of shares
         raise InputError(
             f"{where}: all annotations lie in the first pixel of their image; multiply shares of the image by its "
             "width and height"

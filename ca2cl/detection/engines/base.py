@@ -1,4 +1,4 @@
-"""What a detector engine is, and the data it trains on.
+"""Detector engines: their base classes, and the data they train on.
 
 The job knows COCO files, encoders, seeds, MLflow and metrics; an engine knows how to build, train and run a detector.
 They meet here, and nowhere else:
@@ -95,7 +95,7 @@ class CocoSplit:
         """The pixels of an image of the split.
 
         Raises:
-            LocalError: it cannot be read, or has another size than the annotations say.
+            LocalError: it cannot be read, or is not of the size in the annotations.
         """
         path = self.path(image)
         try:
@@ -164,7 +164,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What an engine builds and trains from."""
+    """Input of an engine: encoder, data and schedule of one training."""
 
     head: Head
     encoder: ResolvedEncoder
@@ -181,14 +181,14 @@ class TrainJob:
 
 
 class Watch(Protocol):
-    """The job's side of a training: told what happens, asked whether to go on. Called on every rank alike."""
+    """The job's side of a training: gets reports, and may stop it. Called on every rank alike."""
 
     stop: StopFlag
     """Raised by a signal, perhaps on one rank alone: the engine then writes a checkpoint and returns."""
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """After optimizer step ``step`` (from 1): ``loss``, the losses that it is the sum of by the engine's names,
-        averaged over ranks, ``lr``, and what else the engine knows of the step."""
+        averaged over ranks, ``lr``, and what else the engine measures."""
 
     def on_evaluation(self, step: int, detector: Detector) -> None:
         """Time to evaluate: ``detector`` predicts with the weights of this step. Not called for the last step."""
@@ -219,7 +219,7 @@ class Detector(ABC):
         return self.network
 
     def train(self, watch: Watch) -> bool:
-        """Train to the end of the schedule, or until ``watch`` says stop.
+        """Train to the end of the schedule, or until ``watch.stop`` is raised.
 
         Returns:
             False after a stop: the same job, started again, goes on.
@@ -236,10 +236,10 @@ class Detector(ABC):
 
     @torch.no_grad()
     def predict(self, images: Iterable[Pixels]) -> Iterator[Detections]:
-        """What is found in each image, in order; the weights and their mode are as before afterwards.
+        """Yield the detections of each image, in order; weights and mode are as before afterwards.
 
         Args:
-            images: RGB, uint8 (H, W, 3), of any sizes; resized as ``Schedule.test_side`` says.
+            images: RGB, uint8 (H, W, 3), of any sizes; resized to ``Schedule.test_side``.
         """
         training = self.network.training
         self.network.eval()
@@ -260,9 +260,9 @@ class Engine(ABC):
     """A way to train detectors."""
 
     name: ClassVar[EngineName]
-    """torchvision or detectron2: what ``--engine`` takes and what every result says."""
+    """torchvision or detectron2: the value of ``--engine``, recorded in every result."""
     heads: ClassVar[tuple[Head, ...]]
-    """What it can build."""
+    """Those it can build."""
 
     @property
     @abstractmethod
@@ -315,6 +315,6 @@ class Engine(ABC):
 
 
 def record_of(engine: Engine, job: TrainJob) -> dict[str, Any]:
-    """What a result must say of how it was made: two results may be averaged only where all of this is the same."""
+    """Settings and versions of a result: only results in which all of them agree may be averaged."""
     schedule = {name: value for name, value in vars(job.schedule).items() if name != "seed"}
     return {"engine": engine.name, "engine_version": engine.version, "head": job.head, **schedule}

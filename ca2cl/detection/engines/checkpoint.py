@@ -27,7 +27,7 @@ _Side = Annotated[int, Interval(ge=1, le=2**15)]  # beyond that a card would onl
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorCard:
-    """What a saved detector's weights mean."""
+    """Description of a saved detector: how its weights are to be used."""
 
     __pydantic_config__ = {"allow_inf_nan": False, "extra": "forbid"}
 

@@ -81,7 +81,7 @@ class ImageOrder:
 
 
 def draw_word(*numbers: int) -> int:
-    """A seed for a generator, from numbers that say what is drawn."""
+    """A seed for a generator, from the numbers that identify a draw."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -108,7 +108,7 @@ def annotated_classes(split: CocoSplit, data: Json, use: str, *, masks: bool) ->
 
 
 class AnnotatedImages(Dataset[T | str]):
-    """What an engine trains on, by place in the order; a subclass makes it of an image and its annotations.
+    """Training examples by place in the order; a subclass makes one of an image and its annotations.
 
     Images without an instance are left out, as detectron2 does: there is nothing to find in them. A fault of an image
     comes as text, for a worker's exception would reach the user as a page of traceback.
@@ -144,7 +144,7 @@ class AnnotatedImages(Dataset[T | str]):
 
     @abstractmethod
     def example(self, image: Json, place: int, flipped: bool) -> T:
-        """What is trained on for an image at a place of the order.
+        """The example for an image at a place of the order.
 
         Raises:
             InputError: the image cannot be read.

@@ -1,6 +1,6 @@
 """detectron2 detectors on an encoder's backbone.
 
-Imports detectron2: only ``detectron2`` imports this, when that engine is asked for. Written against the pinned
+Imports detectron2: only ``detectron2`` imports this, when that engine is chosen. Written against the pinned
 commit (``weights.COMMIT``), with the names that the release 0.6 has too.
 """
 
@@ -58,7 +58,7 @@ class NormedRes5ROIHeads(Res5ROIHeads):
 
 
 def configuration(card: DetectorCard, device: str, schedule: Schedule | None = None) -> CfgNode:
-    """A whole configuration of detectron2's: what the card says, and with a schedule how it is trained."""
+    """The whole configuration of a detector for detectron2; with a schedule also of its training."""
     cfg = model_zoo.get_config(ZOO[card.head])
     if card.head == "mask_rcnn_c4":
         cfg.MODEL.ROI_HEADS.NAME = NormedRes5ROIHeads.__name__
@@ -110,7 +110,7 @@ def _train(cfg: CfgNode, schedule: Schedule) -> None:
 
 
 def load_body(network: nn.Module, encoder: Mapping[str, Tensor], source: str) -> list[str]:
-    """Give the body the encoder's tensors, and say which of the network's they are.
+    """Give the body the encoder's tensors; returns their names in the network.
 
     Args:
         encoder: torchvision's names → tensors.

@@ -39,7 +39,7 @@ Example = dict[str, Any]
 
 
 class MappedImages(AnnotatedImages[Example]):
-    """What detectron2's models train on, as its mapper makes it.
+    """Examples for detectron2's models, made by its mapper.
 
     The mapper draws its augmentation from numpy's global generator. It is seeded by seed and place, so that an image is
     the same on any number of processes and workers, and after another start.
@@ -51,7 +51,7 @@ class MappedImages(AnnotatedImages[Example]):
         self._mapper = DatasetMapper(cfg, is_train=True)
 
     def example(self, image: Json, place: int, flipped: bool) -> Example:
-        """What the mapper makes of an image; it draws the flip itself."""
+        """The mapper's output. It draws the flip itself."""
         described = self._described(image)
         before = np.random.get_state()
         np.random.seed(draw_word(self.order.seed, place))
@@ -191,7 +191,7 @@ class Training:
         torch.manual_seed(draw_word(self.job.schedule.seed, trainer.iter, comm.get_rank()))
 
     def _after_step(self, trainer: Any) -> None:
-        """Report the step, evaluate where it is time, and stop when a rank was asked to."""
+        """Report the step, evaluate where it is time, and stop where a rank got a signal."""
         schedule, step = self.job.schedule, trainer.iter + 1
         everyone = comm.all_gather((self._values(trainer), self.watch.stop.overdue(first=False)))
         self.watch.on_step(step, everyone[0][0])
@@ -207,7 +207,7 @@ class Training:
             raise _Stopped
 
     def _values(self, trainer: Any) -> dict[str, float]:
-        """What rank 0's storage has of this step; nothing on the others."""
+        """Values of this step from rank 0's storage; none on the others."""
         if not comm.is_main_process():
             return {}
         now = {name: value for name, (value, at) in trainer.storage.latest().items() if at == trainer.iter}
@@ -218,7 +218,7 @@ class Training:
         return {name: float(value) for name, value in values.items()} | {"data_wait_s": float(now["data_time"])}
 
     def _make_precise(self) -> None:
-        """Estimate the running statistics anew, where the schedule asks for it (Wu and Johnson, arXiv 2105.07576,
+        """Estimate the running statistics anew, where the schedule has it (Wu and Johnson, arXiv 2105.07576,
         section 3), always over the same batches. Every rank calls it."""
         steps = self.job.schedule.precise_steps
         if steps:
@@ -227,7 +227,7 @@ class Training:
                 update_bn_stats(self.network, self._batches(range(steps)), steps)
 
     def _from_start(self) -> Iterator[list[Example]]:
-        """Read when the first step asks for it: only then is it known which one that is."""
+        """A generator, so that ``start`` is read with the first batch: only then is it known."""
         yield from self._batches(range(self.start, self.job.schedule.iterations))
 
     def _batches(self, steps: range) -> Iterator[list[Example]]:

@@ -15,18 +15,18 @@ from ca2cl.errors import InputError
 EngineChoice = EngineName | Literal["auto"]
 
 
-def find_engine(name: EngineChoice, *, says: bool = True) -> Engine:
+def find_engine(name: EngineChoice, *, hint: bool = True) -> Engine:
     """An engine; ``auto`` is detectron2 where it is installed, and torchvision otherwise.
 
     Args:
-        says: print to standard error, for ``auto``, that detectron2 is not there and how to get it.
+        hint: print to standard error, for ``auto``, that detectron2 is not there and how to get it.
 
     Raises:
-        MissingPackage: detectron2 was asked for and is not installed.
+        MissingPackage: detectron2 was chosen and is not installed.
     """
     if name == "auto":
         name = "detectron2" if find_spec("detectron2") is not None else "torchvision"
-        if says and name == "torchvision":
+        if hint and name == "torchvision":
             sys.stderr.write(f"engine torchvision; detectron2 is not installed: {RECIPE}\n")
     if name == "detectron2":
         from ca2cl.detection.engines.detectron2 import Detectron2Engine

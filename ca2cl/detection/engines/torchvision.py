@@ -33,7 +33,7 @@ from ca2cl.training.checkpoint import Checkpointer, restore
 from ca2cl.training.engine import AccelerateEngine
 
 _OF_TILES = ("step", "samples", "bad_samples")
-"""What the loop counts and a detector's journal has no use for."""
+"""Fields of the loop's records that are not in a detector's journal."""
 
 
 class TorchvisionEngine(Engine):
@@ -187,7 +187,7 @@ class _Observer:
         return False
 
     def make_precise(self) -> None:
-        """Estimate the running statistics anew, where the schedule asks for it. Every rank calls it."""
+        """Estimate the running statistics anew, where the schedule has it. Every rank calls it."""
         if self.schedule.precise_steps:
             torch.manual_seed(self.schedule.seed)
             precise_statistics(self.detector.network, self.steps(range(self.schedule.precise_steps)))

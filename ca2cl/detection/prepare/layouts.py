@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Archive:
-    """What was found."""
+    """The images of an archive."""
 
     root: Path
     """The folder that the layout begins at."""

@@ -37,7 +37,7 @@ _REMEDY = "free space or give another folder and run again, nothing was kept"
 
 
 def run(config: PrepareConfig) -> int:
-    """Write OUT, say what is in it, and draw the preview. Returns the exit code.
+    """Write OUT, print a summary, and draw the preview. Returns the exit code.
 
     Raises:
         InputError: an image or a mask that is missing or bad, another layout, a split without instances, OUT taken or

@@ -23,7 +23,7 @@ CHALLENGE = ("f1", "dice", "hausdorff")
 
 @dataclass(frozen=True)
 class SplitScores:
-    """What a detector scores on one split."""
+    """Scores and detections of one split."""
 
     scores: dict[str, float]
     """``box/AP`` and so on as ``coco_scores`` names them, and ``f1``, ``dice`` and ``hausdorff`` (pixels) of the masks,

@@ -92,7 +92,7 @@ def report(
 
 
 def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> dict[str, Any]:
-    """What every training was made by: the numbers of two engines do not stand in one mean."""
+    """Settings and versions that all trainings share: no mean is taken over those of two engines."""
     made = [{k: v for k, v in result.items() if k not in _OF_ONE_TRAINING} for result in results.values()]
     for trial, one in zip(results, made, strict=True):
         changed = [name for name in one if one[name] != made[0].get(name)]

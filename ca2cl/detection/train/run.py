@@ -53,7 +53,7 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         raise InputError("detect does not run under DeepSpeed: a detector is small; use a DDP configuration")
     mask_tools()
     stop = StopFlag().install()
-    engine = find_engine(config.engine, says=find_place().rank == 0)
+    engine = find_engine(config.engine, hint=find_place().rank == 0)
     engine.check_head(config.head)
     config = replace(config, engine=engine.name)  # what auto means may change from one start to the next
     starts = _starts(config)

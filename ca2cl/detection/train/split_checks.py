@@ -31,16 +31,16 @@ def check_splits(splits: Mapping[str, CocoSplit], *, masks: bool) -> None:
 
     Raises:
         InputError: nothing to train on or to score; classes that are not trained; an instance without a mask; an image
-            that is missing, damaged, of another size than its file says, or noted to be shown turned.
+            that is missing, damaged, of another size than in its file, or noted to be shown turned.
     """
     train = splits["train"]
-    data = read_coco(train.annotations, says=True)
+    data = read_coco(train.annotations, warn=True)
     classes = [category["name"] for category in data["categories"]]
     trained = annotated_classes(train, data, "to train on", masks=masks)
     used = {row["image_id"] for row in data["annotations"]}
     _check_images(train, [image for image in data["images"] if image["id"] in used], whole=False)
     for split in (split for name, split in splits.items() if name != "train"):
-        data = align_categories(read_coco(split.annotations, says=True), classes, split.annotations)
+        data = align_categories(read_coco(split.annotations, warn=True), classes, split.annotations)
         new = sorted(annotated_classes(split, data, "to score on", masks=masks) - trained)
         if new:
             raise InputError(
@@ -85,7 +85,7 @@ def _side(split: CocoSplit) -> Side:
     paths = [split.images / image["file_name"] for image in images]
     return Side(
         digest=hashlib.sha256(split.annotations.read_bytes()).hexdigest(),
-        keys=(),  # a number that begins anew in every split tells nothing
+        keys=(),  # ids begin anew in every split: equal ones mean nothing
         samples=[image["id"] for image in images],
         groups=[str(image["patient_id"]) if "patient_id" in image else None for image in images],
         pixels=[_digest(path) for path in paths],

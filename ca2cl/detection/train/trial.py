@@ -58,7 +58,7 @@ def trial_grid(out: Path, starts: Iterable[str], seeds: int) -> Grid[Trial]:
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What the trial's MLflow run has as parameters."""
+    """Parameters of the trial's MLflow run."""
 
     start: str
     seed: int
@@ -101,7 +101,7 @@ class TrialRun:
         """Train and score. Every rank calls it.
 
         Returns:
-            False where a signal asked for an end before it was done.
+            False where a signal ended it early.
 
         Raises:
             InputError: as the engine's.
@@ -176,7 +176,7 @@ class TrialRun:
             self.tracker.finish(status)
 
     def _opened(self, step: int) -> NullTracker:
-        """The run, opened when the engine has said where it goes on from: ``step`` steps were done then."""
+        """The run, opened with the first report of the engine: ``step`` steps were done before."""
         from ca2cl.tracking.run import open_run
 
         if self.tracker is None:

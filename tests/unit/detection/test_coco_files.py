@@ -254,7 +254,7 @@ def test_what_is_not_taken_as_it_stands_is_told_once_a_kind(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         read_coco(path)
         assert not caplog.messages
-        read_coco(path, says=True)
+        read_coco(path, warn=True)
     assert sorted(caplog.messages) == [
         f"{path}: 1 annotations have no pixel and are left out, first 90 of '1.png'",
         f"{path}: 3 annotations have a bbox that is not their segmentation's, which is taken instead, first 1 of "
