@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +20,20 @@ from ca2cl.common.records import parse_json
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.common.tables import aligned
 from ca2cl.config import TrackingConfig, check_ranges
-from ca2cl.data.decode import BadSample, decode
+from ca2cl.data.decode import BadSample, Pixels, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.data.sources.image_folder import EXTENSIONS
 from ca2cl.detection.coco.files import align_categories, instance_ids, read_coco
 from ca2cl.detection.coco.instances import Ids
-from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.coco.segmentations import Json, mask_tools
-from ca2cl.detection.engines.base import Detector, Pixels
+from ca2cl.detection.engines.base import Detector
 from ca2cl.detection.engines.checkpoint import CARD
 from ca2cl.detection.engines.predictions import Detections, coco_results, label_mask
 from ca2cl.detection.engines.registry import load_detector
-from ca2cl.detection.prepare.layouts import images_in
-from ca2cl.detection.scores.glas_metrics import ImageScores, compare, pooled
+from ca2cl.detection.prepare.layouts import by_name, images_in
+from ca2cl.detection.scores.glas_metrics import ImageScores, compare
 from ca2cl.detection.scores.plots import draw_overlay
-from ca2cl.detection.scores.scoring import CHALLENGE
+from ca2cl.detection.scores.scoring import score_results
 from ca2cl.detection.train.report import RESULTS
 from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST
 from ca2cl.errors import InputError
@@ -79,7 +78,7 @@ class PredictConfig:
 
 
 def run(config: PredictConfig) -> int:
-    """Write OUT and say what is in it. Returns the exit code.
+    """Write OUT and print a summary. Returns the exit code.
 
     Raises:
         InputError: no detector, no image or a bad one, truth of other images, OUT taken or not writable.
@@ -106,7 +105,7 @@ def run(config: PredictConfig) -> int:
             if truth is not None and predicted_HW is not None:
                 challenge.append(compare(instance_ids(image, truth["annotations"]), predicted_HW))
         if truth is not None:
-            data["info"]["scores"] = _scores(truth, data, challenge)
+            data["info"]["scores"] = score_results(truth, data["annotations"], challenge)
         write_atomic(folder / PREDICTIONS, json.dumps(data, ensure_ascii=False).encode(), _REMEDY)
     if turned:
         logger.warning("%d images say that they are to be shown turned (EXIF orientation); taken as stored", turned)
@@ -124,15 +123,12 @@ def _images(folder: Path) -> list[Path]:
     found = images_in(folder)
     if not found:
         raise InputError(f"images is {str(folder)!r}: no image in it; give files of {' '.join(sorted(EXTENSIONS))}")
-    stems = [path.stem for path in found]
-    twice = next((path for path in found if stems.count(path.stem) > 1), None)
-    if twice is not None:
-        raise InputError(f"{twice}: another image has the name {twice.stem} too, and masks are named by it; rename one")
+    by_name(found)  # masks and overlays have these names, so two images of one name are refused
     return found
 
 
 def _truth(path: str, images: Sequence[Path]) -> Json:
-    truth = read_coco(Path(path).expanduser(), says=True)
+    truth = read_coco(Path(path).expanduser(), warn=True)
     for image in truth["images"]:  # they may lie in another folder than where they were annotated
         image["file_name"] = image["file_name"].replace("\\", "/").rpartition("/")[2]
     listed = {image["file_name"] for image in truth["images"]}
@@ -157,10 +153,8 @@ def _load(config: PredictConfig) -> Detector:
 
 def _of_job(path: Path) -> Path:
     """A detector's folder; the first training's where ``path`` is a job's or a training's."""
-    for folder in (path, path / DETECTOR, path / CELLS / FIRST.name / DETECTOR):
-        if (folder / CARD).exists():
-            return folder
-    return path
+    folders = (path, path / DETECTOR, path / CELLS / FIRST.name / DETECTOR)
+    return next((folder for folder in folders if (folder / CARD).exists()), path)
 
 
 def _downloaded(named: str, scratch: Path, tracking: TrackingConfig) -> Path:
@@ -205,21 +199,20 @@ def _read(path: Path) -> tuple[Pixels, int]:
 
 def _empty(detector: Detector, config: PredictConfig, truth: Json | None) -> Json:
     """The COCO file before its images; categories are the truth's where there is one, so that ids agree."""
-    categories = [{"id": number, "name": name} for number, name in enumerate(detector.classes, start=1)]
-    if truth is not None:
-        categories = truth["categories"]
+    own = [{"id": number, "name": name} for number, name in enumerate(detector.classes, start=1)]
+    categories = own if truth is None else truth["categories"]
     info = {"description": "by ca2cl detect predict", "version": __version__, "detector": config.detector}
     return {"info": info, "licenses": [], "categories": categories, "images": [], "annotations": []}
 
 
 def _add(data: Json, path: Path, pixels_HWC: Pixels, found: Detections, truth: Json | None) -> Json:
     """List the image and what was found in it; returns the image's entry."""
-    image: Json = {"id": len(data["images"]) + 1, "file_name": path.name}
-    image |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1]}
+    height, width = pixels_HWC.shape[:2]
+    image: Json = {"id": len(data["images"]) + 1, "file_name": path.name, "height": height, "width": width}
     if truth is not None:
         image = next(one for one in truth["images"] if one["file_name"] == path.name)
-        if (image["height"], image["width"]) != pixels_HWC.shape[:2]:
-            raise InputError(f"{path}: {pixels_HWC.shape[:2]} pixels, its truth says {image['height'], image['width']}")
+        if (image["height"], image["width"]) != (height, width):
+            raise InputError(f"{path}: {height, width} pixels, its truth says {image['height'], image['width']}")
     data["images"].append(image)
     for row in coco_results(image["id"], found, [category["id"] for category in data["categories"]]):
         row["id"] = len(data["annotations"]) + 1
@@ -242,15 +235,3 @@ def _write(folder: Path, path: Path, pixels_HWC: Pixels, found: Detections, conf
         drawn = draw_overlay(pixels_HWC, found, config.min_score)
         PILImage.fromarray(drawn).save(folder / "overlays" / f"{path.stem}.png")
     return ids_HW
-
-
-def _scores(truth: Json, data: Json, challenge: Sequence[ImageScores]) -> dict[str, float]:
-    names = ("image_id", "category_id", "score", "bbox", "segmentation")
-    rows = [{name: row[name] for name in names if name in row} for row in data["annotations"]]
-    scores = coco_scores(truth, rows)
-    if not challenge:  # of a detector without masks that found nothing, COCO cannot tell
-        scores = {name: value for name, value in scores.items() if not name.startswith("mask/")}
-    else:
-        together = asdict(pooled(challenge))
-        scores |= {name: float(together[name]) for name in CHALLENGE}
-    return scores

@@ -17,7 +17,7 @@ import numpy as np
 
 from ca2cl.common.records import is_whole, parse_json
 from ca2cl.detection.coco.instances import Ids, Instance, Region
-from ca2cl.detection.coco.segmentations import Json, decode_polygons, fault_of_segmentation, mask_tools
+from ca2cl.detection.coco.segmentations import Json, compressed, fault_of_segmentation, mask_tools
 from ca2cl.detection.coco.validation import Notes, check_coco
 from ca2cl.errors import InputError
 
@@ -38,15 +38,10 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Region:
     Raises:
         InputError: of another size, or nothing of these.
     """
-    tools = mask_tools()
     fault = fault_of_segmentation(segmentation, height, width) if segmentation else "there is none"
     if fault:
         raise InputError(f"segmentation: {fault}; {_AGAIN}")
-    if isinstance(segmentation, list):
-        return decode_polygons(segmentation, height, width)
-    plain = isinstance(segmentation["counts"], list)
-    code = tools.frPyObjects(segmentation, height, width) if plain else segmentation
-    mask_HW: Region = tools.decode(code).astype(bool)
+    mask_HW: Region = mask_tools().decode(compressed(segmentation, height, width)).astype(bool)
     return mask_HW
 
 
@@ -72,11 +67,11 @@ def annotation(number: int, image_id: int, instance: Instance, size: tuple[int, 
     }
 
 
-def read_coco(path: Path, *, says: bool = False) -> Json:
-    """A COCO file's content, checked and completed as ``coco_checks.check_coco`` says.
+def read_coco(path: Path, *, warn: bool = False) -> Json:
+    """A COCO file's content, checked and completed by ``check_coco``.
 
     Args:
-        says: log what was not taken as it stands in the file.
+        warn: log what was changed or left out.
 
     Raises:
         InputError: missing, not JSON, or not COCO's instances.
@@ -87,10 +82,10 @@ def read_coco(path: Path, *, says: bool = False) -> Json:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a COCO file, or {_AGAIN}") from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); {_AGAIN}") from None
-    notes = Notes()
+    notes: Notes = {}
     checked = check_coco(data, path, notes)
-    for line in notes.lines(path) if says else ():
-        logger.warning("%s", line)
+    for kind, rows in notes.items() if warn else ():
+        logger.warning("%s: %d annotations %s, first %s", path, len(rows), kind, rows[0])
     return checked
 
 

@@ -58,7 +58,7 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True)
 class FragmentRule:
-    """What is too small to be kept."""
+    """Limits below which instances and fragments are dropped."""
 
     min_area: int = 64
     """Pixels; at 20x about 25 square micrometres, less than one nucleus."""
@@ -71,7 +71,7 @@ class FragmentRule:
 
 @dataclass
 class Dropped:
-    """What the rule took away."""
+    """Counts of what was dropped."""
 
     instances: int = 0
     fragments: int = 0
@@ -80,8 +80,8 @@ class Dropped:
 
 
 def read_mask(path: Path, size: tuple[int, int], *, black_and_white: bool = False) -> Ids:
-    """The numbers of a mask, from an 8-, 16- or 32-bit PNG, BMP or TIFF; whether they are those of instances,
-    ``mask_checks`` asks.
+    """The numbers of a mask, from an 8-, 16- or 32-bit PNG, BMP or TIFF; ``mask_checks`` finds out
+    whether they are those of instances.
 
     Args:
         size: H and W of the image.
@@ -138,10 +138,9 @@ def find_instances(ids_HW: Ids, rule: FragmentRule, dropped: Dropped) -> list[In
             dropped.pixels += area
             continue
         kept = _without_fragments(own, rule, dropped)
-        (rows,), (columns,) = np.nonzero(kept.any(1)), np.nonzero(kept.any(0))
-        tight = kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        y, x = box[0].start + int(rows[0]), box[1].start + int(columns[0])
-        found.append(Instance(int(numbers[place]), y, x, tight))
+        (tight,) = ndimage.find_objects(kept.astype(np.uint8))  # smaller, where a fragment stretched the box
+        y, x = (int(outer.start + inner.start) for outer, inner in zip(box, tight, strict=True))
+        found.append(Instance(int(numbers[place]), y, x, kept[tight]))
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
 from ca2cl.data.decode import Pixels, decode
 from ca2cl.detection.coco.files import decode_mask
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 SHOWN = 12
 _COLUMNS = 4
 _INCHES = 3.6
-# told apart on pink and purple tissue, and by those who do not see red and green apart
+# distinct on pink and purple tissue, and to those who cannot distinguish red and green
 COLOURS = ("#00e5ff", "#ffe600", "#39ff14", "#ffffff", "#1040ff", "#ff9100")
 
 
 def draw_preview(root: Path, splits: Mapping[str, Json]) -> bytes:
     """The sheet of a folder that ``ca2cl detect prepare`` wrote, as PNG.
 
-    What is drawn is read back from what was written, so that a fault in either shows.
+    Images and annotations are read back from the written files, so that a fault in them shows.
 
     Args:
         splits: content of the COCO files by split; images are taken from all of them, spread evenly over each.
@@ -41,7 +42,11 @@ def draw_preview(root: Path, splits: Mapping[str, Json]) -> bytes:
     figure = Figure(figsize=(_COLUMNS * _INCHES, rows * _INCHES * 0.85), layout="constrained")
     for place, (split, image) in enumerate(chosen, start=1):
         own = [row for row in splits[split]["annotations"] if row["image_id"] == image["id"]]
-        _draw(figure.add_subplot(rows, _COLUMNS, place), root / split, image, own)
+        facts = [f"patient {image['patient_id']}"] if "patient_id" in image else []
+        facts += [image["grade"]] if "grade" in image else []
+        title = ", ".join([f"{split}/{image['file_name']}", *facts, f"{len(own)} instances"])
+        pixels_HWC = decode((root / split / image["file_name"]).read_bytes())
+        draw_instances(figure.add_subplot(rows, _COLUMNS, place), pixels_HWC, image, own, title)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=100, metadata={"Software": None})  # the same bytes by any release
     return content.getvalue()
@@ -57,13 +62,6 @@ def shown_images(splits: Mapping[str, Json]) -> list[tuple[str, Json]]:
         places = np.linspace(0, sizes[split] - 1, count).round().astype(int)
         chosen += [(split, splits[split]["images"][place]) for place in places]
     return chosen
-
-
-def _draw(axes: Axes, folder: Path, image: Json, annotations: Sequence[Mapping[str, Any]]) -> None:
-    facts = [f"patient {image['patient_id']}"] if "patient_id" in image else []
-    facts += [image["grade"]] if "grade" in image else []
-    title = ", ".join([f"{folder.name}/{image['file_name']}", *facts, f"{len(annotations)} instances"])
-    draw_instances(axes, decode((folder / image["file_name"]).read_bytes()), image, annotations, title)
 
 
 def draw_instances(axes: Axes, pixels_HWC: Pixels, image: Json, rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -90,11 +88,8 @@ def draw_instances(axes: Axes, pixels_HWC: Pixels, image: Json, rows: Sequence[M
 
 
 def _outline(axes: Axes, mask_HW: Region, colour: str) -> None:
-    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-    if not len(rows):  # a detector's mask may be empty
-        return
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    # one pixel of background around it, or an outline at the image's border would not close
-    window = np.pad(mask_HW[top:bottom, left:right], 1).astype(float)
-    extent = np.arange(left - 1, right + 1), np.arange(top - 1, bottom + 1)
-    axes.contour(*extent, window, levels=[0.5], colors=[colour], linewidths=1.2)
+    for box in ndimage.find_objects(mask_HW.astype(np.uint8)):  # none of a detector's empty mask
+        # one pixel of background around it, or an outline at the image's border would not close
+        window = np.pad(mask_HW[box], 1).astype(float)
+        down, across = (np.arange(side.start - 1, side.stop + 1) for side in box)
+        axes.contour(across, down, window, levels=[0.5], colors=[colour], linewidths=1.2)

@@ -1,7 +1,7 @@
 """Segmentations of COCO files: validity, masks, boxes and areas.
 
-Its C code believes what it is given: run lengths that reach beyond their image are written beyond their buffer, a
-polygon's edge is drawn pixel by pixel however long it is, and a declared size is allocated.
+pycocotools' C code believes what it is given: run lengths that reach beyond their image are written beyond their
+buffer, a polygon's edge is drawn pixel by pixel however long it is, and a declared size is allocated.
 Legend: H, W height and width in pixels, N characters, M runs.
 """
 
@@ -33,42 +33,39 @@ def mask_tools() -> ModuleType:
 
 
 def fault_of_segmentation(segmentation: Any, height: int, width: int) -> str:
-    """What is wrong with run lengths or polygons for an image of this size, in words, or nothing."""
+    """The fault of run lengths or polygons for an image of this size, in words; empty where there is none."""
     if isinstance(segmentation, list):
-        return next((told for told in (_fault_of_polygon(one, height, width) for one in segmentation) if told), "")
+        return next(filter(None, (_fault_of_polygon(one, height, width) for one in segmentation)), "")
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "neither run lengths nor polygons"
     if segmentation["size"] != [height, width]:
         return f"{segmentation['size']!r} pixels, its image has {[height, width]}"
     counts = segmentation["counts"]
-    if isinstance(counts, list):
-        whole = all(is_whole(run, 0, MAX_PIXELS) for run in counts)
-    else:
-        decoded = _decoded(counts) if isinstance(counts, str) else None
-        whole = decoded is not None and bool(((decoded >= 0) & (decoded <= MAX_PIXELS)).all())
-        counts = decoded.tolist() if decoded is not None else []
+    if isinstance(counts, str):
+        counts = _decoded(counts)
+    whole = isinstance(counts, list) and all(is_whole(run, 0, MAX_PIXELS) for run in counts)
     return "" if whole and sum(counts) == height * width else "run lengths that do not fill the image"
 
 
-def _decoded(text: str) -> npt.NDArray[np.int64] | None:
-    """Lengths (M,) of compressed runs, as COCO writes them: five bits a character, the sixth says that more follow;
-    from the fourth run on the difference to the one two before."""
+def _decoded(text: str) -> list[int]:
+    """Lengths of compressed runs, as COCO writes them: five bits a character, the sixth says that more follow; from the
+    fourth run on the difference to the one two before. None of a text that is damaged."""
     if not text.isascii():
-        return None
+        return []
     bits_N = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(bits_N & 32 == 0)
     if not len(ends) or bits_N.min() < 0 or bits_N.max() > 63 or ends[-1] != len(bits_N) - 1:
-        return None
+        return []
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > _LONGEST_RUN:
-        return None
+        return []
     place_N = np.arange(len(bits_N)) - np.repeat(starts, lengths)
     runs_M = np.add.reduceat((bits_N & 31) << (5 * place_N), starts)
     runs_M -= np.where(bits_N[ends] & 16, 1 << (5 * lengths), 0)
     for first in (1, 2):
         runs_M[first::2] = np.cumsum(runs_M[first::2])
-    return runs_M
+    return list(runs_M.tolist())
 
 
 def _fault_of_polygon(points: Any, height: int, width: int) -> str:
@@ -82,30 +79,32 @@ def _fault_of_polygon(points: Any, height: int, width: int) -> str:
     return "" if outline <= _LONGEST_OUTLINE else "a polygon with an endless outline"
 
 
+def compressed(segmentation: Any, height: int, width: int) -> Json:
+    """pycocotools' run lengths of a segmentation that has no fault."""
+    tools = mask_tools()
+    if isinstance(segmentation, list):
+        return dict(tools.merge(tools.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation["counts"], list):
+        return dict(tools.frPyObjects(segmentation, height, width))
+    return dict(segmentation)
+
+
 def shape_of(segmentation: Any, height: int, width: int) -> Json:
     """``segmentation`` (run lengths compressed), ``bbox`` and ``area`` of one that has no fault; the area of polygons
     is that between their corners, as in COCO's own files."""
+    tools = mask_tools()
     if isinstance(segmentation, list):
         polygons = [np.array(points, float).reshape(-1, 2) for points in segmentation]
         low = np.min([xy.min(axis=0) for xy in polygons], axis=0)
         high = np.max([xy.max(axis=0) for xy in polygons], axis=0)
         area = sum(_polygon_area(xy) for xy in polygons)
-        if (high - low).min() < 2 and not decode_polygons(segmentation, height, width).any():
+        if (high - low).min() < 2 and not tools.area(compressed(segmentation, height, width)):
             area = 0.0  # it runs between the centres of pixels
         return {"segmentation": segmentation, "bbox": [*low.tolist(), *(high - low).tolist()], "area": area}
-    tools = mask_tools()
-    if isinstance(segmentation["counts"], list):
-        code = tools.frPyObjects(segmentation, height, width)
-        segmentation = {"size": [height, width], "counts": code["counts"].decode("ascii")}
-    box = tools.toBbox(segmentation).tolist()
-    return {"segmentation": segmentation, "bbox": box, "area": int(tools.area(segmentation))}
-
-
-def decode_polygons(segmentation: list[Any], height: int, width: int) -> npt.NDArray[np.bool_]:
-    """The mask (H, W) of polygons that have no fault."""
-    tools = mask_tools()
-    mask_HW: npt.NDArray[np.bool_] = tools.decode(tools.merge(tools.frPyObjects(segmentation, height, width))) > 0
-    return mask_HW
+    code = compressed(segmentation, height, width)
+    if isinstance(code["counts"], bytes):
+        code = {"size": [height, width], "counts": code["counts"].decode("ascii")}
+    return {"segmentation": code, "bbox": tools.toBbox(code).tolist(), "area": int(tools.area(code))}
 
 
 def _polygon_area(xy: npt.NDArray[np.float64]) -> float:

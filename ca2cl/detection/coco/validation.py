@@ -5,8 +5,8 @@ One reader for training, scoring, predicting and pictures (``coco.read_coco``), 
 - an id is a number or text, and one of a kind among images and among categories; ids of annotations may be anything,
   for nothing is looked up by them;
 - images have different files, categories different names, annotations a listed image and a listed category;
-- where there is a segmentation, box and area are its own, and a ``bbox`` that differs is told; where there is none, the
-  object is its box; an object without a pixel and an exact copy of another are left out, and told; rows with a
+- where there is a segmentation, box and area are its own, and a ``bbox`` that differs is reported; where there is none,
+  the object is its box; an object without a pixel and an exact copy of another are left out and reported; rows with a
   ``score``, what a detector found, stay as they are;
 - ``info``, ``licenses``, ``iscrowd`` and ``area`` may be missing, whole numbers may be written as 3.0.
 """
@@ -14,13 +14,12 @@ One reader for training, scoring, predicting and pictures (``coco.read_coco``), 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from ca2cl.common.records import is_file_name, is_number, is_text, is_whole
 from ca2cl.data.decode import MAX_PIXELS
-from ca2cl.detection.coco.segmentations import Json, fault_of_segmentation, shape_of
+from ca2cl.detection.coco.segmentations import Json, fault_of_segmentation, mask_tools, shape_of
 from ca2cl.errors import InputError
 
 Row = TypeVar("Row")
@@ -30,32 +29,20 @@ _PARTS = {
     "annotations": ("image_id", "category_id"),
 }
 """The lists of a file, and what each row must have."""
-_TOLD = 300  # characters of a fault that are shown
+_SHOWN = 300  # characters of a fault that are shown
 _NEAR = 3.0  # pixels: edges that differ by less are one box, rounded in two ways
 _EXPORT = "correct the file, or export it again"
 
 
 class _Fault(Exception):
-    """What is wrong with a row, and the remedy."""
+    """The fault of a row, and its remedy."""
 
-    def __init__(self, told: str, remedy: str = _EXPORT) -> None:
-        super().__init__(f"{told[:_TOLD]}; {remedy}")
+    def __init__(self, fault: str, remedy: str = _EXPORT) -> None:
+        super().__init__(f"{fault[:_SHOWN]}; {remedy}")
 
 
-@dataclass
-class Notes:
-    """What was not taken as it stands in a file: kind → how many rows, and the first."""
-
-    kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def add(self, kind: str, row: str) -> None:
-        """Count a row."""
-        count, first = self.kinds.get(kind, (0, row))
-        self.kinds[kind] = (count + 1, first)
-
-    def lines(self, where: object) -> list[str]:
-        """A line for each kind."""
-        return [f"{where}: {count} annotations {kind}, first {row}" for kind, (count, row) in self.kinds.items()]
+Notes = dict[str, list[str]]
+"""Annotations that were changed or left out, by kind of change."""
 
 
 def check_coco(data: Any, where: object, notes: Notes) -> Json:
@@ -73,14 +60,11 @@ def check_coco(data: Any, where: object, notes: Notes) -> Json:
     Raises:
         InputError: a row that cannot be read, or that could be read in two ways.
     """
-    rows = {part: _rows(data, part, where) for part in _PARTS}
-    images = _by_id(_checked(_image, rows["images"], "image", where), "image", where)
-    _different(images, "file_name", "image", where)
-    categories = _by_id(_checked(_category, rows["categories"], "category", where), "category", where)
-    _different(categories, "name", "category", where)
+    images = _by_id(data, "images", "image", "file_name", where, _image)
+    categories = _by_id(data, "categories", "category", "name", where, _category)
     reader = _Annotations(images, categories, notes)
-    annotations = [row for row in _checked(reader.read, rows["annotations"], "annotation", where) if row is not None]
-    if 0 < reader.reach <= 1:  # nothing but their size tells
+    annotations = [row for row in _rows(data, "annotations", "annotation", where, reader.read) if row is not None]
+    if 0 < reader.reach <= 1:  # they are valid boxes, and only so small ones are a sign of shares
         raise InputError(
             f"{where}: all annotations lie in the first pixel of their image; multiply shares of the image by its "
             "width and height"
@@ -98,21 +82,24 @@ def check_coco(data: Any, where: object, notes: Notes) -> Json:
     }
 
 
-def _rows(data: Any, part: str, where: object) -> list[Json]:
+def _rows(data: Any, part: str, kind: str, where: object, read: Callable[[Json], Row]) -> list[Row]:
+    """The rows of a list of the file, read one by one.
+
+    Args:
+        data: content of the file.
+        part: name of the list.
+        kind: what a row is, for errors.
+        where: name of the file, for errors.
+        read: gives the row, or raises ``_Fault``.
+    """
     rows = data.get(part) if isinstance(data, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{where}: has no list of {part}, so it is no COCO file of instances; {_EXPORT}")
+    found = []
     for number, row in enumerate(rows, start=1):
         lacking = next((name for name in _PARTS[part] if name not in row), None)
         if lacking:
             raise InputError(f"{where}: number {number} of the {part} lacks {lacking}; {_EXPORT}")
-    return rows
-
-
-def _checked(read: Callable[[Json], Row], rows: list[Json], kind: str, where: object) -> list[Row]:
-    """What ``read`` makes of each row, its faults named."""
-    found = []
-    for number, row in enumerate(rows, start=1):
         try:
             found.append(read(row))
         except _Fault as fault:
@@ -153,25 +140,22 @@ def _category(row: Json) -> Json:
     return {**row, "id": _id(row, "id")}
 
 
-def _by_id(rows: list[Json], kind: str, where: object) -> dict[Any, Json]:
+def _by_id(data: Any, part: str, kind: str, name: str, where: object, read: Callable[[Json], Json]) -> dict[Any, Json]:
+    """The rows of a list by id, of which no two have one id or one ``name``; the other arguments as in ``_rows``."""
     found: dict[Any, Json] = {}
-    for row in rows:
-        if row["id"] in found:
-            raise InputError(f"{where}: id {_quoted(row['id'])} belongs to more than one {kind}; give each its own")
-        found[row["id"]] = row
-    return found
-
-
-def _different(rows: Mapping[Any, Json], name: str, kind: str, where: object) -> None:
-    found: dict[str, Any] = {}
-    for number, row in rows.items():
+    ids: dict[str, Any] = {}
+    for row in _rows(data, part, kind, where, read):
+        number = row["id"]
+        if number in found:
+            raise InputError(f"{where}: id {_quoted(number)} belongs to more than one {kind}; give each its own")
         value = str(PurePosixPath(row[name].replace("\\", "/"))) if name == "file_name" else row[name]
-        if value in found:
+        if value in ids:
             raise InputError(
-                f"{where}: {kind} {_quoted(number)} has {name} {_quoted(value)}, as {_quoted(found[value])} has; "
+                f"{where}: {kind} {_quoted(number)} has {name} {_quoted(value)}, as {_quoted(ids[value])} has; "
                 "join the two, or rename one"
             )
-        found[value] = number
+        found[number], ids[value] = row, number
+    return found
 
 
 class _Annotations:
@@ -203,17 +187,17 @@ class _Annotations:
         if given is not None and "score" in row:
             return {**made, "bbox": given}
         if not made["area"] > 0 or min(width, height) <= 0:
-            self.notes.add("have no pixel and are left out", named)
+            self._note("have no pixel and are left out", named)
             return None
         if given is not None and not crowd:
             if _same(given, made["bbox"]):
                 made["bbox"] = given
             else:
-                self.notes.add("have a bbox that is not their segmentation's, which is taken instead", named)
-        if not crowd and _inside(made["bbox"], image) < 0.5:
+                self._note("have a bbox that is not their segmentation's, which is taken instead", named)
+        if not crowd and _overlap(made["bbox"], [0, 0, image["width"], image["height"]], 1) < 0.5:
             size = f"{image['width']} x {image['height']}"
-            told = f"lies outside of its image, bbox {made['bbox']} of {size} pixels"
-            raise _Fault(told, "give bbox as [x, y, width, height] of the image as it is stored")
+            fault = f"lies outside of its image, bbox {made['bbox']} of {size} pixels"
+            raise _Fault(fault, "give bbox as [x, y, width, height] of the image as it is stored")
         return self._first(made, named)
 
     def _shape(self, segmentation: Any, given: list[float] | None, image: Json) -> Json:
@@ -229,11 +213,14 @@ class _Annotations:
             raise _Fault(f"has a segmentation that cannot be: {fault}")
         return shape_of(segmentation, image["height"], image["width"])
 
+    def _note(self, kind: str, named: str) -> None:
+        self.notes.setdefault(kind, []).append(named)
+
     def _first(self, row: Json, named: str) -> Json | None:
         key = (row["image_id"], row["category_id"], row["iscrowd"], *row["bbox"])
         shape = row.get("segmentation")
         if key in self._seen and self._seen[key] == shape:
-            self.notes.add("are exact copies of others and are left out", named)
+            self._note("are exact copies of others and are left out", named)
             return None
         self._seen.setdefault(key, shape)
         return row
@@ -257,20 +244,12 @@ def _crowd(value: Any) -> int:
 
 
 def _same(one: list[float], other: list[float]) -> bool:
-    """Whether two boxes are one: half of their union is in both, or every edge is near."""
-    if min(one[2:]) <= 0:
-        return False
+    """True where half of the union of two boxes is in both, or every edge is near."""
     (left, top, width, height), (x, y, w, h) = one, other
-    across, down = min(left + width, x + w) - max(left, x), min(top + height, y + h) - max(top, y)
-    both = max(across, 0) * max(down, 0)
     edges = (left - x, top - y, left + width - x - w, top + height - y - h)
-    return both >= 0.5 * (width * height + w * h - both) or max(map(abs, edges)) <= _NEAR
+    return _overlap(one, other, 0) >= 0.5 or (min(width, height) > 0 and max(map(abs, edges)) <= _NEAR)
 
 
-def _inside(box: list[float], image: Json) -> float:
-    """Share of a box that is in the image."""
-    left, top, width, height = box
-    across = min(left + width, image["width"]) - max(left, 0)
-    down = min(top + height, image["height"]) - max(top, 0)
-    share: float = max(across, 0) * max(down, 0) / (width * height)
-    return share
+def _overlap(one: list[float], other: list[float], crowd: int) -> float:
+    """Area that two boxes share, as a share of their union; of ``one`` alone where ``crowd`` is 1."""
+    return float(mask_tools().iou([one], [other], [crowd])[0, 0])

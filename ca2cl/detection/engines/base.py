@@ -1,4 +1,4 @@
-"""Protocol of a detector engine, and the data it trains on.
+"""Detector engines: their base classes, and the data they train on.
 
 The job knows COCO files, encoders, seeds, MLflow and metrics; an engine knows how to build, train and run a detector.
 They meet here, and nowhere else:
@@ -24,7 +24,7 @@ Who does what:
   order. Its stop flag is a rank's own: the engine has the ranks agree on it before it acts, for a flag that one rank
   alone saw would leave the others waiting.
 - **Checkpoints.** In ``TrainJob.folder``, by the engine, atomically, every ``checkpoint_every`` steps and on a stop; a
-  ``train`` that finds some goes on from the newest and says at which step it began.
+  ``train`` that finds some goes on from the newest.
 - **Randomness.** A function of ``Schedule.seed``: order, augmentation and the heads' initial values.
 - **Numbers.** ``Schedule`` is in iterations and images, global over processes; an engine that would have to scale a
   value (``batch_size`` that the processes do not divide) refuses it.
@@ -42,29 +42,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
+import torch
 from annotated_types import Ge, Gt
+from torch import nn
 
 from ca2cl.config import check_ranges
+from ca2cl.data.decode import BadSample, Pixels, decode
 from ca2cl.data.sources.names import is_clutter
+from ca2cl.detection.engines.checkpoint import DetectorCard, load_weights, read_card, write_detector
+from ca2cl.detection.engines.detectron2_weights import RECIPE
+from ca2cl.detection.engines.heads import Head
 from ca2cl.detection.engines.predictions import Detections
-from ca2cl.errors import InputError
+from ca2cl.errors import InputError, LocalError
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder
     from ca2cl.runtime.signals import StopFlag
 
-Pixels = npt.NDArray[np.uint8]
 EngineName = Literal["torchvision", "detectron2"]
-Head = Literal["mask_rcnn_fpn", "mask_rcnn_c4", "retinanet_fpn"]
-"""Mask R-CNN on a feature pyramid; on res4 with res5 as its box head and the extra norm after it (the MoCo protocol's
-C4); RetinaNet, which has no masks."""
-
-
-def has_masks(head: Head) -> bool:
-    """Whether a detector with this head finds masks, and needs them to learn from."""
-    return head != "retinanet_fpn"
+REMEDY = "make the folder again with `ca2cl detect prepare`"
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,18 @@ class CocoSplit:
         name = str(image["file_name"])
         names = [name, name.replace("\\", "/"), unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]
         return next((path for path in (self.images / one for one in names) if path.exists()), self.images / name)
+
+    def read(self, image: Mapping[str, Any]) -> Pixels:
+        """The pixels of an image of the split.
+
+        Raises:
+            LocalError: it cannot be read, or is not of the size in the annotations.
+        """
+        path = self.path(image)
+        try:
+            return decode(path.read_bytes(), expect=(image["height"], image["width"]))
+        except (OSError, BadSample) as error:
+            raise LocalError(f"{path}: {getattr(error, 'strerror', None) or error}; {REMEDY}") from None
 
 
 def split_names(root: Path) -> list[str]:
@@ -147,10 +155,16 @@ class Schedule:
         if self.longest_side < max(self.test_side, *self.train_sides):
             raise InputError(f"longest_side is {self.longest_side}: use at least the longest of the shorter sides")
 
+    @property
+    def precise_steps(self) -> int:
+        """Batches that precise statistics are taken over: 200 at most, detectron2's TEST.PRECISE_BN.NUM_ITER, and no
+        more than are trained on, for a short trial must not spend most of its time here. 0: none."""
+        return min(200, self.iterations) if self.precise_norm else 0
+
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What an engine builds and trains from."""
+    """Input of an engine: encoder, data and schedule of one training."""
 
     head: Head
     encoder: ResolvedEncoder
@@ -167,93 +181,140 @@ class TrainJob:
 
 
 class Watch(Protocol):
-    """The job's side of a training: told what happens, asked whether to go on. Called on every rank alike."""
+    """The job's side of a training: gets reports, and may stop it. Called on every rank alike."""
 
     stop: StopFlag
     """Raised by a signal, perhaps on one rank alone: the engine then writes a checkpoint and returns."""
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """After optimizer step ``step`` (from 1): ``loss``, the losses that it is the sum of by the engine's names,
-        averaged over ranks, ``lr``, and what else the engine knows of the step."""
+        averaged over ranks, ``lr``, and what else the engine measures."""
 
     def on_evaluation(self, step: int, detector: Detector) -> None:
         """Time to evaluate: ``detector`` predicts with the weights of this step. Not called for the last step."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """How ``Detector.train`` ended."""
-
-    first_step: int
-    """Steps that were done already when it began."""
-    step: int
-    """Steps that are done."""
-    finished: bool
-    """False after a stop: the same job, started again, goes on."""
-
-
 class Detector(ABC):
-    """A detector of one engine; built or loaded by its ``Engine``."""
+    """A detector of one engine; built or loaded by its ``Engine``.
+
+    Args:
+        card: what is saved beside the weights.
+        network: what is trained; finds objects in eval mode.
+        job: what it is trained from; None: it only predicts.
+    """
+
+    network: Any
+
+    def __init__(self, card: DetectorCard, network: nn.Module, job: TrainJob | None = None) -> None:
+        self.card, self.network, self.job = card, network, job
 
     @property
-    @abstractmethod
     def classes(self) -> Sequence[str]:
         """Names by label."""
+        return self.card.classes
 
-    @abstractmethod
-    def train(self, watch: Watch) -> Trained:
-        """Train to the end of the schedule, or until ``watch`` says stop.
+    @property
+    def model(self) -> Any:
+        """The part of the network whose tensors are saved."""
+        return self.network
+
+    def train(self, watch: Watch) -> bool:
+        """Train to the end of the schedule, or until ``watch.stop`` is raised.
+
+        Returns:
+            False after a stop: the same job, started again, goes on.
 
         Raises:
             InputError: the data do not fit, a loss that is not finite, or the detector was loaded for predicting.
         """
+        if self.job is None:
+            raise InputError("this detector was loaded to predict with: build one to train")
+        return self._train(self.job, watch)
 
     @abstractmethod
+    def _train(self, job: TrainJob, watch: Watch) -> bool: ...
+
+    @torch.no_grad()
     def predict(self, images: Iterable[Pixels]) -> Iterator[Detections]:
-        """What is found in each image, in order; the weights and their mode are as before afterwards.
+        """Yield the detections of each image, in order; weights and mode are as before afterwards.
 
         Args:
-            images: RGB, uint8 (H, W, 3), of any sizes; resized as ``Schedule.test_side`` says.
+            images: RGB, uint8 (H, W, 3), of any sizes; resized to ``Schedule.test_side``.
         """
+        training = self.network.training
+        self.network.eval()
+        try:
+            yield from map(self._find, images)
+        finally:
+            self.network.train(training)
 
     @abstractmethod
+    def _find(self, pixels_HWC: Pixels) -> Detections: ...
+
     def save(self, folder: Path) -> None:
         """Write what ``Engine.load`` needs into a folder that does not exist yet: safetensors and JSON, no pickle."""
+        write_detector(folder, self.card, self.model.state_dict())
 
 
 class Engine(ABC):
     """A way to train detectors."""
 
     name: ClassVar[EngineName]
-    """torchvision or detectron2: what ``--engine`` takes and what every result says."""
+    """torchvision or detectron2: the value of ``--engine``, recorded in every result."""
     heads: ClassVar[tuple[Head, ...]]
-    """What it can build; the job refuses the others by name."""
+    """Those it can build."""
 
     @property
     @abstractmethod
     def version(self) -> str:
         """Of the package behind it, with the commit where it was built from one."""
 
-    @abstractmethod
+    def check_head(self, head: Head) -> None:
+        """Refuse a head that the engine does not have.
+
+        Raises:
+            InputError: it has not.
+        """
+        if head not in self.heads:
+            other = f"; {RECIPE}" if self.name == "torchvision" else ""
+            raise InputError(f"head is {head!r}: the engine {self.name} has {', '.join(self.heads)}{other}")
+
     def build(self, job: TrainJob) -> Detector:
         """A detector whose body has the encoder's weights.
 
         Raises:
             InputError: a backbone tensor of the encoder that the body did not take, or one of the body's that the
                 encoder did not give; a head or a setting that the engine does not have.
-            MissingPackage: the engine's package is not installed.
         """
+        self.check_head(job.head)
+        schedule, encoder = job.schedule, job.encoder.card
+        card = DetectorCard(
+            head=job.head, arch=encoder.arch, classes=tuple(job.classes), mean=encoder.mean, std=encoder.std,
+            test_side=schedule.test_side, longest_side=schedule.longest_side,
+            norm="sync" if schedule.sync_norm else "frozen", engine=self.name, engine_version=self.version,
+        )  # fmt: skip
+        torch.manual_seed(schedule.seed)
+        return self._detector(card, job.device, job)
 
-    @abstractmethod
     def load(self, folder: Path, device: str = "cpu") -> Detector:
         """A detector that ``Detector.save`` wrote, to predict with.
 
         Raises:
             InputError: nothing there, damaged, or another engine's.
         """
+        card = read_card(folder)
+        if card.engine != self.name:
+            raise InputError(f"{folder}: a detector of engine {card.engine}; load it with that")
+        detector = self._detector(card, device)
+        load_weights(folder, detector.model)
+        return detector
+
+    @abstractmethod
+    def _detector(self, card: DetectorCard, device: str, job: TrainJob | None = None) -> Detector:
+        """A detector with new weights; with a job its body has the encoder's."""
 
 
 def record_of(engine: Engine, job: TrainJob) -> dict[str, Any]:
-    """What a result must say of how it was made: two results may be averaged only where all of this is the same."""
+    """Settings and versions of a result: only results in which all of them agree may be averaged."""
     schedule = {name: value for name, value in vars(job.schedule).items() if name != "seed"}
     return {"engine": engine.name, "engine_version": engine.version, "head": job.head, **schedule}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ca2cl.common.files import write_atomic, write_record
 from ca2cl.common.records import Number, read_record
-from ca2cl.detection.engines.base import Head
+from ca2cl.detection.engines.heads import Head
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import Norm
 from ca2cl.models.resnet import ARCHITECTURES
@@ -27,7 +27,7 @@ _Side = Annotated[int, Interval(ge=1, le=2**15)]  # beyond that a card would onl
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorCard:
-    """What a saved detector's weights mean."""
+    """Description of a saved detector: how its weights are to be used."""
 
     __pydantic_config__ = {"allow_inf_nan": False, "extra": "forbid"}
 
@@ -69,29 +69,14 @@ def read_card(folder: Path) -> DetectorCard:
     return read_record(folder / CARD, DetectorCard, "train it again", newest=SCHEMA_VERSION, absent=absent)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a detector by name.
+def load_weights(folder: Path, network: nn.Module) -> None:
+    """Give a network all tensors of a saved detector.
 
     Raises:
-        InputError: not there, or damaged.
+        InputError: they are not there, damaged, or not this network's.
     """
     try:
-        return dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError) as error:
-        raise InputError(_damaged(folder, error)) from None
-
-
-def fill(network: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Give a network all of a detector's tensors.
-
-    Raises:
-        InputError: they are not this network's.
-    """
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise InputError(_damaged(folder, error)) from None
-
-
-def _damaged(folder: Path, error: Exception) -> str:
-    return f"{folder}: no detector, or damaged ({' '.join(str(error).split())[:200]}); train it again"
+        network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: no detector, or damaged ({reason}); train it again") from None

@@ -5,6 +5,7 @@ Legend: N instances of one image, H, W its height and width in pixels.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ca2cl.data.decode import BadSample, decode
 from ca2cl.detection.coco.files import align_categories, decode_mask, read_coco
 from ca2cl.detection.coco.segmentations import Json
-from ca2cl.detection.engines.base import CocoSplit, Pixels
+from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.errors import InputError, LocalError
 from ca2cl.runtime.lifetime import begin_worker, processes_can_share, starting_workers
 
 T = TypeVar("T")
-REMEDY = "make the folder again with `ca2cl detect prepare`"
 GIVE_MASK = "give it one, or use --head retinanet_fpn, which needs none"
 _FLIP = 1  # of a Philox key: flips draw from another stream than the order
 
@@ -39,21 +38,21 @@ class Example(NamedTuple):
     """``boxes`` (N, 4), edges as in ``Detections``; ``labels`` (N,), from 0; ``masks`` uint8 (N, H, W)."""
 
 
-class ImageBatch(NamedTuple):
-    """This rank's images of an optimizer step."""
+@dataclass(frozen=True)
+class ImageStep:
+    """This rank's images of one optimizer step (``training.loop.StepData``)."""
 
     step: int
     """From 0."""
-    examples: list[Example]
-
-
-@dataclass(frozen=True)
-class ImageStep:
-    """One optimizer step's share of this rank (``training.loop.StepData``)."""
-
     epoch: int
-    micro_batches: list[ImageBatch]
+    examples: list[Example]
     bad: list[Any] = field(default_factory=list)
+    """None: an image that does not decode ends the training."""
+
+    @property
+    def micro_batches(self) -> list[ImageStep]:
+        """One, of all images."""
+        return [self]
 
 
 @dataclass(frozen=True)
@@ -82,101 +81,95 @@ class ImageOrder:
 
 
 def draw_word(*numbers: int) -> int:
-    """A seed for a generator, from numbers that say what is drawn."""
+    """A seed for a generator, from the numbers that identify a draw."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-class Annotated:
-    """What a split has to train on: its images by number, and the instances of each.
+def annotated_classes(split: CocoSplit, data: Json, use: str, *, masks: bool) -> set[str]:
+    """Names of the classes that have instances.
 
-    Images without an instance are left out, as detectron2 does: there is nothing to find in them.
+    Args:
+        split: for messages.
+        data: its COCO file.
+        use: for messages, such as "to train on".
+        masks: whether every annotation must have one.
+
+    Raises:
+        InputError: no instance, or one without a mask.
+    """
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    found = {names[row["category_id"]] for row in data["annotations"] if _is_instance(row)}
+    if not found:
+        raise InputError(f"{split.annotations}: has no instance {use}; annotate it, or give another split")
+    bare = next((row for row in data["annotations"] if masks and "segmentation" not in row), None)
+    if bare is not None:
+        raise InputError(f"{split.annotations}: annotation {bare.get('id')!r} has no segmentation; {GIVE_MASK}")
+    return found
+
+
+class AnnotatedImages(Dataset[T | str]):
+    """Training examples by place in the order; a subclass makes one of an image and its annotations.
+
+    Images without an instance are left out, as detectron2 does: there is nothing to find in them. A fault of an image
+    comes as text, for a worker's exception would reach the user as a page of traceback.
 
     Args:
         split: with at least one instance.
         classes: names by category; an instance's label is its category's place here, from 0.
+        batch_size, seed: as ``ImageOrder`` takes them.
         masks: whether every instance must have one.
 
     Raises:
         InputError: no instance, one without a mask, or one of another class.
     """
 
-    def __init__(self, split: CocoSplit, classes: Sequence[str], *, masks: bool) -> None:
-        data = align_categories(read_coco(split.annotations), classes, split.annotations)
-        self.split = split
-        self._labels = {category["id"]: label for label, category in enumerate(data["categories"])}
-        self._rows = _instances(data)
-        self.images: list[Json] = [image for image in data["images"] if image["id"] in self._rows]
-        if not self.images:
-            raise InputError(f"{split.annotations}: no instance to train on; give another split")
-        bare = next((row for rows in self._rows.values() for row in rows if masks and "segmentation" not in row), None)
-        if bare is not None:
-            raise InputError(f"{split.annotations}: annotation {bare.get('id')!r} has no segmentation; {GIVE_MASK}")
-
-    def rows(self, image: Json) -> list[Json]:
-        """The annotations of an image, each with its ``label``."""
-        return [{**row, "label": self._labels[row["category_id"]]} for row in self._rows[image["id"]]]
-
-    def read(self, image: Json) -> Pixels:
-        """The pixels of an image.
-
-        Raises:
-            LocalError: it cannot be read, or has another size than the annotations say.
-        """
-        path = self.split.path(image)
-        try:
-            return decode(path.read_bytes(), expect=(image["height"], image["width"]))
-        except (OSError, BadSample) as error:
-            raise LocalError(f"{path}: {getattr(error, 'strerror', None) or error}; {REMEDY}") from None
-
-
-class TrainingImages(Dataset[Example | str]):
-    """The examples of a split by place in their order; what is wrong with one comes as text, for a worker's exception
-    would reach the user as a page of traceback.
-
-    Args:
-        split, classes: as ``Annotated`` takes them.
-        masks: whether targets have masks.
-
-    Raises:
-        InputError: as ``Annotated``.
-    """
-
     def __init__(self, split: CocoSplit, classes: Sequence[str], batch_size: int, seed: int, *, masks: bool) -> None:
-        self._annotated, self._masks = Annotated(split, classes, masks=masks), masks
-        self.order = ImageOrder(len(self._annotated.images), batch_size, seed)
+        data = align_categories(read_coco(split.annotations), classes, split.annotations)
+        annotated_classes(split, data, "to train on", masks=masks)
+        self.split, self.masks = split, masks
+        labels = {category["id"]: label for label, category in enumerate(data["categories"])}
+        self.rows: dict[Any, list[Json]] = defaultdict(list)
+        """Annotations by their image's id, each with its ``label``."""
+        for row in filter(_is_instance, data["annotations"]):
+            self.rows[row["image_id"]].append({**row, "label": labels[row["category_id"]]})
+        self.images: list[Json] = [image for image in data["images"] if image["id"] in self.rows]
+        self.order = ImageOrder(len(self.images), batch_size, seed)
 
-    def __len__(self) -> int:
-        return self.order.count
-
-    def __getitem__(self, place: int) -> Example | str:
+    def __getitem__(self, place: int) -> T | str:
         number, flipped = self.order.image(place)
-        image = self._annotated.images[number]
         try:
-            pixels_HWC = self._annotated.read(image)
-            target = self._target(image)
+            return self.example(self.images[number], place, flipped)
         except InputError as error:
             return str(error)
-        pixels = torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous().float() / 255
-        return Example(pixels, target) if not flipped else _flipped(pixels, target)
 
-    def _target(self, image: Json) -> dict[str, Tensor]:
-        rows = self._annotated.rows(image)
+    @abstractmethod
+    def example(self, image: Json, place: int, flipped: bool) -> T:
+        """The example for an image at a place of the order.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
+
+
+class TrainingImages(AnnotatedImages[Example]):
+    """Examples for torchvision's detectors."""
+
+    def example(self, image: Json, place: int, flipped: bool) -> Example:
+        """Pixels and target, flipped or not."""
+        pixels = torch.from_numpy(self.split.read(image)).permute(2, 0, 1).contiguous().float() / 255
+        rows = self.rows[image["id"]]
         boxes_N4 = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32)
         boxes_N4[:, 2:] += boxes_N4[:, :2]
         target = {"boxes": boxes_N4, "labels": torch.tensor([row["label"] for row in rows])}
-        if self._masks:
+        if self.masks:
             masks = [decode_mask(row["segmentation"], image["height"], image["width"]) for row in rows]
             target["masks"] = torch.from_numpy(np.stack(masks).astype(np.uint8))
-        return target
+        return _flipped(pixels, target) if flipped else Example(pixels, target)
 
 
-def _instances(data: Json) -> dict[int, list[Json]]:
-    """Annotations by image, without crowds and boxes without area, which no detector is trained on."""
-    rows: dict[int, list[Json]] = defaultdict(list)
-    for row in data["annotations"]:
-        if not row["iscrowd"] and min(row["bbox"][2:]) > 0:
-            rows[row["image_id"]].append(row)
-    return dict(rows)
+def _is_instance(row: Json) -> bool:
+    """False for crowds and boxes without area, which no detector is trained on."""
+    return not row["iscrowd"] and min(row["bbox"][2:]) > 0
 
 
 def _flipped(pixels: Tensor, target: dict[str, Tensor]) -> Example:
@@ -192,31 +185,23 @@ def _flipped(pixels: Tensor, target: dict[str, Tensor]) -> Example:
 def image_steps(
     images: TrainingImages, steps: range, *, rank: int, world: int, workers: int, device: torch.device
 ) -> Iterator[ImageStep]:
-    """This rank's share of the batches of ``steps``, as ``read_batches`` gives it.
+    """This rank's share of the batches of ``steps`` on ``device``; the other arguments as in ``read_batches``."""
+    from accelerate.utils import send_to_device
 
-    Args:
-        images: training images with their order.
-        steps: optimizer steps, from 0.
-        rank: this process.
-        world: processes.
-        workers: decoding processes.
-        device: where the images go.
-    """
     pin = device.type == "cuda"
-    batches = read_batches(images, images.order, steps, rank=rank, world=world, workers=workers, pin=pin)
+    batches = read_batches(images, steps, rank=rank, world=world, workers=workers, pin=pin)
     for step, examples in zip(steps, batches, strict=True):
-        moved = [_moved(example, device) for example in examples]
-        yield ImageStep(images.order.places(step)[0] // images.order.count, [ImageBatch(step, moved)])
+        moved = send_to_device(examples, device, non_blocking=True)
+        yield ImageStep(step, images.order.places(step)[0] // images.order.count, moved)
 
 
 def read_batches(
-    images: Dataset[T | str], order: ImageOrder, steps: range, *, rank: int, world: int, workers: int, pin: bool
+    images: AnnotatedImages[T], steps: range, *, rank: int, world: int, workers: int, pin: bool
 ) -> Iterator[list[T]]:
-    """This rank's share of the batches of ``steps``: every W-th image of ``images``, which reads them by place.
+    """This rank's share of the batches of ``steps``: every W-th image.
 
     Args:
-        images: read by place.
-        order: which images a step takes.
+        images: training images with their order.
         steps: optimizer steps, from 0.
         rank: this process.
         world: processes.
@@ -228,17 +213,16 @@ def read_batches(
             images, and images of a smaller share would weigh more.
         LocalError: an image cannot be read.
     """
-    if order.batch_size % world:
+    batch_size = images.order.batch_size
+    if batch_size % world:
         raise InputError(
-            f"batch_size is {order.batch_size}, on {world} processes: use a multiple of {world}, or another number of "
+            f"batch_size is {batch_size}, on {world} processes: use a multiple of {world}, or another number of "
             "processes"
         )
-    places = [place for step in steps for place in order.places(step)[rank::world]]
-    per_rank = order.batch_size // world
     loader = DataLoader(
         images,
-        sampler=places,
-        batch_size=per_rank,
+        sampler=[place for step in steps for place in images.order.places(step)[rank::world]],
+        batch_size=batch_size // world,
         num_workers=workers if workers and processes_can_share() else 0,
         worker_init_fn=partial(begin_worker, outlives_sigterm=True),
         collate_fn=list,
@@ -252,8 +236,3 @@ def read_batches(
         if problem:
             raise LocalError(problem)
         yield examples
-
-
-def _moved(example: Example, device: torch.device) -> Example:
-    target = {name: value.to(device, non_blocking=True) for name, value in example.target.items()}
-    return Example(example.pixels.to(device, non_blocking=True), target)

@@ -1,6 +1,6 @@
 """detectron2 detectors on an encoder's backbone.
 
-Imports detectron2: only ``detectron2_engine`` imports this, when that engine is asked for. Written against the pinned
+Imports detectron2: only ``detectron2`` imports this, when that engine is chosen. Written against the pinned
 commit (``weights.COMMIT``), with the names that the release 0.6 has too.
 """
 
@@ -13,14 +13,16 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
-from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
+from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ca2cl.detection.engines.base import Head, Schedule
+from ca2cl.detection.engines.base import Schedule
 from ca2cl.detection.engines.checkpoint import DetectorCard
 from ca2cl.detection.engines.detectron2_weights import detectron2_names, settings
+from ca2cl.detection.engines.heads import Head
 from ca2cl.errors import InputError
 
 ZOO: dict[Head, str] = {
@@ -55,12 +57,8 @@ class NormedRes5ROIHeads(Res5ROIHeads):
         return res5, out_channels
 
 
-def configuration(card: DetectorCard, device: str, schedule: Schedule | None = None, world: int = 1) -> CfgNode:
-    """A whole configuration of detectron2's: what the card says, and with a schedule how it is trained.
-
-    Args:
-        world: processes that train it.
-    """
+def configuration(card: DetectorCard, device: str, schedule: Schedule | None = None) -> CfgNode:
+    """The whole configuration of a detector for detectron2; with a schedule also of its training."""
     cfg = model_zoo.get_config(ZOO[card.head])
     if card.head == "mask_rcnn_c4":
         cfg.MODEL.ROI_HEADS.NAME = NormedRes5ROIHeads.__name__
@@ -72,7 +70,7 @@ def configuration(card: DetectorCard, device: str, schedule: Schedule | None = N
     cfg.MODEL.WEIGHTS = ""  # set tensor by tensor, in load_body
     cfg.MODEL.DEVICE = device
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(card.classes)
-    cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM = _norms(card, device, world)
+    cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM = _norms(card, device)
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.INPUT.FORMAT = own["INPUT"]["FORMAT"]
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = card.test_side, card.longest_side
@@ -84,12 +82,12 @@ def configuration(card: DetectorCard, device: str, schedule: Schedule | None = N
     return cfg
 
 
-def _norms(card: DetectorCard, device: str, world: int) -> tuple[str, str]:
+def _norms(card: DetectorCard, device: str) -> tuple[str, str]:
     """Of the body and of the pyramid."""
     if card.norm == "frozen":
         return "FrozenBN", ""
     # torch's SyncBatchNorm runs on one CPU process as BatchNorm, and not at all on several: there, detectron2's own
-    sync = "naiveSyncBN" if torch.device(device).type == "cpu" and world > 1 else "SyncBN"
+    sync = "naiveSyncBN" if torch.device(device).type == "cpu" and comm.get_world_size() > 1 else "SyncBN"
     return sync, sync
 
 
@@ -111,14 +109,8 @@ def _train(cfg: CfgNode, schedule: Schedule) -> None:
     cfg.SEED = schedule.seed
 
 
-def build_network(cfg: CfgNode) -> nn.Module:
-    """detectron2's model of a configuration, with new weights from torch's global generator."""
-    model: nn.Module = build_model(cfg)
-    return model
-
-
 def load_body(network: nn.Module, encoder: Mapping[str, Tensor], source: str) -> list[str]:
-    """Give the body the encoder's tensors, and say which of the network's they are.
+    """Give the body the encoder's tensors; returns their names in the network.
 
     Args:
         encoder: torchvision's names → tensors.
@@ -139,12 +131,12 @@ def load_body(network: nn.Module, encoder: Mapping[str, Tensor], source: str) ->
     wrong = [name for name in given if name in places and own[places[name]].shape != given[name].shape]
     lacking, left = sorted(places.keys() - given), sorted(given.keys() - places.keys())
     if wrong or lacking or left or not given:
-        told = "; ".join(
+        reason = "; ".join(
             f"{what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
             for what, names in (("not in the encoder", lacking), ("without a place", left), ("of another shape", wrong))
             if names
         )
-        raise InputError(f"{source}: does not fill the detector's backbone exactly ({told}); give another")
+        raise InputError(f"{source}: does not fill the detector's backbone exactly ({reason}); give another")
     with torch.no_grad():
         for name, place in places.items():
             own[place].copy_(given[name])

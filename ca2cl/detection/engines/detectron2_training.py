@@ -6,10 +6,8 @@ its authors call unstable, needs their launcher, and cannot run several processe
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.engine import AMPTrainer, SimpleTrainer, hooks
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
@@ -26,53 +24,49 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import load_tensors
-from ca2cl.detection.engines.base import Detector, Trained, TrainJob, Watch, has_masks
+from ca2cl.detection.coco.segmentations import Json
+from ca2cl.detection.engines.base import REMEDY, Detector, TrainJob, Watch
 from ca2cl.detection.engines.checkpoint import KEPT
-from ca2cl.detection.engines.data import REMEDY, Annotated, ImageOrder, draw_word, read_batches
-from ca2cl.errors import InputError
+from ca2cl.detection.engines.data import AnnotatedImages, draw_word, read_batches
+from ca2cl.detection.engines.heads import has_masks
+from ca2cl.errors import InputError, LocalError
 
-_PRECISE_STEPS = 200
-"""Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
 _NAME = re.compile(r"model_\w+\.pth")
 Example = dict[str, Any]
 
 
-class MappedImages(Dataset[Example | str]):
-    """What detectron2's models train on, by place in the order; what is wrong with one comes as text.
+class MappedImages(AnnotatedImages[Example]):
+    """Examples for detectron2's models, made by its mapper.
 
     The mapper draws its augmentation from numpy's global generator. It is seeded by seed and place, so that an image is
     the same on any number of processes and workers, and after another start.
     """
 
     def __init__(self, cfg: CfgNode, job: TrainJob) -> None:
-        self._annotated = Annotated(job.train, job.classes, masks=has_masks(job.head))
         schedule = job.schedule
-        self.order = ImageOrder(len(self._annotated.images), schedule.batch_size, schedule.seed)
-        self._mapper, self._seed = DatasetMapper(cfg, is_train=True), schedule.seed
+        super().__init__(job.train, job.classes, schedule.batch_size, schedule.seed, masks=has_masks(job.head))
+        self._mapper = DatasetMapper(cfg, is_train=True)
 
-    def __getitem__(self, place: int) -> Example | str:
-        number, _ = self.order.image(place)
-        image = self._annotated.images[number]
+    def example(self, image: Json, place: int, flipped: bool) -> Example:
+        """The mapper's output. It draws the flip itself."""
         described = self._described(image)
         before = np.random.get_state()
-        np.random.seed(draw_word(self._seed, place))
+        np.random.seed(draw_word(self.order.seed, place))
         try:
             return dict(self._mapper(described))
         except (OSError, ValueError, SyntaxError) as error:  # unreadable, of another size, a broken PNG
-            told = getattr(error, "strerror", None) or " ".join(str(error).split())
-            return f"{described['file_name']}: {told}; {REMEDY}"
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise LocalError(f"{described['file_name']}: {reason}; {REMEDY}") from None
         finally:
             np.random.set_state(before)
 
-    def _described(self, image: Mapping[str, Any]) -> Example:
+    def _described(self, image: Json) -> Example:
         """In detectron2's format of a data set."""
-        rows = self._annotated.rows(dict(image))
         return {
-            "file_name": str(self._annotated.split.path(image)),
+            "file_name": str(self.split.path(image)),
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
@@ -81,7 +75,7 @@ class MappedImages(Dataset[Example | str]):
                     "bbox": row["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": row["label"],
                     "segmentation": row.get("segmentation", []), "iscrowd": 0,
                 }
-                for row in rows
+                for row in self.rows[image["id"]]
             ],
         }  # fmt: skip
 
@@ -135,128 +129,107 @@ class _Stopped(BaseException):
     """Ends the trainer's loop after a step. Not an ``Exception``: those it logs, with their traceback."""
 
 
-class _WatchHook(HookBase):  # type: ignore[misc, unused-ignore]
-    """The job's ``Watch`` as a hook. Registered last: the step is done, its rate known and its checkpoint written."""
-
-    def __init__(self, training: Training, watch: Watch) -> None:
-        self.training, self.watch, self.schedule = training, watch, training.job.schedule
-
-    def before_step(self) -> None:
-        """Proposals are drawn from torch's generator: a run that goes on must draw the same ones."""
-        torch.manual_seed(draw_word(self.schedule.seed, self.trainer.iter, comm.get_rank()))
-
-    def after_step(self) -> None:
-        """Report the step, evaluate where it is time, and stop when a rank was asked to."""
-        step = self.trainer.iter + 1
-        last = step == self.schedule.iterations
-        everyone = comm.all_gather((self._values(), self.watch.stop.overdue(first=False)))
-        self.watch.on_step(step, everyone[0][0])
-        if self.schedule.evaluate_every and step % self.schedule.evaluate_every == 0 and not last:
-            with self.watch.stop.unhurried():
-                self.training.make_precise()
-                self.watch.on_evaluation(step, self.training.detector)
-        if any(stop for _, stop in everyone) and not last:
-            with self.watch.stop.unhurried():
-                self.training.checkpointer.save(f"model_{self.trainer.iter:07d}")
-            raise _Stopped
-
-    def _values(self) -> dict[str, float]:
-        """What rank 0's storage has of this step; nothing on the others."""
-        now = {name: value for name, (value, at) in self.trainer.storage.latest().items() if at == self.trainer.iter}
-        if not comm.is_main_process():
-            return {}
-        losses = {name: value for name, value in now.items() if name.startswith("loss_")}
-        values = {"loss": now.get("total_loss", sum(losses.values())), **losses, "lr": now["lr"]}
-        if now.get("time"):
-            values["images_per_s"] = self.schedule.batch_size / now["time"]
-        return {name: float(value) for name, value in values.items()} | {"data_wait_s": float(now["data_time"])}
-
-
 class Training:
     """One training: trainer, checkpointer and data, put together.
 
     Args:
         cfg: with its schedule.
-        network: detectron2's, not wrapped.
-        detector: of that network, for evaluations.
+        job: what is trained on what.
+        detector: its network is not wrapped.
+        watch: the job's.
     """
 
-    def __init__(self, cfg: CfgNode, network: nn.Module, job: TrainJob, detector: Detector) -> None:
-        self.job, self.network, self.detector = job, network, detector
+    def __init__(self, cfg: CfgNode, job: TrainJob, detector: Detector, watch: Watch) -> None:
+        self.job, self.network, self.detector, self.watch = job, detector.network, detector, watch
         self.images = MappedImages(cfg, job)
-        on_gpu = torch.device(job.device).type == "cuda"
-        self.pin = on_gpu
-        wrapped: nn.Module = network.train()
+        self.pin = torch.device(job.device).type == "cuda"
+        wrapped: nn.Module = self.network.train()
         if comm.get_world_size() > 1:
-            ids = [torch.cuda.current_device()] if on_gpu else None
-            wrapped = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+            ids = [torch.cuda.current_device()] if self.pin else None
+            wrapped = DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=False)
         optimizer = build_optimizer(cfg, wrapped)
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self.trainer = kind(wrapped, self._from_start(), optimizer)
         self.start = 0
         job.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpointer = _Checkpointer(network, str(job.folder), trainer=self.trainer, average=_Average(network))
-        self.hooks: list[HookBase] = [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer)),
-        ]
-        if comm.is_main_process():
-            self.hooks.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        average = _Average(self.network)
+        self.checkpointer = _Checkpointer(self.network, str(job.folder), trainer=self.trainer, average=average)
+        self.trainer.register_hooks(
+            [
+                hooks.IterationTimer(),
+                hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer)),
+                hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+                if comm.is_main_process()
+                else None,
+                # last: the step is done then, its rate known and its checkpoint written
+                hooks.CallbackHook(before_step=self._before_step, after_step=self._after_step),
+            ]
+        )
 
-    def run(self, watch: Watch) -> Trained:
-        """Train to the end or to a stop, from the newest checkpoint.
+    def run(self) -> bool:
+        """Train from the newest checkpoint to the end; False after a stop.
 
         Raises:
             InputError: a loss that is not finite, an image that cannot be read.
         """
         iterations = self.job.schedule.iterations
-        self.trainer.register_hooks([*self.hooks, _WatchHook(self, watch)])
         self.checkpointer.resume_or_load("", resume=True)
         self.start = self.trainer.iter + 1 if self.checkpointer.has_checkpoint() else 0
-        finished = True
         if self.start < iterations:
-            with _without_traceback():
-                finished = self._loop(iterations)
-        if finished:
-            self.make_precise()
-        return Trained(self.start, iterations if finished else self.trainer.iter + 1, finished)
-
-    def _loop(self, iterations: int) -> bool:
-        try:
-            self.trainer.train(self.start, iterations)
-        except _Stopped:
-            return False
-        except FloatingPointError as error:
-            told = " ".join(str(error).split())[:160]
-            raise InputError(f"step {self.trainer.iter + 1}: {told}; use a lower lr or a longer warmup") from None
+            try:
+                self.trainer.train(self.start, iterations)
+            except _Stopped:
+                return False
+            except FloatingPointError as error:
+                reason = " ".join(str(error).split())[:160]
+                raise InputError(f"step {self.trainer.iter + 1}: {reason}; use a lower lr or a longer warmup") from None
+        self._make_precise()
         return True
 
-    def make_precise(self) -> None:
-        """Estimate the running statistics anew, where the schedule asks for it (Wu and Johnson, arXiv 2105.07576,
+    def _before_step(self, trainer: Any) -> None:
+        """Proposals are drawn from torch's generator: a run that goes on must draw the same ones."""
+        torch.manual_seed(draw_word(self.job.schedule.seed, trainer.iter, comm.get_rank()))
+
+    def _after_step(self, trainer: Any) -> None:
+        """Report the step, evaluate where it is time, and stop where a rank got a signal."""
+        schedule, step = self.job.schedule, trainer.iter + 1
+        everyone = comm.all_gather((self._values(trainer), self.watch.stop.overdue(first=False)))
+        self.watch.on_step(step, everyone[0][0])
+        if step == schedule.iterations:
+            return
+        if schedule.evaluate_every and step % schedule.evaluate_every == 0:
+            with self.watch.stop.unhurried():
+                self._make_precise()
+                self.watch.on_evaluation(step, self.detector)
+        if any(stop for _, stop in everyone):
+            with self.watch.stop.unhurried():
+                self.checkpointer.save(f"model_{trainer.iter:07d}")
+            raise _Stopped
+
+    def _values(self, trainer: Any) -> dict[str, float]:
+        """Values of this step from rank 0's storage; none on the others."""
+        if not comm.is_main_process():
+            return {}
+        now = {name: value for name, (value, at) in trainer.storage.latest().items() if at == trainer.iter}
+        losses = {name: value for name, value in now.items() if name.startswith("loss_")}
+        values = {"loss": now.get("total_loss", sum(losses.values())), **losses, "lr": now["lr"]}
+        if now.get("time"):
+            values["images_per_s"] = self.job.schedule.batch_size / now["time"]
+        return {name: float(value) for name, value in values.items()} | {"data_wait_s": float(now["data_time"])}
+
+    def _make_precise(self) -> None:
+        """Estimate the running statistics anew, where the schedule has it (Wu and Johnson, arXiv 2105.07576,
         section 3), always over the same batches. Every rank calls it."""
-        schedule = self.job.schedule
-        if schedule.precise_norm:
-            count = min(_PRECISE_STEPS, schedule.iterations)  # a trial is not to spend more on this than on training
-            torch.manual_seed(schedule.seed)
+        steps = self.job.schedule.precise_steps
+        if steps:
+            torch.manual_seed(self.job.schedule.seed)
             with EventStorage():
-                update_bn_stats(self.network, self._batches(range(count)), count)
+                update_bn_stats(self.network, self._batches(range(steps)), steps)
 
     def _from_start(self) -> Iterator[list[Example]]:
-        """Read when the first step asks for it: only then is it known which one that is."""
+        """A generator, so that ``start`` is read with the first batch: only then is it known."""
         yield from self._batches(range(self.start, self.job.schedule.iterations))
 
     def _batches(self, steps: range) -> Iterator[list[Example]]:
         ranks = {"rank": comm.get_rank(), "world": comm.get_world_size()}
-        return read_batches(self.images, self.images.order, steps, **ranks, workers=self.job.workers, pin=self.pin)
-
-
-@contextmanager
-def _without_traceback() -> Iterator[None]:
-    """detectron2 logs every exception with its traceback, and then raises it: here it is told in one line."""
-    log = logging.getLogger("detectron2.engine.train_loop")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+        return read_batches(self.images, steps, **ranks, workers=self.job.workers, pin=self.pin)

@@ -52,7 +52,7 @@ def detectron2_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def checkpoint(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What ``DetectionCheckpointer`` reads from a ``.pth``: tensors and plain values, no pickled object.
+    """Content of a ``.pth`` for ``DetectionCheckpointer``: tensors and plain values, no pickled object.
 
     ``matching_heuristics`` has the checkpointer find the names inside a detector (``backbone.bottom_up.res2…``); for a
     ``.pth`` it takes that word from the file itself.
@@ -100,7 +100,7 @@ def load_backbone(weights: Path, config: Path) -> Callable[[Tensor], Tensor]:
     """
     module = {name: need(f"detectron2.{name}", RECIPE) for name in ("config", "checkpoint", "layers", "modeling")}
     cfg = module["config"].get_cfg()
-    cfg.merge_from_file(str(config), allow_unsafe=False)  # by default it runs what a tag says
+    cfg.merge_from_file(str(config), allow_unsafe=False)  # by default it runs the code that a tag names
     backbone = module["modeling"].build_resnet_backbone(cfg, module["layers"].ShapeSpec(channels=3)).eval()
     module["checkpoint"].DetectionCheckpointer(backbone).load(str(weights))
     mean, std = (

@@ -18,7 +18,7 @@ from ca2cl.detection.coco.segmentations import Json
 
 @dataclass(frozen=True)
 class Detections:
-    """What is found in one image, in the image's own pixels."""
+    """Objects that were found in one image, in the image's own pixels."""
 
     boxes_N4: npt.NDArray[np.float32]
     """Left, top, right and bottom edges: a box of the first pixel alone is 0, 0, 1, 1."""

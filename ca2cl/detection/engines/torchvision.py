@@ -11,33 +11,29 @@ Legend: N detections of one image, H, W its height and width in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor
 
+from ca2cl.data.decode import Pixels
 from ca2cl.detection.coco.files import encode_mask
-from ca2cl.detection.engines.base import Detector, Engine, Pixels, Schedule, Trained, TrainJob, Watch, has_masks
-from ca2cl.detection.engines.checkpoint import DetectorCard, fill, read_card, read_weights, write_detector
-from ca2cl.detection.engines.data import ImageBatch, ImageStep, TrainingImages, draw_word, image_steps
+from ca2cl.detection.engines.base import Detector, Engine, Schedule, TrainJob, Watch
+from ca2cl.detection.engines.checkpoint import DetectorCard
+from ca2cl.detection.engines.data import ImageStep, TrainingImages, draw_word, image_steps
+from ca2cl.detection.engines.heads import has_masks
 from ca2cl.detection.engines.predictions import Detections
 from ca2cl.detection.engines.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
-from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm, commit_statistics
 from ca2cl.runtime.accelerator import build_accelerator
-from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.training import loop
 from ca2cl.training.checkpoint import Checkpointer, restore
 from ca2cl.training.engine import AccelerateEngine
 
-_PRECISE_STEPS = 200
-"""Most batches that precise statistics are taken over, detectron2's TEST.PRECISE_BN.NUM_ITER."""
 _OF_TILES = ("step", "samples", "bad_samples")
-"""What the loop counts and a detector's journal has no use for."""
+"""Fields of the loop's records that are not in a detector's journal."""
 
 
 class TorchvisionEngine(Engine):
@@ -51,71 +47,44 @@ class TorchvisionEngine(Engine):
         """torchvision's."""
         return str(torchvision.__version__)
 
-    def build(self, job: TrainJob) -> TorchvisionDetector:
-        """As ``Engine.build``."""
-        if under_deepspeed():
-            raise InputError("detect does not run under DeepSpeed: detectors are small; use a DDP configuration")
-        schedule, card = job.schedule, job.encoder.card
-        made = DetectorCard(
-            head=job.head, arch=card.arch, classes=tuple(job.classes), mean=card.mean, std=card.std,
-            test_side=schedule.test_side, longest_side=schedule.longest_side,
-            norm="sync" if schedule.sync_norm else "frozen", engine=self.name, engine_version=self.version,
-        )  # fmt: skip
-        torch.manual_seed(schedule.seed)
-        network = _network(made, schedule.train_sides, schedule.frozen_stages)
+    def _detector(self, card: DetectorCard, device: str, job: TrainJob | None = None) -> TorchvisionDetector:
+        if job is None:
+            return TorchvisionDetector(card, build_network(card).to(device))
+        network = build_network(card, job.schedule.train_sides, job.schedule.frozen_stages)
         load_body(network, job.encoder.encoder.state_dict(), job.encoder.uri)
-        return TorchvisionDetector(made, network, job.device, job)
-
-    def load(self, folder: Path, device: str = "cpu") -> TorchvisionDetector:
-        """As ``Engine.load``."""
-        card = read_card(folder)
-        if card.engine != self.name:
-            raise InputError(f"{folder}: a detector of engine {card.engine}; load it with that")
-        network = _network(card, (card.test_side,))
-        fill(network.model, read_weights(folder), folder)
-        return TorchvisionDetector(card, network.to(device), device)
-
-
-def _network(card: DetectorCard, sides: Sequence[int], frozen_stages: int = 0) -> DetectionNetwork:
-    return build_network(
-        card.head, card.arch, len(card.classes), mean=card.mean, std=card.std, sides=sides,
-        longest_side=card.longest_side, norm=card.norm, frozen_stages=frozen_stages,
-    )  # fmt: skip
+        return TorchvisionDetector(card, network, job)
 
 
 class TorchvisionDetector(Detector):
-    """One detector of torchvision's (``Detector``); ``job`` is what it is trained from, None of one to predict with."""
+    """One detector of torchvision's (``Detector``)."""
 
-    def __init__(self, card: DetectorCard, network: DetectionNetwork, device: str, job: TrainJob | None = None) -> None:
-        self.card, self.network, self.device, self.job = card, network, torch.device(device), job
+    network: DetectionNetwork
 
     @property
-    def classes(self) -> Sequence[str]:
-        """As ``Detector.classes``."""
-        return self.card.classes
+    def model(self) -> Any:
+        """torchvision's own detector."""
+        return self.network.model
 
-    def train(self, watch: Watch) -> Trained:
-        """As ``Detector.train``."""
-        if self.job is None:
-            raise InputError("this detector was loaded to predict with: build one to train")
-        job, schedule = self.job, self.job.schedule
+    def _train(self, job: TrainJob, watch: Watch) -> bool:
+        schedule = job.schedule
         images = TrainingImages(job.train, job.classes, schedule.batch_size, schedule.seed, masks=has_masks(job.head))
         accelerator = build_accelerator()
         engine = AccelerateEngine(accelerator, self.network, _optimizer(self.network, schedule), schedule.precision)
-        self.device = engine.device
 
         def steps(those: range) -> Iterator[ImageStep]:
             ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes}
             return image_steps(images, those, **ranks, workers=job.workers, device=engine.device)
 
         checkpointer = Checkpointer(job.folder, keep_last=1)
-        progress = _resume(checkpointer, engine)
-        first = progress.step
-        observer = _Observer(watch, self, steps)
+        progress = loop.Progress()
+        if (newest := checkpointer.latest()) is not None:
+            restore(newest, engine)
+            progress = loop.Progress.of(newest)
+        observer = _Observer(watch, self, schedule, steps)
         whole = loop.TrainJob(
             engine=engine,
             method=_Losses(schedule.seed),
-            data=steps(range(first, schedule.iterations)),
+            data=steps(range(progress.step, schedule.iterations)),
             observer=observer,
             checkpointer=checkpointer,
             stop=watch.stop,
@@ -126,35 +95,24 @@ class TorchvisionDetector(Detector):
             steps_per_epoch=schedule.evaluate_every or schedule.iterations + 1,
             check_bad=lambda bad, seen, tiles: None,
         )
-        finished = first >= schedule.iterations or loop.train(whole, progress)
+        finished = progress.step >= schedule.iterations or loop.train(whole, progress)
         if finished:
             observer.make_precise()
         accelerator.free_memory()
-        return Trained(first, progress.step, finished)
+        return finished
 
-    @torch.no_grad()
-    def predict(self, images: Iterable[Pixels]) -> Iterator[Detections]:
-        """As ``Detector.predict``."""
-        with self._predicting():
-            for pixels_HWC in images:
-                image = torch.from_numpy(pixels_HWC).permute(2, 0, 1).to(self.device).float() / 255
-                (found,) = self.network([image])
-                yield _detections(found)
-
-    @contextmanager
-    def _predicting(self) -> Iterator[None]:
-        transform, training = self.network.model.transform, self.network.training
-        sides, transform.min_size = transform.min_size, (self.card.test_side,)
-        self.network.eval()
-        try:
-            yield
-        finally:
-            self.network.train(training)
-            transform.min_size = sides
-
-    def save(self, folder: Path) -> None:
-        """As ``Detector.save``."""
-        write_detector(folder, self.card, self.network.model.state_dict())
+    def _find(self, pixels_HWC: Pixels) -> Detections:
+        device = next(self.network.parameters()).device
+        (found,) = self.network([torch.from_numpy(pixels_HWC).permute(2, 0, 1).to(device).float() / 255])
+        masks = None
+        if "masks" in found:
+            masks = [encode_mask(mask_1HW[0].cpu().numpy() > 0.5) for mask_1HW in found["masks"]]
+        return Detections(
+            found["boxes"].float().cpu().numpy(),
+            found["scores"].float().cpu().numpy(),
+            found["labels"].cpu().numpy(),
+            masks,
+        )
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
@@ -166,26 +124,15 @@ def learning_rate(schedule: Schedule, step: int) -> float:
 
 
 def _optimizer(network: DetectionNetwork, schedule: Schedule) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    norms = {id(one) for module in network.modules() if isinstance(module, BatchNorm) for one in module.parameters()}
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in trained if id(parameter) not in norms]},
-        {"params": [parameter for parameter in trained if id(parameter) in norms], "weight_decay": 0.0},
-    ]  # as detectron2's SOLVER.WEIGHT_DECAY_NORM
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        schedule.lr,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-    )
-
-
-def _resume(checkpointer: Checkpointer, engine: AccelerateEngine) -> loop.Progress:
-    newest = checkpointer.latest()
-    if newest is None:
-        return loop.Progress()
-    restore(newest, engine)
-    return loop.Progress.of(newest)
+    decayed: list[Tensor] = []
+    norms: list[Tensor] = []
+    for module in network.modules():
+        group = norms if isinstance(module, BatchNorm) else decayed
+        group += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": decayed}]
+    if norms:
+        groups.append({"params": norms, "weight_decay": 0.0})  # as detectron2's SOLVER.WEIGHT_DECAY_NORM
+    return torch.optim.SGD(groups, schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
 class _Losses(loop.Method):
@@ -194,7 +141,7 @@ class _Losses(loop.Method):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def step(self, engine: AccelerateEngine, micro_batches: Sequence[ImageBatch]) -> dict[str, Tensor]:
+    def step(self, engine: AccelerateEngine, micro_batches: Sequence[ImageStep]) -> dict[str, Tensor]:
         """Accumulate the gradient of the mean over ranks; returns the losses, averaged over ranks."""
         (batch,) = micro_batches
         accelerator = engine.accelerator
@@ -210,13 +157,16 @@ class _Losses(loop.Method):
 
 
 class _Observer:
-    """What the loop tells the job's ``Watch`` (``training.loop.Observer``)."""
+    """Passes on to the job's ``Watch`` what the loop reports (``training.loop.Observer``)."""
 
     def __init__(
-        self, watch: Watch, detector: TorchvisionDetector, steps: Callable[[range], Iterator[ImageStep]]
+        self,
+        watch: Watch,
+        detector: TorchvisionDetector,
+        schedule: Schedule,
+        steps: Callable[[range], Iterator[ImageStep]],
     ) -> None:
-        assert detector.job is not None
-        self.watch, self.detector, self.steps, self.schedule = watch, detector, steps, detector.job.schedule
+        self.watch, self.detector, self.schedule, self.steps = watch, detector, schedule, steps
         self.step = 0
 
     def log_step(self, record: dict[str, Any]) -> None:
@@ -237,13 +187,10 @@ class _Observer:
         return False
 
     def make_precise(self) -> None:
-        """Estimate the running statistics anew, where the schedule asks for it. Every rank calls it."""
-        if self.schedule.precise_norm:
+        """Estimate the running statistics anew, where the schedule has it. Every rank calls it."""
+        if self.schedule.precise_steps:
             torch.manual_seed(self.schedule.seed)
-            batches = min(
-                _PRECISE_STEPS, self.schedule.iterations
-            )  # a trial is not to spend more on this than on training
-            precise_statistics(self.detector.network, self.steps(range(batches)))
+            precise_statistics(self.detector.network, self.steps(range(self.schedule.precise_steps)))
 
 
 @torch.no_grad()
@@ -254,23 +201,10 @@ def precise_statistics(network: DetectionNetwork, steps: Iterable[ImageStep]) ->
     momenta, training = [layer.momentum for layer in layers], network.training
     network.train()
     for step in steps:
-        for batch in step.micro_batches:
-            network.record([example.pixels for example in batch.examples])
+        network.record([example.pixels for example in step.examples])
     for layer in layers:
         layer.momentum = 1.0
     commit_statistics(network)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     network.train(training)
-
-
-def _detections(found: dict[str, Tensor]) -> Detections:
-    masks = None
-    if "masks" in found:
-        masks = [encode_mask(mask_1HW[0].cpu().numpy() > 0.5) for mask_1HW in found["masks"]]
-    return Detections(
-        found["boxes"].float().cpu().numpy(),
-        found["scores"].float().cpu().numpy(),
-        found["labels"].cpu().numpy(),
-        masks,
-    )

@@ -16,10 +16,11 @@ from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from ca2cl.detection.engines.base import Head
+from ca2cl.detection.engines.checkpoint import DetectorCard
+from ca2cl.detection.engines.heads import Head
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import BackboneOptions
-from ca2cl.models.batch_norm import BatchNorm, Norm, recording
+from ca2cl.models.batch_norm import BatchNorm, recording
 from ca2cl.models.resnet import ResNet, build
 
 _PYRAMID = 256  # channels of every level (Lin et al., arXiv 1612.03144, section 3)
@@ -33,14 +34,22 @@ class DetectionNetwork(nn.Module):
     Attributes:
         model: torchvision's.
         autocast_dtype: the precision that passes are autocast to, torch.float16 or torch.bfloat16; None: to none.
+        train_sides: shorter sides that images are resized to while training, one drawn at random.
+        test_side: shorter side otherwise.
     """
 
-    def __init__(self, model: MaskRCNN | RetinaNet) -> None:
+    def __init__(self, model: MaskRCNN | RetinaNet, train_sides: tuple[int, ...], test_side: int) -> None:
         super().__init__()
         self.autocast_dtype: torch.dtype | None = None
-        self.model = model
+        self.model, self.train_sides, self.test_side = model, train_sides, test_side
         # torchvision's Mask R-CNN counts the background as class 0, its RetinaNet has none
         self.first_label = 1 if isinstance(model, MaskRCNN) else 0
+        self.train()
+
+    def train(self, mode: bool = True) -> DetectionNetwork:
+        """Set the mode (``eval`` calls this, too), and with it the sides that images are resized to."""
+        self.model.transform.min_size = self.train_sides if mode else (self.test_side,)
+        return super().train(mode)
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -63,42 +72,27 @@ class DetectionNetwork(nn.Module):
             self.model.backbone(self.model.transform(images)[0].tensors)
 
 
-def build_network(
-    head: Head,
-    arch: str,
-    classes: int,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    sides: Sequence[int],
-    longest_side: int,
-    norm: Norm,
-    frozen_stages: int = 0,
-) -> DetectionNetwork:
+def build_network(card: DetectorCard, sides: Sequence[int] = (), frozen_stages: int = 0) -> DetectionNetwork:
     """A detector with new weights, from torch's global generator.
 
     Args:
-        classes: without the background.
-        sides: shorter sides that images are resized to, one drawn at random while training.
-        norm: of the BatchNorm in body and pyramid. A new encoder's statistics are no good, so with ``frozen`` the
-            pyramid, which is new, has none.
+        card: what it is.
+        sides: shorter sides that training images are resized to, one drawn at random.
         frozen_stages: stem and stages, from the input, that are not trained.
-
-    Raises:
-        InputError: another head than ``HEADS``.
     """
-    if head not in HEADS:
-        raise InputError(f"head is {head}: the torchvision engine has {' and '.join(HEADS)}; use engine detectron2")
-    body = build(arch, BackboneOptions(norm=norm))
+    body = build(card.arch, BackboneOptions(norm=card.norm))
     _freeze(body, frozen_stages)
-    pyramid_norm = partial(BatchNorm, norm=norm) if norm != "frozen" else None
-    how: dict[str, Any] = {"min_size": tuple(sides), "max_size": longest_side}
-    how |= {"image_mean": list(mean), "image_std": list(std)}
-    if head == "mask_rcnn_fpn":
-        levels = _pyramid(body, _STAGES, LastLevelMaxPool(), pyramid_norm)
-        return DetectionNetwork(MaskRCNN(levels, classes + 1, **how))
-    levels = _pyramid(body, _STAGES[1:], LastLevelP6P7(_PYRAMID, _PYRAMID), pyramid_norm)
-    return DetectionNetwork(RetinaNet(levels, classes, **how))
+    # a new encoder's statistics are no good, so beside frozen BatchNorm the pyramid, which is new, has none
+    norm = partial(BatchNorm, norm=card.norm) if card.norm != "frozen" else None
+    how: dict[str, Any] = {"max_size": card.longest_side, "image_mean": list(card.mean), "image_std": list(card.std)}
+    model: MaskRCNN | RetinaNet
+    if card.head == "mask_rcnn_fpn":
+        levels = _pyramid(body, _STAGES, LastLevelMaxPool(), norm)
+        model = MaskRCNN(levels, len(card.classes) + 1, **how)
+    else:
+        levels = _pyramid(body, _STAGES[1:], LastLevelP6P7(_PYRAMID, _PYRAMID), norm)
+        model = RetinaNet(levels, len(card.classes), **how)
+    return DetectionNetwork(model, tuple(sides), card.test_side)
 
 
 def _pyramid(body: ResNet, stages: Sequence[str], extra: nn.Module, norm: partial[BatchNorm] | None) -> nn.Module:
@@ -127,5 +121,5 @@ def load_body(network: DetectionNetwork, encoder: Mapping[str, Tensor], source: 
     try:
         body.load_state_dict(dict(encoder), strict=True)
     except RuntimeError as error:
-        told = " ".join(str(error).split())[:300]
-        raise InputError(f"{source}: does not fill the detector's backbone exactly ({told}); give another") from None
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{source}: does not fill the detector's backbone exactly ({reason}); give another") from None

@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Archive:
-    """What was found."""
+    """The images of an archive."""
 
     root: Path
     """The folder that the layout begins at."""
@@ -64,23 +64,23 @@ def find_pictures(dataset: str, source: Path, images: str, masks: str) -> Archiv
     if dataset == "glas":
         return _glas(source)
     if dataset == "crag":
-        root = _stepped(source, lambda folder: bool(_pairs(folder, "Images", "Annotation")))
-        pairs = _pairs(root, "Images", "Annotation")
+        images, masks = "Images", "Annotation"
+    root = _stepped(source, lambda folder: bool(_pairs(folder, images, masks)))
+    pairs = _pairs(root, images, masks)
+    if dataset == "crag":
         missing = [split for split in CRAG_SPLITS if split not in pairs]
         if missing:
             raise InputError(
                 f"{root}: no {missing[0]}/Images beside {missing[0]}/Annotation, so it is not CRAG's layout; "
                 "unzip the whole archive, or use masks for a part of it"
             )
-        return Archive(root, [one for split in CRAG_SPLITS for one in _paired(split, *pairs[split])])
-    root = _stepped(source, lambda folder: bool(_pairs(folder, images, masks)))
-    pairs = _pairs(root, images, masks)
-    if not pairs:
+        pairs = {split: pairs[split] for split in CRAG_SPLITS}
+    elif not pairs:
         raise InputError(
             f"{root}: no folder {images} beside a folder {masks}, here or in folders below; "
             "name them with --images and --masks"
         )
-    if ONE_SPLIT not in pairs:
+    elif ONE_SPLIT not in pairs:
         _refuse_halves(root, images, masks)
     return Archive(root, [one for split in sorted(pairs, key=_natural) for one in _paired(split, *pairs[split])])
 
@@ -95,7 +95,7 @@ def _glas(source: Path) -> Archive:
             f"{root}: no image is named as in GlaS (train_1, testA_1, testB_1); "
             "give the folder that the archive was unzipped to, or use masks"
         )
-    files = _by_name(images_in(root))
+    files = by_name(images_in(root))
     known = {name for name in files if _GLAS_NAME.fullmatch(name)}
     stray = next((name for name in files if name not in known and name.removesuffix(_MASK) not in known), None)
     if stray is not None:
@@ -110,7 +110,7 @@ def _glas(source: Path) -> Archive:
 
 def _paired(split: str, images: Path, masks: Path) -> list[Picture]:
     """The pictures of two folders whose files have the same names."""
-    image_of, mask_of = _by_name(images_in(images)), _by_name(images_in(masks))
+    image_of, mask_of = by_name(images_in(images)), by_name(images_in(masks))
     if not image_of:
         raise InputError(f"{images}: no images here; give a folder with files of {' '.join(sorted(EXTENSIONS))}")
     alone = next((name for name in mask_of if name not in image_of), None)
@@ -198,7 +198,12 @@ def _with_text(paths: list[Path]) -> list[Path]:
     return paths
 
 
-def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
+def by_name(paths: Sequence[Path]) -> dict[str, Path]:
+    """The files by their names without extension.
+
+    Raises:
+        InputError: two have the same.
+    """
     named: dict[str, Path] = {}
     for path in paths:
         if path.stem in named:

@@ -2,8 +2,8 @@
 
 Masks of classes, of foreground (0 and one value), and with a background or a border of 255 are of the same file types
 as masks of instances. A number that stands for several objects gives one box around all of them, which trains and
-scores without an error. So masks are held against what instances look like: nearly all of them are in one piece, a set
-has images with more than one, and the background is 0.
+scores without an error. So masks are compared with the properties of instances: nearly all of them are in one piece,
+a set has images with more than one, and the background is 0.
 Legend: H, W height and width in pixels of the image.
 """
 
@@ -27,7 +27,7 @@ SPLIT = "--apart split makes every connected part an instance, and touching ones
 
 
 def check_numbers(path: Path, ids_HW: Ids) -> None:
-    """What one mask tells by itself.
+    """Check the numbers of one mask.
 
     Raises:
         InputError: it is no mask of instances.
@@ -61,7 +61,7 @@ def split_parts(ids_HW: Ids) -> Ids:
 
 @dataclass
 class Survey:
-    """What the masks of a whole set have in common."""
+    """Properties of a whole set of masks."""
 
     least: int
     """Pixels of a part that counts."""
@@ -95,19 +95,19 @@ class Survey:
         """Refuse a set whose numbers are not those of instances.
 
         Raises:
-            InputError: its masks are of classes or of foreground, as far as this can be told.
+            InputError: its masks are of classes or of foreground, as far as can be seen.
         """
         one = next(iter(self.numbers)) if len(self.numbers) == 1 else None
-        told = ""
+        fault = ""
         if one is not None and self.apart:
-            told = f"every mask holds the number {one} alone, and {len(self.apart)} times for parts that lie apart"
+            fault = f"every mask holds the number {one} alone, and {len(self.apart)} times for parts that lie apart"
         elif one is not None and self.masks > 1 and (one != 1 or 2 * self.around > self.masks):
-            told = f"all {self.masks} masks hold the number {one} alone, as masks of foreground or of background do"
+            fault = f"all {self.masks} masks hold the number {one} alone, as masks of foreground or of background do"
         elif 2 * len(self.apart) > self.instances:
-            told = f"{len(self.apart)} of {self.instances} numbers stand for parts that lie apart"
-        if told:
+            fault = f"{len(self.apart)} of {self.instances} numbers stand for parts that lie apart"
+        if fault:
             first = f" (the first: {self.apart[0]})" if self.apart else ""
             raise InputError(
-                f"{root}: {told}{first}: masks of classes, not of instances? Number each gland; {SPLIT}; --apart keep "
+                f"{root}: {fault}{first}: masks of classes, not of instances? Number each gland; {SPLIT}; --apart keep "
                 "takes them as they are"
             )

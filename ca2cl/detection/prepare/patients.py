@@ -35,7 +35,7 @@ def read_patients(archive: Archive, source: Path) -> tuple[Path | None, dict[str
 
 
 def facts_of(picture: Picture, table: Path | None, patients: Mapping[str, Facts]) -> Facts:
-    """What the table says of an image; nothing where there is no table.
+    """Facts of an image from the table; none without a table.
 
     Raises:
         InputError: the table leaves the image out, so that nobody could keep its patient apart.

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, groupby
+from operator import attrgetter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -36,7 +37,7 @@ _REMEDY = "free space or give another folder and run again, nothing was kept"
 
 
 def run(config: PrepareConfig) -> int:
-    """Write OUT, say what is in it, and draw the preview. Returns the exit code.
+    """Write OUT, print a summary, and draw the preview. Returns the exit code.
 
     Raises:
         InputError: an image or a mask that is missing or bad, another layout, a split without instances, OUT taken or
@@ -76,15 +77,19 @@ def prepare(archive: Archive, source: Path, folder: Path, config: PrepareConfig)
     splits: dict[str, Json] = {}
     survey = Survey(config.min_area)
     with tqdm(archive.pictures, unit="image", desc="prepare", disable=None) as bar:
-        for split, pictures in _by_split(archive.pictures):
+        for split, pictures in groupby(archive.pictures, attrgetter("split")):
             (folder / split).mkdir()
-            dropped, data = Dropped(), _empty()
+            dropped = Dropped()
+            data: Json = {"info": {}, "licenses": [], "categories": list(CATEGORIES), "images": [], "annotations": []}
             for picture in pictures:
                 image: Json = {"id": len(data["images"]) + 1, **_copied(picture, folder / split)}
                 image.update(facts_of(picture, table, patients))
-                instances = _instances(picture, (image["height"], image["width"]), config, dropped)
-                survey.add(picture.mask, instances, (image["height"], image["width"]))
-                _add(data, image, instances)
+                size = image["height"], image["width"]
+                instances = _instances(picture, size, config, dropped)
+                survey.add(picture.mask, instances, size)
+                data["images"].append(image)
+                for number, instance in enumerate(instances, start=len(data["annotations"]) + 1):
+                    data["annotations"].append(annotation(number, image["id"], instance, size))
                 bar.update()
             if not data["annotations"]:
                 raise InputError(f"{archive.root}: no instance in all of {split}; give masks that number the glands")
@@ -97,15 +102,6 @@ def prepare(archive: Archive, source: Path, folder: Path, config: PrepareConfig)
         few = f"{len(survey.apart)} of {survey.instances}"
         logger.warning("%s: %s instances lie in several places, the first is %s", archive.root, few, survey.apart[0])
     return splits
-
-
-def _by_split(pictures: Sequence[Picture]) -> Iterator[tuple[str, list[Picture]]]:
-    for split in dict.fromkeys(picture.split for picture in pictures):
-        yield split, [picture for picture in pictures if picture.split == split]
-
-
-def _empty() -> Json:
-    return {"info": {}, "licenses": [], "categories": list(CATEGORIES), "images": [], "annotations": []}
 
 
 def _copied(picture: Picture, folder: Path) -> Json:
@@ -130,14 +126,6 @@ def _instances(picture: Picture, size: tuple[int, int], config: PrepareConfig, d
     else:
         check_numbers(picture.mask, ids_HW)
     return find_instances(ids_HW, FragmentRule(config.min_area, config.max_loss), dropped)
-
-
-def _add(data: Json, image: Json, instances: Sequence[Instance]) -> None:
-    """Add an image and its instances to a split."""
-    data["images"].append(image)
-    for instance in instances:
-        size = (image["height"], image["width"])
-        data["annotations"].append(annotation(len(data["annotations"]) + 1, image["id"], instance, size))
 
 
 def _info(config: PrepareConfig, split: str, dropped: Dropped) -> Json:

@@ -51,7 +51,7 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What one image brings to the sums."""
+    """Scores of the objects of one image, before they are summed."""
 
     true_positives: int
     predicted: Side
@@ -87,7 +87,7 @@ def glas_scores(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> G
 
 
 def pooled(images: Iterable[ImageScores]) -> GlasScores:
-    """The scores of a set from what its images bring."""
+    """The scores of a set from those of its images."""
     found = list(images)
     positives = sum(image.true_positives for image in found)
     predicted = _joined([image.predicted for image in found])
@@ -109,9 +109,8 @@ def pooled(images: Iterable[ImageScores]) -> GlasScores:
 
 
 def _joined(sides: list[Side]) -> Side:
-    if not sides:
-        return Side(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-    return Side(*(np.concatenate(column) for column in zip(*sides, strict=True)))
+    nothing = Side(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+    return Side(*map(np.concatenate, zip(nothing, *sides, strict=True)))
 
 
 def _weighted(area: Integers, values: Floats) -> float:
@@ -125,7 +124,7 @@ def _hausdorff_of(predicted: Side, annotated: Side) -> float:
 
 
 def compare(annotated_HW: npt.NDArray[Any], predicted_HW: npt.NDArray[Any]) -> ImageScores:
-    """What one image brings to a set's scores.
+    """The scores of one image's objects, for ``pooled``.
 
     Raises:
         InputError: masks of different sizes, or not whole numbers.
@@ -138,7 +137,7 @@ def compare(annotated_HW: npt.NDArray[Any], predicted_HW: npt.NDArray[Any]) -> I
     known: dict[tuple[int, int], float] = {}
 
     def distance(s: int, g: int) -> float:
-        # nearly every pair is asked for from both sides
+        # nearly every pair is needed twice, once from either side
         if (s, g) not in known:
             known[s, g] = hausdorff(predicted, s, annotated, g)
         return known[s, g]

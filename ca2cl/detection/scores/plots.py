@@ -10,12 +10,12 @@ import numpy as np
 from PIL import ImageColor
 from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
+from ca2cl.data.decode import Pixels
 from ca2cl.detection.coco.files import decode_mask, read_coco
 from ca2cl.detection.coco.preview import COLOURS, draw_instances
 from ca2cl.detection.coco.segmentations import Json
-from ca2cl.detection.engines.base import CocoSplit, Pixels
+from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.engines.predictions import Detections
-from ca2cl.detection.scores.scoring import read_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +45,12 @@ def draw_samples(split: CocoSplit, title: str, results: Sequence[Mapping[str, An
         if row["score"] >= min_score:
             found[row["image_id"]].append(dict(row))
     figure = Figure(figsize=(2 * _INCHES, len(images) * _INCHES * 0.75), layout="constrained")
-    for number, (image, pixels) in enumerate(zip(images, read_images(split, images), strict=True)):
+    for image, pair in zip(images, figure.subplots(len(images), 2, squeeze=False), strict=True):
+        pixels_HWC = split.read(image)
         own = [row for row in truth["annotations"] if row["image_id"] == image["id"]]
         sides = (("annotated", own), (f"found, score {min_score} or more", found[image["id"]]))
-        for side, (word, rows) in enumerate(sides):
-            axes = figure.add_subplot(len(images), 2, 2 * number + side + 1)
-            draw_instances(axes, pixels, image, rows, f"{title}/{image['file_name']}: {len(rows)} {word}")
+        for axes, (word, rows) in zip(pair, sides, strict=True):
+            draw_instances(axes, pixels_HWC, image, rows, f"{title}/{image['file_name']}: {len(rows)} {word}")
     return figure
 
 

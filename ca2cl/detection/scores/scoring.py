@@ -5,27 +5,25 @@ Legend: W processes of the job.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from ca2cl.data.decode import BadSample, decode
 from ca2cl.detection.coco.files import align_categories, instance_ids, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.coco.segmentations import Json
-from ca2cl.detection.engines.base import CocoSplit, Detector, Pixels
+from ca2cl.detection.engines.base import CocoSplit, Detector
 from ca2cl.detection.engines.predictions import coco_results, label_mask
 from ca2cl.detection.scores.glas_metrics import ImageScores, compare, pooled
-from ca2cl.errors import LocalError
 
 CHALLENGE = ("f1", "dice", "hausdorff")
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """What a detector scores on one split."""
+    """Scores and detections of one split."""
 
     scores: dict[str, float]
     """``box/AP`` and so on as ``coco_scores`` names them, and ``f1``, ``dice`` and ``hausdorff`` (pixels) of the masks,
@@ -59,40 +57,34 @@ def score_split(
     mine = [truth["images"][place] for place in places]
     found: list[tuple[int, list[Json], ImageScores | None]] = []
     hidden = None if accelerator.is_main_process else True
-    with tqdm(total=len(mine), desc=title, unit="image", disable=hidden, leave=False) as bar:
-        for place, image, detections in zip(places, mine, detector.predict(read_images(split, mine)), strict=True):
-            challenge = None
-            if detections.masks_N is not None:
-                size = image["height"], image["width"]
-                predicted_HW = label_mask(detections, *size, min_score=min_score)
-                challenge = compare(instance_ids(image, truth["annotations"]), predicted_HW)
-            found.append((place, coco_results(image["id"], detections, categories), challenge))
-            bar.update()
+    shown = tqdm(places, desc=title, unit="image", disable=hidden, leave=False)
+    for place, image, detections in zip(shown, mine, detector.predict(map(split.read, mine)), strict=True):
+        challenge = None
+        if detections.masks_N is not None:
+            predicted_HW = label_mask(detections, image["height"], image["width"], min_score=min_score)
+            challenge = compare(instance_ids(image, truth["annotations"]), predicted_HW)
+        found.append((place, coco_results(image["id"], detections, categories), challenge))
     everything = gather_object(found) if accelerator.num_processes > 1 else found
     if not accelerator.is_main_process:
         return None
     everything.sort(key=lambda one: one[0])
     results = [row for _, rows, _ in everything for row in rows]
-    scores = coco_scores(truth, results)
-    images = [challenge for _, _, challenge in everything if challenge is not None]
-    if not images:  # of a detector without masks that found nothing, COCO cannot tell
-        scores = {name: value for name, value in scores.items() if not name.startswith("mask/")}
-    else:
-        together = asdict(pooled(images))
-        scores |= {name: float(together[name]) for name in CHALLENGE}
-    return SplitScores(scores, results)
+    challenges = [challenge for _, _, challenge in everything if challenge is not None]
+    return SplitScores(score_results(truth, results, challenges), results)
 
 
-def read_images(split: CocoSplit, images: Iterable[Json]) -> Iterator[Pixels]:
-    """The pixels of some of a split's images.
+def score_results(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], challenges: Sequence[ImageScores]
+) -> dict[str, float]:
+    """COCO's scores of ``results``, and the GlaS challenge's of their masks.
 
-    Raises:
-        LocalError: one cannot be read, or has another size than its file says.
+    Args:
+        truth: content of the COCO file.
+        results: COCO's rows.
+        challenges: what ``compare`` found in every image; none from a detector without masks.
     """
-    for image in images:
-        path = split.path(image)
-        try:
-            yield decode(path.read_bytes(), expect=(image["height"], image["width"]))
-        except (OSError, BadSample) as error:
-            told = getattr(error, "strerror", None) or error
-            raise LocalError(f"{path}: {told}; make the folder again with `ca2cl detect prepare`") from None
+    scores = coco_scores(truth, results)
+    if not challenges:  # where nothing was found, COCO cannot tell whether the detector has masks
+        return {name: value for name, value in scores.items() if not name.startswith("mask/")}
+    together = asdict(pooled(challenges))
+    return scores | {name: float(together[name]) for name in CHALLENGE}

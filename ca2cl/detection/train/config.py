@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Interval
 
 from ca2cl.config import TrackingConfig, check_ranges
-from ca2cl.detection.engines.base import Head, Schedule
+from ca2cl.detection.engines.base import Schedule
+from ca2cl.detection.engines.heads import Head
 from ca2cl.detection.engines.registry import EngineChoice
 from ca2cl.errors import InputError
 
@@ -29,10 +31,6 @@ _PUBLISHED = {
     "crag": _Published(15_000, (10_000, 13_000), tuple(range(768, 1_024 + 1)), 768),
     "coco": _Published(90_000, (60_000, 80_000), (640, 672, 704, 736, 768, 800), 800),  # detectron2's 1x
 }
-
-
-def _tracking() -> TrackingConfig:
-    return TrackingConfig(register_as=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +93,9 @@ class DetectConfig:
     min_score: float = 0.5
     """Minimum score of a detection to count for F1, Dice and Hausdorff, and to be drawn."""
     workers: int = 2
-    """Image-reading processes for each training process; 0 reads in the training process itself."""
-    tracking: TrackingConfig = field(default_factory=_tracking)
-    """MLflow store of the encoders and of the results."""
+    """Processes that read images for each training process; 0 reads in the training process."""
+    tracking: TrackingConfig = field(default_factory=partial(TrackingConfig, register_as=None))
+    """Where encoders are found and results are logged."""
 
     def __post_init__(self) -> None:
         check_ranges(self, seeds=Ge(1), times=Gt(0), iterations=Ge(1), workers=Ge(0), min_score=Interval(gt=0, lt=1))
@@ -117,20 +115,13 @@ class DetectConfig:
         iterations = self.iterations or max(1, round(published.iterations * self.times))
         scale = iterations / published.iterations
         milestones = sorted({round(step * scale) for step in published.milestones} - {0, iterations})
-        return Schedule(
-            iterations=iterations,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            warmup=min(self.warmup, iterations // 5),
-            milestones=tuple(milestones),
-            train_sides=self.train_sides or published.train_sides,
-            test_side=self.test_side or published.test_side,
-            longest_side=self.longest_side,
-            precision=self.precision,
-            sync_norm=self.norm == "sync",
-            precise_norm=self.precise_norm and self.norm == "sync",
-            frozen_stages=self.frozen_stages,
-            checkpoint_every=self.checkpoint_every,
-            evaluate_every=self.evaluate_every,
-            seed=seed,
-        )
+        shared = {one.name for one in fields(Schedule)} & vars(self).keys()
+        given = {name: getattr(self, name) for name in shared} | {
+            "iterations": iterations,
+            "warmup": min(self.warmup, iterations // 5),
+            "milestones": tuple(milestones),
+            "train_sides": self.train_sides or published.train_sides,
+            "test_side": self.test_side or published.test_side,
+            "precise_norm": self.precise_norm and self.norm == "sync",
+        }
+        return Schedule(**given, sync_norm=self.norm == "sync", seed=seed)

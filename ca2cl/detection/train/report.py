@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl import __version__
+from ca2cl.common.files import file_digest
 from ca2cl.common.grid import AGAIN, Grid
 from ca2cl.common.records import read_fields
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
-from ca2cl.detection.engines.base import split_names
+from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.train.config import DetectConfig
 from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST, Trial
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leakage import Leak, lines, tag
+from ca2cl.evaluation.metrics import mean_sd
 from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
 
@@ -36,20 +39,24 @@ _COLUMNS = {
 }  # fmt: skip
 _OF_ONE_TRAINING = ("seed", "start", "scores", "run_id", "steps")
 Scores = dict[str, dict[str, dict[str, list[float]]]]
-"""Split → encoder → score → one value a seed."""
+"""Split → encoder, ``FIRST.start`` before the others → score → one value a seed."""
 
 
 def report(
     config: DetectConfig,
     found: ResolvedEncoder,
     grid: Grid[Trial],
-    root: Path,
+    splits: Mapping[str, CocoSplit],
     leaks: Mapping[str, Leak],
 ) -> None:
-    """Print and write what all trainings together say, and log it.
+    """Print, write and log the results of all trainings.
 
     Args:
-        leaks: what each split shares with train.
+        config: the verb's.
+        found: the encoder that the job is about.
+        grid: the trials, all done.
+        splits: train and the scored ones, by name.
+        leaks: what each scored split shares with train.
 
     Raises:
         InputError: a result is damaged, or trainings were made by different engines; the store cannot be reached.
@@ -58,10 +65,9 @@ def report(
     results = {trial: read_fields(path, (), AGAIN) for trial, path in grid.items()}
     made = _made_by(results, grid)
     scores = _gathered(results)
-    first = next(iter(grid)).start
-    text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(first, scores)
+    text = "".join(_table(split, of_split) for split, of_split in scores.items()) + _differences(scores)
     text += "".join(f"{line}\n" for split, leak in leaks.items() for line in lines(leak, split))
-    digests = {name: hashlib.sha256((root / f"{name}.json").read_bytes()).hexdigest() for name in split_names(root)}
+    digests = {name: file_digest(split.annotations) for name, split in splits.items()}
     content = {
         "schema_version": SCHEMA_VERSION,
         "kind": "detect",
@@ -81,12 +87,12 @@ def report(
     detector = shlex.quote(str(out / CELLS / FIRST.name / DETECTOR))
     sys.stdout.write(f"to use the first: ca2cl detect predict {detector} IMAGES OUT\n")
     sys.stdout.flush()
-    run_id, before = _log(config, found, out, _metrics(first, scores), made, digests, leaks)
+    run_id, before = _log(config, found, out, _metrics(scores), made, digests, leaks)
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
 
 
 def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> dict[str, Any]:
-    """What every training was made by: the numbers of two engines do not stand in one mean."""
+    """Settings and versions that all trainings share: no mean is taken over those of two engines."""
     made = [{k: v for k, v in result.items() if k not in _OF_ONE_TRAINING} for result in results.values()]
     for trial, one in zip(results, made, strict=True):
         changed = [name for name in one if one[name] != made[0].get(name)]
@@ -118,36 +124,32 @@ def _spread(values: Sequence[float], name: str) -> str:
     if not values:
         return "-"
     digits = 1 if name == "hausdorff" else 4
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    mean, sd = mean_sd(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(sd) else f" ± {sd:.{digits}f}")
 
 
-def _differences(first: str, scores: Scores) -> str:
+def _differences(scores: Scores) -> str:
     """The encoder less every other one, seed by seed: the same order of images and the same new weights in the head."""
-    lines = []
+    text = ""
     for split, of_split in scores.items():
-        for start, theirs in of_split.items():
-            if start == first:
-                continue
-            less = np.subtract(of_split[first]["box/AP"], theirs["box/AP"])
-            spread = (
-                f" ± {less.std(ddof=1):.4f}, {(less > 0).sum()} of {len(less)} seeds above" if len(less) > 1 else ""
-            )
-            lines.append(f"{first} less {start}, {split}, AP box: {less.mean():+.4f}{spread}\n")
-    return "".join(lines)
+        for start in list(of_split)[1:]:
+            less = np.subtract(of_split[FIRST.start]["box/AP"], of_split[start]["box/AP"])
+            mean, sd = mean_sd(less.tolist())
+            spread = "" if math.isnan(sd) else f" ± {sd:.4f}, {(less > 0).sum()} of {len(less)} seeds above"
+            text += f"{FIRST.start} less {start}, {split}, AP box: {mean:+.4f}{spread}\n"
+    return text
 
 
-def _metrics(first: str, scores: Scores) -> dict[str, float]:
-    others = list(dict.fromkeys(start for of_split in scores.values() for start in of_split if start != first))
-    names = {first: "encoder", **metric_names(others)}
+def _metrics(scores: Scores) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for split, of_split in scores.items():
+        names = {FIRST.start: "encoder", **metric_names(list(of_split)[1:])}
         for start, values in of_split.items():
             for name, seeds in values.items():
                 key = f"{names[start]}/{split}/{name}"
-                metrics[key] = float(np.mean(seeds))
-                if len(seeds) > 1:
-                    metrics[f"{key}_sd"] = float(np.std(seeds, ddof=1))
+                metrics[key], sd = mean_sd(seeds)
+                if not math.isnan(sd):
+                    metrics[f"{key}_sd"] = sd
     return metrics
 
 

@@ -13,14 +13,13 @@ from ca2cl.common.job_dir import JobDir, job_record
 from ca2cl.config import flatten
 from ca2cl.detection.coco.files import read_coco
 from ca2cl.detection.coco.segmentations import mask_tools
-from ca2cl.detection.engines.base import CocoSplit, Engine, TrainJob, has_masks, split_names
-from ca2cl.detection.engines.detectron2_weights import RECIPE
+from ca2cl.detection.engines.base import CocoSplit, TrainJob, split_names
+from ca2cl.detection.engines.heads import has_masks
 from ca2cl.detection.engines.registry import find_engine
 from ca2cl.detection.train.config import DetectConfig
-from ca2cl.detection.train.overlap import find_shared
 from ca2cl.detection.train.report import report
-from ca2cl.detection.train.split_checks import check_splits
-from ca2cl.detection.train.trial import FIRST, Tests, Trial, TrialSettings, run_trial, trial_grid
+from ca2cl.detection.train.split_checks import check_splits, find_shared
+from ca2cl.detection.train.trial import FIRST, Trial, TrialRun, trial_grid
 from ca2cl.errors import InputError
 from ca2cl.models.resnet import require_resnet
 from ca2cl.runtime.accelerator import build_accelerator
@@ -54,45 +53,32 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
         raise InputError("detect does not run under DeepSpeed: a detector is small; use a DDP configuration")
     mask_tools()
     stop = StopFlag().install()
-    engine = _engine(config)
+    engine = find_engine(config.engine, hint=find_place().rank == 0)
+    engine.check_head(config.head)
     config = replace(config, engine=engine.name)  # what auto means may change from one start to the next
     starts = _starts(config)
     with stop.joining():
         accelerator = build_accelerator()
     check_precision(config.precision, accelerator.device, "precision")
-    out = Path(config.output_dir).expanduser()
-    grid = trial_grid(out, starts, config.seeds)
+    grid = trial_grid(Path(config.output_dir).expanduser(), starts, config.seeds)
     ranks = Ranks()
-    root = ranks.from_first(lambda: _begin(config, grid, held))
-    train = CocoSplit.of(root, "train")
-    splits = _test_splits(root)
+    splits = ranks.from_first(lambda: _begin(config, grid, held))
+    train = splits["train"]
+    tests = {name: split for name, split in splits.items() if name != "train"}
     classes = [category["name"] for category in read_coco(train.annotations)["categories"]]
-    leaks = find_shared(root, splits) if accelerator.is_main_process else {}  # told before hours of training
-    tests = Tests(splits, config.min_score, accelerator)
+    leaks = find_shared(train, tests) if accelerator.is_main_process else {}  # printed before hours of training
     for trial in ranks.from_first(grid.missing):
-        found, folder = starts[trial.start], grid[trial].parent
         job = TrainJob(
-            config.head, found, train, classes, config.schedule(trial.seed), folder / "checkpoints",
-            str(accelerator.device), config.workers,
+            config.head, starts[trial.start], train, classes, config.schedule(trial.seed),
+            grid[trial].parent / "checkpoints", str(accelerator.device), config.workers,
         )  # fmt: skip
-        name = config.tracking.run_name or "detect"
-        tracking = replace(config.tracking, run_name=f"{name}-{trial.name}")
-        settings = TrialSettings(trial.start, trial.seed, found.uri, config, tracking)
-        if not run_trial(trial, engine, job, tests, settings, folder, stop):
+        if not TrialRun(trial, engine, job, tests, config, accelerator, stop).run():
             return stop.exit_code
     if accelerator.is_main_process:
-        report(config, starts[FIRST.start], grid, root, leaks)
+        report(config, starts[FIRST.start], grid, splits, leaks)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
-
-
-def _engine(config: DetectConfig) -> Engine:
-    engine = find_engine(config.engine, says=find_place().rank == 0)
-    if config.head not in engine.heads:
-        other = f"; {RECIPE}" if engine.name == "torchvision" else ""
-        raise InputError(f"head is {config.head!r}: the engine {engine.name} has {', '.join(engine.heads)}{other}")
-    return engine
 
 
 def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
@@ -105,8 +91,8 @@ def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
     return {FIRST.start: first, **others}
 
 
-def _begin(config: DetectConfig, grid: Grid[Trial], held: ExitStack) -> Path:
-    """Claim the job's folder; where the data are, prepared and checked."""
+def _begin(config: DetectConfig, grid: Grid[Trial], held: ExitStack) -> dict[str, CocoSplit]:
+    """Claim the job's folder; the splits by name, prepared and checked."""
     job = JobDir(Path(config.output_dir).expanduser(), RECORD)
     record = job_record({name: value for name, value in flatten(config).items() if not name.startswith(_FREE)})
     again = job.begin(record, held)
@@ -114,14 +100,16 @@ def _begin(config: DetectConfig, grid: Grid[Trial], held: ExitStack) -> Path:
         job.write(record)
     try:
         root = _prepared(config, job.path)
-        train, tests = CocoSplit.of(root, "train"), _test_splits(root)
+        splits = {name: CocoSplit.of(root, name) for name in split_names(root)}
+        if len(splits) < 2:
+            raise InputError(f"{root}: there is no split but train, so nothing to score on; give one more")
         if grid.missing():
-            check_splits(train, tests, masks=has_masks(config.head))
+            check_splits(splits, masks=has_masks(config.head))
     except InputError:
         if not again:  # a refused start leaves no folder behind
             job.withdraw()
         raise
-    return root
+    return splits
 
 
 def _prepared(config: DetectConfig, out: Path) -> Path:
@@ -140,10 +128,3 @@ def _prepared(config: DetectConfig, out: Path) -> Path:
     if not (made / "train.json").is_file():
         prepare(PrepareConfig(dataset=config.dataset, source=str(source), out=str(made)))
     return made
-
-
-def _test_splits(root: Path) -> dict[str, CocoSplit]:
-    splits = {name: CocoSplit.of(root, name) for name in split_names(root) if name != "train"}
-    if not splits:
-        raise InputError(f"{root}: there is no split but train, so nothing to score on; give one more")
-    return splits

@@ -5,7 +5,9 @@ A detector trains for hours: a fault that only its scoring would meet must not c
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -15,47 +17,37 @@ from ca2cl.data.shards.writer import image_size
 from ca2cl.detection.coco.files import align_categories, read_coco
 from ca2cl.detection.coco.segmentations import Json
 from ca2cl.detection.engines.base import CocoSplit
-from ca2cl.detection.engines.data import GIVE_MASK
+from ca2cl.detection.engines.data import annotated_classes
 from ca2cl.errors import InputError
+from ca2cl.evaluation.leakage import Leak, Side, find_leak
 
 
-def check_splits(train: CocoSplit, tests: Mapping[str, CocoSplit], *, masks: bool) -> None:
+def check_splits(splits: Mapping[str, CocoSplit], *, masks: bool) -> None:
     """Read every file and every image; log what is not taken as it stands in them.
 
     Args:
-        tests: the splits that are scored, by name.
+        splits: ``train``, and those that are scored, by name.
         masks: whether the detector has any.
 
     Raises:
         InputError: nothing to train on or to score; classes that are not trained; an instance without a mask; an image
-            that is missing, damaged, of another size than its file says, or noted to be shown turned.
+            that is missing, damaged, of another size than in its file, or noted to be shown turned.
     """
-    data = read_coco(train.annotations, says=True)
+    train = splits["train"]
+    data = read_coco(train.annotations, warn=True)
     classes = [category["name"] for category in data["categories"]]
-    trained = _instances(train, data, masks, "to train on")
+    trained = annotated_classes(train, data, "to train on", masks=masks)
     used = {row["image_id"] for row in data["annotations"]}
     _check_images(train, [image for image in data["images"] if image["id"] in used], whole=False)
-    for split in tests.values():
-        data = align_categories(read_coco(split.annotations, says=True), classes, split.annotations)
-        new = sorted(_instances(split, data, masks, "to score on") - trained)
+    for split in (split for name, split in splits.items() if name != "train"):
+        data = align_categories(read_coco(split.annotations, warn=True), classes, split.annotations)
+        new = sorted(annotated_classes(split, data, "to score on", masks=masks) - trained)
         if new:
             raise InputError(
                 f"{split.annotations}: has instances of the class {new[0]!r}, and {train.annotations} has none to "
                 "train on; give other splits, or take the class out of this one"
             )
         _check_images(split, data["images"], whole=True)
-
-
-def _instances(split: CocoSplit, data: Json, masks: bool, use: str) -> set[str]:
-    """Names of the classes that have instances."""
-    names = {category["id"]: category["name"] for category in data["categories"]}
-    found = {names[row["category_id"]] for row in data["annotations"] if not row["iscrowd"]}
-    if not found:
-        raise InputError(f"{split.annotations}: has no instance {use}; annotate it, or give another split")
-    bare = next((row for row in data["annotations"] if masks and "segmentation" not in row), None)
-    if bare is not None:
-        raise InputError(f"{split.annotations}: annotation {bare.get('id')!r} has no segmentation; {GIVE_MASK}")
-    return found
 
 
 def _check_images(split: CocoSplit, images: Iterable[Json], *, whole: bool) -> None:
@@ -76,3 +68,31 @@ def _check_images(split: CocoSplit, images: Iterable[Json], *, whole: bool) -> N
         except BadSample as error:
             raise InputError(f"{path}: {error}; restore it, or correct {split.annotations}") from None
         refuse_turned(path, orientation_of(content))
+
+
+def find_shared(train: CocoSplit, tests: Mapping[str, CocoSplit]) -> dict[str, Leak]:
+    """What each test split shares with train. Warns if anything; patients are compared where both files name them.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    side = _side(train)
+    return {name: find_leak(side, _side(split), name=name, what="images") for name, split in tests.items()}
+
+
+def _side(split: CocoSplit) -> Side:
+    images = read_coco(split.annotations)["images"]
+    paths = [split.images / image["file_name"] for image in images]
+    return Side(
+        digest=hashlib.sha256(split.annotations.read_bytes()).hexdigest(),
+        keys=(),  # ids begin anew in every split: equal ones mean nothing
+        samples=[image["id"] for image in images],
+        groups=[str(image["patient_id"]) if "patient_id" in image else None for image in images],
+        pixels=[_digest(path) for path in paths],
+    )
+
+
+def _digest(path: Path) -> bytes:
+    """Of the file, or of its name where an image that nothing is annotated in is not there."""
+    content = path.read_bytes() if path.is_file() else str(path).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +58,7 @@ def trial_grid(out: Path, starts: Iterable[str], seeds: int) -> Grid[Trial]:
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What the trial's MLflow run has as parameters."""
+    """Parameters of the trial's MLflow run."""
 
     start: str
     seed: int
@@ -67,104 +67,88 @@ class TrialSettings:
     tracking: TrackingConfig
 
 
-@dataclass(frozen=True)
-class Tests:
-    """How detectors are scored: the splits by name, and from which score on a detection counts."""
-
-    splits: Mapping[str, CocoSplit]
-    min_score: float
-    accelerator: Any
-
-    def score(self, detector: Detector) -> dict[str, SplitScores] | None:
-        """Every split's scores; None on ranks other than 0."""
-        found = {
-            name: score_split(detector, split, name, min_score=self.min_score, accelerator=self.accelerator)
-            for name, split in self.splits.items()
-        }
-        return {name: scores for name, scores in found.items() if scores is not None} or None
-
-
-def run_trial(
-    trial: Trial, engine: Engine, job: TrainJob, tests: Tests, settings: TrialSettings, folder: Path, stop: StopFlag
-) -> bool:
-    """Train and score. Every rank calls it.
-
-    Args:
-        trial: encoder and seed.
-        engine: trains and predicts.
-        job: what is trained on what.
-        tests: splits to score.
-        settings: the verb's that a trial needs.
-        folder: of the trial.
-        stop: the job's.
-
-    Returns:
-        False where a signal asked for an end before it was done.
-
-    Raises:
-        InputError: as the engine's.
-    """
-    detector = engine.build(job)
-    tags = {"ca2cl.kind": "detect-training", "ca2cl.engine": f"{engine.name} {engine.version}"}
-    if job.encoder.source_run_id:  # not SOURCE_RUN_TAG: what belongs to the encoder is the whole job's run
-        tags["ca2cl.trained_from"] = job.encoder.source_run_id
-    run = _Run(trial, settings, tests, folder, stop, job.schedule.iterations, tags)
-    try:
-        with stop.training():
-            trained = detector.train(run)
-        if not trained.finished:
-            run.close("KILLED")
-            return False
-        scored = tests.score(detector)
-        if scored is not None:
-            run.keep(scored, detector, {**record_of(engine, job), "steps": trained.step})
-    except KeyboardInterrupt:
-        run.close("KILLED")
-        raise
-    except BaseException:
-        run.close("FAILED")
-        raise
-    run.close("FINISHED")
-    if scored is not None:
-        shutil.rmtree(job.folder, ignore_errors=True)
-    tests.accelerator.wait_for_everyone()
-    return True
-
-
 def flat(scored: Mapping[str, SplitScores]) -> dict[str, float]:
     """``SPLIT/box/AP`` and so on."""
     return {f"{split}/{name}": value for split, one in scored.items() for name, value in one.scores.items()}
 
 
-class _Run:
-    """The trial as the engine sees it (``engine.Watch``): a progress bar, the journal and MLflow on rank 0."""
+class TrialRun:
+    """Run of a trial, and the engine's ``Watch`` on it: a progress bar, the journal and MLflow on rank 0.
+
+    Args:
+        trial: encoder and seed.
+        engine: trains and predicts.
+        job: what is trained on what; its checkpoints lie in the trial's folder.
+        splits: that are scored, by name.
+        config: the verb's.
+        accelerator: accelerate's, of all ranks.
+        stop: of the whole job.
+    """
 
     def __init__(
-        self, trial: Trial, settings: TrialSettings, tests: Tests, folder: Path, stop: StopFlag, iterations: int,
-        tags: Mapping[str, str],
+        self, trial: Trial, engine: Engine, job: TrainJob, splits: Mapping[str, CocoSplit], config: DetectConfig,
+        accelerator: Any, stop: StopFlag,
     ) -> None:  # fmt: skip
-        self.trial, self.settings, self.tests, self.folder, self.stop = trial, settings, tests, folder, stop
-        self.iterations, self.tags = iterations, tags
-        self.writes = bool(tests.accelerator.is_main_process)
-        self.bar = tqdm(total=iterations, desc=trial.name, unit="step", disable=None if self.writes else True)
+        self.trial, self.engine, self.job, self.splits, self.config = trial, engine, job, splits, config
+        self.accelerator, self.stop = accelerator, stop
+        self.folder, self.iterations = job.folder.parent, job.schedule.iterations
+        hidden = None if accelerator.is_main_process else True
+        self.bar = tqdm(total=self.iterations, desc=trial.name, unit="step", disable=hidden)
         self.tracker: NullTracker | None = None
         self.loss = float("nan")
+
+    def run(self) -> bool:
+        """Train and score. Every rank calls it.
+
+        Returns:
+            False where a signal ended it early.
+
+        Raises:
+            InputError: as the engine's.
+        """
+        scored = None
+        try:
+            detector = self.engine.build(self.job)
+            with self.stop.training():
+                finished = detector.train(self)
+            if finished:
+                scored = self.score(detector)
+            if scored is not None:
+                self.keep(scored, detector)
+        except BaseException as error:
+            self.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self.close("FINISHED" if finished else "KILLED")
+        if scored is not None:
+            shutil.rmtree(self.job.folder, ignore_errors=True)
+        if finished:
+            self.accelerator.wait_for_everyone()
+        return finished
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """A journal line."""
         self.loss = values["loss"]
-        if self.writes:
+        if self.accelerator.is_main_process:
             self._opened(step - 1).log_step({"step": step, **values})
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix_str(f"loss {self.loss:.3f}")
 
     def on_evaluation(self, step: int, detector: Detector) -> None:
         """Scores on the way, in the journal and for nothing else."""
-        scored = self.tests.score(detector)
+        scored = self.score(detector)
         if scored is not None:
             self._opened(step).log_step({"step": step, "loss": self.loss, **flat(scored)})
 
-    def keep(self, scored: Mapping[str, SplitScores], detector: Detector, record: Mapping[str, Any]) -> None:
+    def score(self, detector: Detector) -> dict[str, SplitScores] | None:
+        """Every split's scores; None on ranks other than 0."""
+        least = self.config.min_score
+        found = {
+            name: score_split(detector, split, name, min_score=least, accelerator=self.accelerator)
+            for name, split in self.splits.items()
+        }
+        return {name: scores for name, scores in found.items() if scores is not None} or None
+
+    def keep(self, scored: Mapping[str, SplitScores], detector: Detector) -> None:
         """Write what the trial leaves, the result last. Rank 0 calls it."""
         tracker = self._opened(self.iterations)
         tracker.log_step({"step": self.iterations, "loss": self.loss, **flat(scored)})
@@ -174,15 +158,16 @@ class _Run:
             (self.folder / PREDICTIONS).mkdir(exist_ok=True)
         for name, one in scored.items():
             write_atomic(self.folder / PREDICTIONS / f"{name}.json", json.dumps(one.results).encode(), KEPT)
-            split, least = self.tests.splits[name], self.tests.min_score
-            tracker.log_figure(f"samples-{name}", draw_samples(split, name, one.results, least))
-        content = {**self.trial._asdict(), **record, "run_id": tracker.run_id}
-        content["scores"] = {name: one.scores for name, one in scored.items()}
+            figure = draw_samples(self.splits[name], name, one.results, self.config.min_score)
+            tracker.log_figure(f"samples-{name}", figure)
+        content = {**self.trial._asdict(), **record_of(self.engine, self.job), "steps": self.iterations}
+        content |= {"run_id": tracker.run_id, "scores": {name: one.scores for name, one in scored.items()}}
         write_record(self.folder / RESULT, content, KEPT)
         for name in (DETECTOR, PREDICTIONS):
             tracker.log_artifact(self.folder / name, name)
         tracker.log_artifact(self.folder / RESULT)
-        logger.info("%s: %s", self.trial.name, describe(scored))
+        found = ", ".join(f"{name} AP(box) {one.scores.get('box/AP', 0.0):.4f}" for name, one in scored.items())
+        logger.info("%s: %s", self.trial.name, found)
 
     def close(self, status: Any) -> None:
         """End the bar and the MLflow run."""
@@ -191,16 +176,16 @@ class _Run:
             self.tracker.finish(status)
 
     def _opened(self, step: int) -> NullTracker:
-        """The run, opened when the engine has said where it goes on from: ``step`` steps were done then."""
+        """The run, opened with the first report of the engine: ``step`` steps were done before."""
         from ca2cl.tracking.run import open_run
 
         if self.tracker is None:
-            self.tracker = open_run(self.folder, self.settings, resume=True, step=step)
-            for name, value in self.tags.items():
-                self.tracker.set_tag(name, value)
+            tracking, encoder = self.config.tracking, self.job.encoder
+            tracking = replace(tracking, run_name=f"{tracking.run_name or 'detect'}-{self.trial.name}")
+            settings = TrialSettings(*self.trial, encoder.uri, self.config, tracking)
+            self.tracker = open_run(self.folder, settings, resume=True, step=step)
+            self.tracker.set_tag("ca2cl.kind", "detect-training")
+            self.tracker.set_tag("ca2cl.engine", f"{self.engine.name} {self.engine.version}")
+            if encoder.source_run_id:  # not SOURCE_RUN_TAG: what belongs to the encoder is the whole job's run
+                self.tracker.set_tag("ca2cl.trained_from", encoder.source_run_id)
         return self.tracker
-
-
-def describe(scored: Mapping[str, SplitScores]) -> str:
-    """The box AP of every split, in words."""
-    return ", ".join(f"{name} AP(box) {one.scores.get('box/AP', 0.0):.4f}" for name, one in scored.items())

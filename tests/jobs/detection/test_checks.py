@@ -102,7 +102,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def check(root: Path, masks: bool = True) -> None:
-    check_splits(CocoSplit.of(root, "train"), {"valid": CocoSplit.of(root, "valid")}, masks=masks)
+    check_splits({name: CocoSplit.of(root, name) for name in ("train", "valid")}, masks=masks)
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ca2cl.detection.coco.files import decode_mask
 from ca2cl.detection.engines.base import CocoSplit, Detector, Schedule, TrainJob
-from ca2cl.detection.engines.data import ImageBatch, ImageOrder, ImageStep, TrainingImages, image_steps
+from ca2cl.detection.engines.data import ImageOrder, ImageStep, TrainingImages, image_steps
 from ca2cl.detection.engines.torchvision import (
     TorchvisionDetector,
     TorchvisionEngine,
@@ -91,13 +91,13 @@ def test_every_pass_shows_every_image_once_on_any_number_of_processes(count: int
 
 def test_ranks_share_a_batch_and_an_epoch_may_end_inside_one(split: CocoSplit) -> None:
     images = TrainingImages(split, ("gland",), 2, seed=3, masks=True)
-    assert len(images) == 3  # the one without a gland is left out
+    assert len(images.images) == 3  # the one without a gland is left out
     whole = list(image_steps(images, range(4), rank=0, world=1, workers=0, device=CPU))
     halves = [list(image_steps(images, range(4), rank=rank, world=2, workers=0, device=CPU)) for rank in (0, 1)]
     assert [step.epoch for step in whole] == [0, 0, 1, 2]
     for step, *shares in zip(whole, *halves, strict=True):
-        together = [share.micro_batches[0].examples[0] for share in shares]
-        for one, other in zip(step.micro_batches[0].examples, together, strict=True):
+        together = [share.examples[0] for share in shares]
+        for one, other in zip(step.examples, together, strict=True):
             torch.testing.assert_close(one.pixels, other.pixels, rtol=0, atol=0)
             torch.testing.assert_close(one.target, other.target, rtol=0, atol=0)
     with pytest.raises(InputError, match="batch_size is 2, on 3 processes: use a multiple of 3"):
@@ -148,8 +148,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(split: CocoSplit, tmp_pa
     engine, schedule = TorchvisionEngine(), replace(SCHEDULE, batch_size=1, evaluate_every=2, frozen_stages=2)
     whole, watch = engine.build(make_job(split, tmp_path / "whole", schedule)), Watch()
     before = {name: value.clone() for name, value in whole.network.model.backbone.body.state_dict().items()}
-    done = whole.train(watch)
-    assert (done.first_step, done.step, done.finished) == (0, 3, True)
+    assert whole.train(watch)
     assert [step for step, _ in watch.steps] == [1, 2, 3] and [step for step, _ in watch.evaluated] == [2]
     parts = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
     for step, values in watch.steps:
@@ -159,11 +158,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(split: CocoSplit, tmp_pa
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {name for name in before if name.startswith(("conv1", "bn1", "layer1"))}
 
-    first = engine.build(make_job(split, tmp_path / "parts", schedule)).train(Watch(stop_after=1))
-    assert (first.step, first.finished) == (1, False)
+    assert not engine.build(make_job(split, tmp_path / "parts", schedule)).train(stopped := Watch(stop_after=1))
     resumed = engine.build(make_job(split, tmp_path / "parts", schedule))
-    again = resumed.train(Watch())
-    assert (again.first_step, again.step, again.finished) == (1, 3, True)
+    assert resumed.train(again := Watch())
+    assert [[step for step, _ in one.steps] for one in (stopped, again)] == [[1], [2, 3]]
     expected = whole.network.state_dict()
     for name, value in resumed.network.state_dict().items():
         assert torch.equal(value, expected[name]), name
@@ -205,7 +203,7 @@ def test_what_is_no_detector_is_refused(split: CocoSplit, tmp_path: Path) -> Non
     card.write_text(card.read_text().replace('"torchvision"', '"detectron2"'))
     with pytest.raises(InputError, match="a detector of engine detectron2"):
         engine.load(tmp_path / "saved")
-    with pytest.raises(InputError, match="head is mask_rcnn_c4: the torchvision engine has"):
+    with pytest.raises(InputError, match="head is 'mask_rcnn_c4': the engine torchvision has"):
         engine.build(make_job(split, tmp_path / "c4", head="mask_rcnn_c4"))
     with pytest.raises(InputError, match="frozen_stages is 6: use 0 to 5"):
         engine.build(make_job(split, tmp_path / "frozen", replace(SCHEDULE, frozen_stages=6)))
@@ -231,7 +229,7 @@ def test_precise_statistics_are_the_mean_over_batches(split: CocoSplit, tmp_path
     means, variances = [], []
     with torch.no_grad():
         for step in steps:
-            batch = [example.pixels for example in step.micro_batches[0].examples]
+            batch = [example.pixels for example in step.examples]
             x = network.model.train().transform(batch)[0].tensors
             out = network.model.backbone.body.conv1(x).double()
             means.append(out.mean((0, 2, 3)))
@@ -242,4 +240,4 @@ def test_precise_statistics_are_the_mean_over_batches(split: CocoSplit, tmp_path
     assert layer.running_mean is not None and layer.running_var is not None
     torch.testing.assert_close(layer.running_mean.double(), torch.stack(means).mean(0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(layer.running_var.double(), torch.stack(variances).mean(0), rtol=1e-4, atol=1e-6)
-    assert isinstance(steps[0], ImageStep) and isinstance(steps[0].micro_batches[0], ImageBatch)
+    assert isinstance(steps[0], ImageStep) and steps[0].micro_batches == [steps[0]]

@@ -27,7 +27,6 @@ from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.engines.predictions import coco_results
 from ca2cl.detection.engines.torchvision import TorchvisionEngine
-from ca2cl.detection.scores.scoring import read_images
 from tests.support.jobs import LAUNCH, start
 from tests.support.servers import free_port
 
@@ -77,7 +76,7 @@ def test_a_job_leaves_scores_that_its_predictions_have(done: Path) -> None:
     detector = TorchvisionEngine().load(cell / "detector")
     again = [
         row
-        for image, one in zip(truth["images"], detector.predict(read_images(split, truth["images"])), strict=True)
+        for image, one in zip(truth["images"], detector.predict(map(split.read, truth["images"])), strict=True)
         for row in coco_results(image["id"], one, [1])
     ]
     assert [row["image_id"] for row in rows] == [row["image_id"] for row in again]
@@ -291,7 +290,7 @@ def test_what_cannot_be_predicted_is_one_line(done: Path, tmp_path: Path, capfd:
     cases: list[tuple[str, Path, tuple[str, ...], str]] = [
         (detector, tmp_path / "nowhere", (), "no folder there"),
         (detector, tmp_path / "none", (), "no image in it"),
-        (detector, twice, (), "another image has the name a too"),
+        (detector, twice, (), "a.png: a.bmp has the same name; keep one of the two"),
         (detector, bad, (), "a.png: "),
         (str(tmp_path), data / "testA", (), "no detector here; give a folder of one"),
         ("fffffff0", data / "testA", store, "no run in"),

@@ -19,7 +19,7 @@ from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
 from ca2cl.detection.engines.base import CocoSplit
-from ca2cl.detection.train.overlap import find_shared
+from ca2cl.detection.train.split_checks import find_shared
 from ca2cl.evaluation.leakage import Side, find_leak, lines, tag
 from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.evaluation.probe.run import run as probe
@@ -187,7 +187,7 @@ def test_patients_and_images_of_both_splits_are_found(tmp_path: Path, capfd: pyt
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     (tmp_path / "testB" / "testB_2.png").write_bytes((tmp_path / "train" / "train_1.png").read_bytes())
     splits = {name: CocoSplit.of(tmp_path, name) for name in ("testA", "testB")}
-    found = find_shared(tmp_path, splits)
+    found = find_shared(CocoSplit.of(tmp_path, "train"), splits)
     assert lines(found["testA"], "testA") == [
         "LEAK: train and test of testA share 1 slides or patients (2), those of 1 of 2 test images; these scores say "
         "little about new images"

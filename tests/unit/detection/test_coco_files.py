@@ -18,7 +18,7 @@ from PIL import Image
 from ca2cl.detection.coco.files import align_categories, encode_mask, instance_ids, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.coco.validation import Notes, check_coco
-from ca2cl.detection.engines.data import Annotated
+from ca2cl.detection.engines.data import TrainingImages
 from ca2cl.detection.predict import _truth
 from ca2cl.errors import InputError
 from tests.support.coco_files import CLASSES, PLACES, Json, coco, perfect_scores, write_split
@@ -159,10 +159,10 @@ def test_a_perfect_detector_scores_1_however_the_file_is_written(case: str, tmp_
 def test_the_objects_are_trained_on_alike_however_the_file_is_written(case: str, tmp_path: Path) -> None:
     data = coco()
     RIGHT[case](data)
-    images = Annotated(write_split(tmp_path, "train", data), CLASSES, masks=True)
+    images = TrainingImages(write_split(tmp_path, "train", data), CLASSES, 1, 0, masks=True)
     truth = coco()["annotations"]
     for place, image in enumerate(images.images):
-        rows, own = images.rows(image), truth[3 * place : 3 * place + 3]
+        rows, own = images.rows[image["id"]], truth[3 * place : 3 * place + 3]
         assert [CLASSES[row["label"]] for row in rows] == [CLASSES[row["category_id"] - 1] for row in own]
         assert [row["bbox"] for row in rows] == [row["bbox"] for row in own]
     assert len(images.images) == 3
@@ -254,7 +254,7 @@ def test_what_is_not_taken_as_it_stands_is_told_once_a_kind(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         read_coco(path)
         assert not caplog.messages
-        read_coco(path, says=True)
+        read_coco(path, warn=True)
     assert sorted(caplog.messages) == [
         f"{path}: 1 annotations have no pixel and are left out, first 90 of '1.png'",
         f"{path}: 3 annotations have a bbox that is not their segmentation's, which is taken instead, first 1 of "
@@ -281,9 +281,9 @@ def test_objects_without_segmentation_are_boxes(tmp_path: Path) -> None:
     data = coco()
     put("annotations", segmentation=[])(data)
     split = write_split(tmp_path, "train", data)
-    assert Annotated(split, CLASSES, masks=False).rows(data["images"][0])[0]["area"] == 252
+    assert TrainingImages(split, CLASSES, 1, 0, masks=False).rows[1][0]["area"] == 252
     with pytest.raises(InputError, match="annotation 1 has no segmentation; give it one, or use --head retinanet_fpn"):
-        Annotated(split, CLASSES, masks=True)
+        TrainingImages(split, CLASSES, 1, 0, masks=True)
     truth = read_coco(split.annotations)
     rows = [{**row, "score": 0.9} for row in truth["annotations"]]
     assert coco_scores(truth, rows)["box/AP"] == pytest.approx(1)
