@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,10 +18,8 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.features import pixel_digests
+from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
-
-if TYPE_CHECKING:
-    from ca2cl.models.encoder_io import EncoderCard
 
 logger = logging.getLogger(__name__)
 Leak = dict[str, Any]

@@ -6,7 +6,7 @@ Shapes: B tiles, S side of the input, D features.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,11 +14,7 @@ from torch import Tensor
 from ca2cl.common.optional import MissingPackage
 from ca2cl.errors import InputError
 from ca2cl.export.target import Features, Target, behind_normalisation
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder
 
 
 class Trial:

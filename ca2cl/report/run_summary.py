@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from ca2cl.common.tables import when
+from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.report.material import RunMaterial
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 Facts = list[tuple[str, str]]
 _ENVIRONMENT = ("ca2cl", "torch", "cuda", "cudnn", "gpus", "cpus", "python", "platform", "command")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,7 @@ from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.features import Batches, extract, frozen
 from ca2cl.evaluation.splits import stratified_sample
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder
 
 THUMB = 96
 _BATCH = 64

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ca2cl import __version__
 from ca2cl.common.files import write_atomic
@@ -14,14 +14,12 @@ from ca2cl.common.records import read_record
 from ca2cl.config import flatten
 from ca2cl.evaluation.leakage import tag, trained_on
 from ca2cl.evaluation.report import metric_name, metric_names, row_as_dict, row_from_dict, tracked_metrics, write_json
+from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.reproduce.config import JOBS, KEPT, TASKS, NctConfig, jobs
 from ca2cl.reproduce.datasets import made_up
 from ca2cl.reproduce.linear import ENCODER, linear_grid, read_rows
 from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 RESULTS = "reproduce-results.json"
 TUNED = "finetune-results.json"

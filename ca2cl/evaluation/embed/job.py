@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +32,10 @@ from ca2cl.evaluation.embed.parts import Part, PartFacts, Parts
 from ca2cl.evaluation.embed.tiles import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
 from ca2cl.models.encoder_io import weights_digest
 from ca2cl.models.preprocess import preprocess
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.runtime.device import find_device
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.precision import check_precision
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +126,6 @@ def open_job(config: EmbedConfig) -> EmbedJob:
     Raises:
         InputError: either is not there.
     """
-    from ca2cl.registry.resolve import resolve_encoder
-
     device = find_device(config.device)
     check_precision(config.precision, device, "precision")
     options = SourceOptions(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ca2cl.config import flatten
 from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.report import metric_name, metric_names, tracked_metrics
 from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.statistics import Difference
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder
 
 LOGGED = "logged.json"
 """Which run the job's results were logged as."""

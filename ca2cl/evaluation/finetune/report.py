@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,7 @@ from ca2cl.evaluation.report import draw_confusion, row_as_dict, table, write_js
 from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import known_slides
 from ca2cl.evaluation.statistics import Difference, Units, bootstrap_interval, holm, paired_difference
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder
 
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}
 """Names of the rows by what was trained."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +30,12 @@ from ca2cl.evaluation.splits import Subsets, draw_subsets, known_slides
 from ca2cl.models.backbone import build_encoder
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard, weights_digest
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 _FREE = frozenset({"train", "test", "cache_dir"})
 """Settings of the record that say where data lie, not which."""
@@ -106,8 +104,6 @@ def _draw(config: FinetuneConfig, protocol: Protocol, labels_N: Any, slides: Seq
 
 
 def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
-    from ca2cl.registry.resolve import resolve_encoder
-
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
     others = {name: resolve_encoder(name, arch=first.card.arch, **where).beside(first) for name in config.against}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,9 +16,7 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, frozen
 from ca2cl.evaluation.probe.baselines import colour_histogram
 from ca2cl.evaluation.probe.config import ProbeConfig
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +58,6 @@ def find_contenders(config: ProbeConfig) -> Contenders:
     Raises:
         InputError: one that was asked for is not there. A floor that is not there is left out with a warning.
     """
-    from ca2cl.registry.resolve import resolve_encoder
-
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
     taken = {ENCODER, *FLOORS}
@@ -79,8 +75,6 @@ def find_contenders(config: ProbeConfig) -> Contenders:
 
 
 def _imagenet(arch: str) -> dict[str, ResolvedEncoder]:
-    from ca2cl.registry.resolve import resolve_encoder
-
     try:
         with _patience(_PATIENCE):
             return {IMAGENET: resolve_encoder(_IMAGENET_WEIGHTS, arch=arch)}

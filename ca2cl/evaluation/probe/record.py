@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +32,7 @@ from ca2cl.evaluation.report import (
 from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import Subsets
 from ca2cl.evaluation.statistics import Units
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder
 
 SCHEMA_VERSION = 2
 
