@@ -112,17 +112,7 @@ def _card_place(store: Store, entry: EncoderVersion) -> str:
 
 
 def _as_dict(run: Downstream) -> dict[str, Any]:
-    kind, train, test, protocol, leak = run.terms
-    return {
-        "run_id": run.run_id,
-        "kind": kind,
-        "train_manifest_digest": train,
-        "test_manifest_digest": test,
-        "protocol": protocol,
-        "leak": leak or None,
-        "ended": iso(run.ended),
-        "metrics": dict(run.metrics),
-    }
+    return {"run_id": run.run_id, **run.terms.as_dict(), "ended": iso(run.ended), "metrics": dict(run.metrics)}
 
 
 def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:

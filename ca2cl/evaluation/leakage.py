@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.evaluation.features import pixel_digests
+from ca2cl.evaluation.features import extract
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 
@@ -55,16 +55,14 @@ def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int)
         reader: of the shards.
         title: for the progress bar.
         workers: decoding processes.
+
+    Raises:
+        InputError: none decodes.
     """
     samples = np.flatnonzero(index.labels() >= 0)
-    found: list[int] = []
-    pixels: list[bytes] = []
-    with tqdm(total=len(samples), desc=f"leaks: {title}", unit="tile", disable=None, leave=False) as bar:
-        for tiles_BHWC, _, here in iterate_tiles(index, reader, samples, workers=workers, on_bad=lambda tile: None):
-            pixels += pixel_digests(tiles_BHWC)
-            found += here.tolist()
-            bar.update(len(here))
-    return Side.of(index, found, pixels)
+    batches = iterate_tiles(index, reader, samples, workers=workers, on_bad=lambda tile: None)
+    tiles = extract(batches, {}, total=len(samples), device=torch.device("cpu"), title=f"leaks: {title}")
+    return Side.of(index, tiles.samples_N.tolist(), tiles.pixels_N)
 
 
 def find_leak(
@@ -103,13 +101,11 @@ def find_leak(
     for line in found:
         logger.warning("%s", line)
     if keys and not found:
-        of = f" of {name}" if name else ""
+        shared_keys = f"{len(keys)} keys of {name}" if name else f"{len(keys)} keys"
         logger.warning(
-            "possible LEAK: %d keys%s are in train and in test (%s is one), though no tile is equal pixel by pixel",
-            len(keys),
-            of,
-            keys[0],
-        )
+            "possible LEAK: %s are in train and in test (%s is one), though no tile is equal pixel by pixel",
+            shared_keys, keys[0],
+        )  # fmt: skip
     return leak
 
 

@@ -17,10 +17,15 @@ import numpy.typing as npt
 from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.redact import redact_all
 from ca2cl.common.tables import aligned
+from ca2cl.config import flatten
+from ca2cl.evaluation.compare import Comparison
+from ca2cl.evaluation.leakage import tag as leak_tag
 from ca2cl.evaluation.metrics import ClassificationMetrics
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Interval
+from ca2cl.registry.evaluation_run import log_evaluation, log_evaluation_once
+from ca2cl.registry.resolve import ResolvedEncoder
 
 _REMEDY = "free some space, or give a file in a folder you can write"
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
@@ -112,20 +117,69 @@ def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
     )
 
 
-def tracked_metrics(rows: Sequence[Row], names: Mapping[str, str] | None = None) -> dict[str, float]:
+def tracked_metrics(
+    rows: Sequence[Row], names: Mapping[str, str] | None = None, compared: Sequence[Comparison] = ()
+) -> dict[str, float]:
     """Flat metrics for MLflow, ``encoder/linear/100pct/accuracy`` and the like; undefined ones are left out.
 
     Args:
+        rows: the table.
         names: what features are called there, if not as in the table.
+        compared: differences to log, too.
     """
+    names = names or {}
     flat = {}
     for row in rows:
-        prefix = metric_name((names or {}).get(row.features, row.features), row.classifier, row.budget)
+        prefix = metric_name(names.get(row.features, row.features), row.classifier, row.budget)
         for name in SCORES:
             mean, sd = row.mean_sd(name)
             flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean, sd
         flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = row.interval
+    for c in compared:
+        name = metric_name(names.get(c.against, c.against), c.classifier, c.budget)
+        flat[f"difference/{name}"] = c.difference.mean
     return {name: value for name, value in flat.items() if math.isfinite(value)}
+
+
+def log_results(
+    config: Any, found: ResolvedEncoder, metrics: Mapping[str, float], files: Sequence[Path], *, name: str,
+    digests: Sequence[str], leak: Mapping[str, Any], tags: Mapping[str, str], params: Mapping[str, Any],
+    logged: Path | None = None,
+) -> tuple[str, bool]:  # fmt: skip
+    """Log a verb's results as an MLflow run; its id, and whether it was logged before.
+
+    Args:
+        config: the verb's settings.
+        found: the encoder.
+        metrics: finite numbers by name.
+        files: to keep with the run.
+        name: of the run.
+        digests: manifests of train and test.
+        leak: what these share (``leakage.find_leak``).
+        tags: more tags.
+        params: more parameters.
+        logged: JSON file that says which results were logged before, so that a job started again logs them once.
+
+    Raises:
+        InputError: the store cannot be used.
+    """
+    run: dict[str, Any] = {
+        "source_run_id": found.source_run_id,
+        "name": name,
+        "params": {**flatten(config), "encoder_uri": found.uri, **params},
+        "metrics": metrics,
+        "artifacts": files,
+        "tags": {
+            "ca2cl.train_manifest_digest": digests[0],
+            "ca2cl.test_manifest_digest": digests[1],
+            **leak_tag(leak, ENCODER),
+            **tags,
+        },
+        "uri": config.tracking.uri,
+        "root": config.tracking.root,
+        "experiment": config.tracking.experiment,
+    }
+    return log_evaluation_once(logged, **run) if logged else (log_evaluation(**run), False)
 
 
 def metric_name(features: str, classifier: str, budget: float) -> str:
@@ -173,13 +227,11 @@ def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequen
         classes: names of the K classes.
         title: above it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.55 * len(classes)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")

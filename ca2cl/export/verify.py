@@ -42,10 +42,10 @@ class Trial:
             by = f"by {target.package} {_version(target.package)}".rstrip()
         except MissingPackage as missing:
             by = f"not by {target.package}: {missing}"
-            if target.own is None:
+            own = target.own(path, self._card)
+            if own is None:
                 return by
-            features = target.own(path, self._card)
-            by += ". By ca2cl's own reading"
+            features, by = own, f"{by}. By ca2cl's own reading"
         difference = self._difference(features)
         if not difference <= target.tolerance:
             raise InputError(

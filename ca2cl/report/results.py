@@ -16,9 +16,8 @@ import numpy.typing as npt
 from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
 from ca2cl.evaluation.leakage import lines
-from ca2cl.evaluation.probe.encoders import ENCODER
 from ca2cl.evaluation.report import cells, heads, row_from_dict
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.registry.downstream import Downstream, newest_by_terms
 from ca2cl.report.material import RunMaterial

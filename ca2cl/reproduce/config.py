@@ -11,8 +11,7 @@ from annotated_types import Ge
 from ca2cl.config import OptimConfig, TrackingConfig, check_ranges
 from ca2cl.errors import InputError, nearest
 from ca2cl.evaluation.embed.config import EmbedConfig
-from ca2cl.evaluation.finetune.config import OPTIM, FinetuneConfig, Trains
-from ca2cl.evaluation.finetune.step import Augmentation
+from ca2cl.evaluation.finetune.config import OPTIM, Augmentation, FinetuneConfig, Trains
 from ca2cl.evaluation.protocol import ProtocolName
 from ca2cl.reproduce.published_results import BUDGETS
 

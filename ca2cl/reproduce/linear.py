@@ -10,10 +10,9 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
@@ -21,23 +20,18 @@ from ca2cl.common.grid import Grid
 from ca2cl.common.records import parse_json, read_fields
 from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
-from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
-from ca2cl.evaluation.probe.sgd import sgd_classifier
-from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.probe.scoring import LINEAR, SGD, Scoring, classify
+from ca2cl.evaluation.protocol import PROTOCOLS
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import budget_name, draw_subsets
 from ca2cl.evaluation.statistics import Units, bootstrap_interval
 from ca2cl.reproduce.config import KEPT, NctConfig
 from ca2cl.reproduce.vectors import Vectors
 
 logger = logging.getLogger(__name__)
-Integers = npt.NDArray[np.int64]
-SGD: Literal["linear SGD"] = "linear SGD"
-LOGISTIC: Literal["linear"] = "linear"
-CLASSIFIERS = (SGD, LOGISTIC)
+CLASSIFIERS = (SGD, LINEAR)
 """By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
 linear probe is a job of ``ca2cl finetune``, by protocol original."""
-ENCODER = "encoder"
 SLIDES = "linear/test-slides.json"
 """The slide or patient of every test tile that was scored; null where none is known."""
 
@@ -94,9 +88,13 @@ def _run(
     rows_N = subsets[trial.budget][trial.seed]
     first = trial._replace(seed=0)
     everything = len(rows_N) == len(train.labels_N) and not protocol.replacement
-    if trial.classifier == LOGISTIC and everything and grid[first].exists():
+    if trial.classifier == LINEAR and everything and grid[first].exists():
         return {**_read(grid[first]), **trial._asdict()}  # the same tiles, and no randomness of its own
-    prediction = _predict(trial, rows_N, protocol, train, test)
+    # the slides of all tiles, as for the draw: one rule for all cells, whichever tiles a draw happens to hold
+    how = Scoring(groups=train.known_groups, protocol=protocol)
+    prediction = classify(
+        trial.classifier, train.values_ND, train.labels_N, rows_N, test.values_ND, test.labels_N, trial.seed, how
+    )
     metrics = classification_metrics(test.labels_N, prediction.probabilities)
     return {
         **trial._asdict(),
@@ -106,15 +104,6 @@ def _run(
         "confusion": metrics.confusion.tolist(),
         "right": "".join("01"[hit] for hit in (prediction.probabilities.argmax(axis=1) == test.labels_N).astype(int)),
     }
-
-
-def _predict(trial: LinearTrial, rows_N: Integers, protocol: Protocol, train: Vectors, test: Vectors) -> Prediction:
-    labelled = train.values_ND[rows_N], train.labels_N[rows_N], test.values_ND
-    if trial.classifier == LOGISTIC:
-        return logistic_regression(*labelled, seed=trial.seed, strength=1.0)
-    known = train.known_groups  # as for the draw: one rule for all cells, whichever tiles a draw happens to hold
-    groups = None if known is None else [known[row] for row in rows_N]
-    return sgd_classifier(*labelled, test.labels_N, seed=trial.seed, protocol=protocol, groups=groups)
 
 
 def _read(path: Path) -> dict[str, Any]:

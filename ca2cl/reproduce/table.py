@@ -14,6 +14,7 @@ from ca2cl.evaluation.finetune import original
 from ca2cl.evaluation.finetune.original import ALWAYS, differences, protocol_of
 from ca2cl.evaluation.leakage import lines as leak_lines
 from ca2cl.evaluation.report import describe_interval
+from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.config import TEST_SET, NctConfig, jobs, tuning
@@ -24,8 +25,6 @@ from ca2cl.reproduce.published_results import (
     FOUNDATION,
     IMAGE_SIZE,
     LINEAR,
-    OTHER_FINETUNED,
-    OTHER_LINEAR,
     Published,
 )
 
@@ -44,7 +43,7 @@ class Line:
     def title(self) -> str:
         """The classifier, and what it starts from where that is not the encoder."""
         start = self.ours["features"]
-        return str(self.ours["classifier"]) + ("" if start == "encoder" else f" from {start}")
+        return str(self.ours["classifier"]) + ("" if start == ENCODER else f" from {start}")
 
     @property
     def budget(self) -> float:
@@ -61,10 +60,8 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     """Every row with its cell of their tables or logs, where these have it."""
     found = []
     for row in rows:
-        tuned = row["classifier"] == FINE_TUNED
-        own, others = (FINETUNED, OTHER_FINETUNED) if tuned else (LINEAR, OTHER_LINEAR)
-        published = own if row["features"] == "encoder" else others.get(row["features"], {})
-        found.append(Line(row, published.get(row["budget"])))
+        published = FINETUNED if row["classifier"] == FINE_TUNED else LINEAR
+        found.append(Line(row, published.get(row["features"], {}).get(row["budget"])))
     return found
 
 
@@ -144,11 +141,9 @@ def _comparison(config: NctConfig, facts: Mapping[str, Any]) -> tuple[list[str],
 
 def draw_chart(shown: Sequence[Line], title: str) -> bytes:
     """A PNG: accuracy and macro F1 against the label budget, ours with sd over seeds and theirs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
     shares = [line for line in shown if line.budget <= 1]
     for place, (score, name) in enumerate((("accuracy", "top-1 accuracy"), ("macro_f1", "macro F1"))):

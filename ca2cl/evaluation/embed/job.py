@@ -6,7 +6,6 @@ Legend: B tiles of a batch, H, W height and width in pixels, S side of the encod
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ca2cl import __version__
+from ca2cl.common.files import check_writable
 from ca2cl.common.redact import redact
 from ca2cl.data.loading.stream import BadBudget, BadTile
 from ca2cl.data.loading.workers import TileWorkers
@@ -104,11 +104,7 @@ class EmbedJob:
             "kind": "embedding",
             "job": self.parts.digest,
             "identity": dict(self.parts.identity),
-            "encoder": {
-                "uri": self.found.uri,
-                "source_run_id": self.found.source_run_id,
-                "card": dataclasses.asdict(self.found.card),
-            },
+            "encoder": self.found.describe(),
             "data": {
                 "source": redact(self.config.source),
                 "name": self.data.name,
@@ -124,8 +120,9 @@ def open_job(config: EmbedConfig) -> EmbedJob:
     """Find the tiles and the encoder.
 
     Raises:
-        InputError: either is not there.
+        InputError: either is not there, or ``out`` cannot be written.
     """
+    check_writable(Path(config.out), "out")  # first: encoder and tiles take longer
     device = find_device(config.device)
     check_precision(config.precision, device, "precision")
     options = SourceOptions(

@@ -11,10 +11,8 @@ so needs no store to be understood and none to be written.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from ca2cl.common.files import remove_temporaries
 from ca2cl.common.job_dir import changed, listed
@@ -35,12 +33,15 @@ def run(config: EmbedConfig) -> int:
         InputError: an unknown encoder, no tiles, an ``out`` that exists or cannot be written, too many bad tiles.
     """
     ranks = Ranks()
-    job = ranks.together(lambda: _open(config))
+    job = ranks.together(lambda: open_job(config))
     _check_alike(ranks, job)
     with ExitStack() as held:
         finished = ranks.from_first(lambda: _begin(job, held))
         if finished is None:
-            return _tell(ranks, f"{config.out}: already complete\n")
+            if ranks.rank == 0:
+                sys.stdout.write(f"{config.out}: already complete\n")
+                sys.stdout.flush()
+            return 0
         try:
             tally = _embed(job, ranks, finished)
             if ranks.rank == 0:
@@ -50,24 +51,6 @@ def run(config: EmbedConfig) -> int:
                 job.parts.remove_if_empty()
             raise
     return 0
-
-
-def _tell(ranks: Ranks, text: str) -> int:
-    if ranks.rank == 0:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    return 0
-
-
-def _open(config: EmbedConfig) -> EmbedJob:
-    """What is wrong with ``out`` is found out first: encoder and tiles take longer."""
-    out = Path(config.out)
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"out is {config.out!r}: cannot be written; give a file in a folder you can write")
-    return open_job(config)
 
 
 def _check_alike(ranks: Ranks, job: EmbedJob) -> None:

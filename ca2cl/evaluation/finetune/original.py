@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,22 @@ def their_epochs(trains: Trains, budget: float) -> int:
     return 40 if budget <= 0.1 else 10
 
 
-def settled(config: FinetuneConfig) -> FinetuneConfig:
+def epochs_of(config: FinetuneConfig, budget: float) -> int:
+    """Most passes over the labelled tiles of a budget."""
+    return config.epochs or their_epochs(config.trains, budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled(FinetuneConfig):
+    """Settings with a value wherever none stood for one."""
+
+    min_steps: int
+    batch_size: int
+    held_out: float
+    patience: int
+
+
+def settled(config: FinetuneConfig) -> Settled:
     """The settings with a value wherever none stood for one; but for the epochs of the original protocol, which depend
     on the labels. There what is left of the optimizer at its default is theirs, too."""
     wanted = {} if config.protocol == "honest" else {**THEIRS[config.trains], "epochs": None}
@@ -66,7 +81,8 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
         for field in dataclasses.fields(OptimConfig)
         if f"optim.{field.name}" in wanted and getattr(config.optim, field.name) == getattr(OPTIM, field.name)
     }
-    return replace(config, **values, optim=replace(config.optim, **optim))
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return Settled(**{**given, **values, "optim": replace(config.optim, **optim)})
 
 
 def draw_original(

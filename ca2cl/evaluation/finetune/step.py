@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from ca2cl.config import ViewsConfig
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.evaluation.finetune.config import Augmentation
 from ca2cl.evaluation.labelled import IGNORED, LabelledBatch
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.preprocess import preprocess
@@ -66,9 +67,6 @@ class Preprocessing:
 
     def __call__(self, tiles_BHWC: Tensor) -> Tensor:
         return preprocess(tiles_BHWC, self.size, self.mean, self.std)
-
-
-Augmentation = Literal["auto", "crop", "ca2cl", "strong", "none"]
 
 
 def build_augmentation(name: Augmentation, prepare: Preprocessing, seed: int) -> Any:

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.evaluation.features import FloatArray, centred
 from ca2cl.evaluation.protocol import HONEST, Protocol
 from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds
 
 logger = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
 Strength = float | Literal["auto"]
@@ -162,12 +162,6 @@ def _fit(model: Any, train_ND: FloatArray, labels_N: IntArray) -> None:
         logger.warning("logistic regression with C = %g stopped after %d iterations", model.C, MAX_ITERATIONS)
 
 
-def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
-    """All of them less the mean of ``train_ND``, of unit length."""
-    mean_D = train_ND.mean(axis=0, dtype=np.float64).astype(train_ND.dtype)
-    return [_unit(features - mean_D) for features in (train_ND, *others)]
-
-
 def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatArray, *, k: int) -> Prediction:
     """The k nearest labelled tiles by cosine vote, each with its similarity as weight (0 where it is negative).
 
@@ -192,8 +186,3 @@ def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatA
     model = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.maximum(1 - distance, 1e-9))
     votes_MK = model.fit(unit_ND, labels_N).predict_proba(unit_MD)
     return Prediction(np.asarray(votes_MK, np.float64), {"k": float(k)})
-
-
-def _unit(features: FloatArray) -> FloatArray:
-    norm = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.maximum(norm, np.finfo(features.dtype).tiny), features.dtype)

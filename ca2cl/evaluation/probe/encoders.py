@@ -16,11 +16,12 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, frozen
 from ca2cl.evaluation.probe.baselines import colour_histogram
 from ca2cl.evaluation.probe.config import ProbeConfig
+from ca2cl.evaluation.result import ENCODER
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 logger = logging.getLogger(__name__)
 
-ENCODER, COLOURS, RANDOM, IMAGENET = "encoder", "colour histogram", "random encoder", "ImageNet encoder"
+COLOURS, RANDOM, IMAGENET = "colour histogram", "random encoder", "ImageNet encoder"
 FLOORS = (COLOURS, RANDOM, IMAGENET)
 _IMAGENET_WEIGHTS = "torchvision:IMAGENET1K_V1"
 _PATIENCE = 30.0  # seconds without an answer

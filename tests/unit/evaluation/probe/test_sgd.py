@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ca2cl.config import OptimConfig
+from ca2cl.evaluation.features import centred
 from ca2cl.evaluation.labelled import LabelledOrder, hold_out
-from ca2cl.evaluation.probe.classifiers import Prediction, centred, logistic_regression
+from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
 from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST, ORIGINAL, Protocol
 from tests.unit.evaluation.probe.test_classifiers import accuracy, clouds
