@@ -113,11 +113,6 @@ class LabelledOrder:
         whole, rest = divmod(len(self.samples_N), self.size)
         return whole + (self.fewest is not None and rest >= self.fewest)
 
-    def batch(self, step: int) -> Integers:
-        """Sample numbers (G,) of optimizer step ``step``, from 0."""
-        (places,) = self.batches(range(step, step + 1))
-        return self.samples_N[places]
-
     def batches(self, steps: range) -> Iterator[Integers]:
         """Places in ``samples_N`` (G,) of one optimizer step after another."""
         last, places = -1, self.samples_N

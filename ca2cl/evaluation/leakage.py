@@ -124,18 +124,14 @@ def lines(leak: Mapping[str, Any], name: str = "") -> list[str]:
         same = " (train and test are the same shards)" if leak.get("same_manifest") else ""
         found.append(f"{leak.get('equal_test_tiles', 'all')}{total} test {what}{of} are training {what} too{same}")
     elif leak.get("shared_slides"):
-        first = ", ".join(leak["shared_slides_first"][:3])
+        first = ", ".join(leak["shared_slides_first"][:3]) + (", ..." if leak["shared_slides"] > 3 else "")
         found.append(
-            f"train and test{of} share {leak['shared_slides']} slides or patients ({first}{_dots(leak)}), those of "
+            f"train and test{of} share {leak['shared_slides']} slides or patients ({first}), those of "
             f"{leak['test_tiles_of_shared_slides']}{total} test {what}"
         )
     if leak.get("trained_on_test"):
         found.append(f"the test shards{of} are training data of {', '.join(leak['trained_on_test'])}, by their digest")
     return [f"LEAK: {line}; {_WARNING} {what}" for line in found]
-
-
-def _dots(leak: Mapping[str, Any]) -> str:
-    return ", ..." if leak["shared_slides"] > 3 else ""
 
 
 def tag(leak: Mapping[str, Any], encoder: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ca2cl.methods.base import Method
 from ca2cl.methods.registry import DEFAULT, known_method
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.report import run_summary as facts
-from ca2cl.report.clusters import Clustering, cluster
+from ca2cl.report.clusters import cluster
 from ca2cl.report.config import ReportConfig
 from ca2cl.report.curves import HEIGHT, WIDTH, counts, panels
 from ca2cl.report.embedding_map import draw_map
@@ -136,19 +136,15 @@ def _tile_sections(config: ReportConfig, tiles: Tiles) -> dict[str, Any]:
         "places": (_EDGE + placed.xy_N2 * _SIDE).round(1).tolist(),
         "side": _SIDE + 2 * _EDGE,
         "sprites": sprites(tiles.thumbs_NTTC),
-        "map_data": _map_data(tiles, clustering),
+        "map_data": {
+            **layout(),
+            "classes": tiles.classes,
+            "labels": tiles.labels_N.tolist(),
+            "clusters": clustering.assignments_N.tolist(),
+            "keys": tiles.keys,
+        },
         "picture": lambda row: jpeg_uri(tiles.thumbs_NTTC[row], _QUALITY),
         "present": sorted({int(label) for label in tiles.labels_N if label >= 0}),
-    }
-
-
-def _map_data(tiles: Tiles, clustering: Clustering) -> dict[str, Any]:
-    return {
-        **layout(),
-        "classes": tiles.classes,
-        "labels": tiles.labels_N.tolist(),
-        "clusters": clustering.assignments_N.tolist(),
-        "keys": tiles.keys,
     }
 
 

@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
 from ca2cl.evaluation.leakage import lines
@@ -36,8 +33,6 @@ class Confusion:
     classes: list[str]
     counts: list[list[int]]
     """Row = label, column = prediction."""
-    shares: list[list[float]]
-    """Of the label's tiles."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +162,8 @@ def _leaks(tests: Mapping[str, Any]) -> list[str]:
 
 
 def _confusion(row: Row, classes: list[str]) -> Confusion:
-    counts: npt.NDArray[np.int64] = row.confusion
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     title = f"{row.features}, {row.classifier}, {describe_budget(row.budget)} labels, {row.labelled} labelled tiles"
     title += f", on {row.test}" if row.test else ""
     seeds = len(row.per_seed)  # every test tile is counted once a seed: 200 tiles are 1000 over 5
     title += f", counts summed over {seeds} seeds" if seeds > 1 else ""
-    return Confusion(title, classes, counts.tolist(), shares.tolist())
+    return Confusion(title, classes, row.confusion.tolist())

@@ -69,7 +69,7 @@ def run_trials(config: NctConfig, trials: Sequence[LinearTrial], train: Vectors,
     """
     with writing(config.out, KEPT):
         (config.out / "linear").mkdir(exist_ok=True)
-    write_atomic(config.out / SLIDES, (json.dumps(test.known_groups) + "\n").encode(), KEPT)
+    write_atomic(config.out / SLIDES, (json.dumps(test.slides) + "\n").encode(), KEPT)
     grid = linear_grid(config)
     for trial in tqdm(trials, desc="linear cells", unit="cell", disable=None if shown else True):
         result = _run(trial, grid, config, train, test)
@@ -83,7 +83,7 @@ def _run(
 ) -> dict[str, Any]:
     protocol = PROTOCOLS[config.protocol]
     subsets = draw_subsets(
-        train.labels_N, [trial.budget], trial.seed + 1, groups=train.known_groups, protocol=protocol
+        train.labels_N, [trial.budget], trial.seed + 1, groups=train.slides, protocol=protocol
     )  # fmt: skip
     rows_N = subsets[trial.budget][trial.seed]
     first = trial._replace(seed=0)
@@ -91,7 +91,7 @@ def _run(
     if trial.classifier == LINEAR and everything and grid[first].exists():
         return {**_read(grid[first]), **trial._asdict()}  # the same tiles, and no randomness of its own
     # the slides of all tiles, as for the draw: one rule for all cells, whichever tiles a draw happens to hold
-    how = Scoring(groups=train.known_groups, protocol=protocol)
+    how = Scoring(groups=train.slides, protocol=protocol)
     prediction = classify(
         trial.classifier, train.values_ND, train.labels_N, rows_N, test.values_ND, test.labels_N, trial.seed, how
     )

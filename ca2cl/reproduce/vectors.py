@@ -5,7 +5,6 @@ Legend: N tiles of a set, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +23,12 @@ from ca2cl.runtime.distributed import Ranks
 
 @dataclass(frozen=True)
 class Vectors:
-    """One set: ``values_ND`` float32, ``labels_N`` int64, and the slide or patient of every tile."""
+    """One set: ``values_ND`` float32, ``labels_N`` int64."""
 
     values_ND: npt.NDArray[np.float32]
     labels_N: npt.NDArray[np.int64]
-    groups: Sequence[str | None]
-
-    @property
-    def known_groups(self) -> Sequence[str | None] | None:
-        """The slides, each tile without one being one of its own; None where no tile has one."""
-        return known_slides(self.groups)
+    slides: list[str] | None
+    """Slide or patient of every tile, a tile without one being a slide of its own; None where no tile has one."""
 
 
 def embedded(config: NctConfig, name: str) -> bool:
@@ -71,4 +66,4 @@ def read_vectors(path: Path, index: ShardIndex) -> Vectors:
     group_of = {key: group for shard in index for key, group in zip(shard.key, shard.group, strict=True)}
     rows = np.array([row for row, name in enumerate(names) if name is not None], np.int64)
     labels_N = np.array([number[names[row]] for row in rows], np.int64)
-    return Vectors(values_ND[rows], labels_N, [group_of.get(keys[row]) for row in rows])
+    return Vectors(values_ND[rows], labels_N, known_slides([group_of.get(keys[row]) for row in rows]))

@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,13 +43,6 @@ SCHEMA_VERSION = 1
 _NAMED_BAD = 100
 _WARNED_BAD = 20
 _LOG_SECONDS = 10.0
-
-
-class Tally(NamedTuple):
-    """Tiles that a run went through, and the seconds that it took."""
-
-    tiles: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -152,8 +145,10 @@ def open_job(config: EmbedConfig) -> EmbedJob:
     return EmbedJob(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
 
 
-def embed_parts(job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks) -> Tally:
-    """Make and write the parts ``todo``, in order.
+def embed_parts(
+    job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks
+) -> tuple[int, float]:
+    """Make and write the parts ``todo``, in order; the tiles that it went through, and the seconds that it took.
 
     Args:
         job: the opened job.
@@ -173,7 +168,7 @@ def embed_parts(job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartF
     with contextlib.closing(workers.answers(requests)) as answers, progress:
         for part in parts:
             _make(job, part, answers, progress)
-    return progress.tally()
+    return progress.done, time.monotonic() - progress.started
 
 
 def _make(
@@ -200,12 +195,12 @@ class _Progress:
     def __init__(self, job: EmbedJob, parts: Sequence[Part], finished: Mapping[int, PartFacts], ranks: Ranks) -> None:
         self._job = job
         self._total = sum(part.last - part.first for part in parts)
-        self._done = self._met = 0
+        self.done = self._met = 0
         # Those of a run before this one count, too. Met by other ranks, they count in the end.
         self._bad = [tile for facts in finished.values() for tile in facts.bad]
         self._shows = ranks.rank == 0
         self._title = f"embed (rank 0 of {ranks.world})" if ranks.world > 1 else "embed"
-        self._started = self._logged = time.monotonic()
+        self.started = self._logged = time.monotonic()
         if self._shows and finished:
             logger.info("%d of %d parts are finished; going on", len(finished), len(job.parts))
 
@@ -221,7 +216,7 @@ class _Progress:
         Raises:
             InputError: there are too many bad tiles by now.
         """
-        self._done += good + len(bad)
+        self.done += good + len(bad)
         for tile in bad:
             self._met += 1
             if self._met <= _WARNED_BAD:
@@ -232,9 +227,5 @@ class _Progress:
         self._bar.update(good + len(bad))
         if self._shows and self._bar.disable and time.monotonic() - self._logged > _LOG_SECONDS:
             self._logged = time.monotonic()
-            rate = self._done / (self._logged - self._started)
-            logger.info("%s: %d of %d tiles, %.0f tiles/s", self._title, self._done, self._total, rate)
-
-    def tally(self) -> Tally:
-        """What this rank did."""
-        return Tally(self._done, time.monotonic() - self._started)
+            rate = self.done / (self._logged - self.started)
+            logger.info("%s: %d of %d tiles, %.0f tiles/s", self._title, self.done, self._total, rate)

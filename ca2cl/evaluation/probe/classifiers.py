@@ -1,6 +1,7 @@
 """Logistic regression and k-NN on frozen features.
 
-Legend: N labelled tiles, M test tiles, D features, K classes. Labels are 0..K-1 and every class has a labelled tile.
+Legend: N labelled tiles, of which F are fitted and H held out; M test tiles, D features, K classes. Labels are 0..K-1
+and every class has a labelled tile.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,10 +97,19 @@ def choose_strength(
         strengths: values of C to choose from.
         groups: slide or patient of every tile, where known.
     """
-    held_out = [_HeldOut(train_ND, labels_N, held_N) for held_N in _held_in_turn(labels_N, groups, seed)]
-    if not held_out:
+    folds = [
+        (_model(strengths[0]), *centred(train_ND[~held_N], train_ND[held_N]), labels_N[~held_N], labels_N[held_N])
+        for held_N in _held_in_turn(labels_N, groups, seed)
+    ]
+    if not folds:
         return DEFAULT_STRENGTH
-    return _lowest(strengths, lambda strength: sum(fold.loss(strength) for fold in held_out))
+    losses: list[float] = []
+    for strength in strengths:
+        losses.append(sum(_held_out_loss(strength, *fold) for fold in folds))
+        # The loss falls and then rises with C, and the largest C take by far the longest to fit.
+        if len(losses) > RISES and min(losses[-RISES:]) > min(losses[:-RISES]):
+            break
+    return float(strengths[int(np.argmin(losses))])
 
 
 def _held_in_turn(
@@ -117,33 +127,15 @@ def _held_in_turn(
     return masks[: math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N))] if slides is None else masks
 
 
-def _lowest(strengths: Sequence[float], loss: Callable[[float], float]) -> float:
-    """The strength with the lowest loss, the first of equals."""
-    losses: list[float] = []
-    for strength in strengths:
-        losses.append(loss(strength))
-        # The loss falls and then rises with C, and the largest C take by far the longest to fit.
-        if len(losses) > RISES and min(losses[-RISES:]) > min(losses[:-RISES]):
-            break
-    return float(strengths[int(np.argmin(losses))])
-
-
-class _HeldOut:
-    """One fold held out: a model that goes up the path of strengths, each fit started from the one before."""
-
-    def __init__(self, train_ND: FloatArray, labels_N: IntArray, held_N: npt.NDArray[np.bool_]) -> None:
-        self._fit_ND, self._held_MD = centred(train_ND[~held_N], train_ND[held_N])
-        self._labels_N, self._truth_M = labels_N[~held_N], labels_N[held_N]
-        self._model = _model(STRENGTHS[0])
-
-    def loss(self, strength: float) -> float:
-        """Summed log-loss of the held-out tiles."""
-        self._model.set_params(C=strength)
-        _fit(self._model, self._fit_ND, self._labels_N)
-        probability_MK = self._model.predict_proba(self._held_MD)
-        right_M = probability_MK[np.arange(len(self._truth_M)), self._truth_M]
-        # A float32 probability can underflow to 0: one certain mistake must not outweigh every other tile.
-        return float(-np.log(np.maximum(right_M, 1e-12)).sum())
+def _held_out_loss(
+    strength: float, model: Any, fit_FD: FloatArray, held_HD: FloatArray, labels_F: IntArray, labels_H: IntArray
+) -> float:
+    """Summed log-loss of a fold's held-out tiles; the fit starts from the model's last one, at the strength before."""
+    model.set_params(C=strength)
+    _fit(model, fit_FD, labels_F)
+    right_H = model.predict_proba(held_HD)[np.arange(len(labels_H)), labels_H]
+    # A float32 probability can underflow to 0: one certain mistake must not outweigh every other tile.
+    return float(-np.log(np.maximum(right_H, 1e-12)).sum())
 
 
 def _model(strength: float) -> Any:

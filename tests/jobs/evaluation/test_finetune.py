@@ -119,8 +119,8 @@ def test_an_epoch_shows_no_tile_twice_and_another_epoch_another_order(count: int
     order = LabelledOrder(np.arange(100, 100 + count), batch, seed)
     assert order.size == min(batch, count) and order.steps_per_epoch == count // order.size
     epochs = [
-        np.concatenate([order.batch(epoch * order.steps_per_epoch + n) for n in range(order.steps_per_epoch)])
-        for epoch in range(3)
+        order.samples_N[np.concatenate([*order.batches(range(first, first + order.steps_per_epoch))])]
+        for first in range(0, 3 * order.steps_per_epoch, order.steps_per_epoch)
     ]
     for seen in epochs:
         assert len(set(seen.tolist())) == len(seen) == order.steps_per_epoch * order.size
