@@ -58,7 +58,7 @@ def heads(several: bool = False) -> list[str]:
 
 def cells(row: Row, several: bool = False) -> list[str]:
     """What stands in a row of the table, under ``heads``."""
-    numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
+    numbers = [plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
     interval = describe_interval(row.interval)
     what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
     return [*what, *([row.test] if several else []), *numbers, interval]
@@ -69,7 +69,8 @@ def describe_interval(interval: Interval) -> str:
     return "one slide" if math.isnan(interval[0]) else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
-def _plus_minus(mean: float, sd: float) -> str:
+def plus_minus(mean: float, sd: float) -> str:
+    """A score over seeds; one seed has no sd."""
     if math.isnan(mean):
         return "undefined"
     return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"

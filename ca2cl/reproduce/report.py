@@ -14,7 +14,7 @@ from ca2cl.common.records import read_fields
 from ca2cl.config import flatten
 from ca2cl.evaluation import report as shared
 from ca2cl.evaluation.leakage import trained_on
-from ca2cl.evaluation.result import ENCODER
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.reproduce.config import JOBS, KEPT, TASKS, NctConfig, jobs
 from ca2cl.reproduce.datasets import made_up
@@ -60,13 +60,12 @@ def _finished(config: NctConfig) -> tuple[str, ...]:
     return tuple(task for task in TASKS if task in config.tasks or there[task])
 
 
-def _rows(config: NctConfig) -> list[Mapping[str, Any]]:
-    rows: list[Mapping[str, Any]] = []
+def _rows(config: NctConfig) -> list[Row]:
     tuned = jobs(config)
-    if "linear" in config.tasks and "head" not in tuned:
-        rows += [shared.row_as_dict(row) for row in read_rows(config)]
+    rows = read_rows(config) if "linear" in config.tasks and "head" not in tuned else []
     for trains in tuned:
-        rows += read_fields(config.out / JOBS[trains] / TUNED, ("results",), "delete it and start again")["results"]
+        results = read_fields(config.out / JOBS[trains] / TUNED, ("results",), "delete it and start again")["results"]
+        rows += [shared.row_from_dict(held) for held in results]
     return rows
 
 
@@ -96,12 +95,12 @@ def protocol_tag(config: NctConfig) -> str:
 
 
 def _metrics(shown: Sequence[Line]) -> dict[str, float]:
-    rows = [shared.row_from_dict(line.ours) for line in shown]
+    rows = [line.ours for line in shown]
     names = shared.metric_names(list(dict.fromkeys(row.features for row in rows if row.features != ENCODER)))
     flat = shared.tracked_metrics(rows, names)
-    for line, row in zip(shown, rows, strict=True):
-        if line.theirs is not None and row.features == ENCODER:
-            name = shared.metric_name("theirs", row.classifier, row.budget)
+    for line in shown:
+        if line.theirs is not None and line.ours.features == ENCODER:
+            name = shared.metric_name("theirs", line.ours.classifier, line.ours.budget)
             flat[f"{name}/accuracy"], flat[f"{name}/macro_f1"] = line.theirs.accuracy, line.theirs.macro_f1
     return flat
 

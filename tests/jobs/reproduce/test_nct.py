@@ -342,9 +342,7 @@ def test_fine_tuning_goes_by_the_job_s_protocol() -> None:
 def test_a_budget_that_is_not_theirs_has_no_number_of_theirs() -> None:
     labels = np.array([0, 0, 1, 1])
     metrics = [classification_metrics(labels, np.eye(2)[labels])]
-    from ca2cl.evaluation.report import row_as_dict
-
-    rows = [row_as_dict(Row("encoder", "linear", budget, 2, metrics, [{}], (1.0, 1.0))) for budget in (0.01, 0.2)]
+    rows = [Row("encoder", "linear", budget, 2, metrics, [{}], (1.0, 1.0)) for budget in (0.01, 0.2)]
     shown = lines(rows)
     first, second = table(shown).splitlines()[2:]
     assert first.split()[-1] == "0.953" and "0.9653" in first and second.split()[-1] == "-"
