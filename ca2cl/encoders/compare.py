@@ -137,8 +137,8 @@ def _difference(terms: Terms, columns: Sequence[Column]) -> str:
             continue
         values = [run.params.get(name) for _, run in runs]
         if len(set(values)) > 1:
-            told = ", ".join(f"{label} {value}" for (label, _), value in zip(runs, values, strict=True))
-            lines.append(f"note: {name} was not the same: {told}\n")
+            values_text = ", ".join(f"{label} {value}" for (label, _), value in zip(runs, values, strict=True))
+            lines.append(f"note: {name} was not the same: {values_text}\n")
     return "".join(lines)
 
 

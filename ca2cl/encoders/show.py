@@ -136,8 +136,8 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
         "git commit": lineage["commit"] or "not known",
     }
     width = max(map(len, lines))
-    told = [f"  {name:{width}}  {value}" for name, value in lines.items() if value]
-    return "\n".join([f"{entry.label} ({entry.uri})", *told]) + "\n"
+    shown = [f"  {name:{width}}  {value}" for name, value in lines.items() if value]
+    return "\n".join([f"{entry.label} ({entry.uri})", *shown]) + "\n"
 
 
 def _numbers(values: Sequence[float]) -> str:

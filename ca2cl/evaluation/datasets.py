@@ -36,11 +36,11 @@ class ProbeSet:
     """Labelled tiles that did not decode and are left out."""
 
     def side(self) -> Side:
-        """What a search for leaks needs of it."""
+        """Its side in a search for leaks."""
         return Side.of(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N)
 
     def describe(self) -> dict[str, Any]:
-        """What the JSON says of it."""
+        """For JSON."""
         manifest = self.index.manifest
         return {
             "shards": self.root,
@@ -99,7 +99,7 @@ def slides_of(index: ShardIndex, samples: Sequence[int], title: str = "") -> lis
 
 
 def units_of(index: ShardIndex, samples: Sequence[int], title: str = "") -> Units:
-    """What some test tiles are resampled by."""
+    """Units that some test tiles are resampled by."""
     return Units.of(slides_of(index, samples, title), len(samples))
 
 
@@ -122,7 +122,7 @@ def missing_classes(labels_N: np.ndarray[Any, np.dtype[np.int64]], classes: Sequ
 
 
 def describe_missing(names: Sequence[str], test: str = "") -> str:
-    """What must be known of the scores on a test set that lacks classes, in one line; empty where it has all."""
+    """Note on the scores of a test set that lacks classes, in one line; empty where it has all."""
     if not names:
         return ""
     return (

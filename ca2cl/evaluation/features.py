@@ -30,7 +30,7 @@ Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Features:
-    """What the extractors made of one set of tiles.
+    """Features of one set of tiles.
 
     ``values[name]`` is float32 (N, D); ``labels_N`` and ``samples_N`` are int64; ``pixels_N`` holds a 16-byte digest of
     every tile's pixels, by which the same tile is found again under another name.

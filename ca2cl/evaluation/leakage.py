@@ -68,7 +68,7 @@ def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int)
 def find_leak(
     train: Side, test: Side, *, name: str = "", encoders: Mapping[str, EncoderCard] | None = None, what: str = "tiles"
 ) -> Leak:
-    """What a test set shares with the training set and with the encoders' own training data. Warns if anything.
+    """Find what a test set shares with the training set and with the encoders' own training data; warn if anything.
 
     Equal keys alone may be two tiles with one name; equal pixels are one tile, whatever its name. Slides are compared
     by name, where both sides know them.
@@ -115,7 +115,7 @@ def trained_on(encoders: Mapping[str, EncoderCard], digest: str) -> list[str]:
 
 
 def lines(leak: Mapping[str, Any], name: str = "") -> list[str]:
-    """What must stand wherever the scores do, one line each; an earlier version's findings have fewer fields."""
+    """Warnings to print beside the scores, one line each; an earlier version's findings have fewer fields."""
     of = f" of {name}" if name else ""
     total = f" of {leak['test_tiles']}" if "test_tiles" in leak else ""
     what = leak.get("what", "tiles")

@@ -47,7 +47,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def heads(several: bool = False) -> list[str]:
-    """What stands above the columns of the table.
+    """Headings of the table's columns.
 
     Args:
         several: whether there is more than one test set.
@@ -57,7 +57,7 @@ def heads(several: bool = False) -> list[str]:
 
 
 def cells(row: Row, several: bool = False) -> list[str]:
-    """What stands in a row of the table, under ``heads``."""
+    """Cells of a row of the table, under ``heads``."""
     numbers = [plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
     interval = describe_interval(row.interval)
     what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
@@ -95,7 +95,7 @@ def row_as_dict(row: Row) -> dict[str, Any]:
 
 
 def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
-    """The row that ``row_as_dict`` told of; a score that JSON has as null is ``nan`` again.
+    """The row that ``row_as_dict`` wrote; a score that JSON has as null is ``nan`` again.
 
     Raises:
         KeyError, TypeError, ValueError: it is none.
@@ -190,7 +190,7 @@ def metric_name(features: str, classifier: str, budget: float) -> str:
 
 
 def metric_names(rivals: Sequence[str]) -> dict[str, str]:
-    """What other encoders are called in MLflow: ``against/NAME``, without what its names may not hold."""
+    """Names of other encoders in MLflow: ``against/NAME``, without characters that it does not allow."""
     names: dict[str, str] = {}
     for rival in rivals:
         name = re.sub(r"[^\w.-]+", "-", rival).strip("-.")[-64:]

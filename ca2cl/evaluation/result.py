@@ -27,15 +27,15 @@ class Row:
     """Labelled tiles."""
     per_seed: list[ClassificationMetrics]
     settings: list[dict[str, float]]
-    """What each seed's classifier ended with: C, the epoch, or k."""
+    """Setting that each seed's classifier ended with: C, the epoch, or k."""
     interval: Interval
     """95 % interval of the accuracy averaged over seeds (``statistics.bootstrap_interval``)."""
     test: str = ""
     """Name of the test set."""
     right_SN: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False, compare=False)
-    """Whether seed s classified test tile n correctly, for paired comparisons."""
+    """True where seed s classified test tile n correctly, for paired comparisons."""
     units: Units | None = field(default=None, repr=False, compare=False)
-    """What the test tiles are resampled by; None takes single tiles."""
+    """Units that the test tiles are resampled by; None takes single tiles."""
 
     def mean_sd(self, score: str) -> tuple[float, float]:
         """Mean and sample sd over seeds of a score of ``ClassificationMetrics``."""

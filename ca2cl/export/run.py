@@ -33,7 +33,7 @@ def run(config: ExportConfig) -> int:
 
 
 def export(found: ResolvedEncoder, target: Target, out: Path, overwrite: bool = False) -> str:
-    """Build the file, try it, put it in place; returns what is to be said of it.
+    """Build the file, try it, put it in place; returns a text about it.
 
     Args:
         found: the encoder.
@@ -57,7 +57,7 @@ def export(found: ResolvedEncoder, target: Target, out: Path, overwrite: bool = 
 
 
 def _report(found: ResolvedEncoder, target: Target, out: Path, files: Mapping[str, bytes], verdict: str) -> str:
-    """What a user, or whoever gets the file, must know; the last three lines are Python that loads it."""
+    """Text about the file for its users; the last three lines are Python that loads it."""
     card = found.card
     lines = [
         f"target    {target.name}",

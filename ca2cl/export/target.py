@@ -36,7 +36,7 @@ class Target:
     """Largest difference of its features from the encoder's, relative to the largest feature."""
 
     def build(self, encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
-        """What is written: names relative to the folder that OUT is in → content, OUT's own last."""
+        """Files to write: names relative to the folder that OUT is in → content, OUT's own last."""
         raise NotImplementedError
 
     def native(self, path: Path, card: EncoderCard) -> Features:

@@ -29,7 +29,7 @@ def _model(card: EncoderCard) -> tuple[str, dict[str, Any]]:
 
 
 def data_settings(card: EncoderCard) -> dict[str, Any]:
-    """What ``timm.data.resolve_model_data_config`` must find: timm's default for these names is ImageNet at 224 px."""
+    """Settings for ``timm.data.resolve_model_data_config``: timm's default for these names is ImageNet at 224 px."""
     side = card.input_size
     return {
         "input_size": (3, side, side),

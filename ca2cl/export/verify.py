@@ -32,7 +32,7 @@ class Trial:
             raise InputError(f"{found.uri}: features are not finite; export an encoder that converged")
 
     def of(self, target: Target, path: Path) -> str:
-        """How the file at ``path`` was read and what came out.
+        """Read the file at ``path`` and compare its features; a line about it.
 
         Raises:
             InputError: its features are not the encoder's.

@@ -1,7 +1,7 @@
 """Collect what a store and a run folder hold about a run.
 
 The folder's journal is the truth and the store mirrors it, so the folder is read where it can be found; a run that was
-made on another machine is read from the store alone, and a folder whose store is away tells of itself.
+made on another machine is read from the store alone, and a folder whose store cannot be reached is read alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunMaterial:
-    """What is known of a run. What could not be had is empty."""
+    """Facts about a run; those that could not be read are empty."""
 
     run_id: str
     name: str
@@ -52,12 +52,12 @@ class RunMaterial:
     """The run's folder, where it is on this machine."""
     store: Store | None = None
     fault: str = ""
-    """Why there is no store."""
+    """Reason why there is no store."""
     entry: EncoderVersion | None = None
 
     @property
     def encoder(self) -> str:
-        """What the resolver takes for the run's encoder: the store's where there is one."""
+        """Name of the run's encoder for the resolver: the store's where there is one."""
         inside = self.folder is not None and (self.folder / ENCODER_PATH / WEIGHTS_NAME).exists()
         if self.entry is not None and (self.entry.version or not inside):
             return self.entry.uri
@@ -146,9 +146,9 @@ def _from_store(store: Store, entry: EncoderVersion, folder: Path | None = None)
 
 def _folder_of(run_id: str, params: Mapping[str, str], store: Store) -> Path | None:
     """The run's folder, if it is here and is that run's."""
-    told = params.get("run.output_dir")
-    for base in _bases(params, None, store) if told else []:
-        folder = base / str(told)
+    output_dir = params.get("run.output_dir")
+    for base in _bases(params, None, store) if output_dir else []:
+        folder = base / str(output_dir)
         try:
             if (folder / RUN_NAME).exists() and read_run(folder).run_id == run_id:
                 return folder
@@ -171,7 +171,7 @@ def _journal(folder: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def _mirrored(store: Store, run: Any) -> list[dict[str, Any]]:
-    """The training lines as far as MLflow's metrics tell them."""
+    """The training lines as far as MLflow has them as metrics."""
     steps: dict[int, dict[str, Any]] = {}
     with store_errors(store.uri):
         for name in sorted(run.data.metrics):

@@ -52,7 +52,7 @@ class Tiles:
 
     @property
     def labelled(self) -> bool:
-        """Whether any tile has a label."""
+        """True if any tile has a label."""
         return bool((self.labels_N >= 0).any())
 
     def name(self, row: int) -> str:

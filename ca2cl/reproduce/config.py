@@ -148,7 +148,7 @@ JOBS: dict[Trains, str] = {"head": "linear-head", "all": "finetune"}
 
 
 def jobs(config: NctConfig) -> list[Trains]:
-    """What the jobs of ``ca2cl finetune`` train: the head for protocol original's linear cells, all for fine-tuning."""
+    """The part that each job of ``ca2cl finetune`` trains: head for protocol original's linear cells, or all."""
     wanted: dict[Trains, bool] = {
         "head": "linear" in config.tasks and config.protocol == "original", "all": "finetune" in config.tasks,
     }  # fmt: skip

@@ -66,7 +66,7 @@ def find_facts(config: NctConfig) -> dict[str, Any]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What was written down.
+    """Read the facts of an earlier start.
 
     Raises:
         InputError: the file is damaged.

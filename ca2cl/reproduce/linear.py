@@ -37,7 +37,7 @@ SLIDES = "linear/test-slides.json"
 
 
 class LinearTrial(NamedTuple):
-    """Which classifier, how many tiles are labelled, and which draw of them."""
+    """Classifier, label budget, and number of the draw."""
 
     classifier: str
     budget: float
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_units(out: Path) -> Units | None:
-    """What the test tiles are resampled by; None in a folder that an earlier version left, which did not say.
+    """Units that the test tiles are resampled by; None in a folder of an earlier version, which did not write them.
 
     Raises:
         InputError: the file that says so is damaged.

@@ -40,11 +40,11 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     leak = {**facts["leak"], "trained_on_test": trained_on({ENCODER: found.card}, facts["digests"][1])}
     facts = {**facts, "leak": leak, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
     shown = lines(_rows(config))
-    said = notes(config, facts, made_up(Path(config.data)))
-    text = table(shown) + "\n" + "\n".join(said) + "\n"
+    remarks = notes(config, facts, made_up(Path(config.data)))
+    text = table(shown) + "\n" + "\n".join(remarks) + "\n"
     sys.stdout.write(text)
     files = [config.out / name for name in (RESULTS, _CHART, _TEXT)]
-    shared.write_json(files[0], _content(config, found, facts, shown, said))
+    shared.write_json(files[0], _content(config, found, facts, shown, remarks))
     title = f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}"
     write_atomic(files[1], draw_chart(shown, title), KEPT)
     write_atomic(files[2], text.encode(), KEPT)
@@ -70,7 +70,7 @@ def _rows(config: NctConfig) -> list[Row]:
 
 
 def _content(
-    config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], said: Sequence[str]
+    config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], remarks: Sequence[str]
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "schema_version": SCHEMA_VERSION,
@@ -84,12 +84,12 @@ def _content(
         "config": flatten(config),
         "results": [line.as_dict() for line in shown],
         "foundation_models": FOUNDATION,
-        "notes": list(said),
+        "notes": list(remarks),
     }
 
 
 def protocol_tag(config: NctConfig) -> str:
-    """What the MLflow runs have as their protocol: numbers of drawn tiles must rank no encoder, and only those of the
+    """Protocol tag of the MLflow runs: numbers of drawn tiles must rank no encoder, and only those of the
     honest protocol do."""
     return "made-up tissue" if made_up(Path(config.data)) else config.protocol
 

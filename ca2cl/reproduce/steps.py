@@ -1,4 +1,4 @@
-"""Which steps of a job are done, from its files alone."""
+"""Finished steps of a job, found from its files alone."""
 
 from __future__ import annotations
 

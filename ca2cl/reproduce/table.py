@@ -82,7 +82,7 @@ def _with_sd(mean: float, sd: float | None) -> str:
 
 
 def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[str]:
-    """What stands under the table, one statement a line."""
+    """Notes under the table, one a line."""
     found = []
     if made_up:
         found.append("MADE-UP TISSUE: these tiles were drawn; theirs are shown for their places alone")
@@ -106,7 +106,7 @@ def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[st
 
 
 def _comparison(config: NctConfig, facts: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What is theirs too, and what is not."""
+    """Settings that are the same as theirs, and those that are not."""
     pairs = [
         (f"test set {TEST_SET}", facts["test_tiles_published"] == facts["tiles"][1],
          f"{facts['tiles'][1]} test tiles, {facts['test_tiles_published']} in {TEST_SET}"),

@@ -32,7 +32,7 @@ class Vectors:
 
 
 def embedded(config: NctConfig, name: str) -> bool:
-    """Whether a set's vectors are complete."""
+    """True if a set's vectors are complete."""
     path = config.vectors(name)
     # killed while it put its parts away, the embedding still has to finish that
     return path.exists() and not path.with_name(f"{path.name}.parts").exists()
@@ -58,8 +58,8 @@ def read_vectors(path: Path, index: ShardIndex) -> Vectors:
         values_ND = np.asarray(column.flatten(), np.float32).reshape(len(column), -1)
         keys, names = table.column("key").to_pylist(), table.column("label").to_pylist()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: damaged ({told}); delete it and start again") from None
+        message = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: damaged ({message}); delete it and start again") from None
     number = {label: place for place, label in enumerate(index.classes)}
     if not set(names) - {None} <= set(number):
         raise InputError(f"{path}: holds other classes than its shards; delete it and start again")

@@ -91,7 +91,7 @@ class EmbedJob:
             )
 
     def about(self, bad: Sequence[BadTile]) -> dict[str, Any]:
-        """What the file says of itself: nothing of when or in how many processes, the same job gives the same."""
+        """Metadata of the result, without times and the number of processes: the same job gives the same bytes."""
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "embedding",

@@ -88,7 +88,7 @@ def _embed(job: EmbedJob, ranks: Ranks, finished: dict[int, PartFacts]) -> tuple
     try:
         mine_done = embed_parts(job, todo, finished, ranks)
     except InputError as error:
-        # The others may be busy for hours: this process tells it, and the launcher ends them.
+        # The others may be busy for hours: this process reports it, and the launcher ends them.
         raise (error if ranks.rank == 0 else LocalError(str(error))) from None
     tiles, seconds = zip(*ranks.share(mine_done), strict=True)
     return sum(tiles), max(seconds)

@@ -39,11 +39,11 @@ ALWAYS = (
     "the cosine tends to 0, theirs to 4e-8",
     "draws, order and augmentation come from random numbers of ca2cl's own",
 )
-"""What differs from their code whatever the settings."""
+"""Differences from their code whatever the settings."""
 
 
 def protocol_of(config: FinetuneConfig) -> Protocol:
-    """What the job may look at."""
+    """Protocol of the job."""
     if config.protocol == "honest":
         return HONEST
     return ORIGINAL if config.trains == "head" else ORIGINAL_TUNING
@@ -105,7 +105,7 @@ def draw_original(
 
 
 def validation(protocol: Protocol, count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which training tiles are split off before labels are drawn, (count,).
+    """Mask (count,) of the training tiles that are split off before labels are drawn.
 
     Args:
         protocol: the authors', of a task.
@@ -117,7 +117,7 @@ def validation(protocol: Protocol, count: int, share: float, seed: int) -> npt.N
 
 
 def differences(config: FinetuneConfig) -> list[str]:
-    """What of a job by the original protocol is not as in the authors' code, one setting an entry."""
+    """Settings of a job by the original protocol that are not those of the authors' code, one an entry."""
     config = settled(config)
     given: Mapping[str, Any] = flatten(config)
     found = [f"{name} {given[name]}, theirs {value}" for name, value in THEIRS[config.trains].items()
@@ -127,6 +127,6 @@ def differences(config: FinetuneConfig) -> list[str]:
         other = [f"{epochs} at {describe_budget(budget)}" for budget, epochs in theirs.items()
                  if epochs != config.epochs]  # fmt: skip
         every = set(theirs.values())
-        told = ", ".join(other) if len(every) > 1 else str(*every)
-        found += [f"epochs {config.epochs}, theirs {told}"] if other else []
+        text = ", ".join(other) if len(every) > 1 else str(*every)
+        found += [f"epochs {config.epochs}, theirs {text}"] if other else []
     return found

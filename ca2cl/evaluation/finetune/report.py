@@ -32,10 +32,10 @@ from ca2cl.store.open import open_store, store_errors
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}
 """Names of the rows by what was trained."""
 RECORD = "finetune.json"
-"""What a job's folder is the folder of."""
+"""Record of the job, in its folder."""
 RESULTS = "finetune-results.json"
 LOGGED = "logged.json"
-"""Which run the job's results were logged as."""
+"""Record of the MLflow run that the job's results were logged as."""
 SCHEMA_VERSION = 1
 _OF_ROWS = ("labelled", "best_epoch", "steps")
 

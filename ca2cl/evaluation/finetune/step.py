@@ -59,7 +59,7 @@ class FineTuning(Method):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How tiles become the encoder's input outside training."""
+    """Preprocessing of tiles outside training."""
 
     size: int
     mean: tuple[float, ...]
@@ -70,7 +70,7 @@ class Preprocessing:
 
 
 def build_augmentation(name: Augmentation, prepare: Preprocessing, seed: int) -> Any:
-    """How labelled tiles are augmented: uint8 tiles (B, H, W, 3), a word a tile (B,) and the epoch → the encoder's
+    """Augmentation of labelled tiles: uint8 tiles (B, H, W, 3), a word a tile (B,) and the epoch → the encoder's
     input. ``strong`` is the paper's strong view with distortion as likely as in the authors' evaluation."""
     assert name != "auto", "not settled"
     if name == "none":

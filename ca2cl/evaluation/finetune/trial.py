@@ -51,7 +51,7 @@ CHECKPOINT_STEPS = 100
 
 
 class Trial(NamedTuple):
-    """Which encoder it starts from, how many tiles are labelled, and which draw of them."""
+    """Encoder that it starts from, label budget, and number of the draw."""
 
     start: str
     budget: float
@@ -95,13 +95,13 @@ def build_network(config: FinetuneConfig, start: ResolvedEncoder, seed: int, cla
 
 
 def preprocessing_of(config: FinetuneConfig, start: ResolvedEncoder) -> Preprocessing:
-    """How tiles become the input of an encoder."""
+    """Preprocessing of tiles for an encoder."""
     return Preprocessing(config.image_size or start.card.input_size, start.card.mean, start.card.std)
 
 
 @dataclass(frozen=True)
 class TuningJob:
-    """What the trials of a job share."""
+    """Settings and data that the trials of a job share."""
 
     config: Settled
     protocol: Protocol

@@ -115,7 +115,7 @@ def choose_strength(
 def _held_in_turn(
     labels_N: IntArray, groups: Sequence[str | None] | None, seed: int
 ) -> list[npt.NDArray[np.bool_]]:  # fmt: skip
-    """Which labelled tiles are held out, one mask (N,) a fold."""
+    """Masks (N,) of the labelled tiles that are held out, one a fold."""
     if np.bincount(labels_N).min() < FOLDS:
         return []
     slides = None if groups is None else known_slides(groups)

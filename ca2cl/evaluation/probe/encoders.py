@@ -41,7 +41,7 @@ class Contenders:
     """Those that are networks; the colour histogram is none."""
 
     def extractors(self, config: ProbeConfig, device: torch.device) -> dict[str, Extractor]:
-        """What makes each one's features, by its name in the table."""
+        """Feature extractor of each one, by its name in the table."""
 
         def features_of(found: ResolvedEncoder, size: int | None = None) -> Extractor:
             card = found.card

@@ -37,24 +37,24 @@ class ProbeRecord:
     train: ProbeSet
     tests: dict[str, ProbeSet]
     drawn_by: str
-    """What labelled tiles were drawn by."""
+    """Unit that labelled tiles were drawn by."""
     strength: Strength
-    """What the setting came to."""
+    """C of the logistic regression, or auto."""
     subsets: Subsets
     leaks: dict[str, dict[str, Any]]
     rows: list[Row]
     units: Mapping[str, Units]
-    """What the tiles of each test set were resampled by."""
+    """Units that the tiles of each test set were resampled by."""
     compared: list[Comparison]
 
     @property
     def statement(self) -> str:
-        """What must stand wherever the numbers are shown; empty for the honest protocol."""
+        """Note to print wherever the numbers are shown; empty for the honest protocol."""
         return PROTOCOLS[self.config.protocol].statement
 
     @property
     def remarks(self) -> list[str]:
-        """What must be known of the test sets to read the numbers, one line each."""
+        """Notes on the test sets to print beside the numbers, one line each."""
         several = len(self.tests) > 1
         found = []
         for name in self.tests:
@@ -68,14 +68,14 @@ class ProbeRecord:
     def text(self) -> str:
         """For the terminal."""
         statement = f"\n{self.statement}\n" if self.statement else ""
-        told = differences(ENCODER, self.compared, name_tests=len(self.tests) > 1)
+        compared = differences(ENCODER, self.compared, name_tests=len(self.tests) > 1)
         remarks = "".join(f"\n{line}\n" for line in self.remarks)
         several = len(self.tests) > 1
         resampled = "".join(
             f"{f'{name}: ' if several else ''}{units.statement}\n" for name, units in self.units.items()
         )
         how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
-        return f"{shared.table(self.rows)}{statement}{remarks}{told}{how}"
+        return f"{shared.table(self.rows)}{statement}{remarks}{compared}{how}"
 
     def content(self) -> dict[str, Any]:
         """Everything that the JSON holds.

@@ -51,8 +51,8 @@ def run(config: ProbeConfig) -> int:
     record = _probe(config, contenders, train, dict(zip(name_sets(config.tests), tests, strict=True)))
     sys.stdout.write(record.text())
     files = record.write(output)
-    told = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
-    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {told}\n")
+    written = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
+    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {written}\n")
     sys.stdout.flush()
     # Last, so that a store that is away costs no result.
     sys.stdout.write(f"logged as MLflow run {record.log(files)}\n")

@@ -26,7 +26,7 @@ LINEAR, SGD, KNN = "linear", "linear SGD", "k-NN"
 
 @dataclass(frozen=True)
 class Scoring:
-    """How every row is made."""
+    """Classifiers and their settings."""
 
     k: int = 20
     """Neighbours that vote."""
@@ -38,7 +38,7 @@ class Scoring:
     protocol: Protocol = HONEST
     recipe: SgdRecipe = RECIPE
     units: Mapping[str, Units] = field(default_factory=dict)
-    """What the tiles of each test set are resampled by; single tiles where it has none."""
+    """Units that the tiles of each test set are resampled by; single tiles where it has none."""
 
 
 def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how: Scoring) -> list[Row]:

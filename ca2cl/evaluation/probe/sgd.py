@@ -25,12 +25,12 @@ from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
 
 Judge = Callable[[nn.Linear, int], float]
-"""What the layer after epoch number e is worth; the most is the best."""
+"""Score of the layer after epoch number e; the highest is the best."""
 
 
 @dataclass(frozen=True)
 class SgdRecipe:
-    """How the layer is trained.
+    """Settings of the layer's training.
 
     The rate was chosen on held-out *training* tiles of crc5 (3,000 tiles, five classes) and unlike features: an
     encoder's, a random encoder's, a colour histogram's (``python -m benchmarks.probe_settings``). Mean accuracy is .597
@@ -99,7 +99,7 @@ def _train(
 ) -> tuple[nn.Linear, int]:
     """The layer after the epoch that ``judge`` liked best, the first of equals, and that epoch's number from 0."""
     layer = nn.Linear(fit_FD.shape[1], classes)
-    nn.init.zeros_(layer.weight)  # the loss is convex: nothing has to be told apart by chance
+    nn.init.zeros_(layer.weight)  # the loss is convex: no random start is needed
     nn.init.zeros_(layer.bias)
     optimizer = build_optimizer(recipe.optim, layer)
     order = LabelledOrder(np.arange(len(labels_F), dtype=np.int64), recipe.batch_size, seed)
