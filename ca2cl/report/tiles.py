@@ -101,7 +101,7 @@ def read_tiles(
         held=len(index),
         classes=index.classes,
         # in double precision, so that neighbours of nearly equal cosine keep their order
-        features_ND=centred(made.values[ENCODER].astype(np.float64))[0],
+        features_ND=np.asarray(centred(made.values[ENCODER].astype(np.float64))[0], np.float64),
         labels_N=made.labels_N,
         keys=[str(index.samples(shard).key[row]) for shard, row in places],
         thumbs_NTTC=np.stack(thumbs),

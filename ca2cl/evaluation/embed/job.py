@@ -165,7 +165,7 @@ def embed_parts(
     requests = [(first, min(first + step, part.last)) for part in parts for first in range(part.first, part.last, step)]
     rows = max((last - first for first, last in requests), default=1)
     workers = TileWorkers(DecodeRange(job.data, job.prepare), rows, job.data.tile_size, job.config.workers)
-    with contextlib.closing(workers.answers(requests)) as answers, progress:
+    with contextlib.closing(workers.answers(requests)) as answers, progress.bar:
         for part in parts:
             _make(job, part, answers, progress)
     return progress.done, time.monotonic() - progress.started
@@ -194,21 +194,17 @@ class _Progress:
 
     def __init__(self, job: EmbedJob, parts: Sequence[Part], finished: Mapping[int, PartFacts], ranks: Ranks) -> None:
         self._job = job
-        self._total = sum(part.last - part.first for part in parts)
         self.done = self._met = 0
         # Those of a run before this one count, too. Met by other ranks, they count in the end.
         self._bad = [tile for facts in finished.values() for tile in facts.bad]
         self._shows = ranks.rank == 0
-        self._title = f"embed (rank 0 of {ranks.world})" if ranks.world > 1 else "embed"
+        title = f"embed (rank 0 of {ranks.world})" if ranks.world > 1 else "embed"
+        total = sum(part.last - part.first for part in parts)
+        self.bar = tqdm(total=total, desc=title, unit="tile", disable=None if self._shows else True)
+        self._title, self._total = title, total  # a hidden bar does not keep them
         self.started = self._logged = time.monotonic()
         if self._shows and finished:
             logger.info("%d of %d parts are finished; going on", len(finished), len(job.parts))
-
-    def __enter__(self) -> None:
-        self._bar = tqdm(total=self._total, desc=self._title, unit="tile", disable=None if self._shows else True)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
     def update(self, good: int, bad: Sequence[BadTile]) -> None:
         """Count a batch.
@@ -224,8 +220,8 @@ class _Progress:
                 logger.warning("tile %s left out: %s%s", tile.key, tile.reason, more)
         self._bad += bad
         self._job.check_bad(len(self._bad), self._bad)
-        self._bar.update(good + len(bad))
-        if self._shows and self._bar.disable and time.monotonic() - self._logged > _LOG_SECONDS:
+        self.bar.update(good + len(bad))
+        if self._shows and self.bar.disable and time.monotonic() - self._logged > _LOG_SECONDS:
             self._logged = time.monotonic()
             rate = self.done / (self._logged - self.started)
             logger.info("%s: %d of %d tiles, %.0f tiles/s", self._title, self.done, self._total, rate)

@@ -203,12 +203,8 @@ class TrialRun:
     def _loop(
         self, engine: AccelerateEngine, order: LabelledOrder, selection: Selection, progress: Progress
     ) -> TrainJob:  # fmt: skip
-        config, train, accelerator, per_epoch = (
-            self.job.config,
-            self.job.train,
-            self.job.accelerator,
-            order.steps_per_epoch,
-        )
+        config, train, accelerator = self.job.config, self.job.train, self.job.accelerator
+        per_epoch = order.steps_per_epoch
         steps = max(self.epochs, -(-config.min_steps // per_epoch)) * per_epoch
         stream = labelled_steps(
             train.index, train.reader, order, rank=accelerator.process_index, world=accelerator.num_processes,

@@ -32,7 +32,7 @@ def clouds(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     drawn = (generator.normal(size=(count, 6)) + 2 * np.eye(3, 6)[labels]).astype(np.float32)
-    return centred(drawn.astype(np.float64))[0], labels
+    return np.asarray(centred(drawn.astype(np.float64))[0], np.float64), labels
 
 
 @pytest.mark.parametrize(("count", "expected"), [(3, [1, 1, 1]), (10, [5, 3, 2]), (200, [60, 30, 10])])
