@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ca2cl.config import OptimConfig
+from ca2cl.evaluation.features import FloatArray, centred
 from ca2cl.evaluation.labelled import LabelledOrder, hold_out
-from ca2cl.evaluation.probe.classifiers import FloatArray, IntArray, Prediction, centred
+from ca2cl.evaluation.probe.classifiers import IntArray, Prediction
 from ca2cl.evaluation.protocol import Protocol
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
