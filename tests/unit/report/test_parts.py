@@ -178,7 +178,7 @@ def test_curves_break_where_a_number_was_not_finite_and_say_where_they_end() -> 
     assert (loss.title, lr.title) == ("Loss", "Learning rate")
     (curve,) = loss.curves
     assert curve.path.count("M") == 2 and curve.path.count("L") == 2 and len(curve.dots) == 4
-    assert curve.last == "0.8" and "total ends at 0.8" in loss.told
+    assert curve.last == "0.8" and "total ends at 0.8" in loss.description
     heights = [y for _, y in curve.dots]
     assert heights == sorted(heights)  # the loss falls, and a page counts from its top
     assert len({y for _, y in lr.curves[0].dots}) == 1
