@@ -28,7 +28,7 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from ca2cl.data.remote.reader import open_index
 from ca2cl.evaluation.datasets import ProbeSet, read_set, slides_of
 from ca2cl.evaluation.features import frozen
-from ca2cl.evaluation.probe.baselines import colour_histogram
+from ca2cl.evaluation.probe.encoders import colour_histogram
 from ca2cl.evaluation.probe.sgd import RECIPE, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST
 from ca2cl.evaluation.splits import labelled_subset, slide_folds, stratified_folds
@@ -119,14 +119,14 @@ def features(shards: str, encoders: Mapping[str, ResolvedEncoder]) -> ProbeSet:
         name: frozen(one.encoder, one.card.input_size, one.card.mean, one.card.std) for name, one in encoders.items()
     }
     return read_set(
-        "features", shards, open_index(shards), {**extractors, "colour": colour_histogram},
-        cache_dir=None, batch_size=128, workers=0, device=torch.device("cpu"),
+        shards, open_index(shards), {**extractors, "colour": colour_histogram}, torch.device("cpu"),
+        cache_dir=None, batch_size=128, workers=0,
     )  # fmt: skip
 
 
 def score(data: ProbeSet, setting: Setting, seeds: int) -> Array:
     """Held-out accuracy of every kind of features at every budget: (features, budgets, seeds)."""
-    labels_N, slides = data.tiles.labels_N, slides_of(data)
+    labels_N, slides = data.tiles.labels_N, slides_of(data.index, data.tiles.samples_N.tolist())
     accuracy = np.zeros((len(data.tiles.values), len(BUDGETS), seeds))
     for seed in range(seeds):
         folds = (

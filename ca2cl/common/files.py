@@ -37,6 +37,17 @@ def writing(path: Path, remedy: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
+def check_writable(path: Path, setting: str) -> None:
+    """Refuse a file that cannot be written, before the work that it is to hold the result of.
+
+    Raises:
+        InputError: it is a folder, or the nearest folder above it that exists is none that can be written.
+    """
+    folder = next(above for above in path.absolute().parents if above.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{setting} is {str(path)!r}: cannot be written; give a file in a folder you can write")
+
+
 def write_atomic(path: Path, data: bytes, remedy: str) -> None:
     """Write ``data`` to ``path`` so that after any crash the file is whole or absent; ``remedy`` as in ``writing``.
 

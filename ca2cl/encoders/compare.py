@@ -136,8 +136,8 @@ def _difference(terms: Terms, columns: Sequence[Column]) -> str:
             continue
         values = [run.params.get(name) for _, run in runs]
         if len(set(values)) > 1:
-            told = ", ".join(f"{label} {value}" for (label, _), value in zip(runs, values, strict=True))
-            lines.append(f"note: {name} was not the same: {told}\n")
+            values_text = ", ".join(f"{label} {value}" for (label, _), value in zip(runs, values, strict=True))
+            lines.append(f"note: {name} was not the same: {values_text}\n")
     return "".join(lines)
 
 
@@ -153,11 +153,7 @@ def _not_comparable(columns: Sequence[Column], alone: Mapping[Terms, str], any_s
 def _as_dict(terms: Terms, columns: Sequence[Column], wanted: str | None) -> dict[str, Any]:
     runs = {label: newest[terms] for label, newest in columns if terms in newest}
     return {
-        "kind": terms.kind,
-        "train_manifest_digest": terms.train,
-        "test_manifest_digest": terms.test,
-        "protocol": terms.protocol,
-        "leak": terms.leak or None,
+        **terms.as_dict(),
         "runs": {label: run.run_id for label, run in runs.items()},
         "metrics": {
             name: {label: run.metrics[name] for label, run in runs.items() if name in run.metrics}

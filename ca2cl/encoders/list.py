@@ -110,14 +110,14 @@ def _table(records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
             short(record["manifest_digest"]),
             short(record["source_run_id"]),
             when(record["created_ms"]),
-            *(_told(record["best"][name]) for name in shown),
+            *(_shown(record["best"][name]) for name in shown),
         ]
         for record in records
     ]
     return aligned([*_HEADS, *(f"best {name}" for name in shown)], rows)
 
 
-def _told(found: dict[str, Any] | None) -> str:
+def _shown(found: dict[str, Any] | None) -> str:
     if found is None:
         return "-"
     where = found["metric"].removeprefix("encoder/").rpartition("/")[0]

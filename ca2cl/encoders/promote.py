@@ -58,7 +58,7 @@ class PromoteConfig:
 
 
 def run(config: PromoteConfig) -> int:
-    """Move the alias, or tell why not. Returns the exit code.
+    """Move the alias, or print why not. Returns the exit code.
 
     Raises:
         InputError: unknown encoder, alias or metric, a run that was never registered, or nothing to compare.
@@ -90,7 +90,7 @@ def _holder(store: Store, name: str, alias: str) -> EncoderVersion | None:
 
 
 def _verdict(store: Store, entry: EncoderVersion, rival: EncoderVersion, wanted: str) -> tuple[bool, str]:
-    """Whether ``entry`` beats ``rival`` wherever both were measured, and both numbers in words.
+    """True if ``entry`` beats ``rival`` wherever both were measured, and both numbers in words.
 
     Raises:
         InputError: no comparable run has such a metric, or the name fits several.

@@ -111,17 +111,7 @@ def _card_place(store: Store, entry: EncoderVersion) -> str:
 
 
 def _as_dict(run: Downstream) -> dict[str, Any]:
-    kind, train, test, protocol, leak = run.terms
-    return {
-        "run_id": run.run_id,
-        "kind": kind,
-        "train_manifest_digest": train,
-        "test_manifest_digest": test,
-        "protocol": protocol,
-        "leak": leak or None,
-        "ended": iso(run.ended),
-        "metrics": dict(run.metrics),
-    }
+    return {"run_id": run.run_id, **run.terms.as_dict(), "ended": iso(run.ended), "metrics": dict(run.metrics)}
 
 
 def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
@@ -145,8 +135,8 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
         "git commit": lineage["commit"] or "not known",
     }
     width = max(map(len, lines))
-    told = [f"  {name:{width}}  {value}" for name, value in lines.items() if value]
-    return "\n".join([f"{entry.label} ({entry.uri})", *told]) + "\n"
+    shown = [f"  {name:{width}}  {value}" for name, value in lines.items() if value]
+    return "\n".join([f"{entry.label} ({entry.uri})", *shown]) + "\n"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -1,1 +1,1 @@
-"""What evaluation verbs share: splits, metrics, statistics, leakage and reports."""
+"""Parts that evaluation verbs share: splits, metrics, statistics, leakage and reports."""

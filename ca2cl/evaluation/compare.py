@@ -47,38 +47,27 @@ def compare_with_first(rows: Sequence[Row]) -> list[Comparison]:
     return [replace(c, difference=difference) for c, difference in zip(compared, corrected, strict=True)]
 
 
-def describe_difference(first: str, against: str, where: str, budget: float, difference: Difference) -> str:
-    """One line for people; ``where`` is what else tells it from other lines, or nothing.
+def differences(
+    first: str, compared: Sequence[Comparison], *, name_tests: bool = False, name_classifiers: bool = True
+) -> str:
+    """A line for each, under one that says what p is; empty where there is nothing to compare with.
 
     Args:
         first: name of the first features.
-        against: name of the others.
-        where: what else tells it from other lines, or nothing.
-        budget: label budget.
-        difference: first less others.
+        compared: the comparisons.
+        name_tests: name the test sets, where there are several.
+        name_classifiers: name the classifiers.
     """
-    low, high = difference.interval
-    return (
-        f"{first} less {against}, {where}{describe_budget(budget)} labels: {difference.mean:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}]; p = {difference.p_holm:.2g}"
-    )
-
-
-def differences(first: str, compared: Sequence[Comparison], *, name_tests: bool) -> str:
-    """A line for each, after an empty one; nothing where there is nothing to compare with."""
-    lines = [
-        describe_difference(
-            first, c.against, f"{c.classifier}, {f'{c.test}, ' if name_tests else ''}", c.budget, c.difference
-        )
-        for c in compared
-    ]
-    return under_heading(lines)
-
-
-def under_heading(lines: Sequence[str]) -> str:
-    """Lines of ``describe_difference`` under one that says what p is; nothing where there are none."""
-    if not lines:
+    if not compared:
         return ""
-    holm = f", corrected by Holm for all {len(lines)} of them" if len(lines) > 1 else ""
-    heading = f"differences with 95 %, and p by sign flips{holm}"
-    return "\n" + "\n".join([heading, *lines]) + "\n"
+    holm = f", corrected by Holm for all {len(compared)} of them" if len(compared) > 1 else ""
+    lines = [f"differences with 95 %, and p by sign flips{holm}"]
+    for c in compared:
+        names = [*([c.classifier] if name_classifiers else []), *([c.test] if name_tests else [])]
+        where = "".join(f"{name}, " for name in names)
+        low, high = c.difference.interval
+        lines.append(
+            f"{first} less {c.against}, {where}{describe_budget(c.budget)} labels: {c.difference.mean:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}]; p = {c.difference.p_holm:.2g}"
+        )
+    return "\n" + "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, Features, extract
 from ca2cl.evaluation.leakage import Side
 from ca2cl.evaluation.splits import known_slides
+from ca2cl.evaluation.statistics import Units
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ class ProbeSet:
     """Labelled tiles that did not decode and are left out."""
 
     def side(self) -> Side:
-        """What a search for leaks needs of it."""
+        """Its side in a search for leaks."""
         return Side.of(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N)
 
     def describe(self) -> dict[str, Any]:
-        """What the JSON says of it."""
+        """For JSON."""
         manifest = self.index.manifest
         return {
             "shards": self.root,
@@ -49,12 +50,6 @@ class ProbeSet:
             "unlabelled": len(self.index) - len(self.tiles) - len(self.bad),
             "undecodable": {tile.key: tile.reason for tile in self.bad},
         }
-
-
-def open_pair(train: str, test: str, cache_dir: str | None) -> tuple[ShardIndex, ShardIndex]:
-    """``open_sets`` of one test set."""
-    indexes = open_sets(train, [test], cache_dir)
-    return indexes[0], indexes[1]
 
 
 def open_sets(train: str, tests: Sequence[str], cache_dir: str | None) -> list[ShardIndex]:
@@ -97,10 +92,15 @@ def _public(root: str) -> str:
     return redact(root).partition("?")[0] if is_remote(root) else root
 
 
-def slides_of(tiles: ProbeSet) -> list[str] | None:
-    """Slide or patient of every labelled tile, or None where none has one."""
-    groups = tiles.index.groups()
-    return known_slides([groups[sample] for sample in tiles.tiles.samples_N.tolist()], tiles.root)
+def slides_of(index: ShardIndex, samples: Sequence[int], title: str = "") -> list[str] | None:
+    """Slide or patient of some tiles, or None where none has one; ``title`` as in ``known_slides``."""
+    groups = index.groups()
+    return known_slides([groups[sample] for sample in samples], title)
+
+
+def units_of(index: ShardIndex, samples: Sequence[int], title: str = "") -> Units:
+    """Units that some test tiles are resampled by."""
+    return Units.of(slides_of(index, samples, title), len(samples))
 
 
 def _check_known_classes(train: str, classes: list[str], test: str, index: ShardIndex) -> None:
@@ -122,7 +122,7 @@ def missing_classes(labels_N: np.ndarray[Any, np.dtype[np.int64]], classes: Sequ
 
 
 def describe_missing(names: Sequence[str], test: str = "") -> str:
-    """What must be known of the scores on a test set that lacks classes, in one line; empty where it has all."""
+    """Note on the scores of a test set that lacks classes, in one line; empty where it has all."""
     if not names:
         return ""
     return (
@@ -142,27 +142,19 @@ def check_every_class(root: str, labels_N: np.ndarray[Any, np.dtype[np.int64]], 
 
 
 def read_set(
-    title: str,
-    root: str,
-    index: ShardIndex,
-    extractors: Mapping[str, Extractor],
-    *,
-    cache_dir: str | None,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-) -> ProbeSet:
+    root: str, index: ShardIndex, extractors: Mapping[str, Extractor], device: torch.device, *, cache_dir: str | None,
+    batch_size: int, workers: int,
+) -> ProbeSet:  # fmt: skip
     """Read every labelled tile once and extract its features.
 
     Args:
-        title: for the progress bar.
         root: folder or URL of the shards.
         index: theirs.
         extractors: by the name of the features.
+        device: where features are computed.
         cache_dir: for remote shards.
         batch_size: tiles at a time.
         workers: decoding processes.
-        device: where features are computed.
 
     Raises:
         InputError: no tile decodes.
@@ -173,13 +165,8 @@ def read_set(
     reader = ShardReader(root, cache_dir, index=index)
     bad: list[BadTile] = []
     batches = iterate_tiles(index, reader, samples, batch_size=batch_size, workers=workers, on_bad=bad.append)
-    tiles = extract(batches, extractors, total=len(samples), device=device, title=title)
+    tiles = extract(batches, extractors, total=len(samples), device=device, title=f"features of {root}")
     if bad:
-        logger.warning(
-            "%s: %d tiles could not be decoded and are left out, %s (%s) first",
-            root,
-            len(bad),
-            bad[0].key,
-            bad[0].reason,
-        )
+        first = f"{bad[0].key} ({bad[0].reason})"
+        logger.warning("%s: %d tiles could not be decoded and are left out, %s first", root, len(bad), first)
     return ProbeSet(root, index, tiles, bad)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from ca2cl.models.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 
+FloatArray = npt.NDArray[np.floating[Any]]
 Extractor = Callable[[Tensor], Tensor]
 """uint8 tiles (B, H, W, 3) on the device → float features (B, D)."""
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
@@ -28,7 +30,7 @@ Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Features:
-    """What the extractors made of one set of tiles.
+    """Features of one set of tiles.
 
     ``values[name]`` is float32 (N, D); ``labels_N`` and ``samples_N`` are int64; ``pixels_N`` holds a 16-byte digest of
     every tile's pixels, by which the same tile is found again under another name.
@@ -96,6 +98,17 @@ def extract(
     arrays = {name: torch.cat(parts).numpy() for name, parts in values.items()}
     _check_finite(arrays, title)
     return Features(arrays, torch.cat(labels).numpy(), torch.cat(samples).numpy(), pixels)
+
+
+def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
+    """All of them less the mean of ``train_ND``, of unit length: what all tiles share makes every cosine close to 1."""
+    mean_D = train_ND.mean(axis=0, dtype=np.float64).astype(train_ND.dtype)
+    return [_unit(features - mean_D) for features in (train_ND, *others)]
+
+
+def _unit(features: FloatArray) -> FloatArray:
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(norm, np.finfo(features.dtype).tiny), features.dtype)
 
 
 def pixel_digests(tiles_BHWC: Tensor) -> list[bytes]:

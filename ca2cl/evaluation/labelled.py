@@ -51,7 +51,7 @@ class LabelledStep:
 def hold_out(
     labels_N: Integers, groups: Sequence[str | None] | None, share: float, seed: int
 ) -> tuple[npt.NDArray[np.bool_], str]:
-    """Which labelled tiles are kept from training, to decide when it has been long enough: (N,), and in words why.
+    """Mask (N,) of the labelled tiles that are kept from training to decide when it ends, and the reason in words.
 
     Where slides or patients are known, whole ones or none: tiles of a slide that is trained on say nothing about other
     slides. Both sides hold every class, or none is held out; nor is any where fewer than ``FEWEST`` would be: they
@@ -99,8 +99,7 @@ class LabelledOrder:
     batch_size: int
     seed: int
     fewest: int | None = None
-    """What is left over by whole batches is a smaller one where it has that many tiles; else, and where none is given,
-    it waits for another epoch."""
+    """Least tiles of a smaller batch at the end of an epoch. Fewer are left out until another epoch; None: always."""
 
     @property
     def size(self) -> int:
@@ -112,11 +111,6 @@ class LabelledOrder:
         """Batches in a pass over the tiles."""
         whole, rest = divmod(len(self.samples_N), self.size)
         return whole + (self.fewest is not None and rest >= self.fewest)
-
-    def batch(self, step: int) -> Integers:
-        """Sample numbers (G,) of optimizer step ``step``, from 0."""
-        (places,) = self.batches(range(step, step + 1))
-        return self.samples_N[places]
 
     def batches(self, steps: range) -> Iterator[Integers]:
         """Places in ``samples_N`` (G,) of one optimizer step after another."""

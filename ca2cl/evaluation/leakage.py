@@ -9,19 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.evaluation.features import pixel_digests
+from ca2cl.evaluation.features import extract
+from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
-
-if TYPE_CHECKING:
-    from ca2cl.models.encoder_io import EncoderCard
 
 logger = logging.getLogger(__name__)
 Leak = dict[str, Any]
@@ -57,22 +55,20 @@ def side_of(index: ShardIndex, reader: ShardReader, title: str, *, workers: int)
         reader: of the shards.
         title: for the progress bar.
         workers: decoding processes.
+
+    Raises:
+        InputError: none decodes.
     """
     samples = np.flatnonzero(index.labels() >= 0)
-    found: list[int] = []
-    pixels: list[bytes] = []
-    with tqdm(total=len(samples), desc=f"leaks: {title}", unit="tile", disable=None, leave=False) as bar:
-        for tiles_BHWC, _, here in iterate_tiles(index, reader, samples, workers=workers, on_bad=lambda tile: None):
-            pixels += pixel_digests(tiles_BHWC)
-            found += here.tolist()
-            bar.update(len(here))
-    return Side.of(index, found, pixels)
+    batches = iterate_tiles(index, reader, samples, workers=workers, on_bad=lambda tile: None)
+    tiles = extract(batches, {}, total=len(samples), device=torch.device("cpu"), title=f"leaks: {title}")
+    return Side.of(index, tiles.samples_N.tolist(), tiles.pixels_N)
 
 
 def find_leak(
     train: Side, test: Side, *, name: str = "", encoders: Mapping[str, EncoderCard] | None = None, what: str = "tiles"
 ) -> Leak:
-    """What a test set shares with the training set and with the encoders' own training data. Warns if anything.
+    """Find what a test set shares with the training set and with the encoders' own training data; warn if anything.
 
     Equal keys alone may be two tiles with one name; equal pixels are one tile, whatever its name. Slides are compared
     by name, where both sides know them.
@@ -105,13 +101,11 @@ def find_leak(
     for line in found:
         logger.warning("%s", line)
     if keys and not found:
-        of = f" of {name}" if name else ""
+        shared_keys = f"{len(keys)} keys of {name}" if name else f"{len(keys)} keys"
         logger.warning(
-            "possible LEAK: %d keys%s are in train and in test (%s is one), though no tile is equal pixel by pixel",
-            len(keys),
-            of,
-            keys[0],
-        )
+            "possible LEAK: %s are in train and in test (%s is one), though no tile is equal pixel by pixel",
+            shared_keys, keys[0],
+        )  # fmt: skip
     return leak
 
 
@@ -121,7 +115,7 @@ def trained_on(encoders: Mapping[str, EncoderCard], digest: str) -> list[str]:
 
 
 def lines(leak: Mapping[str, Any], name: str = "") -> list[str]:
-    """What must stand wherever the scores do, one line each; an earlier version's findings have fewer fields."""
+    """Warnings to print beside the scores, one line each; an earlier version's findings have fewer fields."""
     of = f" of {name}" if name else ""
     total = f" of {leak['test_tiles']}" if "test_tiles" in leak else ""
     what = leak.get("what", "tiles")
@@ -130,18 +124,14 @@ def lines(leak: Mapping[str, Any], name: str = "") -> list[str]:
         same = " (train and test are the same shards)" if leak.get("same_manifest") else ""
         found.append(f"{leak.get('equal_test_tiles', 'all')}{total} test {what}{of} are training {what} too{same}")
     elif leak.get("shared_slides"):
-        first = ", ".join(leak["shared_slides_first"][:3])
+        first = ", ".join(leak["shared_slides_first"][:3]) + (", ..." if leak["shared_slides"] > 3 else "")
         found.append(
-            f"train and test{of} share {leak['shared_slides']} slides or patients ({first}{_dots(leak)}), those of "
+            f"train and test{of} share {leak['shared_slides']} slides or patients ({first}), those of "
             f"{leak['test_tiles_of_shared_slides']}{total} test {what}"
         )
     if leak.get("trained_on_test"):
         found.append(f"the test shards{of} are training data of {', '.join(leak['trained_on_test'])}, by their digest")
     return [f"LEAK: {line}; {_WARNING} {what}" for line in found]
-
-
-def _dots(leak: Mapping[str, Any]) -> str:
-    return ", ..." if leak["shared_slides"] > 3 else ""
 
 
 def tag(leak: Mapping[str, Any], encoder: str) -> dict[str, str]:

@@ -16,23 +16,23 @@ ProtocolName = Literal["honest", "original"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How labels are drawn and how a model is chosen."""
+    """Rules by which labels are drawn and a model is chosen."""
 
     name: ProtocolName
     replacement: bool
-    """Whether a labelled tile may be drawn more than once, whatever its slide."""
+    """A labelled tile may be drawn more than once, whatever its slide."""
     holds_out: bool
-    """Whether a share of the labelled tiles is kept from training, where there is something to choose."""
+    """A share of the labelled tiles is kept from training, where there is something to choose."""
     selects_on_test: bool
-    """Whether the test tiles choose the epoch instead of those held out."""
+    """The test tiles choose the epoch instead of those held out."""
     splits_first: bool = False
-    """Whether a share of all training tiles is split off before labels are drawn from the others, and chooses."""
+    """A share of all training tiles is split off before labels are drawn from the others, and chooses."""
     statement: str = ""
     """One line to stand under a table; empty for the honest protocol."""
 
 
 def describe_draw(protocol: Protocol, by_slide: bool) -> str:
-    """What labelled tiles were drawn by, in the words of every table, JSON and run."""
+    """Unit that labelled tiles were drawn by, in the words of every table, JSON and run."""
     if protocol.replacement:
         return "tile, with replacement"
     return "slide or patient" if by_slide else "tile"

@@ -17,10 +17,15 @@ import numpy.typing as npt
 from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.redact import redact_all
 from ca2cl.common.tables import aligned
+from ca2cl.config import flatten
+from ca2cl.evaluation.compare import Comparison
+from ca2cl.evaluation.leakage import tag as leak_tag
 from ca2cl.evaluation.metrics import ClassificationMetrics
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Interval
+from ca2cl.registry.evaluation_run import log_evaluation, log_evaluation_once
+from ca2cl.registry.resolve import ResolvedEncoder
 
 _REMEDY = "free some space, or give a file in a folder you can write"
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
@@ -42,7 +47,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def heads(several: bool = False) -> list[str]:
-    """What stands above the columns of the table.
+    """Headings of the table's columns.
 
     Args:
         several: whether there is more than one test set.
@@ -52,8 +57,8 @@ def heads(several: bool = False) -> list[str]:
 
 
 def cells(row: Row, several: bool = False) -> list[str]:
-    """What stands in a row of the table, under ``heads``."""
-    numbers = [_plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
+    """Cells of a row of the table, under ``heads``."""
+    numbers = [plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
     interval = describe_interval(row.interval)
     what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
     return [*what, *([row.test] if several else []), *numbers, interval]
@@ -64,7 +69,8 @@ def describe_interval(interval: Interval) -> str:
     return "one slide" if math.isnan(interval[0]) else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
-def _plus_minus(mean: float, sd: float) -> str:
+def plus_minus(mean: float, sd: float) -> str:
+    """A score over seeds; one seed has no sd."""
     if math.isnan(mean):
         return "undefined"
     return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
@@ -89,7 +95,7 @@ def row_as_dict(row: Row) -> dict[str, Any]:
 
 
 def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
-    """The row that ``row_as_dict`` told of; a score that JSON has as null is ``nan`` again.
+    """The row that ``row_as_dict`` wrote; a score that JSON has as null is ``nan`` again.
 
     Raises:
         KeyError, TypeError, ValueError: it is none.
@@ -112,20 +118,69 @@ def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
     )
 
 
-def tracked_metrics(rows: Sequence[Row], names: Mapping[str, str] | None = None) -> dict[str, float]:
+def tracked_metrics(
+    rows: Sequence[Row], names: Mapping[str, str] | None = None, compared: Sequence[Comparison] = ()
+) -> dict[str, float]:
     """Flat metrics for MLflow, ``encoder/linear/100pct/accuracy`` and the like; undefined ones are left out.
 
     Args:
+        rows: the table.
         names: what features are called there, if not as in the table.
+        compared: differences to log, too.
     """
+    names = names or {}
     flat = {}
     for row in rows:
-        prefix = metric_name((names or {}).get(row.features, row.features), row.classifier, row.budget)
+        prefix = metric_name(names.get(row.features, row.features), row.classifier, row.budget)
         for name in SCORES:
             mean, sd = row.mean_sd(name)
             flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean, sd
         flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = row.interval
+    for c in compared:
+        name = metric_name(names.get(c.against, c.against), c.classifier, c.budget)
+        flat[f"difference/{name}"] = c.difference.mean
     return {name: value for name, value in flat.items() if math.isfinite(value)}
+
+
+def log_results(
+    config: Any, found: ResolvedEncoder, metrics: Mapping[str, float], files: Sequence[Path], *, name: str,
+    digests: Sequence[str], leak: Mapping[str, Any], tags: Mapping[str, str], params: Mapping[str, Any],
+    logged: Path | None = None,
+) -> tuple[str, bool]:  # fmt: skip
+    """Log a verb's results as an MLflow run; its id, and whether it was logged before.
+
+    Args:
+        config: the verb's settings.
+        found: the encoder.
+        metrics: finite numbers by name.
+        files: to keep with the run.
+        name: of the run.
+        digests: manifests of train and test.
+        leak: what these share (``leakage.find_leak``).
+        tags: more tags.
+        params: more parameters.
+        logged: JSON file that says which results were logged before, so that a job started again logs them once.
+
+    Raises:
+        InputError: the store cannot be used.
+    """
+    run: dict[str, Any] = {
+        "source_run_id": found.source_run_id,
+        "name": name,
+        "params": {**flatten(config), "encoder_uri": found.uri, **params},
+        "metrics": metrics,
+        "artifacts": files,
+        "tags": {
+            "ca2cl.train_manifest_digest": digests[0],
+            "ca2cl.test_manifest_digest": digests[1],
+            **leak_tag(leak, ENCODER),
+            **tags,
+        },
+        "uri": config.tracking.uri,
+        "root": config.tracking.root,
+        "experiment": config.tracking.experiment,
+    }
+    return log_evaluation_once(logged, **run) if logged else (log_evaluation(**run), False)
 
 
 def metric_name(features: str, classifier: str, budget: float) -> str:
@@ -135,7 +190,7 @@ def metric_name(features: str, classifier: str, budget: float) -> str:
 
 
 def metric_names(rivals: Sequence[str]) -> dict[str, str]:
-    """What other encoders are called in MLflow: ``against/NAME``, without what its names may not hold."""
+    """Names of other encoders in MLflow: ``against/NAME``, without characters that it does not allow."""
     names: dict[str, str] = {}
     for rival in rivals:
         name = re.sub(r"[^\w.-]+", "-", rival).strip("-.")[-64:]
@@ -173,13 +228,11 @@ def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequen
         classes: names of the K classes.
         title: above it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.55 * len(classes)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")

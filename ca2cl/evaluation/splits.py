@@ -125,7 +125,7 @@ def draw_subsets(
 
 
 def split_off(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which of ``count`` rows are split off, (count,): that share of them, whatever their class or slide."""
+    """Mask (count,) of rows that are split off: that share of them, whatever their class or slide."""
     split = np.zeros(count, bool)
     split[_permutation(count, seed, _SPLIT)[: int(share * count)]] = True
     return split
@@ -164,7 +164,7 @@ def _wanted(budget: float, held: int) -> int:
 
 
 def _places(groups: Sequence[str | None], seed: int) -> IntArray:
-    """Where every tile's slide stands among the shuffled ones, (N,)."""
+    """Place of every tile's slide among the shuffled ones, (N,)."""
     slides, slide_N = np.unique(np.asarray(known_slides(groups) or range(len(groups)), str), return_inverse=True)
     place = np.empty(len(slides), np.int64)
     place[_permutation(len(slides), seed, _SLIDES)] = np.arange(len(slides))

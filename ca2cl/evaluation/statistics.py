@@ -31,11 +31,11 @@ _BLOCK = 1000
 
 @dataclass(frozen=True)
 class Units:
-    """What test tiles are resampled by: ``unit_N`` numbers each tile's slide or patient, 0..G-1."""
+    """Units that test tiles are resampled by: ``unit_N`` numbers each tile's slide or patient, 0..G-1."""
 
     unit_N: IntArray
     known: bool
-    """Whether they are slides or patients; otherwise every tile is its own."""
+    """They are slides or patients; otherwise every tile is a unit."""
 
     @classmethod
     def of(cls, slides: Sequence[str] | None, tiles: int) -> Units:
@@ -51,12 +51,12 @@ class Units:
 
     @property
     def name(self) -> str:
-        """What a unit is, as MLflow and JSON have it."""
+        """Kind of unit, as MLflow and JSON have it."""
         return "slide or patient" if self.known else "tile"
 
     @property
     def statement(self) -> str:
-        """What must stand beside every interval and p."""
+        """Note to print beside every interval and p."""
         if self.known:
             return (
                 f"95 % and p: whole slides or patients were resampled ({self.count} of them), and draws of labels "
@@ -213,7 +213,7 @@ def _expit(logit: float) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more often A is right than B on the same test tiles."""
+    """Difference in accuracy of A and B on the same test tiles."""
 
     mean: float
     """Accuracy of A less that of B, averaged over draws of labels."""

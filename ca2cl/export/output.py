@@ -50,15 +50,10 @@ def check_free(path: Path, file: bool, overwrite: bool) -> None:
         raise InputError(f"{path}: a {'folder' if file else 'file'} is there; give another name")
     if not overwrite:
         raise InputError(f"{path}: is there already; add --overwrite, or give another name")
-    if not file:
-        _check_replaceable(path)
-
-
-def _check_replaceable(folder: Path) -> None:
-    # It is replaced as a whole: so it must hold nothing but an encoder.
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (CARD_NAME, WEIGHTS_NAME))
+    # A folder is replaced as a whole: so it must hold nothing but an encoder.
+    others = [] if file else sorted({entry.name for entry in path.iterdir()} - {CARD_NAME, WEIGHTS_NAME})
     if others:
-        raise InputError(f"{folder}: holds more than an encoder (such as {others[0]}); give a folder of its own")
+        raise InputError(f"{path}: holds more than an encoder (such as {others[0]}); give a folder of its own")
 
 
 @contextmanager

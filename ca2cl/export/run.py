@@ -7,16 +7,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ca2cl.export.config import ExportConfig
 from ca2cl.export.output import check_free, check_out, staged
 from ca2cl.export.target import Target
 from ca2cl.export.targets import TARGETS
 from ca2cl.export.verify import Trial
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 
 def run(config: ExportConfig) -> int:
@@ -26,8 +23,6 @@ def run(config: ExportConfig) -> int:
         InputError: an unknown encoder, an OUT that cannot be written, a package that is missing, or a file whose
             features are not the encoder's. Nothing is written then.
     """
-    from ca2cl.registry.resolve import resolve_encoder
-
     target, out = TARGETS[config.to], Path(config.out).expanduser().resolve()
     check_out(out, target.suffixes, target.name, config.overwrite)
     found = resolve_encoder(
@@ -38,7 +33,7 @@ def run(config: ExportConfig) -> int:
 
 
 def export(found: ResolvedEncoder, target: Target, out: Path, overwrite: bool = False) -> str:
-    """Build the file, try it, put it in place; returns what is to be said of it.
+    """Build the file, try it, put it in place; returns a text about it.
 
     Args:
         found: the encoder.
@@ -62,7 +57,7 @@ def export(found: ResolvedEncoder, target: Target, out: Path, overwrite: bool = 
 
 
 def _report(found: ResolvedEncoder, target: Target, out: Path, files: Mapping[str, bytes], verdict: str) -> str:
-    """What a user, or whoever gets the file, must know; the last three lines are Python that loads it."""
+    """Text about the file for its users; the last three lines are Python that loads it."""
     card = found.card
     lines = [
         f"target    {target.name}",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,41 @@ from ca2cl.models.preprocess import normalise_
 
 Features = Callable[[Tensor], Tensor]
 """Tiles (B, 3, S, S), RGB in [0, 1], not normalised → features (B, D)."""
-Reader = Callable[[Path, EncoderCard], Features]
 
 EXTRA = 'pip install "ca2cl[export]"'
 
 
-@dataclass(frozen=True, kw_only=True)
 class Target:
-    """One kind of file.
-
-    Attributes:
-        name: as given to ``--to``.
-        package: whose own means ``native`` reads the file by.
-        suffixes: that OUT may have; none for a folder.
-        build: what is written: names relative to the folder that OUT is in → content, OUT's own last.
-        native: reads the file as its users will. Raises MissingPackage.
-        own: reads the file without ``package``, where that can be done.
-        snippet: three lines of Python that make ``model`` from the file.
-        tolerance: difference of its features from the encoder's that is let through, relative to the largest feature.
-    """
+    """One kind of file. A subclass need not define ``own``."""
 
     name: str
+    """As given to ``--to``."""
     package: str
-    suffixes: tuple[str, ...]
-    build: Callable[[Backbone, EncoderCard, Path], dict[str, bytes]]
-    native: Reader
-    snippet: Callable[[Path, EncoderCard], str]
-    own: Reader | None = None
+    """Whose own means ``native`` reads the file by."""
+    suffixes: tuple[str, ...] = ()
+    """That OUT may have; none for a folder."""
     tolerance: float = 1e-5
+    """Largest difference of its features from the encoder's, relative to the largest feature."""
+
+    def build(self, encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
+        """Files to write: names relative to the folder that OUT is in → content, OUT's own last."""
+        raise NotImplementedError
+
+    def native(self, path: Path, card: EncoderCard) -> Features:
+        """Read the file as its users will.
+
+        Raises:
+            MissingPackage: ``package`` is not installed.
+        """
+        raise NotImplementedError
+
+    def own(self, path: Path, card: EncoderCard) -> Features | None:
+        """Read the file without ``package``; None where that cannot be done."""
+        return None
+
+    def snippet(self, path: Path, card: EncoderCard) -> str:
+        """Three lines of Python that make ``model`` from the file."""
+        raise NotImplementedError
 
 
 def plain_state(encoder: Backbone) -> dict[str, Tensor]:

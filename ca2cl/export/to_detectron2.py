@@ -22,47 +22,42 @@ _HEAD = """\
 """
 
 
-def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
-    text = _HEAD + yaml.safe_dump(
-        settings(card.arch, card.mean, card.std, out), sort_keys=False, default_flow_style=None
-    )
-    return {
-        _config(out).name: text.encode(),
-        out.name: torch_bytes(checkpoint(plain_state(encoder))),
-    }
-
-
 def _config(path: Path) -> Path:
     return path.with_suffix(".yaml")
 
 
-def _native(path: Path, card: EncoderCard) -> Features:
-    return load_backbone(path, _config(path))
+class Detectron2(Target):
+    """A ``.pth`` of a ResNet and a ``.yaml`` of the settings that belong to it."""
+
+    name, package = "detectron2", "detectron2"
+    suffixes = (".pth",)
+
+    def build(self, encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
+        text = _HEAD + yaml.safe_dump(
+            settings(card.arch, card.mean, card.std, out), sort_keys=False, default_flow_style=None
+        )
+        return {
+            _config(out).name: text.encode(),
+            out.name: torch_bytes(checkpoint(plain_state(encoder))),
+        }
+
+    def native(self, path: Path, card: EncoderCard) -> Features:
+        return load_backbone(path, _config(path))
+
+    def own(self, path: Path, card: EncoderCard) -> Features:
+        # the way back: every name of the architecture under its name in detectron2, and none left over
+        given = torch.load(path, weights_only=True)["model"]
+        back = {there: here for here, there in detectron2_names(build_encoder(card.arch).state_dict()).items()}
+        encoder = make_encoder({back.get(name, name): tensor for name, tensor in given.items()}, card.arch, str(path))
+        return behind_normalisation(encoder, card)
+
+    def snippet(self, path: Path, card: EncoderCard) -> str:
+        return (
+            "from detectron2 import checkpoint, config, layers, modeling\n"
+            f"cfg = config.get_cfg(); cfg.merge_from_file({str(_config(path))!r}); "
+            "model = modeling.build_resnet_backbone(cfg, layers.ShapeSpec(channels=3)).eval()\n"
+            "checkpoint.DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)\n"
+        )
 
 
-def _own(path: Path, card: EncoderCard) -> Features:
-    """The way back: every name of the architecture is looked up under its name in detectron2, and none is left over."""
-    given = torch.load(path, weights_only=True)["model"]
-    back = {there: here for here, there in detectron2_names(build_encoder(card.arch).state_dict()).items()}
-    encoder = make_encoder({back.get(name, name): tensor for name, tensor in given.items()}, card.arch, str(path))
-    return behind_normalisation(encoder, card)
-
-
-def _snippet(path: Path, card: EncoderCard) -> str:
-    return (
-        "from detectron2 import checkpoint, config, layers, modeling\n"
-        f"cfg = config.get_cfg(); cfg.merge_from_file({str(_config(path))!r}); "
-        "model = modeling.build_resnet_backbone(cfg, layers.ShapeSpec(channels=3)).eval()\n"
-        "checkpoint.DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)\n"
-    )
-
-
-DETECTRON2 = Target(
-    name="detectron2",
-    package="detectron2",
-    suffixes=(".pth",),
-    build=_build,
-    native=_native,
-    own=_own,
-    snippet=_snippet,
-)
+DETECTRON2 = Detectron2()

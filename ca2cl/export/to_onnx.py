@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
 from ca2cl.common.optional import need
 from ca2cl.common.records import json_line
@@ -24,35 +25,6 @@ INPUT, OUTPUT = "tiles", "features"
 OPSET = 17  # what torch 2.6 already writes and every onnxruntime of the last years reads
 
 
-class _WithNormalisation(nn.Module):
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, encoder: Backbone, card: EncoderCard) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.register_buffer("mean", torch.tensor(card.mean, dtype=torch.float32).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(card.std, dtype=torch.float32).view(1, 3, 1, 1))
-
-    def forward(self, tiles_BCHW: Tensor) -> Tensor:
-        features: Tensor = self.encoder((tiles_BCHW - self.mean) / self.std)
-        return features
-
-
-def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
-    onnx = need("onnx", EXTRA)
-    graph = onnx.load_from_string(_traced(encoder, card))
-    side = card.input_size
-    notes = {
-        "card": json_line(asdict(card)).decode().strip(),
-        "input": f"float32 (batch, 3, {side}, {side}), RGB in [0, 1]; the normalisation is in the graph",
-        "output": f"float32 (batch, {card.feature_dim})",
-    }
-    onnx.helper.set_model_props(graph, notes)
-    onnx.checker.check_model(graph, full_check=True)
-    return {out.name: graph.SerializeToString()}
-
-
 def _traced(encoder: Backbone, card: EncoderCard) -> bytes:
     # By tracing (dynamo=False): at one image size a body has no branches, and it needs neither onnxscript nor a version
     # of it that fits torch's. Two tiles, because torch takes a one for a constant.
@@ -62,7 +34,7 @@ def _traced(encoder: Backbone, card: EncoderCard) -> bytes:
         path = Path(scratch) / "traced.onnx"
         warnings.simplefilter("ignore")  # that dynamo is the default now
         torch.onnx.export(
-            _WithNormalisation(encoder, card).eval(),
+            nn.Sequential(Normalize(card.mean, card.std), encoder).eval(),
             (tiles_BCHW,),
             path,
             input_names=[INPUT],
@@ -74,30 +46,41 @@ def _traced(encoder: Backbone, card: EncoderCard) -> bytes:
         return path.read_bytes()
 
 
-def _native(path: Path, card: EncoderCard) -> Features:
-    onnxruntime = need("onnxruntime", EXTRA)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+class Onnx(Target):
+    """A graph from RGB in [0, 1] to features."""
 
-    def features(tiles_BCHW: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {INPUT: tiles_BCHW.numpy()})[0])
+    name, package = "onnx", "onnxruntime"
+    suffixes = (".onnx",)
+    tolerance = 1e-4
 
-    return features
+    def build(self, encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
+        onnx = need("onnx", EXTRA)
+        graph = onnx.load_from_string(_traced(encoder, card))
+        side = card.input_size
+        notes = {
+            "card": json_line(asdict(card)).decode().strip(),
+            "input": f"float32 (batch, 3, {side}, {side}), RGB in [0, 1]; the normalisation is in the graph",
+            "output": f"float32 (batch, {card.feature_dim})",
+        }
+        onnx.helper.set_model_props(graph, notes)
+        onnx.checker.check_model(graph, full_check=True)
+        return {out.name: graph.SerializeToString()}
+
+    def native(self, path: Path, card: EncoderCard) -> Features:
+        onnxruntime = need("onnxruntime", EXTRA)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+        def features(tiles_BCHW: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {INPUT: tiles_BCHW.numpy()})[0])
+
+        return features
+
+    def snippet(self, path: Path, card: EncoderCard) -> str:
+        return (
+            "import onnxruntime\n"
+            f"session = onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])\n"
+            f"model = lambda tiles: session.run(None, {{{INPUT!r}: tiles}})[0]  # float32 array of RGB in [0, 1]\n"
+        )
 
 
-def _snippet(path: Path, card: EncoderCard) -> str:
-    return (
-        "import onnxruntime\n"
-        f"session = onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])\n"
-        f"model = lambda tiles: session.run(None, {{{INPUT!r}: tiles}})[0]  # float32 array of RGB in [0, 1]\n"
-    )
-
-
-ONNX = Target(
-    name="onnx",
-    package="onnxruntime",
-    suffixes=(".onnx",),
-    build=_build,
-    native=_native,
-    snippet=_snippet,
-    tolerance=1e-4,
-)
+ONNX = Onnx()

@@ -16,31 +16,27 @@ from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_io import CARD_NAME, WEIGHTS_NAME, EncoderCard, load_encoder
 
 
-def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
-    return {
-        f"{out.name}/{CARD_NAME}": json_line(asdict(replace(card, predicts=()))),  # without a head
-        f"{out.name}/{WEIGHTS_NAME}": save(plain_state(encoder), metadata={"format": "pt"}),
-    }
+class Safetensors(Target):
+    """A folder of weights and card."""
+
+    name, package = "safetensors", "ca2cl"
+
+    def build(self, encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
+        return {
+            f"{out.name}/{CARD_NAME}": json_line(asdict(replace(card, predicts=()))),  # without a head
+            f"{out.name}/{WEIGHTS_NAME}": save(plain_state(encoder), metadata={"format": "pt"}),
+        }
+
+    def native(self, path: Path, card: EncoderCard) -> Features:
+        encoder, read = load_encoder(path)
+        return behind_normalisation(encoder, read)
+
+    def snippet(self, path: Path, card: EncoderCard) -> str:
+        return (
+            "from ca2cl.registry.resolve import resolve_encoder\n"
+            f"found = resolve_encoder({str(path)!r})\n"
+            "model, card = found.encoder, found.card\n"
+        )
 
 
-def _native(path: Path, card: EncoderCard) -> Features:
-    encoder, read = load_encoder(path)
-    return behind_normalisation(encoder, read)
-
-
-def _snippet(path: Path, card: EncoderCard) -> str:
-    return (
-        "from ca2cl.registry.resolve import resolve_encoder\n"
-        f"found = resolve_encoder({str(path)!r})\n"
-        "model, card = found.encoder, found.card\n"
-    )
-
-
-SAFETENSORS = Target(
-    name="safetensors",
-    package="ca2cl",
-    suffixes=(),
-    build=_build,
-    native=_native,
-    snippet=_snippet,
-)
+SAFETENSORS = Safetensors()

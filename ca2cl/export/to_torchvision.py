@@ -13,31 +13,28 @@ from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.models.resnet import require_resnet
 
 
-def _build(encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
-    require_resnet(card.arch, "export --to torchvision")
-    return {out.name: torch_bytes(plain_state(encoder))}
+class Torchvision(Target):
+    """A ResNet state dict without ``fc``."""
+
+    name, package = "torchvision", "torchvision"
+    suffixes = (".pth", ".pt")
+
+    def build(self, encoder: Backbone, card: EncoderCard, out: Path) -> dict[str, bytes]:
+        require_resnet(card.arch, "export --to torchvision")
+        return {out.name: torch_bytes(plain_state(encoder))}
+
+    def native(self, path: Path, card: EncoderCard) -> Features:
+        model = torchvision.models.get_model(card.arch)
+        model.fc = torch.nn.Identity()
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return behind_normalisation(model.eval(), card)
+
+    def snippet(self, path: Path, card: EncoderCard) -> str:
+        return (
+            "import torch, torchvision\n"
+            f"model = torchvision.models.{card.arch}(); model.fc = torch.nn.Identity(); model.eval()\n"
+            f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))\n"
+        )
 
 
-def _native(path: Path, card: EncoderCard) -> Features:
-    model = torchvision.models.get_model(card.arch)
-    model.fc = torch.nn.Identity()
-    model.load_state_dict(torch.load(path, weights_only=True))
-    return behind_normalisation(model.eval(), card)
-
-
-def _snippet(path: Path, card: EncoderCard) -> str:
-    return (
-        "import torch, torchvision\n"
-        f"model = torchvision.models.{card.arch}(); model.fc = torch.nn.Identity(); model.eval()\n"
-        f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))\n"
-    )
-
-
-TORCHVISION = Target(
-    name="torchvision",
-    package="torchvision",
-    suffixes=(".pth", ".pt"),
-    build=_build,
-    native=_native,
-    snippet=_snippet,
-)
+TORCHVISION = Torchvision()

@@ -6,7 +6,7 @@ Shapes: B tiles, S side of the input, D features.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,11 +14,7 @@ from torch import Tensor
 from ca2cl.common.optional import MissingPackage
 from ca2cl.errors import InputError
 from ca2cl.export.target import Features, Target, behind_normalisation
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder
 
 
 class Trial:
@@ -36,7 +32,7 @@ class Trial:
             raise InputError(f"{found.uri}: features are not finite; export an encoder that converged")
 
     def of(self, target: Target, path: Path) -> str:
-        """How the file at ``path`` was read and what came out.
+        """Read the file at ``path`` and compare its features; a line about it.
 
         Raises:
             InputError: its features are not the encoder's.
@@ -46,10 +42,10 @@ class Trial:
             by = f"by {target.package} {_version(target.package)}".rstrip()
         except MissingPackage as missing:
             by = f"not by {target.package}: {missing}"
-            if target.own is None:
+            own = target.own(path, self._card)
+            if own is None:
                 return by
-            features = target.own(path, self._card)
-            by += ". By ca2cl's own reading"
+            features, by = own, f"{by}. By ca2cl's own reading"
         difference = self._difference(features)
         if not difference <= target.tolerance:
             raise InputError(

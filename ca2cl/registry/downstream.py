@@ -35,6 +35,16 @@ class Terms(NamedTuple):
         """Whether numbers measured on these terms may rank encoders."""
         return self.protocol == HONEST and not self.leak
 
+    def as_dict(self) -> dict[str, str | None]:
+        """For JSON."""
+        return {
+            "kind": self.kind,
+            "train_manifest_digest": self.train,
+            "test_manifest_digest": self.test,
+            "protocol": self.protocol,
+            "leak": self.leak or None,
+        }
+
     def __str__(self) -> str:
         protocol = "" if self.protocol == HONEST else f", protocol {self.protocol}"
         leak = f", LEAK ({self.leak})" if self.leak else ""

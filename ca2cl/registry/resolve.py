@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,10 @@ class ResolvedEncoder:
     """What was resolved, without secrets: a version's number in place of its alias."""
     bare: bool = False
     """Whether the weights came without a card: normalisation and size are then ImageNet's, for want of others."""
+
+    def describe(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"uri": self.uri, "source_run_id": self.source_run_id, "card": asdict(self.card)}
 
     def beside(self, first: ResolvedEncoder) -> ResolvedEncoder:
         """This encoder in a comparison with ``first``: bare weights see tiles at its size, or they would be compared by

@@ -31,7 +31,7 @@ class Curve:
     path: str
     """SVG path; broken where a value was not finite."""
     dots: list[tuple[float, float]]
-    """Where a line has too few points to be one."""
+    """Points of a line that has too few of them to be one."""
     last: str
     """Its last finite value."""
 
@@ -47,8 +47,8 @@ class Panel:
     y_ticks: list[tuple[float, str]]
 
     @property
-    def told(self) -> str:
-        """What the chart says, for who cannot see it."""
+    def description(self) -> str:
+        """Text of the chart for screen readers."""
         lasts = ", ".join(f"{curve.label or self.title} ends at {curve.last}" for curve in self.curves)
         return f"{self.title}{f' in {self.unit}' if self.unit else ''} over optimizer steps: {lasts}"
 
@@ -104,7 +104,7 @@ def _curve(label: str, x_P: Numbers, y_P: Numbers, raw: Numbers) -> Curve:
 
 
 def counts(lines: Sequence[Mapping[str, Any]], method: type[Method]) -> list[str]:
-    """What went wrong on the way: the journal's running totals, as its last line has them."""
+    """Faults during training: the journal's running totals, as its last line has them."""
     last = lines[-1] if lines else {}
     named = {**_COUNTS, **method.counters}
     return [

@@ -23,7 +23,7 @@ class Map:
     xy_N2: npt.NDArray[np.float64]
     method: str
     islands: bool
-    """Whether distances between groups mean little, as in t-SNE."""
+    """Distances between groups mean little, as in t-SNE."""
 
 
 def draw_map(features_ND: npt.NDArray[np.float64], seed: int) -> Map:

@@ -52,5 +52,5 @@ def _sprite(thumbs_NTTC: Pixels) -> Sprite:
 
 
 def layout() -> dict[str, int]:
-    """How the page finds a tile on its sprite."""
+    """Layout of a sprite, for the page's script."""
     return {"cell": CELL, "columns": _COLUMNS, "each": _COLUMNS * _ROWS}

@@ -1,7 +1,7 @@
 """Collect what a store and a run folder hold about a run.
 
 The folder's journal is the truth and the store mirrors it, so the folder is read where it can be found; a run that was
-made on another machine is read from the store alone, and a folder whose store is away tells of itself.
+made on another machine is read from the store alone, and a folder whose store cannot be reached is read alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunMaterial:
-    """What is known of a run. What could not be had is empty."""
+    """Facts about a run; those that could not be read are empty."""
 
     run_id: str
     name: str
@@ -52,12 +52,12 @@ class RunMaterial:
     """The run's folder, where it is on this machine."""
     store: Store | None = None
     fault: str = ""
-    """Why there is no store."""
+    """Reason why there is no store."""
     entry: EncoderVersion | None = None
 
     @property
     def encoder(self) -> str:
-        """What the resolver takes for the run's encoder: the store's where there is one."""
+        """Name of the run's encoder for the resolver: the store's where there is one."""
         inside = self.folder is not None and (self.folder / ENCODER_PATH / WEIGHTS_NAME).exists()
         if self.entry is not None and (self.entry.version or not inside):
             return self.entry.uri
@@ -65,26 +65,11 @@ class RunMaterial:
 
     def document(self, name: str) -> dict[str, Any]:
         """One of the JSON files, empty where it is missing or damaged."""
-        try:
-            held = parse_json(self.files.get(name, "{}"))
-        except ValueError:
-            return {}
-        return held if isinstance(held, dict) else {}
+        return _document(self.files, name)
 
     def bases(self) -> list[Path]:
         """Folders that the run's relative paths may be relative to: this one, and the one that it was started in."""
-        found = [Path.cwd()]
-        pairs = [(self.folder, self.params.get("run.output_dir"))]
-        if self.store is not None:
-            pairs.append((self.store.root, self.params.get("tracking.root")))
-        for folder, told in pairs:
-            relative = Path(told or "/")
-            if folder is None or relative.is_absolute():
-                continue
-            depth = len(relative.parts)
-            if folder.resolve().parts[-depth:] == relative.parts:
-                found.append(folder.resolve().parents[depth - 1])
-        return found
+        return _bases(self.params, self.folder, self.store)
 
     def downstream(self) -> list[Downstream]:
         """Finished runs that used its encoder, newest first.
@@ -130,11 +115,12 @@ def _from_folder(folder: Path, tracking: TrackingConfig) -> RunMaterial:
             raise
         fault = str(error)
     lines, status = _journal(folder)
-    tags = {"ca2cl.manifest_digest": _digest(folder)}
+    files = dict(_texts(folder))
+    tags = {"ca2cl.manifest_digest": str(_document(files, "manifest.json").get("digest", ""))}
     return RunMaterial(
         run_id=record.run_id, name=folder.resolve().name, status=status or "RUNNING",
         started=int(record.created * 1000), params=record.params, tags=tags, lines=lines,
-        files=dict(_texts(folder)), folder=folder, fault=fault,
+        files=files, folder=folder, fault=fault,
     )  # fmt: skip
 
 
@@ -160,10 +146,9 @@ def _from_store(store: Store, entry: EncoderVersion, folder: Path | None = None)
 
 def _folder_of(run_id: str, params: Mapping[str, str], store: Store) -> Path | None:
     """The run's folder, if it is here and is that run's."""
-    told = params.get("run.output_dir")
-    known = RunMaterial(run_id=run_id, name="", status="", params=params, store=store)
-    for base in known.bases() if told else []:
-        folder = base / str(told)
+    output_dir = params.get("run.output_dir")
+    for base in _bases(params, None, store) if output_dir else []:
+        folder = base / str(output_dir)
         try:
             if (folder / RUN_NAME).exists() and read_run(folder).run_id == run_id:
                 return folder
@@ -186,7 +171,7 @@ def _journal(folder: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def _mirrored(store: Store, run: Any) -> list[dict[str, Any]]:
-    """The training lines as far as MLflow's metrics tell them."""
+    """The training lines as far as MLflow has them as metrics."""
     steps: dict[int, dict[str, Any]] = {}
     with store_errors(store.uri):
         for name in sorted(run.data.metrics):
@@ -205,9 +190,25 @@ def _texts(folder: Path) -> Iterator[tuple[str, str]]:
             yield name, path.read_text(encoding="utf-8", errors="replace")
 
 
-def _digest(folder: Path) -> str:
-    manifest = RunMaterial(run_id="", name="", status="", files=dict(_texts(folder))).document("manifest.json")
-    return str(manifest.get("digest", ""))
+def _document(files: Mapping[str, str], name: str) -> dict[str, Any]:
+    try:
+        held = parse_json(files.get(name, "{}"))
+    except ValueError:
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _bases(params: Mapping[str, str], folder: Path | None, store: Store | None) -> list[Path]:
+    found = [Path.cwd()]
+    root = store.root if store is not None else None
+    for here, setting in ((folder, "run.output_dir"), (root, "tracking.root")):
+        relative = Path(params.get(setting) or "/")
+        if here is None or relative.is_absolute():
+            continue
+        depth = len(relative.parts)
+        if here.resolve().parts[-depth:] == relative.parts:
+            found.append(here.resolve().parents[depth - 1])
+    return found
 
 
 def _files(store: Store, run_id: str, folder: Path | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,8 +16,9 @@ from ca2cl import __version__
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.methods.registry import DEFAULT, known_method
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.report import run_summary as facts
-from ca2cl.report.clusters import Clustering, cluster
+from ca2cl.report.clusters import cluster
 from ca2cl.report.config import ReportConfig
 from ca2cl.report.curves import HEIGHT, WIDTH, counts, panels
 from ca2cl.report.embedding_map import draw_map
@@ -27,9 +28,6 @@ from ca2cl.report.neighbours import retrieve
 from ca2cl.report.results import Result, results
 from ca2cl.report.shards import Shown, other_shards, sheet, training_shards, unreadable
 from ca2cl.report.tiles import Tiles, read_tiles
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 _GRID_TILES = 12
@@ -82,8 +80,6 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
 
 
 def _encoder(material: RunMaterial, gaps: dict[str, str]) -> ResolvedEncoder | None:
-    from ca2cl.registry.resolve import resolve_encoder
-
     try:
         return resolve_encoder(material.encoder, tracking_uri=material.store.uri if material.store else None)
     except InputError as error:
@@ -140,19 +136,15 @@ def _tile_sections(config: ReportConfig, tiles: Tiles) -> dict[str, Any]:
         "places": (_EDGE + placed.xy_N2 * _SIDE).round(1).tolist(),
         "side": _SIDE + 2 * _EDGE,
         "sprites": sprites(tiles.thumbs_NTTC),
-        "map_data": _map_data(tiles, clustering),
+        "map_data": {
+            **layout(),
+            "classes": tiles.classes,
+            "labels": tiles.labels_N.tolist(),
+            "clusters": clustering.assignments_N.tolist(),
+            "keys": tiles.keys,
+        },
         "picture": lambda row: jpeg_uri(tiles.thumbs_NTTC[row], _QUALITY),
         "present": sorted({int(label) for label in tiles.labels_N if label >= 0}),
-    }
-
-
-def _map_data(tiles: Tiles, clustering: Clustering) -> dict[str, Any]:
-    return {
-        **layout(),
-        "classes": tiles.classes,
-        "labels": tiles.labels_N.tolist(),
-        "clusters": clustering.assignments_N.tolist(),
-        "keys": tiles.keys,
     }
 
 

@@ -10,15 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
 from ca2cl.evaluation.leakage import lines
-from ca2cl.evaluation.probe.encoders import ENCODER
 from ca2cl.evaluation.report import cells, heads, row_from_dict
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.registry.downstream import Downstream, newest_by_terms
 from ca2cl.report.material import RunMaterial
@@ -37,8 +33,6 @@ class Confusion:
     classes: list[str]
     counts: list[list[int]]
     """Row = label, column = prediction."""
-    shares: list[list[float]]
-    """Of the label's tiles."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +44,11 @@ class Result:
     heads: Sequence[str]
     rows: list[list[str]]
     own: list[bool]
-    """Which rows are the encoder's own; the others are floors or other starts."""
+    """True for the encoder's own rows; the others are floors or other starts."""
     notes: list[str] = field(default_factory=list)
-    """What the numbers are of: the data, and what the run itself said under its table."""
+    """Data of the numbers, and the notes that the run itself printed under its table."""
     warnings: list[str] = field(default_factory=list)
-    """What must be known to read the numbers: made-up tissue, a leak, a protocol that looks at the test tiles."""
+    """Warnings about the numbers: made-up tissue, a leak, a protocol that looks at the test tiles."""
     confusions: list[Confusion] = field(default_factory=list)
 
 
@@ -80,8 +74,8 @@ def _title(run: Downstream) -> str:
 def _data_note(run: Downstream) -> str:
     names = {side: _plain(run.params.get(side, "")) for side in ("train", "test")}
     digests = {"train": run.terms.train, "test": run.terms.test}
-    told = [f"{side} {name} (manifest {short(digests[side])})".replace("  ", " ") for side, name in names.items()]
-    return f"{'; '.join(told)}."
+    sides = [f"{side} {name} (manifest {short(digests[side])})".replace("  ", " ") for side, name in names.items()]
+    return f"{'; '.join(sides)}."
 
 
 def _plain(param: str) -> str:
@@ -107,7 +101,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
             for held in of_test["results"]
         ]
         classes = _classes(content, rows)
-        said, warnings = _remarks(content, tests)
+        own_notes, warnings = _remarks(content, tests)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         logger.warning(
             "run %s: its JSON is not as this version writes it (%r); only metrics are shown", run.run_id, error
@@ -119,7 +113,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     confusions = [_confusion(row, classes) for row in shown]
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
-    notes = [_data_note(run), *_resampled(content, tests, said), *said]
+    notes = [_data_note(run), *_resampled(content, tests, own_notes), *own_notes]
     return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions)
 
 
@@ -135,26 +129,26 @@ def _classes(content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 
 
 def _remarks(content: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Notes and warnings; what the run said of itself stands in its own words and is not said again."""
-    said = [str(note) for note in content.get("notes") or []]
+    """Notes and warnings; a note that the run wrote itself is kept in its words and not repeated."""
+    own_notes = [str(note) for note in content.get("notes") or []]
     statement = str((content.get("protocol") or {}).get("statement", ""))
-    loud = [note for note in said if note.startswith(_LOUD)]
+    loud = [note for note in own_notes if note.startswith(_LOUD)]
     if not any(note.startswith(_LEAK) for note in loud):
         loud += _leaks(tests)
     if statement and statement not in loud:
         loud.append(statement)
-    return [note for note in said if note not in loud], loud
+    return [note for note in own_notes if note not in loud], loud
 
 
-def _resampled(content: Mapping[str, Any], tests: Mapping[str, Any], said: Sequence[str]) -> list[str]:
-    """What the intervals are over, once for test sets of which the same is true."""
+def _resampled(content: Mapping[str, Any], tests: Mapping[str, Any], own_notes: Sequence[str]) -> list[str]:
+    """Notes on what was resampled for the intervals, one for test sets that share it."""
     statements = {test: (of_test.get("resampled") or content.get("resampled")) for test, of_test in tests.items()}
     if not all(statements.values()):
         return ["95 %: tiles were resampled, by an earlier version, whatever slides they are of."]
-    told = {test: str(held["statement"]) for test, held in statements.items() if held}
-    if len(set(told.values())) == 1:
-        told = {"": next(iter(told.values()))}
-    return [f"{test}: {text}." if test else f"{text}." for test, text in told.items() if text not in said]
+    texts = {test: str(held["statement"]) for test, held in statements.items() if held}
+    if len(set(texts.values())) == 1:
+        texts = {"": next(iter(texts.values()))}
+    return [f"{test}: {text}." if test else f"{text}." for test, text in texts.items() if text not in own_notes]
 
 
 def _leaks(tests: Mapping[str, Any]) -> list[str]:
@@ -168,10 +162,8 @@ def _leaks(tests: Mapping[str, Any]) -> list[str]:
 
 
 def _confusion(row: Row, classes: list[str]) -> Confusion:
-    counts: npt.NDArray[np.int64] = row.confusion
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     title = f"{row.features}, {row.classifier}, {describe_budget(row.budget)} labels, {row.labelled} labelled tiles"
     title += f", on {row.test}" if row.test else ""
     seeds = len(row.per_seed)  # every test tile is counted once a seed: 200 tiles are 1000 over 5
     title += f", counts summed over {seeds} seeds" if seeds > 1 else ""
-    return Confusion(title, classes, counts.tolist(), shares.tolist())
+    return Confusion(title, classes, row.confusion.tolist())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from ca2cl.common.files import replacing, writing
+from ca2cl.common.files import check_writable, replacing, writing
 from ca2cl.errors import InputError
 from ca2cl.report.config import ReportConfig
+from ca2cl.report.material import read_material
+from ca2cl.report.page import build
 from ca2cl.runtime.device import find_device
+from ca2cl.store.run_artifacts import add_artifact
 
 _REMEDY = "give a file in a folder you can write"
 
@@ -20,12 +22,8 @@ def run(config: ReportConfig) -> int:
     Raises:
         InputError: no such run, shards that were named and cannot be read, an ``out`` that cannot be written.
     """
-    from ca2cl.report.material import read_material
-    from ca2cl.report.page import build
-    from ca2cl.store.run_artifacts import add_artifact
-
     out = Path(config.out)
-    _check_writable(out)
+    check_writable(out, "out")
     device = find_device(config.device)
     material = read_material(config.run, config.tracking)
     page = build(config, material, device)
@@ -43,12 +41,3 @@ def run(config: ReportConfig) -> int:
         add_artifact(material.store, material.run_id, out, "report")
         sys.stdout.write(f"logged to run {material.run_id} as report/{out.name}\n")
     return 0
-
-
-def _check_writable(out: Path) -> None:
-    """Found out before the work and not after it."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"out is {str(out)!r}: cannot be written; {_REMEDY}")

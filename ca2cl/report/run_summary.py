@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from ca2cl.common.tables import when
+from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.report.material import RunMaterial
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 Facts = list[tuple[str, str]]
 _ENVIRONMENT = ("ca2cl", "torch", "cuda", "cudnn", "gpus", "cpus", "python", "platform", "command")
 _STATUS = {
-    "RUNNING": "This run has not ended: it is still running, or its machine died before it could tell. What follows is "
-    "what there is so far.",
+    "RUNNING": "This run has not ended: it is still running, or its machine died. What follows is what there is.",
     "FAILED": "This run failed. What follows is what there was until then.",
     "KILLED": "This run was stopped by a signal after a checkpoint; the command that started it goes on with it.",
 }
 
 
 def status_note(material: RunMaterial) -> str:
-    """What a status other than FINISHED means for the page; empty for that one."""
+    """Note on a status other than FINISHED; empty for that one."""
     return _STATUS.get(material.status, "")
 
 
 def header(material: RunMaterial, found: ResolvedEncoder | None) -> Facts:
     """Run and encoder in a few lines."""
     entry, last = material.entry, material.lines[-1] if material.lines else {}
-    return _told(
+    return _known(
         {
             "run id": material.run_id,
             "encoder": found.uri if found else None,
@@ -47,11 +44,11 @@ def header(material: RunMaterial, found: ResolvedEncoder | None) -> Facts:
 
 
 def lineage(material: RunMaterial, found: ResolvedEncoder | None) -> Facts:
-    """Where the encoder comes from: data, code, machine, and the run or file that it started from."""
+    """Origin of the encoder: data, code, machine, and the run or file that it started from."""
     manifest, environment = material.document("manifest.json"), material.document("environment.json")
     card = found.card if found else None
     commit = environment.get("commit") or (card.commit if card else None)
-    told: dict[str, Any] = {
+    named: dict[str, Any] = {
         "data": trained_digest(material) or (card.manifest_digest if card else None),
         "sharded from": manifest.get("source"),
         "tiles": _tiles(manifest),
@@ -64,13 +61,13 @@ def lineage(material: RunMaterial, found: ResolvedEncoder | None) -> Facts:
         "commit": commit or material.tags.get("mlflow.source.git.commit") or "not known (no git checkout)",
         **{name: _word(environment.get(name)) for name in _ENVIRONMENT},
     }
-    return _told(told)
+    return _known(named)
 
 
 def trained_digest(material: RunMaterial) -> str | None:
     """Digest of the shards that the run was trained on, as far as known."""
-    told = material.document("manifest.json").get("digest") or material.tags.get("ca2cl.manifest_digest")
-    return str(told) if told else None
+    digest = material.document("manifest.json").get("digest") or material.tags.get("ca2cl.manifest_digest")
+    return str(digest) if digest else None
 
 
 def drift(material: RunMaterial) -> Facts:
@@ -95,7 +92,7 @@ def nested(material: RunMaterial) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def _told(named: Mapping[str, Any]) -> Facts:
+def _known(named: Mapping[str, Any]) -> Facts:
     return [(name, str(value)) for name, value in named.items() if value not in (None, "")]
 
 

@@ -32,14 +32,14 @@ class Shown:
 
     root: str
     name: str
-    """What the user or the run calls them."""
+    """Name that the user or the run gives them."""
     index: ShardIndex
     trained_on: bool | None
-    """Whether they are, by their digest, those that the run was trained on; None where that is not known."""
+    """By their digest, the run was trained on them; None where that is not known."""
     named: bool
-    """Whether the user named them: what is then wrong with them is an error, and not a gap."""
+    """The user named them: a fault in them is then an error, and not a gap."""
     test: bool = False
-    """Whether they are shown as tiles that the encoder has not seen."""
+    """They are shown as tiles that the encoder has not seen."""
 
 
 def training_shards(config: ReportConfig, material: RunMaterial, gaps: dict[str, str]) -> Shown | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +18,13 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.evaluation.features import Batches, extract, frozen
+from ca2cl.evaluation.features import Batches, centred, extract, frozen
+from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import stratified_sample
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder
 
 THUMB = 96
 _BATCH = 64
-_ENCODER = "encoder"
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -55,7 +52,7 @@ class Tiles:
 
     @property
     def labelled(self) -> bool:
-        """Whether any tile has a label."""
+        """True if any tile has a label."""
         return bool((self.labels_N >= 0).any())
 
     def name(self, row: int) -> str:
@@ -97,13 +94,14 @@ def read_tiles(
     batches = iterate_tiles(index, reader, samples, batch_size=_BATCH, workers=workers, on_bad=bad.append)
     card = found.card
     extractor = frozen(found.encoder.to(device), card.input_size, card.mean, card.std)
-    made = extract(_seen(batches, thumbs), {_ENCODER: extractor}, total=len(samples), device=device, title=root)
+    made = extract(_seen(batches, thumbs), {ENCODER: extractor}, total=len(samples), device=device, title=root)
     places = [index.locate(int(sample)) for sample in made.samples_N]
     return Tiles(
         digest=index.manifest.digest,
         held=len(index),
         classes=index.classes,
-        features_ND=centred(made.values[_ENCODER]),
+        # in double precision, so that neighbours of nearly equal cosine keep their order
+        features_ND=np.asarray(centred(made.values[ENCODER].astype(np.float64))[0], np.float64),
         labels_N=made.labels_N,
         keys=[str(index.samples(shard).key[row]) for shard, row in places],
         thumbs_NTTC=np.stack(thumbs),
@@ -122,14 +120,3 @@ def thumbnail(tile_HWC: Pixels) -> Pixels:
     """The tile at ``THUMB`` pixels a side, as the encoder sees it: the whole of it, made square."""
     small = Image.fromarray(tile_HWC).resize((THUMB, THUMB), Image.Resampling.LANCZOS)
     return np.asarray(small, np.uint8)
-
-
-def centred(features_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Rows less their mean, of length 1: what all tiles share makes every cosine close to 1.
-
-    In double precision, so that neighbours of nearly equal cosine keep their order.
-    """
-    exact_ND = features_ND.astype(np.float64)
-    exact_ND -= exact_ND.mean(axis=0)
-    norm_N1 = np.linalg.norm(exact_ND, axis=1, keepdims=True)
-    return np.asarray(exact_ND / np.where(norm_N1 > 0, norm_N1, 1), np.float64)

@@ -104,7 +104,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 def part_of(target: Path) -> Path:
-    """Where a file that is not whole yet grows."""
+    """Path of a file whose download is not complete."""
     return target.with_name(f"{target.name}.part")
 
 

@@ -11,8 +11,7 @@ from annotated_types import Ge
 from ca2cl.config import OptimConfig, TrackingConfig, check_ranges
 from ca2cl.errors import InputError, nearest
 from ca2cl.evaluation.embed.config import EmbedConfig
-from ca2cl.evaluation.finetune.config import OPTIM, FinetuneConfig, Trains
-from ca2cl.evaluation.finetune.step import Augmentation
+from ca2cl.evaluation.finetune.config import OPTIM, Augmentation, FinetuneConfig, Trains
 from ca2cl.evaluation.protocol import ProtocolName
 from ca2cl.reproduce.published_results import BUDGETS
 
@@ -150,7 +149,7 @@ JOBS: dict[Trains, str] = {"head": "linear-head", "all": "finetune"}
 
 
 def jobs(config: NctConfig) -> list[Trains]:
-    """What the jobs of ``ca2cl finetune`` train: the head for protocol original's linear cells, all for fine-tuning."""
+    """The part that each job of ``ca2cl finetune`` trains: head for protocol original's linear cells, or all."""
     wanted: dict[Trains, bool] = {
         "head": "linear" in config.tasks and config.protocol == "original", "all": "finetune" in config.tasks,
     }  # fmt: skip

@@ -31,17 +31,17 @@ MD5 = {
 
 
 def present(data: Path, name: str) -> bool:
-    """Whether a set's folder is there."""
+    """True if a set's folder is there."""
     return (data / name).is_dir()
 
 
 def made_up(data: Path) -> bool:
-    """Whether the tiles in ``data`` were drawn."""
+    """True if the tiles in ``data`` were drawn."""
     return (data / MADE_UP).exists()
 
 
 def archive_path(data: Path, name: str) -> Path:
-    """Where a set's archive lies."""
+    """Path of a set's archive."""
     return data / f"{name}.zip"
 
 
@@ -104,7 +104,7 @@ def _to_come(archive: Archive, data: Path) -> int:
 
 
 def sharded(config: NctConfig, name: str) -> bool:
-    """Whether a set's shards are complete."""
+    """True if a set's shards are complete."""
     return (config.shards(name) / MANIFEST_NAME).exists()
 
 

@@ -10,10 +10,9 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
@@ -21,29 +20,24 @@ from ca2cl.common.grid import Grid
 from ca2cl.common.records import parse_json, read_fields
 from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
-from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
-from ca2cl.evaluation.probe.sgd import sgd_classifier
-from ca2cl.evaluation.protocol import PROTOCOLS, Protocol
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.probe.scoring import LINEAR, SGD, Scoring, classify
+from ca2cl.evaluation.protocol import PROTOCOLS
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import budget_name, draw_subsets
 from ca2cl.evaluation.statistics import Units, bootstrap_interval
 from ca2cl.reproduce.config import KEPT, NctConfig
 from ca2cl.reproduce.vectors import Vectors
 
 logger = logging.getLogger(__name__)
-Integers = npt.NDArray[np.int64]
-SGD: Literal["linear SGD"] = "linear SGD"
-LOGISTIC: Literal["linear"] = "linear"
-CLASSIFIERS = (SGD, LOGISTIC)
+CLASSIFIERS = (SGD, LINEAR)
 """By SGD, and by L-BFGS with a fixed strength, which has nothing to choose; both on frozen features. The authors' own
 linear probe is a job of ``ca2cl finetune``, by protocol original."""
-ENCODER = "encoder"
 SLIDES = "linear/test-slides.json"
 """The slide or patient of every test tile that was scored; null where none is known."""
 
 
 class LinearTrial(NamedTuple):
-    """Which classifier, how many tiles are labelled, and which draw of them."""
+    """Classifier, label budget, and number of the draw."""
 
     classifier: str
     budget: float
@@ -75,7 +69,7 @@ def run_trials(config: NctConfig, trials: Sequence[LinearTrial], train: Vectors,
     """
     with writing(config.out, KEPT):
         (config.out / "linear").mkdir(exist_ok=True)
-    write_atomic(config.out / SLIDES, (json.dumps(test.known_groups) + "\n").encode(), KEPT)
+    write_atomic(config.out / SLIDES, (json.dumps(test.slides) + "\n").encode(), KEPT)
     grid = linear_grid(config)
     for trial in tqdm(trials, desc="linear cells", unit="cell", disable=None if shown else True):
         result = _run(trial, grid, config, train, test)
@@ -89,14 +83,18 @@ def _run(
 ) -> dict[str, Any]:
     protocol = PROTOCOLS[config.protocol]
     subsets = draw_subsets(
-        train.labels_N, [trial.budget], trial.seed + 1, groups=train.known_groups, protocol=protocol
+        train.labels_N, [trial.budget], trial.seed + 1, groups=train.slides, protocol=protocol
     )  # fmt: skip
     rows_N = subsets[trial.budget][trial.seed]
     first = trial._replace(seed=0)
     everything = len(rows_N) == len(train.labels_N) and not protocol.replacement
-    if trial.classifier == LOGISTIC and everything and grid[first].exists():
+    if trial.classifier == LINEAR and everything and grid[first].exists():
         return {**_read(grid[first]), **trial._asdict()}  # the same tiles, and no randomness of its own
-    prediction = _predict(trial, rows_N, protocol, train, test)
+    # the slides of all tiles, as for the draw: one rule for all cells, whichever tiles a draw happens to hold
+    how = Scoring(groups=train.slides, protocol=protocol)
+    prediction = classify(
+        trial.classifier, train.values_ND, train.labels_N, rows_N, test.values_ND, test.labels_N, trial.seed, how
+    )
     metrics = classification_metrics(test.labels_N, prediction.probabilities)
     return {
         **trial._asdict(),
@@ -108,21 +106,12 @@ def _run(
     }
 
 
-def _predict(trial: LinearTrial, rows_N: Integers, protocol: Protocol, train: Vectors, test: Vectors) -> Prediction:
-    labelled = train.values_ND[rows_N], train.labels_N[rows_N], test.values_ND
-    if trial.classifier == LOGISTIC:
-        return logistic_regression(*labelled, seed=trial.seed, strength=1.0)
-    known = train.known_groups  # as for the draw: one rule for all cells, whichever tiles a draw happens to hold
-    groups = None if known is None else [known[row] for row in rows_N]
-    return sgd_classifier(*labelled, test.labels_N, seed=trial.seed, protocol=protocol, groups=groups)
-
-
 def _read(path: Path) -> dict[str, Any]:
     return read_fields(path, ("labelled", "setting", "scores", "confusion", "right"), "delete it and start again")
 
 
 def read_units(out: Path) -> Units | None:
-    """What the test tiles are resampled by; None in a folder that an earlier version left, which did not say.
+    """Units that the test tiles are resampled by; None in a folder of an earlier version, which did not write them.
 
     Raises:
         InputError: the file that says so is damaged.

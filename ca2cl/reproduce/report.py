@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ca2cl import __version__
 from ca2cl.common.files import write_atomic
-from ca2cl.common.records import read_record
+from ca2cl.common.records import read_fields
 from ca2cl.config import flatten
-from ca2cl.evaluation.leakage import tag, trained_on
-from ca2cl.evaluation.report import metric_name, metric_names, row_as_dict, row_from_dict, tracked_metrics, write_json
+from ca2cl.evaluation import report as shared
+from ca2cl.evaluation.leakage import trained_on
+from ca2cl.evaluation.result import ENCODER, Row
+from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.reproduce.config import JOBS, KEPT, TASKS, NctConfig, jobs
 from ca2cl.reproduce.datasets import made_up
-from ca2cl.reproduce.linear import ENCODER, linear_grid, read_rows
+from ca2cl.reproduce.linear import linear_grid, read_rows
 from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 RESULTS = "reproduce-results.json"
 TUNED = "finetune-results.json"
@@ -29,13 +28,6 @@ TUNED = "finetune-results.json"
 _CHART, _TEXT, _LOGGED = "reproduce.png", "reproduce.txt", "logged.json"
 SCHEMA_VERSION = 1
 KIND = "reproduce-nct"
-
-
-@dataclass
-class _Tuned:
-    """What is read of a fine-tuning job's summary."""
-
-    results: list[dict[str, Any]]
 
 
 def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) -> None:
@@ -48,11 +40,11 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     leak = {**facts["leak"], "trained_on_test": trained_on({ENCODER: found.card}, facts["digests"][1])}
     facts = {**facts, "leak": leak, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
     shown = lines(_rows(config))
-    said = notes(config, facts, made_up(Path(config.data)))
-    text = table(shown) + "\n" + "\n".join(said) + "\n"
+    remarks = notes(config, facts, made_up(Path(config.data)))
+    text = table(shown) + "\n" + "\n".join(remarks) + "\n"
     sys.stdout.write(text)
     files = [config.out / name for name in (RESULTS, _CHART, _TEXT)]
-    write_json(files[0], _content(config, found, facts, shown, said))
+    shared.write_json(files[0], _content(config, found, facts, shown, remarks))
     title = f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}"
     write_atomic(files[1], draw_chart(shown, title), KEPT)
     write_atomic(files[2], text.encode(), KEPT)
@@ -68,24 +60,23 @@ def _finished(config: NctConfig) -> tuple[str, ...]:
     return tuple(task for task in TASKS if task in config.tasks or there[task])
 
 
-def _rows(config: NctConfig) -> list[Mapping[str, Any]]:
-    rows: list[Mapping[str, Any]] = []
+def _rows(config: NctConfig) -> list[Row]:
     tuned = jobs(config)
-    if "linear" in config.tasks and "head" not in tuned:
-        rows += [row_as_dict(row) for row in read_rows(config)]
+    rows = read_rows(config) if "linear" in config.tasks and "head" not in tuned else []
     for trains in tuned:
-        rows += read_record(config.out / JOBS[trains] / TUNED, _Tuned, "delete it and start again").results
+        results = read_fields(config.out / JOBS[trains] / TUNED, ("results",), "delete it and start again")["results"]
+        rows += [shared.row_from_dict(held) for held in results]
     return rows
 
 
 def _content(
-    config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], said: Sequence[str]
+    config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], remarks: Sequence[str]
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
         "ca2cl": __version__,
-        "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
+        "encoder": found.describe(),
         "data": dict(facts),
         "classes": facts["classes"],
         "leak": facts["leak"],
@@ -93,23 +84,23 @@ def _content(
         "config": flatten(config),
         "results": [line.as_dict() for line in shown],
         "foundation_models": FOUNDATION,
-        "notes": list(said),
+        "notes": list(remarks),
     }
 
 
 def protocol_tag(config: NctConfig) -> str:
-    """What the MLflow runs have as their protocol: numbers of drawn tiles must rank no encoder, and only those of the
+    """Protocol tag of the MLflow runs: numbers of drawn tiles must rank no encoder, and only those of the
     honest protocol do."""
     return "made-up tissue" if made_up(Path(config.data)) else config.protocol
 
 
 def _metrics(shown: Sequence[Line]) -> dict[str, float]:
-    rows = [row_from_dict(line.ours) for line in shown]
-    names = metric_names(list(dict.fromkeys(row.features for row in rows if row.features != ENCODER)))
-    flat = tracked_metrics(rows, names)
-    for line, row in zip(shown, rows, strict=True):
-        if line.theirs is not None and row.features == ENCODER:
-            name = metric_name("theirs", row.classifier, row.budget)
+    rows = [line.ours for line in shown]
+    names = shared.metric_names(list(dict.fromkeys(row.features for row in rows if row.features != ENCODER)))
+    flat = shared.tracked_metrics(rows, names)
+    for line in shown:
+        if line.theirs is not None and line.ours.features == ENCODER:
+            name = shared.metric_name("theirs", line.ours.classifier, line.ours.budget)
             flat[f"{name}/accuracy"], flat[f"{name}/macro_f1"] = line.theirs.accuracy, line.theirs.macro_f1
     return flat
 
@@ -118,25 +109,13 @@ def _log_once(
     config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any], shown: Sequence[Line], files: Sequence[Path]
 ) -> str:  # fmt: skip
     """Log the run, unless these results were logged by a start before this one; what to say of it."""
-    from ca2cl.registry.evaluation_run import log_evaluation_once
-
-    run_id, before = log_evaluation_once(
-        config.out / _LOGGED,
-        source_run_id=found.source_run_id,
-        name=config.tracking.run_name or "reproduce nct",
-        params={**flatten(config), "encoder_uri": found.uri},
-        metrics=_metrics(shown),
-        artifacts=files,
-        tags={
-            "ca2cl.kind": KIND,
-            "ca2cl.protocol": protocol_tag(config),
-            "ca2cl.train_manifest_digest": facts["digests"][0],
-            "ca2cl.test_manifest_digest": facts["digests"][1],
-            **tag(facts["leak"], ENCODER),
-            "ca2cl.resampled_by": facts.get("resampled", {}).get("unit", "tile"),
-        },
-        uri=config.tracking.uri,
-        root=config.tracking.root,
-        experiment=config.tracking.experiment,
-    )
+    tags = {
+        "ca2cl.kind": KIND,
+        "ca2cl.protocol": protocol_tag(config),
+        "ca2cl.resampled_by": facts.get("resampled", {}).get("unit", "tile"),
+    }
+    run_id, before = shared.log_results(
+        config, found, _metrics(shown), files, name=config.tracking.run_name or "reproduce nct",
+        digests=facts["digests"], leak=facts["leak"], tags=tags, params={}, logged=config.out / _LOGGED,
+    )  # fmt: skip
     return f"logged as MLflow run {run_id}{' already' if before else ''}\n"

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ca2cl.common.job_dir import JobDir, job_record
 from ca2cl.config import flatten
@@ -21,6 +21,7 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import check_every_class
 from ca2cl.evaluation.finetune import run as finetune
 from ca2cl.models.encoder_io import weights_digest
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.reproduce import datasets as published
 from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.data_summary import find_facts, open_sets
@@ -32,9 +33,6 @@ from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
 from ca2cl.runtime.signals import EXIT_PREEMPTED, StopFlag
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 _FREE = ("tracking.", "output_dir", "workers", "plan", "download", "record_url", "tasks", "data")
 """Settings that may change from one start to the next; where the tiles are is compared as a path."""
@@ -114,8 +112,6 @@ def _settings(config: NctConfig) -> dict[str, Any]:
 
 
 def _resolve(config: NctConfig) -> ResolvedEncoder:
-    from ca2cl.registry.resolve import resolve_encoder
-
     return resolve_encoder(config.encoder, tracking_uri=config.tracking.uri, root=config.tracking.root)
 
 

@@ -1,4 +1,4 @@
-"""Which steps of a job are done, from its files alone."""
+"""Finished steps of a job, found from its files alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from ca2cl.common.grid import Grid
 from ca2cl.common.tables import aligned
-from ca2cl.evaluation.finetune.config import START
 from ca2cl.evaluation.finetune.trial import trial_grid
+from ca2cl.evaluation.result import ENCODER
 from ca2cl.reproduce import datasets as published
 from ca2cl.reproduce.archives import part_of
 from ca2cl.reproduce.config import JOBS, NctConfig, jobs
@@ -32,7 +32,7 @@ def plan(config: NctConfig) -> str:
         steps.append(("linear cells", str(config.out / "linear"), _count(linear_grid(config))))
     for trains in jobs(config):
         assert config.seeds is not None
-        grid = trial_grid(config.out / JOBS[trains], (START, *config.against), config.labels, config.seeds)
+        grid = trial_grid(config.out / JOBS[trains], (ENCODER, *config.against), config.labels, config.seeds)
         title = "fine-tuning cells" if trains == "all" else "linear cells"
         steps.append((title, str(config.out / JOBS[trains]), _count(grid)))
     steps.append(("table", str(config.out / RESULTS), _done((config.out / RESULTS).exists())))

@@ -13,7 +13,8 @@ from ca2cl.evaluation.datasets import describe_missing
 from ca2cl.evaluation.finetune import original
 from ca2cl.evaluation.finetune.original import ALWAYS, differences, protocol_of
 from ca2cl.evaluation.leakage import lines as leak_lines
-from ca2cl.evaluation.report import describe_interval
+from ca2cl.evaluation.report import describe_interval, plus_minus, row_as_dict
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Units
 from ca2cl.reproduce.config import TEST_SET, NctConfig, jobs, tuning
@@ -24,8 +25,6 @@ from ca2cl.reproduce.published_results import (
     FOUNDATION,
     IMAGE_SIZE,
     LINEAR,
-    OTHER_FINETUNED,
-    OTHER_LINEAR,
     Published,
 )
 
@@ -35,36 +34,29 @@ _HEADS = ("classifier", "labels", "tiles", "accuracy", "theirs", "last epoch", "
 
 @dataclass(frozen=True)
 class Line:
-    """A row of ours (``probe_report.row_as_dict``) and theirs."""
+    """A row of ours and theirs."""
 
-    ours: Mapping[str, Any]
+    ours: Row
     theirs: Published | None
 
     @property
     def title(self) -> str:
         """The classifier, and what it starts from where that is not the encoder."""
-        start = self.ours["features"]
-        return str(self.ours["classifier"]) + ("" if start == "encoder" else f" from {start}")
-
-    @property
-    def budget(self) -> float:
-        """Share of the labels, or tiles a class."""
-        return float(self.ours["budget"])
+        start = self.ours.features
+        return self.ours.classifier + ("" if start == ENCODER else f" from {start}")
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         theirs = self.theirs._asdict() if self.theirs else None
-        return {**self.ours, "theirs": theirs}
+        return {**row_as_dict(self.ours), "theirs": theirs}
 
 
-def lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+def lines(rows: Sequence[Row]) -> list[Line]:
     """Every row with its cell of their tables or logs, where these have it."""
     found = []
     for row in rows:
-        tuned = row["classifier"] == FINE_TUNED
-        own, others = (FINETUNED, OTHER_FINETUNED) if tuned else (LINEAR, OTHER_LINEAR)
-        published = own if row["features"] == "encoder" else others.get(row["features"], {})
-        found.append(Line(row, published.get(row["budget"])))
+        published = FINETUNED if row.classifier == FINE_TUNED else LINEAR
+        found.append(Line(row, published.get(row.features, {}).get(row.budget)))
     return found
 
 
@@ -72,20 +64,13 @@ def table(shown: Sequence[Line]) -> str:
     """The lines as aligned text: mean ± sd over seeds, theirs, and the accuracy's 95 % interval."""
     cells = []
     for line in shown:
-        low, high = (math.nan if bound is None else bound for bound in line.ours["accuracy_interval_95"])
-        theirs = line.theirs or Published(math.nan, math.nan)
+        ours, theirs = line.ours, line.theirs or Published(math.nan, math.nan)
         cells.append([
-            line.title, describe_budget(line.budget), str(line.ours["labelled"]),
-            _plus_minus(line.ours, "accuracy"), _with_sd(theirs.accuracy, theirs.accuracy_sd),
-            _short(theirs.last_epoch), describe_interval((low, high)), _plus_minus(line.ours, "macro_f1"),
-            _with_sd(theirs.macro_f1, theirs.macro_f1_sd),
+            line.title, describe_budget(ours.budget), str(ours.labelled), plus_minus(*ours.mean_sd("accuracy")),
+            _with_sd(theirs.accuracy, theirs.accuracy_sd), _short(theirs.last_epoch), describe_interval(ours.interval),
+            plus_minus(*ours.mean_sd("macro_f1")), _with_sd(theirs.macro_f1, theirs.macro_f1_sd),
         ])  # fmt: skip
     return aligned(_HEADS, cells)
-
-
-def _plus_minus(row: Mapping[str, Any], score: str) -> str:
-    mean, sd = row["mean"][score], row["sd"][score]
-    return f"{mean:.3f}" if sd is None or math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
 def _short(value: float | None) -> str:
@@ -97,7 +82,7 @@ def _with_sd(mean: float, sd: float | None) -> str:
 
 
 def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[str]:
-    """What stands under the table, one statement a line."""
+    """Notes under the table, one a line."""
     found = []
     if made_up:
         found.append("MADE-UP TISSUE: these tiles were drawn; theirs are shown for their places alone")
@@ -121,7 +106,7 @@ def notes(config: NctConfig, facts: Mapping[str, Any], made_up: bool) -> list[st
 
 
 def _comparison(config: NctConfig, facts: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What is theirs too, and what is not."""
+    """Settings that are the same as theirs, and those that are not."""
     pairs = [
         (f"test set {TEST_SET}", facts["test_tiles_published"] == facts["tiles"][1],
          f"{facts['tiles'][1]} test tiles, {facts['test_tiles_published']} in {TEST_SET}"),
@@ -144,19 +129,17 @@ def _comparison(config: NctConfig, facts: Mapping[str, Any]) -> tuple[list[str],
 
 def draw_chart(shown: Sequence[Line], title: str) -> bytes:
     """A PNG: accuracy and macro F1 against the label budget, ours with sd over seeds and theirs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
-    shares = [line for line in shown if line.budget <= 1]
+    shares = [line for line in shown if line.ours.budget <= 1]
     for place, (score, name) in enumerate((("accuracy", "top-1 accuracy"), ("macro_f1", "macro F1"))):
         axes = figure.add_subplot(1, 2, place + 1)
         for number, kind in enumerate(dict.fromkeys(line.title for line in shares)):
             _draw_curve(axes, [line for line in shares if line.title == kind], score, kind, f"C{number}")
         axes.set(xscale="log", xlabel="labelled tiles, %", ylabel=name)
-        ticks = sorted({100 * line.budget for line in shares})
+        ticks = sorted({100 * line.ours.budget for line in shares})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -168,12 +151,11 @@ def draw_chart(shown: Sequence[Line], title: str) -> bytes:
 
 
 def _draw_curve(axes: Any, curve: Sequence[Line], score: str, kind: str, colour: str) -> None:
-    curve = sorted(curve, key=lambda line: line.budget)
-    x = [100 * line.budget for line in curve]
-    spread = [line.ours["sd"][score] or 0.0 for line in curve]
-    spread = [0.0 if math.isnan(sd) else sd for sd in spread]
-    axes.errorbar(x, [line.ours["mean"][score] for line in curve], spread, color=colour, marker="o", capsize=3,
-                  label=f"{kind}, ours")  # fmt: skip
-    theirs = [(100 * line.budget, getattr(line.theirs, score)) for line in curve if line.theirs]
+    curve = sorted(curve, key=lambda line: line.ours.budget)
+    x = [100 * line.ours.budget for line in curve]
+    means, spreads = zip(*(line.ours.mean_sd(score) for line in curve), strict=True)
+    spreads = tuple(0.0 if math.isnan(sd) else sd for sd in spreads)
+    axes.errorbar(x, means, spreads, color=colour, marker="o", capsize=3, label=f"{kind}, ours")
+    theirs = [(100 * line.ours.budget, getattr(line.theirs, score)) for line in curve if line.theirs]
     if theirs and kind != "linear":  # drawn once for both linear classifiers
         axes.plot(*zip(*theirs, strict=True), color=colour, marker="x", linestyle="--", label=f"{kind}, theirs")

@@ -62,8 +62,5 @@ def _members(archive: Path, held: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 def _extract(held: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
     for member in tqdm(members, desc=f"unpack {Path(str(held.filename)).name}", unit="file", disable=None, leave=False):
-        path = folder.joinpath(*PurePosixPath(member.filename).parts)
-        with held.open(member) as source, writing(path, KEPT):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+        with writing(folder / member.filename, KEPT):
+            held.extract(member, folder)

@@ -5,7 +5,6 @@ Legend: N tiles of a set, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,20 +23,16 @@ from ca2cl.runtime.distributed import Ranks
 
 @dataclass(frozen=True)
 class Vectors:
-    """One set: ``values_ND`` float32, ``labels_N`` int64, and the slide or patient of every tile."""
+    """One set: ``values_ND`` float32, ``labels_N`` int64."""
 
     values_ND: npt.NDArray[np.float32]
     labels_N: npt.NDArray[np.int64]
-    groups: Sequence[str | None]
-
-    @property
-    def known_groups(self) -> Sequence[str | None] | None:
-        """The slides, each tile without one being one of its own; None where no tile has one."""
-        return known_slides(self.groups)
+    slides: list[str] | None
+    """Slide or patient of every tile, a tile without one being a slide of its own; None where no tile has one."""
 
 
 def embedded(config: NctConfig, name: str) -> bool:
-    """Whether a set's vectors are complete."""
+    """True if a set's vectors are complete."""
     path = config.vectors(name)
     # killed while it put its parts away, the embedding still has to finish that
     return path.exists() and not path.with_name(f"{path.name}.parts").exists()
@@ -63,12 +58,12 @@ def read_vectors(path: Path, index: ShardIndex) -> Vectors:
         values_ND = np.asarray(column.flatten(), np.float32).reshape(len(column), -1)
         keys, names = table.column("key").to_pylist(), table.column("label").to_pylist()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: damaged ({told}); delete it and start again") from None
+        message = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: damaged ({message}); delete it and start again") from None
     number = {label: place for place, label in enumerate(index.classes)}
     if not set(names) - {None} <= set(number):
         raise InputError(f"{path}: holds other classes than its shards; delete it and start again")
     group_of = {key: group for shard in index for key, group in zip(shard.key, shard.group, strict=True)}
     rows = np.array([row for row, name in enumerate(names) if name is not None], np.int64)
     labels_N = np.array([number[names[row]] for row in rows], np.int64)
-    return Vectors(values_ND[rows], labels_N, [group_of.get(keys[row]) for row in rows])
+    return Vectors(values_ND[rows], labels_N, known_slides([group_of.get(keys[row]) for row in rows]))

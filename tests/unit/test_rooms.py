@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "evaluation.probe",
+        "tracking", "evaluation",
     },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "models", "registry", "evaluation",

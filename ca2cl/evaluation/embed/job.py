@@ -6,14 +6,13 @@ Legend: B tiles of a batch, H, W height and width in pixels, S side of the encod
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ca2cl import __version__
+from ca2cl.common.files import check_writable
 from ca2cl.common.redact import redact
 from ca2cl.data.loading.stream import BadBudget, BadTile
 from ca2cl.data.loading.workers import TileWorkers
@@ -32,12 +32,10 @@ from ca2cl.evaluation.embed.parts import Part, PartFacts, Parts
 from ca2cl.evaluation.embed.tiles import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
 from ca2cl.models.encoder_io import weights_digest
 from ca2cl.models.preprocess import preprocess
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.runtime.device import find_device
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.precision import check_precision
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +43,6 @@ SCHEMA_VERSION = 1
 _NAMED_BAD = 100
 _WARNED_BAD = 20
 _LOG_SECONDS = 10.0
-
-
-class Tally(NamedTuple):
-    """Tiles that a run went through, and the seconds that it took."""
-
-    tiles: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -100,17 +91,13 @@ class EmbedJob:
             )
 
     def about(self, bad: Sequence[BadTile]) -> dict[str, Any]:
-        """What the file says of itself: nothing of when or in how many processes, the same job gives the same."""
+        """Metadata of the result, without times and the number of processes: the same job gives the same bytes."""
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "embedding",
             "job": self.parts.digest,
             "identity": dict(self.parts.identity),
-            "encoder": {
-                "uri": self.found.uri,
-                "source_run_id": self.found.source_run_id,
-                "card": dataclasses.asdict(self.found.card),
-            },
+            "encoder": self.found.describe(),
             "data": {
                 "source": redact(self.config.source),
                 "name": self.data.name,
@@ -126,10 +113,9 @@ def open_job(config: EmbedConfig) -> EmbedJob:
     """Find the tiles and the encoder.
 
     Raises:
-        InputError: either is not there.
+        InputError: either is not there, or ``out`` cannot be written.
     """
-    from ca2cl.registry.resolve import resolve_encoder
-
+    check_writable(Path(config.out), "out")  # first: encoder and tiles take longer
     device = find_device(config.device)
     check_precision(config.precision, device, "precision")
     options = SourceOptions(
@@ -159,8 +145,10 @@ def open_job(config: EmbedConfig) -> EmbedJob:
     return EmbedJob(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
 
 
-def embed_parts(job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks) -> Tally:
-    """Make and write the parts ``todo``, in order.
+def embed_parts(
+    job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartFacts], ranks: Ranks
+) -> tuple[int, float]:
+    """Make and write the parts ``todo``, in order; the tiles that it went through, and the seconds that it took.
 
     Args:
         job: the opened job.
@@ -177,10 +165,10 @@ def embed_parts(job: EmbedJob, todo: Sequence[int], finished: Mapping[int, PartF
     requests = [(first, min(first + step, part.last)) for part in parts for first in range(part.first, part.last, step)]
     rows = max((last - first for first, last in requests), default=1)
     workers = TileWorkers(DecodeRange(job.data, job.prepare), rows, job.data.tile_size, job.config.workers)
-    with contextlib.closing(workers.answers(requests)) as answers, progress:
+    with contextlib.closing(workers.answers(requests)) as answers, progress.bar:
         for part in parts:
             _make(job, part, answers, progress)
-    return progress.tally()
+    return progress.done, time.monotonic() - progress.started
 
 
 def _make(
@@ -206,21 +194,17 @@ class _Progress:
 
     def __init__(self, job: EmbedJob, parts: Sequence[Part], finished: Mapping[int, PartFacts], ranks: Ranks) -> None:
         self._job = job
-        self._total = sum(part.last - part.first for part in parts)
-        self._done = self._met = 0
+        self.done = self._met = 0
         # Those of a run before this one count, too. Met by other ranks, they count in the end.
         self._bad = [tile for facts in finished.values() for tile in facts.bad]
         self._shows = ranks.rank == 0
-        self._title = f"embed (rank 0 of {ranks.world})" if ranks.world > 1 else "embed"
-        self._started = self._logged = time.monotonic()
+        title = f"embed (rank 0 of {ranks.world})" if ranks.world > 1 else "embed"
+        total = sum(part.last - part.first for part in parts)
+        self.bar = tqdm(total=total, desc=title, unit="tile", disable=None if self._shows else True)
+        self._title, self._total = title, total  # a hidden bar does not keep them
+        self.started = self._logged = time.monotonic()
         if self._shows and finished:
             logger.info("%d of %d parts are finished; going on", len(finished), len(job.parts))
-
-    def __enter__(self) -> None:
-        self._bar = tqdm(total=self._total, desc=self._title, unit="tile", disable=None if self._shows else True)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
     def update(self, good: int, bad: Sequence[BadTile]) -> None:
         """Count a batch.
@@ -228,7 +212,7 @@ class _Progress:
         Raises:
             InputError: there are too many bad tiles by now.
         """
-        self._done += good + len(bad)
+        self.done += good + len(bad)
         for tile in bad:
             self._met += 1
             if self._met <= _WARNED_BAD:
@@ -236,12 +220,8 @@ class _Progress:
                 logger.warning("tile %s left out: %s%s", tile.key, tile.reason, more)
         self._bad += bad
         self._job.check_bad(len(self._bad), self._bad)
-        self._bar.update(good + len(bad))
-        if self._shows and self._bar.disable and time.monotonic() - self._logged > _LOG_SECONDS:
+        self.bar.update(good + len(bad))
+        if self._shows and self.bar.disable and time.monotonic() - self._logged > _LOG_SECONDS:
             self._logged = time.monotonic()
-            rate = self._done / (self._logged - self._started)
-            logger.info("%s: %d of %d tiles, %.0f tiles/s", self._title, self._done, self._total, rate)
-
-    def tally(self) -> Tally:
-        """What this rank did."""
-        return Tally(self._done, time.monotonic() - self._started)
+            rate = self.done / (self._logged - self.started)
+            logger.info("%s: %d of %d tiles, %.0f tiles/s", self._title, self.done, self._total, rate)

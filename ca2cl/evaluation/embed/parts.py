@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 
 class PartFacts(NamedTuple):
-    """What a part's file says of itself."""
+    """Metadata of a part's file."""
 
     rows: int
     """Vectors in it: its tiles less the bad ones."""
@@ -134,16 +134,16 @@ class Parts:
             writer.write_table(table)
 
     def facts(self, part: Part) -> PartFacts | None:
-        """What a finished part says of itself, or None where it is missing, damaged or of another job."""
+        """Metadata of a finished part, or None where it is missing, damaged or of another job."""
         path = self.path(part.number)
         if not path.exists():
             return None
         try:
             footer = pq.read_metadata(path)
-            told = parse_json(footer.metadata[_PART_KEY])
-            found = told["job"], told["first"], told["last"]
-            bad = [BadTile(key, reason) for key, reason in told["bad"]]
-            turned = int(told.get("turned", 0))
+            metadata = parse_json(footer.metadata[_PART_KEY])
+            found = metadata["job"], metadata["first"], metadata["last"]
+            bad = [BadTile(key, reason) for key, reason in metadata["bad"]]
+            turned = int(metadata.get("turned", 0))
         except _DAMAGE as error:
             logger.warning("%s: damaged (%s), made again", path, " ".join(str(error).split())[:200])
             return None
@@ -197,7 +197,7 @@ class Parts:
         return {number: facts for number, facts in whole if facts is not None}
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it; what cannot be removed is only told."""
+        """Remove the folder with all that is in it; warn about what cannot be removed."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.exists():
             logger.warning("%s: could not be removed; it is not needed any more", self.folder)

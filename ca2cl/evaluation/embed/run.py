@@ -11,16 +11,14 @@ so needs no store to be understood and none to be written.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from ca2cl.common.files import remove_temporaries
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.errors import InputError, LocalError
 from ca2cl.evaluation.embed.config import EmbedConfig
-from ca2cl.evaluation.embed.job import EmbedJob, Tally, embed_parts, open_job
+from ca2cl.evaluation.embed.job import EmbedJob, embed_parts, open_job
 from ca2cl.evaluation.embed.parts import KEPT, REMEDY, PartFacts, mine
 from ca2cl.evaluation.embed.writer import outputs, read_about, write_vectors
 from ca2cl.runtime.distributed import Ranks
@@ -35,39 +33,24 @@ def run(config: EmbedConfig) -> int:
         InputError: an unknown encoder, no tiles, an ``out`` that exists or cannot be written, too many bad tiles.
     """
     ranks = Ranks()
-    job = ranks.together(lambda: _open(config))
+    job = ranks.together(lambda: open_job(config))
     _check_alike(ranks, job)
     with ExitStack() as held:
         finished = ranks.from_first(lambda: _begin(job, held))
         if finished is None:
-            return _tell(ranks, f"{config.out}: already complete\n")
-        try:
-            tally = _embed(job, ranks, finished)
             if ranks.rank == 0:
-                _join(job, tally)
+                sys.stdout.write(f"{config.out}: already complete\n")
+                sys.stdout.flush()
+            return 0
+        try:
+            tiles, seconds = _embed(job, ranks, finished)
+            if ranks.rank == 0:
+                _join(job, tiles, seconds)
         except BaseException:
             if ranks.world == 1:
                 job.parts.remove_if_empty()
             raise
     return 0
-
-
-def _tell(ranks: Ranks, text: str) -> int:
-    if ranks.rank == 0:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    return 0
-
-
-def _open(config: EmbedConfig) -> EmbedJob:
-    """What is wrong with ``out`` is found out first: encoder and tiles take longer."""
-    out = Path(config.out)
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"out is {config.out!r}: cannot be written; give a file in a folder you can write")
-    return open_job(config)
 
 
 def _check_alike(ranks: Ranks, job: EmbedJob) -> None:
@@ -99,19 +82,19 @@ def _begin(job: EmbedJob, held: ExitStack) -> dict[int, PartFacts] | None:
     return parts.adopt(job.config.overwrite)
 
 
-def _embed(job: EmbedJob, ranks: Ranks, finished: dict[int, PartFacts]) -> Tally:
-    """Make this rank's share of what is missing; the tally of all ranks."""
+def _embed(job: EmbedJob, ranks: Ranks, finished: dict[int, PartFacts]) -> tuple[int, float]:
+    """Make this rank's share of what is missing; the tiles of all ranks, and the seconds of the slowest."""
     todo = mine([part.number for part in job.parts if part.number not in finished], ranks.rank, ranks.world)
     try:
-        tally = embed_parts(job, todo, finished, ranks)
+        mine_done = embed_parts(job, todo, finished, ranks)
     except InputError as error:
-        # The others may be busy for hours: this process tells it, and the launcher ends them.
+        # The others may be busy for hours: this process reports it, and the launcher ends them.
         raise (error if ranks.rank == 0 else LocalError(str(error))) from None
-    told: list[Tally] = ranks.share(tally)
-    return Tally(sum(t.tiles for t in told), max(t.seconds for t in told))
+    tiles, seconds = zip(*ranks.share(mine_done), strict=True)
+    return sum(tiles), max(seconds)
 
 
-def _join(job: EmbedJob, tally: Tally) -> None:
+def _join(job: EmbedJob, tiles: int, seconds: float) -> None:
     facts = [job.parts.facts(part) for part in job.parts]
     whole = [fact for fact in facts if fact is not None]
     if len(whole) < len(facts):
@@ -130,7 +113,7 @@ def _join(job: EmbedJob, tally: Tally) -> None:
     dim = job.parts.dim
     write_vectors(job.out, lambda: (job.parts.read(part) for part in job.parts), rows, dim, job.about(bad))
     job.parts.remove()
-    rate = f"{tally.tiles / max(tally.seconds, 1e-9):.0f} tiles/s" if tally.tiles else "all parts were finished"
+    rate = f"{tiles / max(seconds, 1e-9):.0f} tiles/s" if tiles else "all parts were finished"
     left_out = f", {len(bad)} tiles that do not decode left out" if bad else ""
     sys.stdout.write(f"{job.out}: {rows} vectors of {dim} numbers{left_out}, {rate}\n")
     sys.stdout.flush()

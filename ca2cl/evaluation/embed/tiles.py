@@ -38,7 +38,7 @@ _LARGEST_USUAL = 1024 * 1024
 
 
 class TileRow(NamedTuple):
-    """What the file says of a tile beside its vector."""
+    """Columns of a tile beside its vector."""
 
     key: str
     """Its key: in a plain folder the one that ``ca2cl shard`` would give it."""
@@ -95,7 +95,7 @@ def open_tiles(source: str, cache_dir: str | None, options: SourceOptions) -> Ti
 class ShardTiles:
     """Tiles of shards, in index order; one of another size than the manifest's is a bad one, as everywhere."""
 
-    turned = 0  # told when they were sharded
+    turned = 0  # `ca2cl shard` has warned about them
 
     def __init__(self, root: str, cache_dir: str | None) -> None:
         self._index = open_index(root, cache_dir)

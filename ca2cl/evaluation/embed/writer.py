@@ -86,7 +86,7 @@ def _write_safetensors(out: Path, tables: Tables, rows: int, dim: int, about: st
 
 
 def read_about(out: Path) -> dict[str, Any] | None:
-    """What a result says of itself; None where ``out`` is none."""
+    """Metadata of a result; None where ``out`` is none."""
     with suppress(pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         if out.suffix == ".parquet":
             text = pq.read_schema(out).metadata[METADATA_KEY.encode()]

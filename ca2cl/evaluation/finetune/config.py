@@ -9,13 +9,13 @@ from annotated_types import Ge, Interval
 
 from ca2cl.config import OptimConfig, TrackingConfig, check_ranges
 from ca2cl.errors import InputError
-from ca2cl.evaluation.finetune.step import Augmentation
 from ca2cl.evaluation.protocol import ProtocolName
+from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import check_budgets
 
 Trains = Literal["all", "head"]
+Augmentation = Literal["auto", "crop", "ca2cl", "strong", "none"]
 OPTIM = OptimConfig(name="sgd", lr=0.01, schedule="cosine_restarts")
-START = "encoder"
 
 
 def _tracking() -> TrackingConfig:
@@ -108,5 +108,5 @@ class FinetuneConfig:
             raise InputError("tracking.register_as is for the honest protocol: this one is for comparison alone")
         if self.protocol == "original" and max(self.labels) > 1:
             raise InputError(f"labels is {max(self.labels)!r}: protocol original draws a share of the labels, up to 1")
-        if len({START, *self.against}) < len(self.against) + 1:
+        if len({ENCODER, *self.against}) < len(self.against) + 1:
             raise InputError(f"against names one encoder twice: {', '.join(self.against)}")

@@ -27,7 +27,7 @@ from ca2cl.training.engine import AccelerateEngine
 
 @dataclass(frozen=True)
 class Best:
-    """Where held-out tiles were predicted best so far; epoch -1: nowhere yet."""
+    """Epoch that predicted the held-out tiles best so far; -1: none yet."""
 
     loss: float = float("inf")
     accuracy: float = 0.0
@@ -37,7 +37,7 @@ class Best:
 
     @classmethod
     def of(cls, state: Mapping[str, Any], where: Path) -> Best:
-        """What a checkpoint's state says of it.
+        """Read it from a checkpoint's state.
 
         Raises:
             InputError: it is damaged.
@@ -50,7 +50,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Looks:
-    """How a selection looks at its tiles."""
+    """Settings of a selection."""
 
     every: int
     """Epochs from one look to the next."""
@@ -59,7 +59,7 @@ class Looks:
     batch_size: int
     workers: int
     by_accuracy: bool = False
-    """Whether the most accurate epoch is the best, the last one of equals, instead of the one with the lowest log-loss:
+    """The most accurate epoch is the best, the last one of equals, instead of the one with the lowest log-loss:
     a few held-out tiles cannot tell accuracies apart, but the authors' protocol goes by them."""
 
 
@@ -98,7 +98,7 @@ class Selection:
 
     @property
     def enough(self) -> bool:
-        """Whether it has been long enough."""
+        """Training has gone on for long enough without a better epoch."""
         return self.best.waited >= self.looks.patience
 
     def log_step(self, record: dict[str, Any]) -> None:
@@ -160,8 +160,8 @@ class Selection:
             try:
                 engine.bare.load_state_dict(load_file(path))
             except (OSError, RuntimeError, SafetensorError) as error:
-                told = " ".join(str(error).split())[:200]
-                raise InputError(f"{path}: damaged ({told}); delete {path.parent} and start again") from None
+                message = " ".join(str(error).split())[:200]
+                raise InputError(f"{path}: damaged ({message}); delete {path.parent} and start again") from None
 
     def close(self) -> None:
         """End the journal."""

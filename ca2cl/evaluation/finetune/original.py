@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,11 @@ ALWAYS = (
     "the cosine tends to 0, theirs to 4e-8",
     "draws, order and augmentation come from random numbers of ca2cl's own",
 )
-"""What differs from their code whatever the settings."""
+"""Differences from their code whatever the settings."""
 
 
 def protocol_of(config: FinetuneConfig) -> Protocol:
-    """What the job may look at."""
+    """Protocol of the job."""
     if config.protocol == "honest":
         return HONEST
     return ORIGINAL if config.trains == "head" else ORIGINAL_TUNING
@@ -56,7 +56,22 @@ def their_epochs(trains: Trains, budget: float) -> int:
     return 40 if budget <= 0.1 else 10
 
 
-def settled(config: FinetuneConfig) -> FinetuneConfig:
+def epochs_of(config: FinetuneConfig, budget: float) -> int:
+    """Most passes over the labelled tiles of a budget."""
+    return config.epochs or their_epochs(config.trains, budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled(FinetuneConfig):
+    """Settings with a value wherever none stood for one."""
+
+    min_steps: int
+    batch_size: int
+    held_out: float
+    patience: int
+
+
+def settled(config: FinetuneConfig) -> Settled:
     """The settings with a value wherever none stood for one; but for the epochs of the original protocol, which depend
     on the labels. There what is left of the optimizer at its default is theirs, too."""
     wanted = {} if config.protocol == "honest" else {**THEIRS[config.trains], "epochs": None}
@@ -66,7 +81,8 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
         for field in dataclasses.fields(OptimConfig)
         if f"optim.{field.name}" in wanted and getattr(config.optim, field.name) == getattr(OPTIM, field.name)
     }
-    return replace(config, **values, optim=replace(config.optim, **optim))
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return Settled(**{**given, **values, "optim": replace(config.optim, **optim)})
 
 
 def draw_original(
@@ -89,7 +105,7 @@ def draw_original(
 
 
 def validation(protocol: Protocol, count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which training tiles are split off before labels are drawn, (count,).
+    """Mask (count,) of the training tiles that are split off before labels are drawn.
 
     Args:
         protocol: the authors', of a task.
@@ -101,7 +117,7 @@ def validation(protocol: Protocol, count: int, share: float, seed: int) -> npt.N
 
 
 def differences(config: FinetuneConfig) -> list[str]:
-    """What of a job by the original protocol is not as in the authors' code, one setting an entry."""
+    """Settings of a job by the original protocol that are not those of the authors' code, one an entry."""
     config = settled(config)
     given: Mapping[str, Any] = flatten(config)
     found = [f"{name} {given[name]}, theirs {value}" for name, value in THEIRS[config.trains].items()
@@ -111,6 +127,6 @@ def differences(config: FinetuneConfig) -> list[str]:
         other = [f"{epochs} at {describe_budget(budget)}" for budget, epochs in theirs.items()
                  if epochs != config.epochs]  # fmt: skip
         every = set(theirs.values())
-        told = ", ".join(other) if len(every) > 1 else str(*every)
-        found += [f"epochs {config.epochs}, theirs {told}"] if other else []
+        text = ", ".join(other) if len(every) > 1 else str(*every)
+        found += [f"epochs {config.epochs}, theirs {text}"] if other else []
     return found

@@ -1,14 +1,13 @@
-"""Report of a fine-tuning job: table, differences, JSON, MLflow run."""
+"""Report of a fine-tuning job: table, differences, JSON, MLflow run, registered classifier."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -16,107 +15,95 @@ from safetensors.numpy import load_file
 from ca2cl import __version__
 from ca2cl.common.grid import AGAIN, RESULT, Grid
 from ca2cl.common.records import read_fields
-from ca2cl.config import flatten
+from ca2cl.config import TrackingConfig, flatten
 from ca2cl.errors import InputError
-from ca2cl.evaluation.compare import describe_difference, under_heading
-from ca2cl.evaluation.datasets import describe_missing, missing_classes
+from ca2cl.evaluation import report as shared
+from ca2cl.evaluation.compare import Comparison, compare_with_first, differences
+from ca2cl.evaluation.datasets import describe_missing, missing_classes, units_of
 from ca2cl.evaluation.finetune.best_checkpoint import keep_best
-from ca2cl.evaluation.finetune.config import FinetuneConfig
-from ca2cl.evaluation.finetune.log import log_once, register
-from ca2cl.evaluation.finetune.original import protocol_of
-from ca2cl.evaluation.finetune.step import LabelledSet
-from ca2cl.evaluation.finetune.trial import PREDICTIONS, Trial
+from ca2cl.evaluation.finetune.trial import PREDICTIONS, Trial, TuningJob
 from ca2cl.evaluation.leakage import lines as leak_lines
-from ca2cl.evaluation.leakage import tag as leak_tag
-from ca2cl.evaluation.metrics import classification_metrics
-from ca2cl.evaluation.report import draw_confusion, row_as_dict, table, write_json
-from ca2cl.evaluation.result import Row
-from ca2cl.evaluation.splits import known_slides
-from ca2cl.evaluation.statistics import Difference, Units, bootstrap_interval, holm, paired_difference
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.evaluation.result import ENCODER, Row, score_row
+from ca2cl.evaluation.statistics import Units
+from ca2cl.registry.register import log_and_register
+from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.store.open import open_store, store_errors
 
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}
 """Names of the rows by what was trained."""
 RECORD = "finetune.json"
-"""What a job's folder is the folder of."""
+"""Record of the job, in its folder."""
+RESULTS = "finetune-results.json"
+LOGGED = "logged.json"
+"""Record of the MLflow run that the job's results were logged as."""
 SCHEMA_VERSION = 1
 _OF_ROWS = ("labelled", "best_epoch", "steps")
-Groups = dict[tuple[str, float], list[Path]]
 
 
-def report(
-    config: FinetuneConfig, found: ResolvedEncoder, grid: Grid[Trial], test: LabelledSet,
-    digests: Sequence[str], drawn_by: str,
-) -> None:  # fmt: skip
+def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: str) -> None:
     """Print and write what all trials together say, and log it.
 
     Args:
-        config: the job's settings.
+        job: what the trials share.
         found: the encoder.
         grid: trials and their results.
-        test: the test tiles.
-        digests: manifests of train and test.
         drawn_by: what labels were drawn by, in words.
 
     Raises:
         InputError: a trial's files are damaged; the store cannot be reached.
     """
-    groups: Groups = {}
+    config, index, out = job.config, job.test.index, Path(job.config.output_dir)
+    groups: dict[tuple[str, float], list[Path]] = {}
     for trial, path in grid.items():
         groups.setdefault((trial.start, trial.budget), []).append(path.parent)
-    right = {key: np.stack([_right(folder) for folder in folders]) for key, folders in groups.items()}
-    units = _units(next(iter(groups.values()))[0], test)
-    name = CLASSIFIERS[config.trains]
-    rows = [_row(name, *key, folders, right[key], units) for key, folders in groups.items()]
-    first, out = next(iter(grid)).start, Path(config.output_dir)
-    compared = {
-        (start, budget): paired_difference(right[first, budget], right[start, budget], units)
-        for start, budget in groups
-        if start != first
-    }
-    compared = dict(zip(compared, holm(list(compared.values())), strict=True))
-    missing = missing_classes(test.index.labels(), test.index.classes)
+    # a tile that did not decode is in no trial
+    units = units_of(index, _predictions(next(iter(grid.values())).parent)["samples"].tolist(), "test")
+    rows = [_row(CLASSIFIERS[config.trains], *key, folders, units) for key, folders in groups.items()]
+    compared = compare_with_first(rows)
+    missing = missing_classes(index.labels(), index.classes)
     leak = read_fields(out / RECORD, ("leak",), AGAIN)["leak"]
-    sys.stdout.write(table(rows) + _differences(first, compared))
+    sys.stdout.write(shared.table(rows) + differences(ENCODER, compared, name_classifiers=False))
     sys.stdout.write("".join(f"\n{line}\n" for line in (*leak_lines(leak), describe_missing(missing)) if line))
-    files = [out / "finetune-results.json", out / "confusion.png"]
-    content = _content(config, found, rows, compared, groups, digests)
-    write_json(
-        files[0],
-        {
-            **content,
-            "classes": test.index.classes,
-            "drawn_by": drawn_by,
-            "missing_classes": missing,
-            "resampled": units.as_dict(),
-        },
-    )
-    shown = [row for row in rows if row.features == first][-1]
-    title = f"{name} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
-    draw_confusion(files[1], shown.confusion, test.index.classes, title)
-    statement = protocol_of(config).statement
+    files = [out / RESULTS, out / "confusion.png"]
+    content = _content(job, found, rows, compared)
+    content |= {
+        "leak": leak,
+        "cells": [read_fields(path, _OF_ROWS, AGAIN) for path in grid.values()],
+        "drawn_by": drawn_by,
+        "missing_classes": missing,
+        "resampled": units.as_dict(),
+    }
+    shared.write_json(files[0], content)
+    shown = [row for row in rows if row.features == ENCODER][-1]
+    title = f"{shown.classifier} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
+    shared.draw_confusion(files[1], shown.confusion, index.classes, title)
     sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n{units.statement}\n")
     sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
-    sys.stdout.write(f"{statement}\n" if statement else "")
+    sys.stdout.write(f"{job.protocol.statement}\n" if job.protocol.statement else "")
     sys.stdout.flush()
-    tags = {"ca2cl.resampled_by": units.name, **leak_tag(leak, first)}
-    run_id, before = log_once(config, found, rows, compared, files, digests, drawn_by, tags)
+    metrics = shared.tracked_metrics(rows, shared.metric_names(config.against), compared)
+    protocol = config.note_protocol or config.protocol
+    run_id, before = shared.log_results(
+        config, found, metrics, files, name=config.tracking.run_name or "finetune", digests=job.digests, leak=leak,
+        tags={"ca2cl.kind": "finetune", "ca2cl.protocol": protocol, "ca2cl.resampled_by": units.name},
+        params={"drawn_by": drawn_by}, logged=out / LOGGED,
+    )  # fmt: skip
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
-    _tell_classifier(config, run_id, keep_best([folder for folders in groups.values() for folder in folders]))
+    sys.stdout.write(_keep_classifier(config.tracking, run_id, (path.parent for path in grid.values())))
 
 
-def _tell_classifier(config: FinetuneConfig, run_id: str, classifier: Path | None) -> None:
-    if classifier is not None:
-        address = register(config, run_id, classifier)
-        text = f"the best classifier on held-out tiles is in {classifier}"
-        sys.stdout.write(f"{text}, registered as {address}\n" if address else f"{text}\n")
-
-
-def _right(folder: Path) -> npt.NDArray[np.bool_]:
-    held = _predictions(folder)
-    return np.asarray(held["probabilities"].argmax(axis=1) == held["labels"], bool)
+def _keep_classifier(tracking: TrackingConfig, run_id: str, folders: Iterable[Path]) -> str:
+    """Keep and register the best classifier; the line about it, empty where there is none."""
+    classifier = keep_best([*folders])
+    if classifier is None:
+        return ""
+    text = f"the best classifier on held-out tiles is in {classifier}"
+    if not tracking.register_as:
+        return f"{text}\n"
+    store = open_store(tracking.uri, tracking.root)
+    with store_errors(store.uri):
+        version = log_and_register(run_id, classifier, tracking.register_as, store)
+    return f"{text}, registered as models:/{tracking.register_as}/{version}\n"
 
 
 def _predictions(folder: Path) -> dict[str, npt.NDArray[Any]]:
@@ -126,50 +113,27 @@ def _predictions(folder: Path) -> dict[str, npt.NDArray[Any]]:
         raise InputError(f"{folder}: damaged ({error}); delete that folder and start again") from None
 
 
-def _units(folder: Path, test: LabelledSet) -> Units:
-    """What the test tiles are resampled by; a tile that did not decode is in no trial."""
-    groups, samples_M = test.index.groups(), _predictions(folder)["samples"]
-    return Units.of(known_slides([groups[sample] for sample in samples_M.tolist()], "test"), len(samples_M))
-
-
-def _row(
-    classifier: str, start: str, budget: float, folders: Sequence[Path], right_SN: npt.NDArray[np.bool_], units: Units
-) -> Row:  # fmt: skip
-    held = [_predictions(folder) for folder in folders]
+def _row(classifier: str, start: str, budget: float, folders: Sequence[Path], units: Units) -> Row:
+    predictions = [_predictions(folder) for folder in folders]
     results = [read_fields(folder / RESULT, _OF_ROWS, AGAIN) for folder in folders]
-    return Row(
-        features=start,
-        classifier=classifier,
-        budget=budget,
-        labelled=results[0]["labelled"],
-        per_seed=[classification_metrics(h["labels"], h["probabilities"]) for h in held],
-        settings=[{"best_epoch": result["best_epoch"], "steps": result["steps"]} for result in results],
-        interval=bootstrap_interval(right_SN, units),
-    )
-
-
-def _differences(first: str, compared: dict[tuple[str, float], Difference]) -> str:
-    lines = [describe_difference(first, start, "", budget, d) for (start, budget), d in compared.items()]
-    return under_heading(lines)
+    probabilities = [found["probabilities"] for found in predictions]
+    settings = [{"best_epoch": result["best_epoch"], "steps": result["steps"]} for result in results]
+    labels_M = predictions[0]["labels"]
+    return score_row(start, classifier, budget, results[0]["labelled"], labels_M, probabilities, settings, units)
 
 
 def _content(
-    config: FinetuneConfig, found: ResolvedEncoder, rows: Sequence[Row],
-    compared: dict[tuple[str, float], Difference], groups: Groups, digests: Sequence[str],
+    job: TuningJob, found: ResolvedEncoder, rows: Sequence[Row], compared: Sequence[Comparison]
 ) -> dict[str, Any]:  # fmt: skip
-    cells = [read_fields(folder / RESULT, _OF_ROWS, AGAIN) for folders in groups.values() for folder in folders]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "finetune",
         "ca2cl": __version__,
-        "encoder": {"uri": found.uri, "source_run_id": found.source_run_id, "card": asdict(found.card)},
-        "data": {"train_manifest_digest": digests[0], "test_manifest_digest": digests[1]},
-        "protocol": {"name": config.protocol, "statement": protocol_of(config).statement},
-        "leak": read_fields(Path(config.output_dir) / RECORD, ("leak",), AGAIN)["leak"],
-        "config": flatten(config),
-        "results": [row_as_dict(row) for row in rows],
-        "differences": [
-            {"against": start, "budget": budget, **asdict(d)} for (start, budget), d in compared.items()
-        ],
-        "cells": cells,
-    }  # fmt: skip
+        "encoder": found.describe(),
+        "data": {"train_manifest_digest": job.digests[0], "test_manifest_digest": job.digests[1]},
+        "protocol": {"name": job.config.protocol, "statement": job.protocol.statement},
+        "classes": job.test.index.classes,
+        "config": flatten(job.config),
+        "results": [shared.row_as_dict(row) for row in rows],
+        "differences": [{"against": c.against, "budget": c.budget, **asdict(c.difference)} for c in compared],
+    }

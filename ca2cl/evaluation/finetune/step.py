@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from ca2cl.config import ViewsConfig
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.evaluation.finetune.config import Augmentation
 from ca2cl.evaluation.labelled import IGNORED, LabelledBatch
 from ca2cl.models.batch_norm import commit_statistics
 from ca2cl.models.preprocess import preprocess
@@ -58,7 +59,7 @@ class FineTuning(Method):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How tiles become the encoder's input outside training."""
+    """Preprocessing of tiles outside training."""
 
     size: int
     mean: tuple[float, ...]
@@ -68,11 +69,8 @@ class Preprocessing:
         return preprocess(tiles_BHWC, self.size, self.mean, self.std)
 
 
-Augmentation = Literal["auto", "crop", "ca2cl", "strong", "none"]
-
-
 def build_augmentation(name: Augmentation, prepare: Preprocessing, seed: int) -> Any:
-    """How labelled tiles are augmented: uint8 tiles (B, H, W, 3), a word a tile (B,) and the epoch → the encoder's
+    """Augmentation of labelled tiles: uint8 tiles (B, H, W, 3), a word a tile (B,) and the epoch → the encoder's
     input. ``strong`` is the paper's strong view with distortion as likely as in the authors' evaluation."""
     assert name != "auto", "not settled"
     if name == "none":

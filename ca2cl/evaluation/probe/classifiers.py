@@ -1,6 +1,7 @@
 """Logistic regression and k-NN on frozen features.
 
-Legend: N labelled tiles, M test tiles, D features, K classes. Labels are 0..K-1 and every class has a labelled tile.
+Legend: N labelled tiles, of which F are fitted and H held out; M test tiles, D features, K classes. Labels are 0..K-1
+and every class has a labelled tile.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.evaluation.features import FloatArray, centred
 from ca2cl.evaluation.protocol import HONEST, Protocol
 from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds
 
 logger = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
 Strength = float | Literal["auto"]
@@ -96,16 +97,25 @@ def choose_strength(
         strengths: values of C to choose from.
         groups: slide or patient of every tile, where known.
     """
-    held_out = [_HeldOut(train_ND, labels_N, held_N) for held_N in _held_in_turn(labels_N, groups, seed)]
-    if not held_out:
+    folds = [
+        (_model(strengths[0]), *centred(train_ND[~held_N], train_ND[held_N]), labels_N[~held_N], labels_N[held_N])
+        for held_N in _held_in_turn(labels_N, groups, seed)
+    ]
+    if not folds:
         return DEFAULT_STRENGTH
-    return _lowest(strengths, lambda strength: sum(fold.loss(strength) for fold in held_out))
+    losses: list[float] = []
+    for strength in strengths:
+        losses.append(sum(_held_out_loss(strength, *fold) for fold in folds))
+        # The loss falls and then rises with C, and the largest C take by far the longest to fit.
+        if len(losses) > RISES and min(losses[-RISES:]) > min(losses[:-RISES]):
+            break
+    return float(strengths[int(np.argmin(losses))])
 
 
 def _held_in_turn(
     labels_N: IntArray, groups: Sequence[str | None] | None, seed: int
 ) -> list[npt.NDArray[np.bool_]]:  # fmt: skip
-    """Which labelled tiles are held out, one mask (N,) a fold."""
+    """Masks (N,) of the labelled tiles that are held out, one a fold."""
     if np.bincount(labels_N).min() < FOLDS:
         return []
     slides = None if groups is None else known_slides(groups)
@@ -117,33 +127,15 @@ def _held_in_turn(
     return masks[: math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N))] if slides is None else masks
 
 
-def _lowest(strengths: Sequence[float], loss: Callable[[float], float]) -> float:
-    """The strength with the lowest loss, the first of equals."""
-    losses: list[float] = []
-    for strength in strengths:
-        losses.append(loss(strength))
-        # The loss falls and then rises with C, and the largest C take by far the longest to fit.
-        if len(losses) > RISES and min(losses[-RISES:]) > min(losses[:-RISES]):
-            break
-    return float(strengths[int(np.argmin(losses))])
-
-
-class _HeldOut:
-    """One fold held out: a model that goes up the path of strengths, each fit started from the one before."""
-
-    def __init__(self, train_ND: FloatArray, labels_N: IntArray, held_N: npt.NDArray[np.bool_]) -> None:
-        self._fit_ND, self._held_MD = centred(train_ND[~held_N], train_ND[held_N])
-        self._labels_N, self._truth_M = labels_N[~held_N], labels_N[held_N]
-        self._model = _model(STRENGTHS[0])
-
-    def loss(self, strength: float) -> float:
-        """Summed log-loss of the held-out tiles."""
-        self._model.set_params(C=strength)
-        _fit(self._model, self._fit_ND, self._labels_N)
-        probability_MK = self._model.predict_proba(self._held_MD)
-        right_M = probability_MK[np.arange(len(self._truth_M)), self._truth_M]
-        # A float32 probability can underflow to 0: one certain mistake must not outweigh every other tile.
-        return float(-np.log(np.maximum(right_M, 1e-12)).sum())
+def _held_out_loss(
+    strength: float, model: Any, fit_FD: FloatArray, held_HD: FloatArray, labels_F: IntArray, labels_H: IntArray
+) -> float:
+    """Summed log-loss of a fold's held-out tiles; the fit starts from the model's last one, at the strength before."""
+    model.set_params(C=strength)
+    _fit(model, fit_FD, labels_F)
+    right_H = model.predict_proba(held_HD)[np.arange(len(labels_H)), labels_H]
+    # A float32 probability can underflow to 0: one certain mistake must not outweigh every other tile.
+    return float(-np.log(np.maximum(right_H, 1e-12)).sum())
 
 
 def _model(strength: float) -> Any:
@@ -160,12 +152,6 @@ def _fit(model: Any, train_ND: FloatArray, labels_N: IntArray) -> None:
         model.fit(train_ND, labels_N)
     if any(issubclass(entry.category, ConvergenceWarning) for entry in caught):
         logger.warning("logistic regression with C = %g stopped after %d iterations", model.C, MAX_ITERATIONS)
-
-
-def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
-    """All of them less the mean of ``train_ND``, of unit length."""
-    mean_D = train_ND.mean(axis=0, dtype=np.float64).astype(train_ND.dtype)
-    return [_unit(features - mean_D) for features in (train_ND, *others)]
 
 
 def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatArray, *, k: int) -> Prediction:
@@ -192,8 +178,3 @@ def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatA
     model = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.maximum(1 - distance, 1e-9))
     votes_MK = model.fit(unit_ND, labels_N).predict_proba(unit_MD)
     return Prediction(np.asarray(votes_MK, np.float64), {"k": float(k)})
-
-
-def _unit(features: FloatArray) -> FloatArray:
-    norm = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.maximum(norm, np.finfo(features.dtype).tiny), features.dtype)

@@ -1,4 +1,7 @@
-"""Encoders and baselines that a probe compares."""
+"""Encoders and baselines that a probe compares.
+
+On CRC-VAL-HE-7K a colour histogram alone passes 82 % (arXiv 2409.11546), so no table of ca2cl comes without one.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, frozen
-from ca2cl.evaluation.probe.baselines import colour_histogram
 from ca2cl.evaluation.probe.config import ProbeConfig
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.evaluation.result import ENCODER
+from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
 logger = logging.getLogger(__name__)
 
-ENCODER, COLOURS, RANDOM, IMAGENET = "encoder", "colour histogram", "random encoder", "ImageNet encoder"
+COLOURS, RANDOM, IMAGENET = "colour histogram", "random encoder", "ImageNet encoder"
 FLOORS = (COLOURS, RANDOM, IMAGENET)
 _IMAGENET_WEIGHTS = "torchvision:IMAGENET1K_V1"
 _PATIENCE = 30.0  # seconds without an answer
@@ -39,7 +41,7 @@ class Contenders:
     """Those that are networks; the colour histogram is none."""
 
     def extractors(self, config: ProbeConfig, device: torch.device) -> dict[str, Extractor]:
-        """What makes each one's features, by its name in the table."""
+        """Feature extractor of each one, by its name in the table."""
 
         def features_of(found: ResolvedEncoder, size: int | None = None) -> Extractor:
             card = found.card
@@ -60,8 +62,6 @@ def find_contenders(config: ProbeConfig) -> Contenders:
     Raises:
         InputError: one that was asked for is not there. A floor that is not there is left out with a warning.
     """
-    from ca2cl.registry.resolve import resolve_encoder
-
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
     taken = {ENCODER, *FLOORS}
@@ -79,8 +79,6 @@ def find_contenders(config: ProbeConfig) -> Contenders:
 
 
 def _imagenet(arch: str) -> dict[str, ResolvedEncoder]:
-    from ca2cl.registry.resolve import resolve_encoder
-
     try:
         with _patience(_PATIENCE):
             return {IMAGENET: resolve_encoder(_IMAGENET_WEIGHTS, arch=arch)}
@@ -98,3 +96,23 @@ def _patience(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def colour_histogram(tiles_BHWC: Tensor, bins: int = 32) -> Tensor:
+    """Share of a tile's pixels in each of ``bins`` equal ranges of red, then of green, then of blue.
+
+    Args:
+        tiles_BHWC: uint8, shape (B, H, W, 3).
+        bins: a divisor of 256.
+
+    Returns:
+        float32, shape (B, 3 * bins); each third of a row sums to 1.
+    """
+    assert tiles_BHWC.dtype == torch.uint8 and 256 % bins == 0
+    batch, height, width, channels = tiles_BHWC.shape
+    # One bincount for the whole batch: every (tile, channel) pair gets its own range of bins. In place and in int32:
+    # the numbers fit, and memory traffic is what this costs.
+    offset_BC = torch.arange(batch * channels, dtype=torch.int32, device=tiles_BHWC.device) * bins
+    bin_BHWC = (tiles_BHWC // (256 // bins)).int().add_(offset_BC.view(batch, 1, 1, channels))
+    counts = torch.bincount(bin_BHWC.flatten(), minlength=batch * channels * bins)
+    return (counts.view(batch, channels * bins) / (height * width)).float()

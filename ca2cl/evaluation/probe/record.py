@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ca2cl import __version__
 from ca2cl.config import flatten
+from ca2cl.evaluation import report as shared
 from ca2cl.evaluation.compare import Comparison, differences
 from ca2cl.evaluation.datasets import ProbeSet, describe_missing, missing_classes
-from ca2cl.evaluation.leakage import lines, tag
+from ca2cl.evaluation.leakage import lines
 from ca2cl.evaluation.probe.classifiers import Strength
 from ca2cl.evaluation.probe.config import ProbeConfig
-from ca2cl.evaluation.probe.encoders import ENCODER, Contenders
+from ca2cl.evaluation.probe.encoders import Contenders
 from ca2cl.evaluation.protocol import PROTOCOLS
-from ca2cl.evaluation.report import (
-    draw_confusion,
-    metric_name,
-    metric_names,
-    row_as_dict,
-    table,
-    tracked_metrics,
-    write_json,
-)
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import Subsets
 from ca2cl.evaluation.statistics import Units
-
-if TYPE_CHECKING:
-    from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.registry.resolve import ResolvedEncoder
 
 SCHEMA_VERSION = 2
 
@@ -48,24 +37,24 @@ class ProbeRecord:
     train: ProbeSet
     tests: dict[str, ProbeSet]
     drawn_by: str
-    """What labelled tiles were drawn by."""
+    """Unit that labelled tiles were drawn by."""
     strength: Strength
-    """What the setting came to."""
+    """C of the logistic regression, or auto."""
     subsets: Subsets
     leaks: dict[str, dict[str, Any]]
     rows: list[Row]
     units: Mapping[str, Units]
-    """What the tiles of each test set were resampled by."""
+    """Units that the tiles of each test set were resampled by."""
     compared: list[Comparison]
 
     @property
     def statement(self) -> str:
-        """What must stand wherever the numbers are shown; empty for the honest protocol."""
+        """Note to print wherever the numbers are shown; empty for the honest protocol."""
         return PROTOCOLS[self.config.protocol].statement
 
     @property
     def remarks(self) -> list[str]:
-        """What must be known of the test sets to read the numbers, one line each."""
+        """Notes on the test sets to print beside the numbers, one line each."""
         several = len(self.tests) > 1
         found = []
         for name in self.tests:
@@ -79,14 +68,14 @@ class ProbeRecord:
     def text(self) -> str:
         """For the terminal."""
         statement = f"\n{self.statement}\n" if self.statement else ""
-        told = differences(ENCODER, self.compared, name_tests=len(self.tests) > 1)
+        compared = differences(ENCODER, self.compared, name_tests=len(self.tests) > 1)
         remarks = "".join(f"\n{line}\n" for line in self.remarks)
         several = len(self.tests) > 1
         resampled = "".join(
             f"{f'{name}: ' if several else ''}{units.statement}\n" for name, units in self.units.items()
         )
         how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
-        return f"{table(self.rows)}{statement}{remarks}{told}{how}"
+        return f"{shared.table(self.rows)}{statement}{remarks}{compared}{how}"
 
     def content(self) -> dict[str, Any]:
         """Everything that the JSON holds.
@@ -117,17 +106,12 @@ class ProbeRecord:
             "data": {**self.tests[test].describe(), "missing_classes": self._missing(test)},
             "leak": self.leaks[test],
             "resampled": self.units[test].as_dict(),
-            "results": [row_as_dict(row) for row in self.rows if row.test == test],
+            "results": [shared.row_as_dict(row) for row in self.rows if row.test == test],
             "differences": [c.as_dict() for c in self.compared if c.test == test],
         }
 
     def _describe(self, found: ResolvedEncoder) -> dict[str, Any]:
-        return {
-            "uri": found.uri,
-            "source_run_id": found.source_run_id,
-            "card": dataclasses.asdict(found.card),
-            "image_size": self.config.image_size or found.card.input_size,
-        }
+        return {**found.describe(), "image_size": self.config.image_size or found.card.input_size}
 
     def _labelled(self) -> dict[str, list[Any]]:
         samples_N = self.train.tiles.samples_N
@@ -139,7 +123,7 @@ class ProbeRecord:
 
     def write(self, output: Path) -> list[Path]:
         """The JSON, and a confusion matrix for each test set: the first classifier's at the largest budget."""
-        write_json(output, self.content())
+        shared.write_json(output, self.content())
         files = [output]
         for number, test in enumerate(self.tests):
             ours = [row for row in self.rows if (row.features, row.test) == (ENCODER, test)]
@@ -147,21 +131,18 @@ class ProbeRecord:
             on = f" on {test}" if len(self.tests) > 1 else ""
             title = f"{shown.features}, {shown.classifier}, {shown.labelled} labelled tiles{on}: % of each label"
             files.append(output.with_name(f"{output.stem}-confusion{f'-{test}' if number else ''}.png"))
-            draw_confusion(files[-1], shown.confusion, self.train.index.classes, title)
+            shared.draw_confusion(files[-1], shown.confusion, self.train.index.classes, title)
         return files
 
     def metrics(self) -> dict[str, float]:
         """By name, for MLflow. Those of the first test set are named as they are where there is but one, those of the
         others behind ``other_tests/NAME/``, where nothing takes them for the encoder's: MLflow allows no @ in a name.
         """
-        names = metric_names(list(self.contenders.rivals))
+        names = shared.metric_names(list(self.contenders.rivals))
         flat: dict[str, float] = {}
         for number, test in enumerate(self.tests):
-            found = tracked_metrics([row for row in self.rows if row.test == test], names)
-            for c in self.compared:
-                if c.test == test:
-                    against = names.get(c.against, c.against)
-                    found[f"difference/{metric_name(against, c.classifier, c.budget)}"] = c.difference.mean
+            rows = [row for row in self.rows if row.test == test]
+            found = shared.tracked_metrics(rows, names, [c for c in self.compared if c.test == test])
             flat |= {f"other_tests/{test}/{name}" if number else name: value for name, value in found.items()}
         return flat
 
@@ -171,35 +152,16 @@ class ProbeRecord:
         Raises:
             InputError: the store cannot be used.
         """
-        from ca2cl.registry.evaluation_run import log_evaluation
-
         digests = {name: test.index.manifest.digest for name, test in self.tests.items()}
         first, *others = digests
-        tags = {
-            "ca2cl.kind": "probe",
-            "ca2cl.train_manifest_digest": self.train.index.manifest.digest,
-            "ca2cl.test_manifest_digest": digests[first],
-            "ca2cl.resampled_by": self.units[first].name,
-            **tag(self.leaks[first], ENCODER),
-        }
+        tags = {"ca2cl.kind": "probe", "ca2cl.resampled_by": self.units[first].name}
         if others:
             tags["ca2cl.other_test_manifest_digests"] = json.dumps({name: digests[name] for name in others})
         if self.statement:
             tags["ca2cl.protocol"] = self.statement
-        found = self.contenders.encoder
-        resolved: Mapping[str, Any] = {
-            "encoder_uri": found.uri,
-            "strength": self.strength,
-            "drawn_by": self.drawn_by,
-        }
-        return log_evaluation(
-            source_run_id=found.source_run_id,
-            name="probe",
-            params={**flatten(self.config), **resolved},
-            metrics=self.metrics(),
-            artifacts=files,
-            tags=tags,
-            uri=self.config.tracking.uri,
-            root=self.config.tracking.root,
-            experiment=self.config.tracking.experiment,
-        )
+        run_id, _ = shared.log_results(
+            self.config, self.contenders.encoder, self.metrics(), files, name="probe",
+            digests=(self.train.index.manifest.digest, digests[first]), leak=self.leaks[first], tags=tags,
+            params={"strength": self.strength, "drawn_by": self.drawn_by},
+        )  # fmt: skip
+        return run_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,19 +11,27 @@ from pathlib import Path
 
 import torch
 
+from ca2cl.common.files import check_writable
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.errors import InputError
 from ca2cl.evaluation.compare import compare_with_first
-from ca2cl.evaluation.datasets import ProbeSet, check_every_class, name_sets, open_sets, read_set, slides_of
+from ca2cl.evaluation.datasets import (
+    ProbeSet,
+    check_every_class,
+    name_sets,
+    open_sets,
+    read_set,
+    slides_of,
+    units_of,
+)
 from ca2cl.evaluation.leakage import find_leak
 from ca2cl.evaluation.probe.config import ProbeConfig
-from ca2cl.evaluation.probe.encoders import ENCODER, Contenders, find_contenders
+from ca2cl.evaluation.probe.encoders import Contenders, find_contenders
 from ca2cl.evaluation.probe.record import ProbeRecord
 from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Scoring, score
 from ca2cl.evaluation.probe.sgd import RECIPE
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
+from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import draw_subsets
-from ca2cl.evaluation.statistics import Units
 from ca2cl.runtime.device import find_device
 
 _ROWS = {"logistic": LINEAR, "sgd": SGD, "knn": KNN}
@@ -44,8 +51,8 @@ def run(config: ProbeConfig) -> int:
     record = _probe(config, contenders, train, dict(zip(name_sets(config.tests), tests, strict=True)))
     sys.stdout.write(record.text())
     files = record.write(output)
-    told = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
-    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {told}\n")
+    written = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
+    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {written}\n")
     sys.stdout.flush()
     # Last, so that a store that is away costs no result.
     sys.stdout.write(f"logged as MLflow run {record.log(files)}\n")
@@ -53,7 +60,7 @@ def run(config: ProbeConfig) -> int:
 
 
 def _prepare_output(config: ProbeConfig, contenders: Contenders, indexes: Sequence[ShardIndex]) -> Path:
-    """The JSON's path, in a folder that can be written: found out before the work and not after it.
+    """The JSON's path.
 
     The default name is one that another encoder, other data or another protocol does not overwrite.
     """
@@ -65,12 +72,7 @@ def _prepare_output(config: ProbeConfig, contenders: Contenders, indexes: Sequen
         data = hashlib.sha256("".join(index.manifest.digest for index in indexes).encode()).hexdigest()[:8]
         protocol = "" if config.protocol == "honest" else f"-{config.protocol}"
         path = Path(config.tracking.root) / f"probe-{name}-{data}{protocol}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output is {str(path)!r}: {error.strerror}; give a file in a folder you can write") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"output is {str(path)!r}: cannot be written; give a file in a folder you can write")
+    check_writable(path, "output")
     return path
 
 
@@ -81,15 +83,14 @@ def _read(
     extractors = contenders.extractors(config, device)
     return [
         read_set(
-            f"features of {root}",
             root,
             index,
             extractors,
+            device,
             cache_dir=config.cache_dir,
             batch_size=config.batch_size,
             workers=config.workers,
-            device=device,
-        )
+        )  # fmt: skip
         for root, index in zip((config.train, *config.tests), indexes, strict=True)
     ]
 
@@ -102,7 +103,7 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
         for name, test in tests.items()
     }
     protocol = PROTOCOLS[config.protocol]
-    slides = slides_of(train)
+    slides = slides_of(train.index, train.tiles.samples_N.tolist(), train.root)
     by_slide = slides is not None and config.draw_by == "auto" and not protocol.replacement
     subsets = draw_subsets(
         train.tiles.labels_N, config.labels, config.seeds, groups=slides if by_slide else None, protocol=protocol
@@ -114,7 +115,7 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
         classifiers=[row for name, row in _ROWS.items() if name in config.classifiers],
         groups=slides,
         protocol=protocol,
-        units={name: Units.of(slides_of(test), len(test.tiles)) for name, test in tests.items()},
+        units={name: units_of(test.index, test.tiles.samples_N.tolist(), test.root) for name, test in tests.items()},
         recipe=replace(RECIPE, epochs=config.sgd_epochs, optim=replace(RECIPE.optim, lr=config.sgd_lr)),
     )
     rows = score(train.tiles, {name: test.tiles for name, test in tests.items()}, subsets, how)

@@ -12,13 +12,12 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.evaluation.features import Features
-from ca2cl.evaluation.metrics import classification_metrics
 from ca2cl.evaluation.probe.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
 from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST, Protocol
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.result import Row, score_row
 from ca2cl.evaluation.splits import IntArray, Subsets, describe_budget
-from ca2cl.evaluation.statistics import Units, bootstrap_interval
+from ca2cl.evaluation.statistics import Units
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ LINEAR, SGD, KNN = "linear", "linear SGD", "k-NN"
 
 @dataclass(frozen=True)
 class Scoring:
-    """How every row is made."""
+    """Classifiers and their settings."""
 
     k: int = 20
     """Neighbours that vote."""
@@ -39,7 +38,7 @@ class Scoring:
     protocol: Protocol = HONEST
     recipe: SgdRecipe = RECIPE
     units: Mapping[str, Units] = field(default_factory=dict)
-    """What the tiles of each test set are resampled by; single tiles where it has none."""
+    """Units that the tiles of each test set are resampled by; single tiles where it has none."""
 
 
 def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how: Scoring) -> list[Row]:
@@ -59,9 +58,13 @@ def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how:
                 for budget, draws in subsets.items():
                     made = _predictions(name, classifier, draws, train, tests, how, bar)
                     new = [
-                        _row(name, classifier, budget, draws, test, tests[test], made[test], how.units.get(test))
-                        for test in tests
-                    ]
+                        score_row(
+                            name, classifier, budget, len(draws[0]), tiles.labels_N,
+                            [found.probabilities for found in made[test]], [found.setting for found in made[test]],
+                            how.units.get(test), test,
+                        )
+                        for test, tiles in tests.items()
+                    ]  # fmt: skip
                     rows += new
                     logger.info(
                         "%s, %s, %s labels: accuracy %s",
@@ -91,7 +94,7 @@ def _predictions(
                 continue
             values_MD = np.concatenate([tests[test].values[name] for test in names])
             labels_M = np.concatenate([tests[test].labels_N for test in names])
-            found = _classify(classifier, train.values[name], train.labels_N, rows, values_MD, labels_M, seed, how)
+            found = classify(classifier, train.values[name], train.labels_N, rows, values_MD, labels_M, seed, how)
             ends = np.cumsum([len(tests[test]) for test in names])[:-1]
             for test, part in zip(names, np.split(found.probabilities, ends), strict=True):
                 made[test].append(Prediction(part, found.setting))
@@ -99,10 +102,22 @@ def _predictions(
     return made
 
 
-def _classify(
+def classify(
     classifier: str, values_ND: npt.NDArray[np.float32], labels_N: IntArray, rows: IntArray,
     test_MD: npt.NDArray[np.float32], test_labels_M: IntArray, seed: int, how: Scoring,
 ) -> Prediction:  # fmt: skip
+    """Fit a classifier and predict the test tiles.
+
+    Args:
+        classifier: ``LINEAR``, ``SGD`` or ``KNN``.
+        values_ND: features of the training tiles.
+        labels_N: their classes.
+        rows: those that are labelled.
+        test_MD: features of the test tiles.
+        test_labels_M: their classes, which only a protocol that selects on the test tiles reads.
+        seed: of the order of the tiles, and of which are held out.
+        how: settings.
+    """
     labelled = values_ND[rows], labels_N[rows], test_MD
     if classifier == KNN:
         return nearest_neighbours(*labelled, k=how.k)
@@ -112,22 +127,3 @@ def _classify(
             *labelled, test_labels_M, seed=seed, protocol=how.protocol, groups=groups, recipe=how.recipe
         )
     return logistic_regression(*labelled, seed=seed, strength=how.strength, protocol=how.protocol, groups=groups)
-
-
-def _row(
-    name: str, classifier: str, budget: float, draws: Sequence[IntArray], test: str, tiles: Features,
-    predictions: Sequence[Prediction], units: Units | None,
-) -> Row:  # fmt: skip
-    right_SN = np.stack([p.probabilities.argmax(axis=1) == tiles.labels_N for p in predictions])
-    return Row(
-        features=name,
-        classifier=classifier,
-        budget=budget,
-        labelled=len(draws[0]),
-        per_seed=[classification_metrics(tiles.labels_N, p.probabilities) for p in predictions],
-        settings=[p.setting for p in predictions],
-        interval=bootstrap_interval(right_SN, units),
-        test=test,
-        right_SN=right_SN,
-        units=units,
-    )

@@ -13,25 +13,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ca2cl.config import OptimConfig
+from ca2cl.evaluation.features import FloatArray, centred
 from ca2cl.evaluation.labelled import LabelledOrder, hold_out
-from ca2cl.evaluation.probe.classifiers import FloatArray, IntArray, Prediction, centred
+from ca2cl.evaluation.probe.classifiers import IntArray, Prediction
 from ca2cl.evaluation.protocol import Protocol
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
 
 Judge = Callable[[nn.Linear, int], float]
-"""What the layer after epoch number e is worth; the most is the best."""
+"""Score of the layer after epoch number e; the highest is the best."""
 
 
 @dataclass(frozen=True)
 class SgdRecipe:
-    """How the layer is trained.
+    """Settings of the layer's training.
 
     The rate was chosen on held-out *training* tiles of crc5 (3,000 tiles, five classes) and unlike features: an
     encoder's, a random encoder's, a colour histogram's (``python -m benchmarks.probe_settings``). Mean accuracy is .597
@@ -77,34 +77,22 @@ def sgd_classifier(
             choose, the last epoch is taken.
         groups: slide or patient of every labelled tile: whole ones are held out then.
     """
-    held_N = _held_out(labels_N, groups, seed, protocol, recipe)
+    held_N, _ = hold_out(labels_N, groups, recipe.held_out if protocol.holds_out else 0.0, seed)
     fit_FD, held_HD, test = (torch.from_numpy(x) for x in centred(train_ND[~held_N], train_ND[held_N], test_MD))
     labels_F, labels_H = torch.from_numpy(labels_N[~held_N]), torch.from_numpy(labels_N[held_N])
-    judge: Judge = lambda layer, epoch: float(epoch)  # noqa: E731
-    if protocol.selects_on_test:
-        judge = _accuracy_on(test, torch.from_numpy(test_labels_M))
-    elif len(labels_H):
-        judge = _likelihood_of(held_HD, labels_H)
+    labels_M = torch.from_numpy(test_labels_M)
+
+    def judge(layer: nn.Linear, epoch: int) -> float:
+        if protocol.selects_on_test:
+            return float((layer(test).argmax(dim=1) == labels_M).sum())
+        if len(labels_H):  # by likelihood and not by accuracy, which a few tiles cannot tell apart
+            return -float(functional.cross_entropy(layer(held_HD), labels_H))
+        return float(epoch)
+
     layer, epoch = _train(fit_FD, labels_F, int(labels_N.max()) + 1, judge, seed, recipe)
     with torch.inference_mode():
         probabilities_MK = layer(test).double().softmax(dim=1).numpy()
     return Prediction(probabilities_MK, {"epoch": float(epoch + 1), "held_out": float(held_N.sum())})
-
-
-def _held_out(
-    labels_N: IntArray, groups: Sequence[str | None] | None, seed: int, protocol: Protocol, recipe: SgdRecipe
-) -> npt.NDArray[np.bool_]:
-    share = recipe.held_out if protocol.holds_out else 0.0
-    return hold_out(labels_N, groups, share, seed)[0]
-
-
-def _accuracy_on(features_MD: Tensor, labels_M: Tensor) -> Judge:
-    return lambda layer, epoch: float((layer(features_MD).argmax(dim=1) == labels_M).sum())
-
-
-def _likelihood_of(features_HD: Tensor, labels_H: Tensor) -> Judge:
-    # and not accuracy, which a few tiles cannot tell apart
-    return lambda layer, epoch: -float(functional.cross_entropy(layer(features_HD), labels_H))
 
 
 def _train(
@@ -112,7 +100,7 @@ def _train(
 ) -> tuple[nn.Linear, int]:
     """The layer after the epoch that ``judge`` liked best, the first of equals, and that epoch's number from 0."""
     layer = nn.Linear(fit_FD.shape[1], classes)
-    nn.init.zeros_(layer.weight)  # the loss is convex: nothing has to be told apart by chance
+    nn.init.zeros_(layer.weight)  # the loss is convex: no random start is needed
     nn.init.zeros_(layer.bias)
     optimizer = build_optimizer(recipe.optim, layer)
     order = LabelledOrder(np.arange(len(labels_F), dtype=np.int64), recipe.batch_size, seed)

@@ -24,9 +24,9 @@ from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.finetune.early_stopping import Best, Looks, Selection
-from ca2cl.evaluation.finetune.run import _changes, _recipe, _starts
+from ca2cl.evaluation.finetune.run import _changes, _starts
 from ca2cl.evaluation.finetune.step import Preprocessing
-from ca2cl.evaluation.finetune.trial import Trial
+from ca2cl.evaluation.finetune.trial import Trial, preprocessing_of
 from ca2cl.evaluation.labelled import IGNORED, LabelledOrder, hold_out, labelled_steps
 from ca2cl.models.encoder_io import save_encoder
 from ca2cl.registry.resolve import resolve_encoder
@@ -119,8 +119,8 @@ def test_an_epoch_shows_no_tile_twice_and_another_epoch_another_order(count: int
     order = LabelledOrder(np.arange(100, 100 + count), batch, seed)
     assert order.size == min(batch, count) and order.steps_per_epoch == count // order.size
     epochs = [
-        np.concatenate([order.batch(epoch * order.steps_per_epoch + n) for n in range(order.steps_per_epoch)])
-        for epoch in range(3)
+        order.samples_N[np.concatenate([*order.batches(range(first, first + order.steps_per_epoch))])]
+        for first in range(0, 3 * order.steps_per_epoch, order.steps_per_epoch)
     ]
     for seen in epochs:
         assert len(set(seen.tolist())) == len(seen) == order.steps_per_epoch * order.size
@@ -220,8 +220,8 @@ def test_a_random_start_sees_tiles_at_the_encoders_size(tmp_path: Path) -> None:
     random = resolve_encoder("random")
     save_encoder(tmp_path / "trained", random.encoder.state_dict(), replace(random.card, input_size=48))
     config = FinetuneConfig(encoder=str(tmp_path / "trained"), train="", test="", output_dir="")
-    recipes = {name: _recipe(config, found, 0) for name, found in _starts(config).items()}
-    assert {name: recipe.prepare.size for name, recipe in recipes.items()} == {"encoder": 48, "random": 48}
+    sizes = {name: preprocessing_of(config, found).size for name, found in _starts(config).items()}
+    assert sizes == {"encoder": 48, "random": 48}
 
 
 def test_the_best_weights_of_the_newest_checkpoint_stay(tmp_path: Path) -> None:

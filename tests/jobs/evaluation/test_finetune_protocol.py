@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 from ca2cl.cli import main
 from ca2cl.data.decode import decode
 from ca2cl.evaluation.finetune.config import FinetuneConfig
-from ca2cl.evaluation.finetune.run import _network, _starts
-from ca2cl.evaluation.finetune.trial import Trial
+from ca2cl.evaluation.finetune.run import _starts
+from ca2cl.evaluation.finetune.trial import build_network
 from ca2cl.evaluation.splits import split_off
 from ca2cl.models.batch_norm import BatchNorm
 from ca2cl.models.preprocess import preprocess
@@ -135,7 +135,7 @@ def test_an_original_result_says_what_it_is_wherever_it_is_shown(
 
 def test_a_head_is_trained_alone_on_a_body_whose_batch_norm_is_in_train_mode() -> None:
     config = FinetuneConfig(encoder="random:3", train="", test="", output_dir="", protocol="original", trains="head")
-    network = _network(config, _starts(config)["encoder"], Trial("encoder", 1.0, 0), classes=3)
+    network = build_network(config, _starts(config)["encoder"], 0, classes=3)
     assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == {
         "head.weight", "head.bias",
     }  # fmt: skip

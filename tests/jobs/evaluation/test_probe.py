@@ -19,7 +19,7 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
 from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.errors import InputError
-from ca2cl.evaluation.datasets import missing_classes, open_pair
+from ca2cl.evaluation.datasets import missing_classes, open_sets
 from ca2cl.evaluation.probe.run import ProbeConfig, run
 from ca2cl.evaluation.splits import labelled_subset
 from ca2cl.models.backbone import build_encoder
@@ -207,7 +207,7 @@ def reshard(source: Path, target: Path, *, without: str = "", unlabelled: bool =
 def test_classes_that_train_lacks_are_named(tissue: Path, tmp_path: Path) -> None:
     train = reshard(tissue / "train-tiles", tmp_path, without="TUM")
     with pytest.raises(InputError, match=f"classes differ between train and test: TUM only in {tissue / 'test'};"):
-        open_pair(train, str(tissue / "test"), None)
+        open_sets(train, [str(tissue / "test")], None)
 
 
 def test_a_test_set_that_lacks_classes_is_numbered_as_train_is(tissue: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_test_set_that_lacks_classes_is_numbered_as_train_is(tissue: Path, tmp
     first, *others = ShardIndex(tissue / "train").classes
     test = reshard(tissue / "test-tiles", tmp_path, without=first)
     assert ShardIndex(test).classes == others
-    train, alike = open_pair(str(tissue / "train"), test, None)
+    train, alike = open_sets(str(tissue / "train"), [test], None)
     for index in (alike, copy.copy(alike)):  # as pickling rebuilds it in decoding workers
         assert index.classes == train.classes
         named = {key: index.classes[label] for part in index for key, label in zip(part.key, part.label, strict=True)}
@@ -226,7 +226,7 @@ def test_a_test_set_that_lacks_classes_is_numbered_as_train_is(tissue: Path, tmp
 def test_unlabelled_shards_are_refused(tissue: Path, tmp_path: Path) -> None:
     test = reshard(tissue / "test-tiles", tmp_path, unlabelled=True)
     with pytest.raises(InputError, match=f"{test}: the tiles have no labels; shard a tree with one folder a class"):
-        open_pair(str(tissue / "train"), test, None)
+        open_sets(str(tissue / "train"), [test], None)
 
 
 @pytest.mark.parametrize(

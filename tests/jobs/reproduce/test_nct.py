@@ -19,15 +19,15 @@ from ca2cl.cli.parser import parse
 from ca2cl.data.synthetic.tissue import write_tissue
 from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.metrics import classification_metrics
-from ca2cl.evaluation.protocol import PROTOCOLS
+from ca2cl.evaluation.probe.scoring import SGD, Scoring, classify
 from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.splits import known_slides
 from ca2cl.reproduce import run as nct
 from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.datasets import MADE_UP
-from ca2cl.reproduce.linear import SGD, LinearTrial, _predict
+from ca2cl.reproduce.linear import LinearTrial
 from ca2cl.reproduce.published_results import FINETUNED, LINEAR
 from ca2cl.reproduce.table import lines, notes, table
-from ca2cl.reproduce.vectors import Vectors
 from tests.support.archives import serving, zipped
 from tests.support.forked import Forked, ca2cl
 
@@ -86,7 +86,7 @@ def test_every_cell_stands_beside_theirs(whole: Path) -> None:
     rows = {(row["classifier"], row["budget"]): row for row in found["results"]}
     assert list(rows) == [("linear SGD", 1.0), ("linear", 1.0), ("fine-tuned", 1.0)]
     for (kind, budget), row in rows.items():
-        theirs = (FINETUNED if kind == "fine-tuned" else LINEAR)[budget]
+        theirs = (FINETUNED if kind == "fine-tuned" else LINEAR)["encoder"][budget]
         assert row["theirs"] == theirs._asdict() and len(row["seeds"]) == 2
         assert row["labelled"] == 72
         assert row["mean"]["accuracy"] == pytest.approx(np.mean([seed["accuracy"] for seed in row["seeds"]]))
@@ -173,9 +173,8 @@ def test_a_tile_without_a_slide_leaves_the_others_apart() -> None:
     values = (rng.normal(size=(121, 4)) + 3 * labels[:, None]).astype(np.float32)
     slides = [f"slide {row // 12}" for row in range(120)]
     rows = np.arange(120)  # this draw holds no tile without a slide
-    test = Vectors(values, labels, [None] * 121)
     found = [
-        _predict(LinearTrial(SGD, 1.0, 0), rows, PROTOCOLS["honest"], Vectors(values, labels, groups), test)
+        classify(SGD, values, labels, rows, values, labels, 0, Scoring(groups=known_slides(groups)))
         for groups in ([*slides, None], [None] * 121, [*slides, "slide 10"])
     ]
     assert np.array_equal(found[0].probabilities, found[2].probabilities), "whole slides are held out as before"
@@ -259,7 +258,7 @@ def test_a_set_that_was_sharded_is_taken_and_a_shared_tile_is_told(tiles: Path, 
     assert "LEAK: 27 of 28 test tiles are training tiles too" in text
     assert "the test tiles chose the model" in text and results(tmp_path)["kind"] == "reproduce-nct"
     (row,) = results(tmp_path)["results"]  # their linear probe, trained on augmented tiles
-    assert row["classifier"] == "linear head" and row["theirs"] == LINEAR[1.0]._asdict()
+    assert row["classifier"] == "linear head" and row["theirs"] == LINEAR["encoder"][1.0]._asdict()
     assert "linear probe, what still differs from the authors' code: batch_size 16, theirs 128; min_steps 4" in text
     assert "norm frozen, theirs sync" in text and "epochs 2, theirs 100;" in text
 
@@ -343,9 +342,7 @@ def test_fine_tuning_goes_by_the_job_s_protocol() -> None:
 def test_a_budget_that_is_not_theirs_has_no_number_of_theirs() -> None:
     labels = np.array([0, 0, 1, 1])
     metrics = [classification_metrics(labels, np.eye(2)[labels])]
-    from ca2cl.evaluation.report import row_as_dict
-
-    rows = [row_as_dict(Row("encoder", "linear", budget, 2, metrics, [{}], (1.0, 1.0))) for budget in (0.01, 0.2)]
+    rows = [Row("encoder", "linear", budget, 2, metrics, [{}], (1.0, 1.0)) for budget in (0.01, 0.2)]
     shown = lines(rows)
     first, second = table(shown).splitlines()[2:]
     assert first.split()[-1] == "0.953" and "0.9653" in first and second.split()[-1] == "-"

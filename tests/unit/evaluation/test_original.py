@@ -18,12 +18,14 @@ from ca2cl.evaluation.finetune.original import (
     THEIRS,
     differences,
     draw_original,
+    epochs_of,
     protocol_of,
     settled,
     validation,
 )
-from ca2cl.evaluation.finetune.run import _network, _recipe, _starts
-from ca2cl.evaluation.finetune.trial import Trial
+from ca2cl.evaluation.finetune.run import _starts
+from ca2cl.evaluation.finetune.step import build_augmentation
+from ca2cl.evaluation.finetune.trial import build_network, preprocessing_of
 from ca2cl.evaluation.labelled import LabelledOrder
 from ca2cl.pretrain.shares import lane_groups
 from ca2cl.reproduce.config import NctConfig, tuning
@@ -73,14 +75,14 @@ def test_a_job_with_nothing_given_is_theirs(trains: Trains) -> None:
     how = config(trains)
     assert differences(how) == []
     start = _starts(replace(how, against=()))["encoder"]
-    recipes = [_recipe(how, start, 0, budget) for budget in BUDGETS]
-    assert [recipe.epochs for recipe in recipes] == ([40, 40, 10, 10] if trains == "all" else [100] * 4)
-    recipe = recipes[0]
-    assert (recipe.batch_size, recipe.min_steps, recipe.micro_batch_size) == (128, 1, None)
+    how = settled(how)
+    epochs = [epochs_of(how, budget) for budget in BUDGETS]
+    assert epochs == ([40, 40, 10, 10] if trains == "all" else [100] * 4)
+    assert (how.batch_size, how.min_steps, how.micro_batch_size) == (128, 1, None)
     if trains == "all":
-        assert (recipe.held_out, recipe.patience) == (0.2, 5)
-    network = _network(how, start, Trial("encoder", 0.01, 0), 9)
-    (group,) = build_optimizer(recipe.optim, network).param_groups
+        assert (how.held_out, how.patience) == (0.2, 5)
+    network = build_network(how, start, 0, 9)
+    (group,) = build_optimizer(how.optim, network).param_groups
     assert group["lr"] == (3e-4 if trains == "all" else 0.01)
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 0.0, False)
     trained = 62 if trains == "all" else 2  # tensors of a ResNet-18 with its head
@@ -97,8 +99,9 @@ def test_the_rate_is_the_one_in_their_logs() -> None:
 
 
 def test_their_augmentation_is_the_strong_view_with_more_distortion() -> None:
-    start = _starts(replace(config("all"), against=()))["encoder"]
-    made = _recipe(config("all"), start, 0).augment
+    how = settled(replace(config("all"), against=()))
+    start = _starts(how)["encoder"]
+    made = build_augmentation(how.augment, preprocessing_of(how, start), 0)
     views = made.__self__
     assert made.__name__ == "strong" and views.recipe._strong == replace(STRONG, distortion=0.7)
     tiles = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
@@ -189,7 +192,8 @@ def test_an_epoch_ends_with_a_smaller_batch_as_theirs(count: int, whole: int, al
     assert order.steps_per_epoch == all_of_them
     seen = np.concatenate([order.samples_N[places] for places in order.batches(range(all_of_them, 2 * all_of_them))])
     assert np.array_equal(np.sort(seen), rows) and np.array_equal(seen, order.permuted(1))
-    assert np.array_equal(order.batch(all_of_them), seen[:128])
+    (next_places,) = order.batches(range(all_of_them, all_of_them + 1))
+    assert np.array_equal(order.samples_N[next_places], seen[:128])
 
 
 def test_groups_of_896_tiles_are_both_views_and_fit_one_process_and_two() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ca2cl.evaluation.features import centred
 from ca2cl.evaluation.probe.scoring import Scoring, score
 from ca2cl.evaluation.report import cells, row_as_dict, row_from_dict
 from ca2cl.evaluation.splits import draw_subsets, stratified_sample
@@ -23,7 +24,6 @@ from ca2cl.report.embedding_map import draw_map
 from ca2cl.report.images import CELL, layout, sprites
 from ca2cl.report.material import RunMaterial
 from ca2cl.report.neighbours import draw_queries, nearest, precision
-from ca2cl.report.tiles import centred
 from tests.unit.evaluation.probe.test_report import made_up
 
 
@@ -31,7 +31,8 @@ def clouds(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Unit features in three loose clouds, and their labels."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 3
-    return centred((generator.normal(size=(count, 6)) + 2 * np.eye(3, 6)[labels]).astype(np.float32)), labels
+    drawn = (generator.normal(size=(count, 6)) + 2 * np.eye(3, 6)[labels]).astype(np.float32)
+    return np.asarray(centred(drawn.astype(np.float64))[0], np.float64), labels
 
 
 @pytest.mark.parametrize(("count", "expected"), [(3, [1, 1, 1]), (10, [5, 3, 2]), (200, [60, 30, 10])])
@@ -68,7 +69,7 @@ def test_equally_near_tiles_come_in_their_order_and_never_the_tile_itself() -> N
 
 def test_what_all_tiles_share_does_not_make_them_alike() -> None:
     drawn = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-    plain, moved = centred(drawn), centred(drawn + 100)
+    (plain,), (moved,) = centred(drawn.astype(np.float64)), centred((drawn + 100).astype(np.float64))
     assert moved == pytest.approx(plain, abs=1e-4)
     assert np.median(moved @ moved.T) < 0.5
 
@@ -177,7 +178,7 @@ def test_curves_break_where_a_number_was_not_finite_and_say_where_they_end() -> 
     assert (loss.title, lr.title) == ("Loss", "Learning rate")
     (curve,) = loss.curves
     assert curve.path.count("M") == 2 and curve.path.count("L") == 2 and len(curve.dots) == 4
-    assert curve.last == "0.8" and "total ends at 0.8" in loss.told
+    assert curve.last == "0.8" and "total ends at 0.8" in loss.description
     heights = [y for _, y in curve.dots]
     assert heights == sorted(heights)  # the loss falls, and a page counts from its top
     assert len({y for _, y in lr.curves[0].dots}) == 1

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ca2cl.config import OptimConfig
+from ca2cl.evaluation.features import centred
 from ca2cl.evaluation.labelled import LabelledOrder, hold_out
-from ca2cl.evaluation.probe.classifiers import Prediction, centred, logistic_regression
+from ca2cl.evaluation.probe.classifiers import Prediction, logistic_regression
 from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST, ORIGINAL, Protocol
 from tests.unit.evaluation.probe.test_classifiers import accuracy, clouds
@@ -37,7 +38,8 @@ def loop(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int, rec
     order = LabelledOrder(np.arange(len(train)), recipe.batch_size, seed)
     for step in range(recipe.epochs * order.steps_per_epoch):
         turn = step // order.steps_per_epoch % 5 / 5
-        rows = order.batch(step)
+        (places,) = order.batches(range(step, step + 1))
+        rows = order.samples_N[places]
         odds = np.exp(train[rows] @ weight)
         error = odds / odds.sum(1, keepdims=True) - np.eye(labels.max() + 1)[labels[rows]]
         gradient = train[rows].T @ error / len(rows) + recipe.optim.weight_decay * weight
