@@ -1,7 +1,7 @@
 """``ca2cl`` in processes that are forked from one that has imported it: no job pays ten seconds of imports.
 
 Each is a process of its own, with its signals, streams and exit code, and meets the others by gloo. What is left out is
-Python's start and a launcher; ``tests/jobs/launch`` and ``test_engines`` start jobs by those.
+Python's start and a launcher; ``tests/jobs/launch`` and ``test_two_hosts`` start jobs by those.
 """
 
 from __future__ import annotations
