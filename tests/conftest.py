@@ -1,7 +1,9 @@
 """Every test runs on the CPU with one intra-op thread, and away from the user's own MLflow."""
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from ca2cl.runtime.signals import StopFlag
+from tests.support.migrated import FOLDER, copy_migrated_stores
 
 hypothesis.settings.register_profile("ca2cl", deadline=None)  # an example's time is the machine's load
 hypothesis.settings.load_profile("ca2cl")
@@ -34,8 +37,11 @@ LONG = (
 """Files of ``tests/jobs`` that take minutes, the longest first."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Ctrl-C is tested in processes that inherit what this one ignores, as it does where a script started it by &."""
+    if FOLDER not in os.environ:  # the workers of xdist inherit it
+        folder = os.environ[FOLDER] = tempfile.mkdtemp(prefix="ca2cl-stores-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
@@ -52,6 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     torch.set_num_threads(1)
+    copy_migrated_stores()
     yield
 
 

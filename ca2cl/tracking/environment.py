@@ -7,6 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def requirements() -> str:
     """Every installed distribution as ``name==version`` lines, what ``pip freeze`` would say."""
-    found = {(dist.metadata["Name"] or "").lower(): dist.version for dist in metadata.distributions()}
+    # every access to a distribution's metadata reads and parses its file again
+    parsed = (dist.metadata for dist in metadata.distributions())
+    found = {(fields["Name"] or "").lower(): fields["Version"] for fields in parsed}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name)
 
 

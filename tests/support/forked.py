@@ -1,7 +1,7 @@
 """``ca2cl`` in processes that are forked from one that has imported it: no job pays ten seconds of imports.
 
 Each is a process of its own, with its signals, streams and exit code, and meets the others by gloo. What is left out is
-Python's start and a launcher; ``tests/jobs/launch`` and ``test_engines`` start jobs by those.
+Python's start and a launcher; ``tests/jobs/launch`` and ``test_two_hosts`` start jobs by those.
 """
 
 from __future__ import annotations
@@ -22,14 +22,9 @@ import torch
 
 from tests.support.servers import free_port
 
+DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "ca2cl.pretrain.run", "ca2cl.evaluation.finetune.run", "ca2cl.evaluation.embed.run",
-        "accelerate.commands.launch", "torch.distributed.run", "pytest",
-        "mlflow.store.tracking.sqlalchemy_store", "matplotlib.figure", "torch._dynamo",
-    ]
-)  # fmt: skip
+CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
 
 
 class Forked:
@@ -113,7 +108,7 @@ def ca2cl(folder: Path, *arguments: str, processes: int = 1, **environment: str)
 
 def start_ranks(folder: Path, *arguments: str, processes: int = 1, **environment: str) -> list[Forked]:
     """``ca2cl ARGUMENTS`` on ``processes`` processes, told of each other as a launcher would."""
-    if processes == 1:
+    if processes == 1 and DEEPSPEED not in environment:
         return [Forked(folder, *arguments, **environment)]
     common = {**_launched(processes), **environment}
     return [Forked(folder, *arguments, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(processes)]
@@ -153,10 +148,23 @@ def _become(arguments: tuple[str, ...], folder: str, variables: dict[str, str], 
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.argv = ["ca2cl", *arguments]
+    if DEEPSPEED in variables:
+        _without_compiler()
     try:
         runpy.run_module("ca2cl", run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves without
+
+
+def _without_compiler() -> None:
+    """Leave out the all-reduce of DeepSpeed's inference on CPUs: it compiles for a minute, and training never calls it.
+
+    See ``deepspeed.comm.torch.build_shm_op``.
+    """
+    os.environ["DS_ACCELERATOR"] = "cpu"  # it would take itself for one with oneCCL
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def _read(path: Path) -> str:

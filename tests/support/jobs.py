@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate.commands import launch
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.run import run as run_shard
 from ca2cl.data.synthetic.tissue import write_tissue
@@ -51,15 +54,28 @@ CONFIGS = ROOT / "accelerate_configs"
 def pretrain(
     folder: Path, *arguments: str, processes: int = 1, config: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """``ca2cl pretrain`` on CPU processes, by ``accelerate launch`` and a shipped configuration or by no launcher."""
-    if config is None:
-        return ca2cl(folder, "pretrain", *arguments, processes=processes)
-    launch = [*LAUNCH, "--mixed_precision", "no", "--num_machines", "1", "--dynamo_backend", "no"]
-    launch += ["--num_processes", str(processes), "--config_file", str(CONFIGS / f"{config}.yaml")]
-    launch += ["--main_process_port", str(free_port())]
-    # DeepSpeed would take itself for one with oneCCL
-    device = {"DS_ACCELERATOR": "cpu"} if "deepspeed" in config else {}
-    return start([*launch, "-m", "ca2cl", "pretrain", *arguments], folder, **device)
+    """``ca2cl pretrain`` on CPU processes, with the variables that a shipped configuration gives them or none."""
+    environment = {}
+    if config is not None:
+        words = ["--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", str(processes), "-m", "ca2cl"]
+        found = environment_of(words)[1].items()
+        environment = {name: value for name, value in found if name.startswith("ACCELERATE_")}
+    return ca2cl(folder, "pretrain", *arguments, processes=processes, **environment)
+
+
+def environment_of(arguments: list[str]) -> tuple[int, dict[str, str]]:
+    """The number of processes that ``accelerate launch`` starts on a machine, and their variables."""
+    args, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(arguments))
+    args.main_process_port = free_port()
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""
+        _, environment = prepare_deepspeed_cmd_env(args)
+    elif args.multi_gpu:
+        environment = prepare_multi_gpu_env(args)
+    else:
+        _, environment = prepare_simple_launcher_cmd_env(args)
+        return 1, environment
+    return int(args.nproc_per_node), environment
 
 
 def training_lines(run_dir: Path) -> list[dict[str, Any]]:

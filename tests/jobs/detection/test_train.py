@@ -33,7 +33,7 @@ from tests.support.servers import free_port
 SMALL = (
     "--engine", "torchvision", "--encoder", "random:3", "--dataset", "glas", "--iterations", "2", "--batch_size", "1",
     "--lr", "0.01",
-    "--train_sides", "48", "64", "--test_side", "64", "--workers", "0", "--precise_norm", "false",
+    "--train_sides", "32", "48", "--test_side", "32", "--workers", "0", "--precise_norm", "false",
     "--checkpoint_every", "2", "--evaluate_every", "1",
 )  # fmt: skip
 

@@ -99,19 +99,15 @@ def test_every_wrong_has_a_remedy_and_the_verdict_counts_them() -> None:
     assert text.endswith("verdict: 1 to mend: disk\n") and "-> free some" in text
 
 
-def test_the_ranks_of_a_launch_meet_and_are_listed(tmp_path: Path) -> None:
-    """By the command of README and of the file's head, in an environment without variables of the tests' own."""
-    done = as_printed(LAUNCHED, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "rank 0" in done.stdout and "rank 1" in done.stdout and "2 ranks agree" in done.stdout
-    assert done.stdout.count("verdict") == 1
+def test_the_ranks_of_a_launch_meet_are_listed_and_one_measures_the_step(tmp_path: Path, shards: Path) -> None:
+    """By the command of README and of the file's head, in an environment without variables of the tests' own.
 
-
-def test_one_rank_of_a_launch_measures_the_step(tmp_path: Path, shards: Path) -> None:
-    """Alone, whatever rates it finds on a busy machine: a step waits for every rank of its process group."""
+    One rank measures alone, whatever rates it finds on a busy machine: a step waits for every rank of its group.
+    """
     done = as_printed(f"{LAUNCHED} --shards {shards} --batch_size 16 --lanes 8 --image_size 32", tmp_path)
-    assert "2 ranks agree" in done.stdout and "a step of resnet18" in done.stdout, done.stderr
-    assert done.stdout.count("verdict") == 1
+    assert (done.returncode == 0) == ("nothing is wrong" in done.stdout), done.stderr
+    assert "rank 0" in done.stdout and "rank 1" in done.stdout and "2 ranks agree" in done.stdout, done.stderr
+    assert "a step of resnet18" in done.stdout and done.stdout.count("verdict") == 1
 
 
 def test_ranks_that_do_not_meet_say_so(tmp_path: Path) -> None:

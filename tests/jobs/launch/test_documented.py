@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands import launch
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from ca2cl.cli.parser import parse
 from ca2cl.errors import InputError, LocalError
 from ca2cl.runtime.accelerator import _meet, check_joined
 from ca2cl.runtime.launched import Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus
 from tests.support.forked import on_ranks
-from tests.support.jobs import CONFIGS, ROOT, as_printed, make_shards, start
-from tests.support.servers import free_port
+from tests.support.jobs import CONFIGS, ROOT, as_printed, environment_of, make_shards, start
 
 DOCUMENTS = ("README.md", "docs", "launch", "accelerate_configs", "ca2cl/cli/launch.py")
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -29,21 +27,6 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*LAUNCHED, "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
-
-
-def environment_of(arguments: list[str]) -> tuple[int, dict[str, str]]:
-    """How many processes accelerate would start on a machine, and what it would tell them."""
-    args, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(arguments))
-    args.main_process_port = free_port()
-    if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = ""
-        _, environment = prepare_deepspeed_cmd_env(args)
-    elif args.multi_gpu:
-        environment = prepare_multi_gpu_env(args)
-    else:
-        _, environment = prepare_simple_launcher_cmd_env(args)
-        return 1, environment
-    return int(args.nproc_per_node), environment
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tests.support.jobs import CONFIGS, LAUNCH, ROOT, make_shards, pretrain, training_lines
 from tests.support.servers import free_port
 
-NORM = ("--model.norm", "lane_group", "--model.norm_group", "4", "--run.batch_size", "64")
+NORM = ("--model.norm", "lane_group", "--model.norm_group", "2", "--run.batch_size", "32")
 KIND = ("--run.accumulation", "bitwise", "--optim.schedule", "constant", *NORM)
-JOB = ("--recipe", "smoke", "--tracking.register_as", "null", "--run.steps", "3", *KIND)
+JOB = ("--recipe", "smoke", "--tracking.register_as", "null", "--run.steps", "2", *KIND)
 SGD, ADAM = {"momentum_buffer"}, {"exp_avg", "exp_avg_sq", "step"}
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
@@ -40,13 +40,13 @@ def expected(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compare(expected: Path, found: Path) -> None:
     """Every bit of the weights and running statistics; the losses are sums of double precision."""
     lines = training_lines(expected)
-    assert len(lines) == 3
+    assert len(lines) == 2
     for a, b in zip(lines, training_lines(found), strict=True):
         for name in ("loss", "nt_xent", "cluster", "nt_xent_adversarial"):
             assert b[name] == pytest.approx(a[name], rel=1e-14), (name, a["step"])
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-6)  # engines add it up in their own order
     ours, theirs = (
-        load_file(run / "checkpoints" / "step-000000003" / "model.safetensors") for run in (expected, found)
+        load_file(run / "checkpoints" / "step-000000002" / "model.safetensors") for run in (expected, found)
     )
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -56,12 +56,12 @@ def compare(expected: Path, found: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "processes", "micro_batch"),
     [
-        pytest.param(None, 2, 16, id="cpu-2-16"),
-        pytest.param("cpu", 4, 16, marks=pytest.mark.slow),
-        pytest.param("multi_gpu", 2, 32, marks=pytest.mark.slow),  # cpu's engine on CPUs: DistributedDataParallel
-        pytest.param("deepspeed_zero1", 2, 32, marks=[needs_deepspeed, pytest.mark.slow]),
-        pytest.param("deepspeed_zero2", 2, 32, marks=[needs_deepspeed, pytest.mark.slow]),
-        pytest.param("deepspeed_zero2", 2, 16, marks=needs_deepspeed),
+        pytest.param(None, 2, 8, id="cpu-2-8"),
+        pytest.param("cpu", 4, 8, marks=pytest.mark.slow),
+        pytest.param("multi_gpu", 2, 16, marks=pytest.mark.slow),  # cpu's engine on CPUs: DistributedDataParallel
+        pytest.param("deepspeed_zero1", 2, 16, marks=[needs_deepspeed, pytest.mark.slow]),
+        pytest.param("deepspeed_zero2", 2, 16, marks=[needs_deepspeed, pytest.mark.slow]),
+        pytest.param("deepspeed_zero2", 2, 8, marks=needs_deepspeed),
     ],
 )
 def test_every_engine_gives_the_run_of_one_process(
@@ -99,12 +99,17 @@ def test_statistics_over_all_processes_are_the_same_on_any_number_of_them(
     ],
 )
 def test_a_checkpoint_goes_from_one_engine_to_another(
-    shards: Path, tmp_path: Path, optimizer: str, engines: tuple[tuple[str | None, int], ...], moments: set[str]
-) -> None:
+    shards: Path, expected: Path, tmp_path: Path, optimizer: str, engines: tuple[tuple[str | None, int], ...],
+    moments: set[str],
+) -> None:  # fmt: skip
     """A step on each of two engines, of as many processes or of others, ends with the weights and the optimizer's state
     of two steps on one."""
-    common = (*JOB, "--optim.name", optimizer, "--optim.schedule", "constant", "--data.shards", str(shards))
-    runs = [("whole", 2, (None, 2)), ("parts", 1, engines[0]), ("parts", 2, engines[1])]
+    common = (*JOB, "--optim.name", optimizer, "--data.shards", str(shards))
+    runs = [("parts", 1, engines[0]), ("parts", 2, engines[1])]
+    if optimizer == "sgd":  # the recipe's
+        shutil.copytree(expected, tmp_path / "whole")
+    else:
+        runs += [("whole", 2, (None, 2))]
     for run, step, (config, processes) in runs:
         done = pretrain(
             tmp_path, *common, "--run.output_dir", run, "--run.steps", str(step), processes=processes, config=config
@@ -187,7 +192,7 @@ def test_two_hosts_give_the_run_of_one_process(
             "ip", "netns", "exec", name, *LAUNCH, "--config_file", str(CONFIGS / "multi_node.yaml"),
             "--num_machines", "2", "--num_processes", "4", "--machine_rank", str(rank), "--main_process_ip", first,
             "--main_process_port", str(port), "--dynamo_backend", "no", "-m", "ca2cl", "pretrain", *JOB,
-            "--data.shards", str(shards), "--run.output_dir", "run", "--run.micro_batch_size", "16",
+            "--data.shards", str(shards), "--run.output_dir", "run", "--run.micro_batch_size", "8",
         ]  # fmt: skip
         env = {
             **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",

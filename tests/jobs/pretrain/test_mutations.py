@@ -108,7 +108,7 @@ MUTATIONS = [
     Mutation(
         "DeepSpeed steps twice", "training/deepspeed.py",
         "        self.network.step()\n", "        self.network.step()\n        self.network.step()\n",
-        "jobs/pretrain/test_engines.py", "gives_the_run_of_one_process and deepspeed_zero2-2-16",
+        "jobs/pretrain/test_engines.py", "gives_the_run_of_one_process and deepspeed_zero2-2-8",
     ),
     Mutation(
         "ranks do not agree on an overflow", "training/engine.py",

@@ -17,7 +17,7 @@ from tests.support.servers import free_port
 
 JOB = (
     "-m ca2cl pretrain --recipe smoke --data.shards shards-0 --tracking.register_as null --run.accumulation bitwise "
-    "--model.norm lane_group --model.norm_group 4 --run.batch_size 64"
+    "--model.norm lane_group --model.norm_group 2 --run.batch_size 32"
 )
 
 
