@@ -28,6 +28,7 @@ class Mutation(NamedTuple):
 
 
 STEP = "jobs/pretrain/test_distributed_step.py"
+DEVICES = "jobs/pretrain/test_devices.py"
 PROTOCOL = "jobs/evaluation/test_finetune_protocol.py"
 MUTATIONS = [
     Mutation(
@@ -80,15 +81,25 @@ MUTATIONS = [
         STEP, "only_the_clean_passes",
     ),
     Mutation(
-        "sync's backward pass is a rank's own", "models/batch_norm.py",
-        "sums = _all_sum(torch.cat([_sum(grad), _sum(grad * unit)]))",
-        "sums = torch.cat([_sum(grad), _sum(grad * unit)])",
+        "sync's backward pass is a rank's own", "models/sync_batch_norm.py",
+        "dist.all_reduce(sums_2C.div_(world_size()))", "sums_2C.div_(world_size())",
         STEP, "gives_the_gradient_of_one and 2-1-sync-objective0",
     ),
     Mutation(
-        "sync's own parameters get W times their gradient", "models/batch_norm.py",
-        "(sums / _world())", "sums",
+        "sync's own parameters get W times their gradient", "models/sync_batch_norm.py",
+        "return grad_x, sums_2C[1], sums_2C[0], None", "return grad_x, *(sums_2C * world_size()).flip(0), None",
         STEP, "gives_the_gradient_of_one and 2-1-sync-objective0",
+    ),
+    Mutation(
+        "the step waits for a number of the device", "methods/ca2cl/losses.py",
+        "(~valid).to(adversarial.dtype) / world()[1]", "adversarial.new_tensor(not valid.item()) / world()[1]",
+        DEVICES, "a_training_step_runs",
+    ),
+    Mutation(
+        "the feed leaves the rows' places on the CPU", "pretrain/batches.py",
+        "(x.to(self._device, non_blocking=True) for x in (tiles, positions))",
+        "(tiles.to(self._device, non_blocking=True), positions)",
+        DEVICES, "a_training_step_runs",
     ),
     Mutation(
         "running statistics of lane_group are a rank's own", "models/batch_norm.py",
@@ -132,12 +143,12 @@ MUTATIONS = [
     ),
     Mutation(
         "the test tiles choose the epoch by either protocol", "evaluation/finetune/trial.py",
-        "    if recipe.protocol.selects_on_test:\n        return", "    if True:\n        return",
+        "if protocol.selects_on_test:\n            return", "if True:\n            return",
         PROTOCOL, "have_no_say",
     ),
     Mutation(
         "nothing but held-out tiles chooses the epoch by either protocol", "evaluation/finetune/trial.py",
-        "    if recipe.protocol.selects_on_test:\n        return", "    if False:\n        return",
+        "if protocol.selects_on_test:\n            return", "if False:\n            return",
         PROTOCOL, "have_no_say",
     ),
 ]  # fmt: skip
