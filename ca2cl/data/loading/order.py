@@ -29,7 +29,7 @@ _FIRST_SHARD = 1
 
 
 class Sized(Protocol):
-    """What the order needs of an index: the number of samples before each shard, shape (P + 1,)."""
+    """The part of an index that the order needs: the number of samples before each shard, shape (P + 1,)."""
 
     starts: Integers
 
@@ -45,15 +45,6 @@ class BatchPlan:
     epoch: int
     samples: Integers
     positions: Integers
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    number: int
-    shards: Integers
-    """Shard numbers in this epoch's order, shape (P,)."""
-    starts: Integers
-    """Virtual position at which each of them begins, shape (P + 1,)."""
 
 
 def permutation(seed: int, epoch: int, stream: int, length: int) -> Integers:
@@ -73,14 +64,14 @@ def permutation(seed: int, epoch: int, stream: int, length: int) -> Integers:
 
 
 class LaneOrder:
-    """Which samples make up which batch.
+    """The samples of every batch.
 
     Args:
         index: the shards' index (only its ``starts`` are used).
         lanes: L, number of parallel runs; fixes every batch's content.
         batch_size: G, the global batch; a multiple of L.
         seed: of the whole order, 0 or more.
-        world: W, the processes that a remedy has in mind.
+        world: W, the number of processes for which an error suggests settings.
         least: fewest tiles that a step needs.
         fewer: the flag that lets a step do with so many tiles, such as ``--objective.clusters 8``; empty where the
             method has none.
@@ -122,25 +113,14 @@ class LaneOrder:
                 f"run.batch_size is {batch_size}: {total} samples in {lanes} lanes are {self.lane_length} each, and a "
                 f"batch takes {self.per_lane} of each; {self._remedy(world)}"
             )
-        self._epoch: _Epoch | None = None
+        self._sequence = lru_cache(1)(self._shards)
         # Every lane stands in one shard, or on a border between two; the rest is room for replacements.
         self._permuted = lru_cache(2 * lanes + 64)(self._permute)
 
     def sample(self, epoch: int, lane: int, position: int) -> int:
         """Sample number at ``position`` (below ``lane_length``) of a lane."""
-        return int(self.samples(epoch, lane, position, 1)[0])
-
-    def samples(self, epoch: int, lane: int, start: int, count: int) -> Integers:
-        """Sample numbers at positions start .. start + count - 1 of a lane, shape (count,).
-
-        Args:
-            epoch: the pass over the data, from 0.
-            lane: its number.
-            start: first position in the lane.
-            count: how many.
-        """
-        assert 0 <= lane < self.lanes and start >= 0 and start + count <= self.lane_length, (lane, start, count)
-        return self._lookup(epoch, lane * self.lane_length + start + np.arange(count, dtype=np.int64))
+        assert 0 <= lane < self.lanes and 0 <= position < self.lane_length, (lane, position)
+        return int(self._lookup(epoch, np.array([lane * self.lane_length + position], np.int64))[0])
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> BatchPlan:
         """The share of rank ``rank`` of ``world`` in the batch of global optimizer step ``step``.
@@ -172,25 +152,24 @@ class LaneOrder:
 
     def _lookup(self, epoch: int, virtual_B: Integers) -> Integers:
         """Sample numbers at ascending positions of the epoch's virtual sequence."""
-        order = self._order(epoch)
-        place_B = np.searchsorted(order.starts, virtual_B, side="right") - 1
+        shards, starts = self._sequence(epoch)
+        place_B = np.searchsorted(starts, virtual_B, side="right") - 1
         samples_B = np.empty_like(virtual_B)
         # Ascending positions come shard by shard: each run of equal places is one shard's.
         borders = [0, *(np.flatnonzero(np.diff(place_B)) + 1).tolist(), len(place_B)]
         for first, stop in zip(borders, borders[1:], strict=False):
             if first < stop:
                 place = int(place_B[first])
-                shard = int(order.shards[place])
-                rows = self._permuted(epoch, shard)[virtual_B[first:stop] - order.starts[place]]
+                shard = int(shards[place])
+                rows = self._permuted(epoch, shard)[virtual_B[first:stop] - starts[place]]
                 samples_B[first:stop] = self.starts[shard] + rows
         return samples_B
 
-    def _order(self, epoch: int) -> _Epoch:
-        if self._epoch is None or self._epoch.number != epoch:
-            shards = permutation(self.seed, epoch, _SHARDS, len(self.starts) - 1)
-            lengths = np.diff(self.starts)[shards]
-            self._epoch = _Epoch(epoch, shards, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        return self._epoch
+    def _shards(self, epoch: int) -> tuple[Integers, Integers]:
+        """Shard numbers in the epoch's order, (P,), and the virtual position at which each begins, (P + 1,)."""
+        shards = permutation(self.seed, epoch, _SHARDS, len(self.starts) - 1)
+        lengths = np.diff(self.starts)[shards]
+        return shards, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     def _permute(self, epoch: int, shard: int) -> Integers:
         length = int(self.starts[shard + 1] - self.starts[shard])
