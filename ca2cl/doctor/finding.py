@@ -12,7 +12,7 @@ _MARKS: dict[State, str] = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """Result of one check.
 
     Attributes:
         area: what was looked at, a word or two.

@@ -50,9 +50,7 @@ def _check_shares(plan: DoctorConfig) -> None:
     """Refuse the micro-batches and groups of normalisation that pre-training would refuse."""
     config = PretrainConfig(
         data=DataConfig(lanes=plan.lanes),
-        model=ModelConfig(
-            arch=plan.arch, norm=plan.norm, norm_group=plan.norm_group, norm_block=plan.norm_block
-        ),
+        model=ModelConfig(arch=plan.arch, norm=plan.norm, norm_group=plan.norm_group, norm_block=plan.norm_block),
         run=RunConfig(
             batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, accumulation=plan.accumulation
         ),
@@ -61,7 +59,7 @@ def _check_shares(plan: DoctorConfig) -> None:
 
 
 def arithmetic(index: ShardIndex, order: LaneOrder, plan: DoctorConfig) -> Finding:
-    """How an epoch is dealt out, and how many shards a batch's tiles come from."""
+    """Lanes and batches of an epoch, and the number of shards that a batch's tiles come from."""
     tiles, used = len(index), order.steps_per_epoch * plan.batch_size
     plan_of_first = order.batch(0)
     from_shards = len({index.locate(int(sample))[0] for sample in plan_of_first.samples})
@@ -99,9 +97,7 @@ def rates(index: ShardIndex, order: LaneOrder, reader: ShardReader, plan: Doctor
     return [_supply(reading, 1 / (1 / viewing + 1 / stepping), plan), _views(viewing, stepping, plan, device)]
 
 
-def _reading(
-    index: ShardIndex, order: LaneOrder, reader: ShardReader, processes: int
-) -> tuple[float, TileBatch]:
+def _reading(index: ShardIndex, order: LaneOrder, reader: ShardReader, processes: int) -> tuple[float, TileBatch]:
     """Tiles/s of one decoding process, and a batch. What the page cache holds is read from there, as in an epoch."""
     stream = iter(LaneStream(index, order, reader, world=processes, stop_step=order.steps_per_epoch * 1000))
     first = next(stream)
@@ -125,7 +121,7 @@ def _step_seconds(method: Method, network: torch.nn.Module, batch: Any, device: 
 
 
 def _supply(reading: float, taking: float, plan: DoctorConfig) -> Finding:
-    """Whether a process's workers keep up with its device."""
+    """Rates of a process's workers and of its device; wrong where the workers do not keep up."""
     processes = max(1, plan.workers)
     text = (
         f"one core reads and decodes {reading:,.0f} tiles/s, {processes} of them {processes * reading:,.0f} a process; "
