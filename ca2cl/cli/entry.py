@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(arguments: list[str], *, own_process: bool) -> int:
-    """What Ctrl-C leaves, in one line; a second one then ends a process that still tidies up."""
+    """Print the verb's line after Ctrl-C; a second Ctrl-C then ends a process that is still closing files."""
     if own_process:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     verb = VERBS.get(" ".join(arguments[:2])) or VERBS.get("".join(arguments[:1]))

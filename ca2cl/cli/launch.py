@@ -37,7 +37,7 @@ _PATIENCE_S = 20.0
 _ALONE_S = 5.0
 """Seconds after a signal that processes which are just being started may take to appear."""
 _FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
-"""What each rank's last collectives were, written when one times out (pytorch#88000 and accelerate#3861: a time-out
+"""Records each rank's last collectives, written when one times out (pytorch#88000 and accelerate#3861: a time-out
 without a clue). TORCH_NCCL_DEBUG_INFO_TEMP_FILE says where to."""
 _HELP = """
 SIGTERM and SIGUSR1 reach every process, which then has as long as the scheduler gives it; SIGHUP counts as SIGTERM. The
@@ -67,9 +67,16 @@ def run(arguments: Sequence[str]) -> int:
     os.environ[LAUNCHER] = str(os.getpid())
     for name, value in _FLIGHT_RECORDER.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # _exit_code tells it shorter
-    ended = _Ended()
-    thread = threading.Thread(target=ended.run, args=(launch_command, settings), name="ca2cl-launch", daemon=True)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # _exit_code reports it in one line
+    errors: list[BaseException] = []
+
+    def launch() -> None:
+        try:
+            launch_command(settings)
+        except BaseException as error:  # noqa: BLE001 - raised by the main thread
+            errors.append(error)
+
+    thread = threading.Thread(target=launch, name="ca2cl-launch", daemon=True)
     thread.start()
     started = time.monotonic()
     while thread.is_alive():
@@ -78,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
         if signals.unheard(started):
             # at once: Python's own end aborts where a thread is inside of C, here waiting for other machines
             os._exit(EXIT_INTERRUPTED if signals.received[0] == signal.SIGINT else EXIT_PREEMPTED)
-    return _exit_code(ended.error, f"{settings.main_process_ip}:{settings.main_process_port}")
+    return _exit_code(errors[0] if errors else None, f"{settings.main_process_ip}:{settings.main_process_port}")
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -104,50 +111,37 @@ def _parse(arguments: Sequence[str]) -> Any:
     return settings
 
 
-class _Ended:
-    """How the launcher's thread ended."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-
-    def run(self, launch: Any, settings: Any) -> None:
-        try:
-            launch(settings)
-        except BaseException as error:  # noqa: BLE001 - told by the main thread
-            self.error = error
-
-
 class _Signals:
-    """What has been received, and which process has been told."""
+    """Signals that came, and how many of them each process was sent."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
         self._first = 0.0
-        self._told: dict[int, int] = {}
+        self._sent: dict[int, int] = {}
 
     def take(self, number: int, frame: FrameType | None) -> None:
         self._first = self._first or time.monotonic()
         self.received.append(_PASSED_ON[signal.Signals(number)])
 
     def unheard(self, started: float) -> bool:
-        """Whether there was nobody to tell for some seconds, since the launcher ``started`` its work: this machine
-        still waits for the others."""
+        """True where no process was there to be sent one for some seconds, since the launcher ``started`` its work:
+        this machine still waits for the others."""
         alone = time.monotonic() - max(self._first, started)
-        return bool(self.received) and not self._told and alone > _ALONE_S
+        return bool(self.received) and not self._sent and alone > _ALONE_S
 
     def pass_on(self) -> None:
         """Every signal once to every child: to one that is still starting when it listens, or it would just die."""
         if not self.received:
             return
         for child in psutil.Process().children():
-            told = self._told.get(child.pid, 0)
-            for number in self.received[told:]:
+            sent = self._sent.get(child.pid, 0)
+            for number in self.received[sent:]:
                 with suppress(psutil.Error):
                     if not _catches(child.pid, number) and _age(child.pid) < _PATIENCE_S:
                         break
                     child.send_signal(number)
-                    told += 1
-            self._told[child.pid] = told
+                    sent += 1
+            self._sent[child.pid] = sent
 
 
 def _age(pid: int) -> float:
@@ -159,7 +153,7 @@ def _age(pid: int) -> float:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+    """True if a process has a handler for a signal."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("SigCgt"):
@@ -175,9 +169,9 @@ def _exit_code(error: BaseException | None, where: str) -> int:
         return 0
     if isinstance(error, ChildFailedError):
         rank, failure = error.get_first_failure()
-        return _told(failure.exitcode, f"rank {rank}")
+        return _shell_code(failure.exitcode, f"rank {rank}")
     if isinstance(error, subprocess.CalledProcessError):
-        return _told(error.returncode, "the process")
+        return _shell_code(error.returncode, "the process")
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, (ValueError, OSError)):  # flags that do not fit together, a port in use
@@ -188,8 +182,8 @@ def _exit_code(error: BaseException | None, where: str) -> int:
     raise error
 
 
-def _told(code: int, who: str) -> int:
-    """The exit code as a shell has it; what the process cannot have said itself is said."""
+def _shell_code(code: int, who: str) -> int:
+    """The exit code as a shell has it; logs the signal that ended a process, which cannot have done so itself."""
     if code >= 0:
         return code
     name = signal.Signals(-code).name

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def parse(name: str, arguments: list[str]) -> Any:
     kind = getattr(module, verb.settings)
     positional: tuple[str, ...] = getattr(module, "POSITIONAL", ())
     parser = Parser(prog=f"ca2cl {name}", description=kind.__doc__, exit_on_error=False)
-    types, required = _types(kind), frozenset(_required(kind))
+    types, missing = _types(kind), dataclasses.MISSING
+    required = frozenset(f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is missing)
     if "" in types.values():
         parser.add_argument(
             "--config",
@@ -67,12 +68,6 @@ def _types(kind: type, prefix: str = "") -> dict[str, str]:
         else:
             types[prefix + field.name] = str(field.type)
     return types
-
-
-def _required(kind: type) -> Iterator[str]:
-    for field in dataclasses.fields(kind):
-        if field.default is field.default_factory is dataclasses.MISSING:
-            yield field.name
 
 
 def _parsed(parser: Any, kind: type, arguments: list[str]) -> Any:
@@ -147,7 +142,7 @@ def _spelt(arguments: list[str], positional: tuple[str, ...], types: Mapping[str
 
 
 def _value(wanted: str, rest: list[str]) -> list[str]:
-    """What a flag of the type ``wanted`` takes of the words after it."""
+    """The words after a flag of the type ``wanted`` that belong to it."""
     if wanted == "bool" and (not rest or rest[0].lower() not in ("true", "false")):
         return ["true"]
     if "tuple" not in wanted:
@@ -167,7 +162,7 @@ def _joined(wanted: str, items: list[str]) -> str:
 
 
 def _is_none(wanted: str, word: str) -> bool:
-    """Whether a word leaves its setting open."""
+    """True for a word that leaves its setting open."""
     return wanted.endswith("| None") and word.lower() in (_NONE, "null")
 
 

@@ -84,7 +84,7 @@ def _draw(folder: Path, tiles_per_class: int) -> None:
 
 
 def commands(config: QuickstartConfig) -> list[list[str]]:
-    """Everything up to the trained encoder, each command as a user would type it in the folder."""
+    """Commands up to the trained encoder, as a user would type them in the folder."""
     threads = str(len(os.sched_getaffinity(0)))
     launch = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
               "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads]  # fmt: skip

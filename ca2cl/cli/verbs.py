@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """Where a verb's code is: a module with ``run(settings)``, and the name of the settings' dataclass."""
+    """A verb: its module with ``run(settings)``, and the name of the settings' dataclass."""
 
     summary: str
     module: str
     settings: str
     stops: bool = False
-    """Whether it ends by SIGTERM with a checkpoint, and 85; while it trains by Ctrl-C, too, with 130."""
+    """True if SIGTERM ends it with a checkpoint and exit code 85; Ctrl-C while it trains likewise, with 130."""
     raw: bool = False
-    """Whether ``run`` takes the words of the command line as they are."""
+    """True if ``run`` takes the words of the command line as they are."""
     shared: bool = False
-    """Whether the processes of a launch share its work: any other verb is rank 0's alone."""
+    """True if the processes of a launch share its work: any other verb is rank 0's alone."""
     kept: str = "run it again"
-    """What Ctrl-C leaves, and how to go on."""
+    """Message after Ctrl-C: the work that is kept, and how to go on."""
 
     @property
     def settings_module(self) -> str:

@@ -112,7 +112,7 @@ def _words(path: str, name: str, node: yaml.Node) -> list[str]:
 
 
 def _is_tagged(node: yaml.Node) -> bool:
-    """Whether it asks to become an object of a program's own, which nothing here does."""
+    """True for a node that names a program's own type, which is never built here."""
     return not node.tag.startswith(_YAML) or "/" in node.tag
 
 

@@ -52,19 +52,19 @@ class JobDir:
     record: str = "job.json"
     """Name of the file that says whose it is."""
     differences: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]] = _settings_changed
-    """In what the job of the first record differs from that of the second."""
+    """Lists the differences between the jobs of two records."""
     foreign: tuple[str, ...] = ("[!.]*",)
     """Patterns of what a directory without a record must not hold."""
     setting: str = "output_dir"
     remedy: str = REMEDY
     lock: str = LOCK_NAME
     forks: bool = True
-    """Whether a killed job's forked workers may outlive it; see ``exclusive_lock``."""
+    """True if a killed job's forked workers may outlive it; see ``exclusive_lock``."""
     temporaries: tuple[str, ...] = ()
     """Folders in it that are cleared of half-written files once it is locked."""
 
     def changes(self, record: Mapping[str, Any]) -> list[str] | None:
-        """In what the job that the directory belongs to differs from this one; None where it is nobody's.
+        """Differences between the directory's job and this one; None where it is no job's.
 
         Raises:
             InputError: the record is damaged, or the directory holds something else.
@@ -83,7 +83,7 @@ class JobDir:
         return None
 
     def check(self, record: Mapping[str, Any]) -> bool:
-        """Whether the directory is this job's already; False where it is nobody's.
+        """True if the directory is this job's already; False where it is no job's.
 
         Raises:
             InputError: it is another's, or holds something else.

@@ -82,7 +82,7 @@ def _acquire(file: IO[bytes], deadline: float, waiting: str, per_process: bool) 
 
 
 def _holder(file: IO[bytes]) -> str:
-    """Which process has a record lock, in brackets; empty for one on another machine and for flock."""
+    """The process that has a record lock, in brackets; empty for one on another machine and for flock."""
     wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     *_, process = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wanted))
     return f" (process {process})" if process > 0 else ""

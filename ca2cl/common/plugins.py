@@ -16,12 +16,12 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_plugin(name: str) -> bool:
-    """Whether ``name`` has the form ``module:attribute``."""
+    """True if ``name`` has the form ``module:attribute``."""
     return _NAME.fullmatch(name) is not None
 
 
 def names_code(word: str) -> bool:
-    """Whether a setting's value is ``module:attribute``, or ``module:attribute:REST``."""
+    """True if a setting's value is ``module:attribute``, or ``module:attribute:REST``."""
     return is_plugin(word) or is_plugin(word.rpartition(":")[0])
 
 

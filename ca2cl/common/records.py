@@ -41,7 +41,7 @@ def read_record(path: Path, model: type[T], remedy: str, *, newest: int | None =
     Args:
         path: the file.
         model, remedy, newest: as for ``parse_record``.
-        absent: what to say instead where there is no file.
+        absent: the message where there is no file.
 
     Raises:
         DamagedRecord: it is missing, cannot be read, or is not such a record.
@@ -105,7 +105,7 @@ def _adapter(model: Any) -> TypeAdapter[Any]:
 
 
 def _fault(error: ValidationError, raw: Any) -> str:
-    """What is wrong with a record: its missing fields, or the first field with a wrong value."""
+    """The fault of a record: its missing fields, or the first field with a wrong value."""
     faults = error.errors(include_url=False, include_context=False)
     missing = [str(fault["loc"][0]) for fault in faults if fault["type"] == "missing" and len(fault["loc"]) == 1]
     if missing:
@@ -130,19 +130,19 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def is_whole(value: object, low: int = 0, high: int = 2**63 - 1) -> bool:
-    """Whether ``value`` is a whole number from ``low`` to ``high``; True and False are none."""
+    """True if ``value`` is a whole number from ``low`` to ``high``; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number that a float holds; True and False are none."""
+    """True if ``value`` is a finite number that a float holds; True and False are none."""
     if isinstance(value, int):
         return not isinstance(value, bool) and abs(value) < 2**1023
     return isinstance(value, float) and math.isfinite(value)
 
 
 def is_text(value: object) -> bool:
-    """Whether ``value`` is text that can be written down as UTF-8."""
+    """True if ``value`` is text that can be written down as UTF-8."""
     if not isinstance(value, str):
         return False
     try:
@@ -153,7 +153,7 @@ def is_text(value: object) -> bool:
 
 
 def is_file_name(value: object) -> bool:
-    """Whether ``value`` is a relative path that stays in its folder, as far as its words tell."""
+    """True if ``value`` is a relative path that stays in its folder, links aside."""
     if not isinstance(value, str) or not value or not is_text(value) or "\0" in value:
         return False
     path = PurePosixPath(value)
@@ -161,12 +161,12 @@ def is_file_name(value: object) -> bool:
 
 
 def lies_in(folder: Path, path: Path) -> bool:
-    """Whether ``path`` is ``folder`` or lies in it once all links are followed."""
+    """True if ``path`` is ``folder`` or lies in it once all links are followed."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
 def load_tensors(path: str | Path) -> Any:
-    """What ``torch.save`` wrote into a file: tensors, and containers of them and of plain values.
+    """Read a file of ``torch.save``: tensors, and containers of them and of plain values.
 
     Raises:
         ValueError: anything else is in it, or it is damaged; says which.
@@ -183,7 +183,7 @@ def load_tensors(path: str | Path) -> Any:
 
 
 def why_not_tensors(error: Exception) -> str:
-    """Why torch's reader of plain tensors, or a download, failed: in a line, and without torch's advice to set
+    """Error of torch's reader of plain tensors, or of a download, in one line and without torch's advice to set
     ``weights_only=False``, which runs whatever is in the file."""
     text = " ".join(str(error).split())
     if wanted := re.search(r"GLOBAL (\w[\w.]*)", text):

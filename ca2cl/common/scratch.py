@@ -45,7 +45,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def is_full(error: Exception, folder: str | Path) -> bool:
-    """Whether a failure came of writing to ``folder``, whose disk is full; libraries hide that in errors of theirs."""
-    told = getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
+    """True if a write to ``folder`` failed because its disk is full; libraries hide that in errors of their own."""
+    full = getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
     written = getattr(error, "filename2", None) or getattr(error, "filename", None)  # a copy's source and its target
-    return told and (written is None or str(folder) in str(written))
+    return full and (written is None or str(folder) in str(written))

@@ -48,12 +48,14 @@ class BadSample(ValueError):
     """A sample that cannot become a tile: undecodable, of another size, or implausibly large."""
 
 
-def decode(data: bytes, *, expect: tuple[int, int] | None = None) -> Pixels:
+def decode(data: bytes, *, expect: tuple[int, int] | None = None, out_HWC: Pixels | None = None) -> Pixels:
     """Decode one encoded image (JPEG, PNG, TIFF, BMP or WebP, told apart by their first bytes).
 
     Args:
         data: the encoded bytes.
         expect: height and width that the tile must have; None takes any.
+        out_HWC: C-contiguous buffer that is filled and returned, and whose size the tile must have. Its content is
+            undefined after an error.
 
     Returns:
         RGB pixels, uint8, shape (H, W, 3), C-contiguous, writable, owned by the caller.
@@ -62,34 +64,20 @@ def decode(data: bytes, *, expect: tuple[int, int] | None = None) -> Pixels:
         BadSample: the bytes do not decode, the size is not ``expect``, or H * W is above ``MAX_PIXELS`` (this is
             read in the header, before any pixel is decoded).
     """
-    if data[:2] == b"\xff\xd8":
-        size = _jpeg_size(data)
-        if size is not None:
-            _check_size(size, expect)
-            out = np.empty((*size, 3), np.uint8)
-            _jpeg_into(data, out)
-            return out
-    elif data[:4] in (b"II*\0", b"MM\0*"):
-        strips = _plain_tiff(data, expect)
-        if strips is not None:
-            return np.array(strips)
-    return _pillow(data, expect)
-
-
-def decode_into(data: bytes, out_HWC: Pixels) -> None:
-    """Decode one encoded image into a caller's C-contiguous uint8 buffer of shape (H, W, 3): no pixel is copied twice.
-
-    Raises:
-        BadSample: as ``decode`` with ``expect`` the buffer's size; the buffer's content is then undefined.
-    """
-    expect = (out_HWC.shape[0], out_HWC.shape[1])
+    if out_HWC is not None:
+        expect = (out_HWC.shape[0], out_HWC.shape[1])
     if data[:2] == b"\xff\xd8" and (size := _jpeg_size(data)) is not None:
         _check_size(size, expect)
+        out_HWC = np.empty((*size, 3), np.uint8) if out_HWC is None else out_HWC
         _jpeg_into(data, out_HWC)
-    elif data[:4] in (b"II*\0", b"MM\0*") and (pixels := _plain_tiff(data, expect)) is not None:
-        out_HWC[...] = pixels
-    else:
-        out_HWC[...] = _pillow(data, expect)
+        return out_HWC
+    pixels = _plain_tiff(data, expect) if data[:4] in (b"II*\0", b"MM\0*") else None
+    if pixels is None:
+        pixels = _pillow(data, expect)
+    if out_HWC is None:
+        return np.require(pixels, requirements=["C", "W", "O"])  # the plain TIFF's pixels are a view of ``data``
+    out_HWC[...] = pixels
+    return out_HWC
 
 
 def _check_size(size: tuple[int, int], expect: tuple[int, int] | None) -> None:
@@ -103,7 +91,7 @@ def _check_size(size: tuple[int, int], expect: tuple[int, int] | None) -> None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG; None where its colours are Pillow's business (CMYK)."""
+    """Height and width of a JPEG; None for CMYK, which is left to Pillow."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
@@ -121,7 +109,7 @@ def _jpeg_into(data: bytes, out_HWC: Pixels) -> None:
 def _plain_tiff(data: bytes, expect: tuple[int, int] | None) -> Pixels | None:
     """Pixels of an uncompressed chunky 8-bit RGB TIFF as a view of ``data`` (a copy if its strips lie apart).
 
-    None for every other TIFF, damaged ones too: Pillow then decodes it or says what is wrong. Source: TIFF 6.0,
+    None for every other TIFF, damaged ones too: Pillow then decodes it or raises. Source: TIFF 6.0,
     sections 2, 6 and 8.
     """
     try:
@@ -150,7 +138,7 @@ def _plain_tiff(data: bytes, expect: tuple[int, int] | None) -> Pixels | None:
 
 
 def _is_plain_rgb(tags: dict[int, tuple[int, ...]]) -> bool:
-    """Whether tags say: no compression, photometric RGB, three 8-bit unsigned chunky samples, in strips."""
+    """True for tags of an uncompressed RGB image of three 8-bit unsigned chunky samples, in strips."""
     return (
         tags.get(258) == (8, 8, 8)
         and tags.get(259, (1,)) == (1,)

@@ -1,10 +1,10 @@
 """EXIF orientation: pixels are taken as they are stored.
 
 A camera or a viewer may note in a file that it is to be shown turned (EXIF or TIFF tag 274, XMP ``tiff:Orientation``).
-That is not followed here: a tile has no way up, bytes are kept as they came, masks and COCO files count the pixels that
-are stored, and libjpeg-turbo and the plain TIFF reader know nothing of it. Where tiles are taken as they are, such
-files are counted and told; where annotations belong to them they are refused, because those may be of either way up,
-and detectron2's own loader turns the image.
+That is ignored here: a tile has no way up, bytes are kept as they came, masks and COCO files refer to the stored
+pixels, and libjpeg-turbo and the plain TIFF reader ignore it too. Where tiles are taken as they are, such files are
+counted in a warning. Where annotations belong to them they are refused: the annotations may fit either way up, and
+detectron2's own loader turns the image.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def as_stored(image: Image.Image) -> Image.Image:
 
 
 def orientation_of(data: bytes) -> int:
-    """How an encoded image says that it is to be shown: 1 as stored, also where it says nothing; 2 to 8 turned."""
+    """Orientation in which an encoded image is to be shown: 1 as stored, also where it has none; 2 to 8 turned."""
     try:
         if not _may_say(data):
             return 1
@@ -65,7 +65,7 @@ def orientation_of(data: bytes) -> int:
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF", "WEBP")) as image:
                 found = image.getexif().get(TAG, 1)
     except (*_ERRORS, struct.error, Image.DecompressionBombError):
-        return 1  # it does not decode, which is told where it is decoded
+        return 1  # it does not decode, and decoding it reports that
     return found if isinstance(found, int) and found in _BACK else 1
 
 
@@ -83,8 +83,8 @@ def refuse_turned(path: Path, orientation: int) -> None:
 
 
 def _may_say(data: bytes) -> bool:
-    """Whether an image has a place where an orientation may stand: most have none, and opening them takes as long as
-    decoding some.
+    """True if an image may have an orientation. Most have no place for one, and opening an image with Pillow takes as
+    long as decoding a small one.
 
     Raises:
         struct.error, IndexError: it is cut off.
@@ -115,7 +115,7 @@ def _has_chunk(data: bytes, at: int, head: str, names: tuple[bytes, ...], around
 
 
 def _has_tag(data: bytes) -> bool:
-    """Whether a TIFF's first directory has an orientation other than 1, or XMP."""
+    """True if a TIFF's first directory has an orientation other than 1, or XMP."""
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(order + "I", data, 4)
     (entries,) = struct.unpack_from(order + "H", data, start)

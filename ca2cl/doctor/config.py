@@ -9,8 +9,6 @@ from annotated_types import Ge, Gt
 
 from ca2cl.config import ModelConfig, RunConfig, TrackingConfig, check_ranges
 
-POSITIONAL = ()
-
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:

@@ -12,7 +12,7 @@ _MARKS: dict[State, str] = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """Result of one check.
 
     Attributes:
         area: what was looked at, a word or two.
@@ -30,7 +30,7 @@ class Finding:
         assert self.remedy or self.state != "wrong", self
 
 
-def told(findings: Sequence[Finding]) -> str:
+def as_text(findings: Sequence[Finding]) -> str:
     """All findings, a line each with the remedy below it, and the verdict."""
     width = max(len(finding.area) for finding in findings)
     lines = []

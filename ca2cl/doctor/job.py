@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,6 +13,7 @@ from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import LaneStream, TileBatch
 from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.doctor.config import DoctorConfig
 from ca2cl.doctor.finding import Finding
 from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, Method, MethodSettings, Tiles
@@ -29,40 +28,29 @@ _PATIENCE_S = 3.0
 _STEP_TILES = 32
 
 
-@dataclass(frozen=True)
-class JobPlan:
-    """What is asked of the data, and how a batch is shared out."""
+def job(plan: DoctorConfig, shards: str) -> list[Finding]:
+    """The order's arithmetic, and measured rates of reading, views and the step.
 
-    shards: str
-    batch_size: int
-    lanes: int
-    processes: int
-    workers: int
-    image_size: int
-    recipe: str
-    cache_dir: str | None
-    micro_batch_size: int | None
-    accumulation: Literal["exact", "plain", "bitwise"]
-    model: ModelConfig
-
-
-def job(plan: JobPlan) -> list[Finding]:
-    """The order's arithmetic, and measured rates of reading, views and the step."""
+    Args:
+        plan: the settings, with the number of processes that there will be.
+        shards: the planned job's shard folder.
+    """
     try:
-        index = open_index(plan.shards, plan.cache_dir)
+        index = open_index(shards, plan.cache_dir)
         order = LaneOrder(index, plan.lanes, plan.batch_size, seed=0, world=plan.processes)
         order.check_world(plan.processes)
         _check_shares(plan)
     except InputError as error:
         return [Finding("order", "wrong", str(error), "change what the line names")]
-    return [arithmetic(index, order, plan), *rates(index, order, plan)]
+    reader = ShardReader(shards, plan.cache_dir, index=index)
+    return [arithmetic(index, order, plan), *rates(index, order, reader, plan)]
 
 
-def _check_shares(plan: JobPlan) -> None:
-    """What pre-training would refuse of micro-batches and groups of normalisation."""
+def _check_shares(plan: DoctorConfig) -> None:
+    """Refuse the micro-batches and groups of normalisation that pre-training would refuse."""
     config = PretrainConfig(
         data=DataConfig(lanes=plan.lanes),
-        model=plan.model,
+        model=ModelConfig(arch=plan.arch, norm=plan.norm, norm_group=plan.norm_group, norm_block=plan.norm_block),
         run=RunConfig(
             batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, accumulation=plan.accumulation
         ),
@@ -70,8 +58,8 @@ def _check_shares(plan: JobPlan) -> None:
     lane_groups(config, plan.processes, micro_batch(config, plan.processes))
 
 
-def arithmetic(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> Finding:
-    """How an epoch is dealt out, and how many shards a batch's tiles come from."""
+def arithmetic(index: ShardIndex, order: LaneOrder, plan: DoctorConfig) -> Finding:
+    """Lanes and batches of an epoch, and the number of shards that a batch's tiles come from."""
     tiles, used = len(index), order.steps_per_epoch * plan.batch_size
     plan_of_first = order.batch(0)
     from_shards = len({index.locate(int(sample))[0] for sample in plan_of_first.samples})
@@ -84,15 +72,14 @@ def arithmetic(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> Finding:
     return Finding("order", "ok", text)
 
 
-def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
+def rates(index: ShardIndex, order: LaneOrder, reader: ShardReader, plan: DoctorConfig) -> list[Finding]:
     """Tiles/s that one core reads and decodes, and that the device turns into views and trains on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        reading, batch = _reading(index, order, plan)
+        reading, batch = _reading(index, order, reader, plan.processes)
     except InputError as error:
         return [Finding("reading", "wrong", str(error), "write the shards again with `ca2cl shard`")]
-    config = ViewsConfig(recipe=plan.recipe)  # type: ignore[arg-type]
-    views = build_views(config, plan.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
+    views = build_views(ViewsConfig(recipe=plan.recipe), plan.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
     method = build_method(DEFAULT, MethodSettings())
     taken = torch.arange(_STEP_TILES) % len(batch.tiles)  # again where a share is smaller: clusters take their number
     keys, pixels = batch.key_hash[taken], batch.tiles[taken].to(device)
@@ -105,20 +92,14 @@ def rates(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> list[Finding]:
         return made
 
     viewing = len(keys) / seconds_of(make)
-    encoder = build_encoder(plan.model.arch, image_size=plan.image_size, identity_blocks=True)
+    encoder = build_encoder(plan.arch, image_size=plan.image_size, identity_blocks=True)
     stepping = len(keys) / _step_seconds(method, method.build(encoder), make(), device)
     return [_supply(reading, 1 / (1 / viewing + 1 / stepping), plan), _views(viewing, stepping, plan, device)]
 
 
-def _reading(index: ShardIndex, order: LaneOrder, plan: JobPlan) -> tuple[float, TileBatch]:
+def _reading(index: ShardIndex, order: LaneOrder, reader: ShardReader, processes: int) -> tuple[float, TileBatch]:
     """Tiles/s of one decoding process, and a batch. What the page cache holds is read from there, as in an epoch."""
-    reader = ShardReader(plan.shards, plan.cache_dir, index=index)
-    stream: Iterator[TileBatch] = iter(
-        LaneStream(
-            index, order, reader, rank=0, world=plan.processes, workers=0, start_step=0,
-            stop_step=order.steps_per_epoch * 1000,
-        )
-    )  # fmt: skip
+    stream = iter(LaneStream(index, order, reader, world=processes, stop_step=order.steps_per_epoch * 1000))
     first = next(stream)
     began, tiles = time.perf_counter(), 0
     while time.perf_counter() - began < _PATIENCE_S:
@@ -139,8 +120,8 @@ def _step_seconds(method: Method, network: torch.nn.Module, batch: Any, device: 
     return seconds_of(once, repeats=1)
 
 
-def _supply(reading: float, taking: float, plan: JobPlan) -> Finding:
-    """Whether a process's workers keep up with its device."""
+def _supply(reading: float, taking: float, plan: DoctorConfig) -> Finding:
+    """Rates of a process's workers and of its device; wrong where the workers do not keep up."""
     processes = max(1, plan.workers)
     text = (
         f"one core reads and decodes {reading:,.0f} tiles/s, {processes} of them {processes * reading:,.0f} a process; "
@@ -151,9 +132,9 @@ def _supply(reading: float, taking: float, plan: JobPlan) -> Finding:
     return Finding("reading", "ok", text)
 
 
-def _views(viewing: float, stepping: float, plan: JobPlan, device: torch.device) -> Finding:
+def _views(viewing: float, stepping: float, plan: DoctorConfig, device: torch.device) -> Finding:
     text = (
         f"{plan.recipe} views of {plan.image_size} px: {viewing:,.0f} pairs/s on {device.type}; "
-        f"a step of {plan.model.arch}: {stepping:,.0f} tiles/s"
+        f"a step of {plan.arch}: {stepping:,.0f} tiles/s"
     )
     return Finding("views, step", "ok" if viewing > stepping else "note", text)

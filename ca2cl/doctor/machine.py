@@ -19,7 +19,7 @@ _GIGABYTE = 1e9
 
 
 def machine(tracking_uri: str | None, tracking_root: str) -> list[Finding]:
-    """Everything that does not depend on a job."""
+    """Findings that do not depend on a job."""
     return [versions(), devices(), *precisions(), shared_memory(), store(tracking_uri, tracking_root)]
 
 
@@ -53,7 +53,7 @@ def devices() -> Finding:
 
 
 def precisions() -> list[Finding]:
-    """Whether run.precision bf16 and fp16 gain anything: a convolution of the encoder, timed forward and backward."""
+    """Gain of run.precision bf16 and fp16: a convolution of the encoder, timed forward and backward."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     findings = []
     for name, kind in HALF.items():
@@ -70,23 +70,19 @@ def precisions() -> list[Finding]:
 
 def shared_memory() -> Finding:
     """Decoding workers hand tiles over in anonymous shared memory; torch's and NCCL's own tools still use /dev/shm."""
+    how = "--shm-size=8g, or an emptyDir of medium Memory"
     try:
-        stat = os.statvfs("/dev/shm")
+        free = psutil.disk_usage("/dev/shm").free
     except OSError:
-        return Finding(
-            "shared memory", "wrong", "no /dev/shm", "mount one: --shm-size=8g, or an emptyDir of medium Memory"
-        )
-    free = stat.f_bavail * stat.f_frsize
+        return Finding("shared memory", "wrong", "no /dev/shm", f"mount one: {how}")
     text = f"{free / _GIGABYTE:.1f} GB free in /dev/shm"
     if free < _SHARED:
-        return Finding(
-            "shared memory", "wrong", text, "give the container more: --shm-size=8g, or an emptyDir of medium Memory"
-        )
+        return Finding("shared memory", "wrong", text, f"give the container more: {how}")
     return Finding("shared memory", "ok", text)
 
 
 def store(uri: str | None, root: str) -> Finding:
-    """Whether MLflow answers."""
+    """The MLflow store, and whether it answers."""
     from ca2cl.store.open import open_store
 
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
-from ca2cl.config import ModelConfig, ViewsConfig
+from ca2cl.config import ViewsConfig
 from ca2cl.doctor.config import DoctorConfig
 
 
@@ -23,8 +24,8 @@ def _sheet(config: DoctorConfig, shards: str, out: str) -> int:
 
 
 def _examine(config: DoctorConfig) -> int:
-    from ca2cl.doctor.finding import told
-    from ca2cl.doctor.job import JobPlan, job
+    from ca2cl.doctor.finding import as_text
+    from ca2cl.doctor.job import job
     from ca2cl.doctor.launch import meet
     from ca2cl.doctor.machine import machine
 
@@ -34,14 +35,7 @@ def _examine(config: DoctorConfig) -> int:
     findings = [*machine(config.tracking_uri, config.tracking_root), *ranks]
     if config.shards:
         processes = len(ranks) - 1 if ranks else config.processes
-        model = ModelConfig(
-            arch=config.arch, norm=config.norm, norm_group=config.norm_group, norm_block=config.norm_block
-        )
-        plan = JobPlan(
-            config.shards, config.batch_size, config.lanes, processes, config.workers, config.image_size,
-            config.recipe, config.cache_dir, config.micro_batch_size, config.accumulation, model,
-        )  # fmt: skip
-        findings += job(plan)
-    sys.stdout.write(told(findings))
+        findings += job(replace(config, processes=processes), config.shards)
+    sys.stdout.write(as_text(findings))
     sys.stdout.flush()
     return 1 if any(finding.state == "wrong" for finding in findings) else 0

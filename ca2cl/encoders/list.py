@@ -12,8 +12,8 @@ from ca2cl.common.tables import aligned, iso, short, when
 from ca2cl.config import TrackingConfig
 from ca2cl.registry.downstream import Downstream, best, downstream_runs, runs_of
 from ca2cl.registry.register import INPUT_SIZE_TAG
-from ca2cl.registry.versions import EncoderVersion, existing_store, registered, source_run
-from ca2cl.store.open import Store, resolve_uri
+from ca2cl.registry.versions import EncoderVersion, existing_store, registered
+from ca2cl.store.open import Store, find_run, resolve_uri
 
 POSITIONAL: tuple[str, ...] = ()
 _HEADS = ("name", "version", "aliases", "arch", "step", "px", "recipe", "data", "source run", "created (UTC)")
@@ -62,7 +62,7 @@ def list_encoders(store: Store, name: str | None, metrics: Sequence[str]) -> lis
 
 
 def _record(store: Store, entry: EncoderVersion, runs: Sequence[Downstream], metrics: Sequence[str]) -> dict[str, Any]:
-    source = source_run(store, entry.run_id)
+    source = find_run(store, entry.run_id)
     params = source.data.params if source else {}
     kind = source.data.tags.get("ca2cl.kind") if source else None
     size, step = entry.tag(INPUT_SIZE_TAG) or params.get("data.image_size"), entry.tag("ca2cl.step")

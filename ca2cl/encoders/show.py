@@ -16,9 +16,9 @@ from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
 from ca2cl.registry.downstream import Downstream, runs_for
 from ca2cl.registry.register import DIGEST_TAG
-from ca2cl.registry.versions import EncoderVersion, find_version, needed_store, source_run
+from ca2cl.registry.versions import EncoderVersion, find_version, needed_store
 from ca2cl.store.artifacts import fetch, names_in, run_place, version_place
-from ca2cl.store.open import Store
+from ca2cl.store.open import Store, find_run
 
 POSITIONAL = ("what",)
 
@@ -62,7 +62,7 @@ def describe(store: Store, entry: EncoderVersion) -> dict[str, Any]:
     Raises:
         InputError: it has no card, or the store cannot be reached.
     """
-    source = source_run(store, entry.run_id)
+    source = find_run(store, entry.run_id)
     tags, params = (source.data.tags, source.data.params) if source else ({}, {})
     card = fetch_card(store, entry)
     return {

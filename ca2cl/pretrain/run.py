@@ -69,7 +69,7 @@ def run(config: PretrainConfig) -> int:
     ranks = Ranks()
     numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
-    order = _order(config, index, world, method.least_tiles)
+    order = _order(config, index, world, method)
     _warn_of_a_small_cache(config, index, world)
     micro_batch = shares.micro_batch(config, world)
     shares.check_accumulation(config, method, world, micro_batch)
@@ -220,9 +220,12 @@ def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dic
     return numerics
 
 
-def _order(config: PretrainConfig, index: ShardIndex, world: int, least: int) -> LaneOrder:
+def _order(config: PretrainConfig, index: ShardIndex, world: int, method: Method) -> LaneOrder:
     run = config.run
-    order = LaneOrder(index, config.data.lanes, run.batch_size, run.seed, world=world, least=least)
+    order = LaneOrder(
+        index, config.data.lanes, run.batch_size, run.seed, world=world, least=method.least_tiles,
+        fewer=lambda tiles: method.too_few(tiles)[1],
+    )  # fmt: skip
     order.check_world(world)
     return order
 

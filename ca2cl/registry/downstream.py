@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ca2cl.common.tables import short
 from ca2cl.registry.evaluation_run import LEAK_TAG, SOURCE_RUN_TAG, TRAINED_ON_TEST
 from ca2cl.registry.versions import EncoderVersion
-from ca2cl.store.open import Store, store_errors
+from ca2cl.store.open import Store, all_pages, store_errors
 
 _OWN = "encoder/"
-_SPREADS = ("_sd", "_low", "_high")  # of a metric over seeds, and its interval: told with it, never ranked
+_SPREADS = ("_sd", "_low", "_high")  # of a metric over seeds, and its interval: shown with it, never ranked
 _FALLING = ("loss", "error", "hausdorff")
 HONEST = "honest"
 
 
 class Terms(NamedTuple):
-    """What two runs must have in common before their metrics of one name mean the same. Budgets are in the names."""
+    """Properties that two runs must share for their metrics of one name to be comparable. Budgets are in the names."""
 
     kind: str
     train: str | None
     test: str | None
     protocol: str = HONEST
-    """What the evaluation was allowed to look at. Numbers of another protocol than the honest one are nobody's claim
-    about new tiles: they rank no encoder."""
+    """Data that the evaluation was allowed to see. Numbers of another protocol than the honest one say nothing about
+    new tiles: they rank no encoder."""
     leak: str = ""
-    """What the test set shares with what was trained on, such as slides; empty where nothing is known to be shared."""
+    """Overlap of the test set with the training data, such as slides; empty where none is known."""
 
     @property
     def rank(self) -> bool:
-        """Whether numbers measured on these terms may rank encoders."""
+        """True if numbers measured on these terms may rank encoders."""
         return self.protocol == HONEST and not self.leak
 
     def as_dict(self) -> dict[str, str | None]:
@@ -86,34 +86,15 @@ def downstream_runs(store: Store, source_run_id: str | None = None) -> dict[str,
     wanted = f"= '{source_run_id}'" if source_run_id else "LIKE '_%'"
     grouped: dict[str, list[Downstream]] = defaultdict(list)
     with store_errors(store.uri):
-        for run in _pages(store, f"tags.`{SOURCE_RUN_TAG}` {wanted} and attributes.status = 'FINISHED'"):
+        experiments = [one.experiment_id for one in all_pages(store.client.search_experiments)]
+        finished = f"tags.`{SOURCE_RUN_TAG}` {wanted} and attributes.status = 'FINISHED'"
+        # MLflow refuses a search in no experiment at all
+        for run in all_pages(store.client.search_runs, experiments, finished) if experiments else ():
             made = _downstream(run)
             grouped[made.source_run_id].append(made)
     for runs in grouped.values():
         runs.sort(key=lambda run: run.ended or 0, reverse=True)
     return grouped
-
-
-def _pages(store: Store, wanted: str) -> Iterator[Any]:
-    experiments = _experiments(store)
-    token = None
-    while experiments:
-        page = store.client.search_runs(experiments, wanted, max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _experiments(store: Store) -> list[str]:
-    ids: list[str] = []
-    token = None
-    while True:
-        page = store.client.search_experiments(max_results=1000, page_token=token)
-        ids += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            return ids
 
 
 def _downstream(run: Any) -> Downstream:
@@ -128,7 +109,7 @@ def _downstream(run: Any) -> Downstream:
         protocol or HONEST,
         tags.get(LEAK_TAG, ""),
     )
-    # A run that tells the encoder from floors has the encoder's metrics under a prefix of their own.
+    # A run with floors has the encoder's metrics under a prefix of their own.
     own = {name: value for name, value in run.data.metrics.items() if name.startswith(_OWN)}
     metrics = own or dict(run.data.metrics)
     uri = params.get("encoder_uri", "")
@@ -145,12 +126,10 @@ def runs_of(entry: EncoderVersion, grouped: Mapping[str, Sequence[Downstream]]) 
     siblings = f"models:/{entry.name}/"
     runs = [run for run in runs if not run.encoder_uri.startswith(siblings) or run.encoder_uri == entry.uri]
     trained = entry.tag("ca2cl.manifest_digest")
-    runs = [_with_leak(run) if trained and run.terms.test == trained else run for run in runs]
+    for place, run in enumerate(runs):
+        if trained and run.terms.test == trained and not run.terms.leak:
+            runs[place] = replace(run, terms=run.terms._replace(leak=TRAINED_ON_TEST))
     return sorted(runs, key=lambda run: run.ended or 0, reverse=True)
-
-
-def _with_leak(run: Downstream) -> Downstream:
-    return run if run.terms.leak else replace(run, terms=run.terms._replace(leak=TRAINED_ON_TEST))
 
 
 def runs_for(store: Store, entry: EncoderVersion) -> list[Downstream]:
@@ -174,7 +153,7 @@ def newest_by_terms(runs: Iterable[Downstream]) -> dict[Terms, Downstream]:
 
 
 def is_named(metric: str, wanted: str) -> bool:
-    """Whether ``wanted`` is the metric's name or the end of it: accuracy, linear/100pct/accuracy."""
+    """True if ``wanted`` is the metric's name or the end of it: accuracy, linear/100pct/accuracy."""
     return metric == wanted or metric.endswith(f"/{wanted}")
 
 
@@ -186,7 +165,7 @@ def spellings(metrics: Iterable[str]) -> list[str]:
 
 
 def falls(metric: str) -> bool:
-    """Whether less of it is better."""
+    """True if a lower value is better."""
     return any(word in metric.rpartition("/")[2] for word in _FALLING)
 
 

@@ -18,7 +18,7 @@ from ca2cl.store.upload import upload
 
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
 LEAK_TAG = "ca2cl.leak"
-"""What the test set shares with what the encoder or the classifier has seen; a run without it shares nothing known."""
+"""Overlap of the test set with the data that the encoder or the classifier has seen; absent where none is known."""
 TRAINED_ON_TEST = "encoder trained on the test shards"
 _PARAM_LENGTH = 6000  # MLflow's limit on a parameter's value
 _BATCH = 100  # parameters or tags in one request; MLflow takes 1,000 metrics but no more than 100 of these

@@ -7,11 +7,14 @@ mlflow#19036, #16947; ``register_model`` may drop artifacts: #18581).
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from PIL import Image
 
 import ca2cl
 from ca2cl.common.files import file_digest
@@ -95,21 +98,17 @@ def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
         signature = ModelSignature(outputs=Schema(columns))
     else:
         code = "serve_encoder.py"
-        signature = ModelSignature(outputs=Schema([TensorSpec(_float32(), (-1, card.feature_dim))]))
+        signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, card.feature_dim))]))
+    entry = find_entry(card.arch)  # None for code outside this package, of whose needs nothing is known
     mlflow.pyfunc.save_model(
         path=str(target),
         python_model=str(Path(__file__).with_name(code)),
         artifacts={"encoder": str(folder)},
         code_paths=[str(Path(ca2cl.__file__).parent)],
-        pip_requirements=[_requirement(name) for name in (*_RUNTIME, *_packages(card.arch))],
+        pip_requirements=[_requirement(name) for name in (*_RUNTIME, *(entry.packages if entry else ()))],
         signature=signature,
         input_example=[_example(card.input_size)],
     )
-
-
-def _packages(arch: str) -> tuple[str, ...]:
-    entry = find_entry(arch)
-    return entry.packages if entry else ()  # of code outside this package nothing is known
 
 
 def _requirement(package: str) -> str:
@@ -121,19 +120,9 @@ def _requirement(package: str) -> str:
 
 def _example(side: int) -> bytes:
     """A plain grey tile as PNG: shows what to send."""
-    import io
-
-    from PIL import Image
-
     out = io.BytesIO()
     Image.new("RGB", (side, side), (128, 128, 128)).save(out, "PNG")
     return out.getvalue()
-
-
-def _float32() -> Any:
-    import numpy as np
-
-    return np.dtype(np.float32)
 
 
 def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Store) -> str:

@@ -29,8 +29,8 @@ from ca2cl.models.resnet import require_resnet
 from ca2cl.registry.register import CHAMPION
 from ca2cl.registry.versions import LATEST, existing_store, find_version
 from ca2cl.store.artifacts import fetch, names_in, run_place, version_place
-from ca2cl.store.names import MODEL, WORD, full_run_id, is_stored
-from ca2cl.store.open import DEFAULT_ROOT, Store, fetch_run, open_store, store_errors
+from ca2cl.store.names import WORD, full_run_id, is_stored
+from ca2cl.store.open import DEFAULT_ROOT, Store, fetch_run, open_store
 
 logger = logging.getLogger(__name__)
 _DEFAULT_SIZE = 224
@@ -50,9 +50,9 @@ class ResolvedEncoder:
     source_run_id: str | None
     """MLflow run that made it, as far as known."""
     uri: str
-    """What was resolved, without secrets: a version's number in place of its alias."""
+    """Name of what was resolved, without secrets: a version's number in place of its alias."""
     bare: bool = False
-    """Whether the weights came without a card: normalisation and size are then ImageNet's, for want of others."""
+    """True if the weights came without a card: normalisation and size are then ImageNet's."""
 
     def describe(self) -> dict[str, Any]:
         """For JSON."""
@@ -109,15 +109,16 @@ def resolve_encoder(
     return found
 
 
-def _bare_card(arch: str, encoder: Backbone) -> EncoderCard:
-    """The card of weights that came without one: ImageNet's normalisation and size."""
-    return EncoderCard(
-        arch=arch,
+def _without_card(encoder: Backbone, source: str) -> ResolvedEncoder:
+    """An encoder whose weights came without a card: with ImageNet's normalisation and size."""
+    card = EncoderCard(
+        arch=encoder.arch,
         feature_dim=encoder.feature_dim,
         input_size=_DEFAULT_SIZE,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
+    return ResolvedEncoder(encoder.eval(), card, None, source, bare=True)
 
 
 def _random(source: str, arch: str) -> ResolvedEncoder:
@@ -126,9 +127,7 @@ def _random(source: str, arch: str) -> ResolvedEncoder:
         raise InputError(f"encoder {source!r}: the seed is no number; use random or random:SEED")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on this
         torch.manual_seed(int(seed))
-        encoder = build_encoder(arch)
-    encoder.eval()
-    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
+        return _without_card(build_encoder(arch), source)
 
 
 def _torchvision(source: str, arch: str) -> ResolvedEncoder:
@@ -146,13 +145,14 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
             f"encoder {source!r}: cannot be downloaded or read ({why_not_tensors(error)}); put "
             f"{Path(known[name].url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
         ) from None
-    encoder = make_encoder(state, arch, source)
-    return ResolvedEncoder(encoder, _bare_card(arch, encoder), None, source, bare=True)
+    return _without_card(make_encoder(state, arch, source), source)
 
 
 def _from_store(source: str, store: Store, arch: str | None) -> ResolvedEncoder:
     if source.startswith("models:/"):
-        return _from_version(source, store, arch)
+        entry = find_version(store, source)
+        place = version_place(store, entry.name, entry.version)
+        return _download(place, store, entry.run_id or None, entry.uri, arch)
     run_id = full_run_id(store, source)
     assert run_id is not None, source
     fetch_run(store, run_id)
@@ -185,29 +185,6 @@ def stored_name(word: str, tracking_uri: str | None, root: str | Path | None) ->
     return f"runs:/{entry.run_id}" if entry.run_id.startswith(word) else entry.uri
 
 
-def _from_version(source: str, store: Store, arch: str | None) -> ResolvedEncoder:
-    from mlflow.exceptions import MlflowException
-
-    match = MODEL.fullmatch(source)
-    if match is None:
-        raise InputError(f"encoder {source!r}: not a model; use models:/NAME/VERSION or models:/NAME@ALIAS")
-    name, version, alias = match["name"], match["version"], match["alias"]
-    if version == "latest":
-        version, alias = None, "latest"
-    client = store.client
-    with store_errors(store.uri):
-        try:
-            found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise InputError(
-                f"encoder {source!r}: not in {store.public_uri}; check the name, --tracking.uri or --tracking.root"
-            ) from None
-    place = version_place(store, name, found.version)
-    return _download(place, store, found.run_id or None, f"models:/{name}/{found.version}", arch)
-
-
 def _download(location: str, store: Store, run_id: str | None, uri: str, arch: str | None) -> ResolvedEncoder:
     with scratch_folder() as scratch:
         weights = sorted(fetch(store, location, scratch).rglob(WEIGHTS_NAME))
@@ -222,11 +199,10 @@ def _from_path(path: Path, arch: str | None) -> ResolvedEncoder:
         raise InputError(f"encoder {str(path)!r}: not there; give {_FORMS}")
     if path.is_dir():
         return _from_folder(path, arch)
-    if path.suffix == ".safetensors":
-        if path.name == WEIGHTS_NAME and (arch is None or (path.parent / CARD_NAME).exists()):
-            return _from_folder(path.parent, arch)
-        return _bare(path, read_weights(path), arch)
-    return _bare(path, _foreign_state(path), arch)
+    if path.name == WEIGHTS_NAME and (arch is None or (path.parent / CARD_NAME).exists()):
+        return _from_folder(path.parent, arch)
+    state = read_weights(path) if path.suffix == ".safetensors" else _foreign_state(path)
+    return _without_card(make_encoder(state, arch or DEFAULT_ARCH, str(path)), str(path))
 
 
 def _from_folder(path: Path, arch: str | None) -> ResolvedEncoder:
@@ -235,11 +211,6 @@ def _from_folder(path: Path, arch: str | None) -> ResolvedEncoder:
             encoder, card = load_encoder(folder, arch)
             return ResolvedEncoder(encoder, card, card.source_run_id, str(folder))
     raise InputError(f"encoder {str(path)!r}: the folder holds no {WEIGHTS_NAME}; let its run finish, or give {_FORMS}")
-
-
-def _bare(path: Path, state: Mapping[str, Tensor], arch: str | None) -> ResolvedEncoder:
-    encoder = make_encoder(state, arch or DEFAULT_ARCH, str(path))
-    return ResolvedEncoder(encoder, _bare_card(encoder.arch, encoder), None, str(path), bare=True)
 
 
 def _foreign_state(path: Path) -> dict[str, Tensor]:

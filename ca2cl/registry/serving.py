@@ -33,10 +33,10 @@ _CHUNK = 64  # images that are decoded and encoded at a time: bounds the memory 
 
 
 class BadRequest(InputError, mlflow.exceptions.MlflowException):
-    """What was sent is at fault, not the server: HTTP 400, and the message that we gave it.
+    """A fault of the request and not of the server: HTTP 400, with its own message.
 
-    Of any other exception MLflow's scoring server tells the client nothing but a stack trace, and in front of the
-    message of one of its own it puts the whole request, megabytes of base64; so the message stays as it was made.
+    Of any other exception MLflow's scoring server sends the client nothing but a stack trace. In front of the message
+    of an MlflowException it puts the whole request, megabytes of base64; so ``message`` cannot be set.
     """
 
     def __init__(self, message: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
 from ca2cl.registry.register import DIGEST_TAG
 from ca2cl.store.names import MODEL, full_run_id, is_stored
-from ca2cl.store.open import Store, fetch_run, open_store, resolve_uri, store_errors
+from ca2cl.store.open import Store, all_pages, fetch_run, open_store, resolve_uri, store_errors
 
 ENCODER_NAME = "ca2cl-encoder"
 ORIGIN_RUN_TAG = "ca2cl.origin_run_id"
@@ -34,7 +34,7 @@ class EncoderVersion:
 
     @property
     def label(self) -> str:
-        """What tables and messages call it."""
+        """Name in tables and messages."""
         return f"{self.name} {self.version}" if self.version else f"run {short(self.run_id)}"
 
     @property
@@ -75,42 +75,26 @@ def needed_store(tracking: TrackingConfig) -> Store:
 
 def registered(store: Store, name: str | None = None) -> list[EncoderVersion]:
     """The encoders' versions under ``name``, or under every name, newest first."""
-    wanted = f"name = {_quoted(name)}" if name is not None else f"tags.`{DIGEST_TAG}` LIKE '_%'"
+    if name is not None and "'" in name:
+        raise InputError(f"name is {name!r}: a registered model's name has no quotes; use letters, digits and -")
+    wanted = f"name = '{name}'" if name is not None else f"tags.`{DIGEST_TAG}` LIKE '_%'"
     with store_errors(store.uri):
-        found = list(_pages(store, wanted))
-        aliases = {model: _aliases(store, model) for model in {version.name for version in found}}
+        found = list(all_pages(store.client.search_model_versions, wanted, page=_PAGE))
+        # of the model, since not every store has them with its versions
+        aliases = {
+            model: store.client.get_registered_model(model).aliases for model in {version.name for version in found}
+        }
     versions = [_entry(version, aliases[version.name]) for version in found]
     return sorted(versions, key=lambda entry: (entry.created or 0, int(entry.version)), reverse=True)
 
 
-def _pages(store: Store, wanted: str) -> Iterator[Any]:
-    token = None
-    while True:
-        page = store.client.search_model_versions(wanted, max_results=_PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _quoted(name: str) -> str:
-    if "'" in name:
-        raise InputError(f"name is {name!r}: a registered model's name has no quotes; use letters, digits and -")
-    return f"'{name}'"
-
-
-def _aliases(store: Store, name: str) -> dict[str, str]:
-    # asked of the model: not every store tells them with its versions
-    return {alias: str(version) for alias, version in store.client.get_registered_model(name).aliases.items()}
-
-
-def _entry(version: Any, aliases: dict[str, str]) -> EncoderVersion:
+def _entry(version: Any, aliases: Mapping[str, Any]) -> EncoderVersion:
     number = str(version.version)
     return EncoderVersion(
         name=version.name,
         version=number,
         run_id=version.run_id or "",
-        aliases=tuple(sorted(alias for alias, held in aliases.items() if held == number)),
+        aliases=tuple(sorted(alias for alias, owner in aliases.items() if str(owner) == number)),
         tags=tuple(sorted(version.tags.items())),
         created=version.creation_timestamp,
     )
@@ -139,8 +123,8 @@ def find_version(store: Store, what: str, name: str | None = None) -> EncoderVer
         return entry
     run_id = None if match else full_run_id(store, what)
     if run_id is not None:
-        made = [entry for entry in versions if entry.run_id == run_id]
-        return made[0] if made else _bare_run(store, run_id)
+        made = next((entry for entry in versions if entry.run_id == run_id), None)
+        return made or EncoderVersion("", "", run_id, created=fetch_run(store, run_id).info.start_time)
     raise _unknown(store, versions, what, name)
 
 
@@ -161,7 +145,8 @@ def _labelled(versions: Sequence[EncoderVersion], what: str, name: str | None) -
 def _unknown(store: Store, versions: Sequence[EncoderVersion], what: str, name: str | None) -> InputError:
     if not versions:
         known = f"registered model {name!r}: not" if name else "no encoder is registered"
-        return InputError(f"{known} in {store.public_uri}; {nearest(name or what, _names(store))}")
+        names = sorted({entry.name for entry in registered(store)})
+        return InputError(f"{known} in {store.public_uri}; {nearest(name or what, names)}")
     owner = name or (ENCODER_NAME if any(entry.name == ENCODER_NAME for entry in versions) else versions[0].name)
     versions = [entry for entry in versions if entry.name == owner]
     if what.isdecimal():
@@ -171,27 +156,3 @@ def _unknown(store: Store, versions: Sequence[EncoderVersion], what: str, name: 
     return InputError(
         f"{owner} has no alias {what!r}: {nearest(what, aliases)}; or give a version's number or a run id"
     )
-
-
-def _bare_run(store: Store, run_id: str) -> EncoderVersion:
-    run = fetch_run(store, run_id)
-    return EncoderVersion("", "", run_id, created=run.info.start_time)
-
-
-def _names(store: Store) -> list[str]:
-    return sorted({entry.name for entry in registered(store)})
-
-
-def source_run(store: Store, run_id: str) -> Any | None:
-    """The MLflow run, or None where the store does not have it."""
-    from mlflow.exceptions import MlflowException
-
-    if not run_id:
-        return None
-    with store_errors(store.uri):
-        try:
-            return store.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise

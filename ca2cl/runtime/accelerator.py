@@ -48,15 +48,17 @@ def build_accelerator(patience: timedelta = timedelta(minutes=30)) -> Accelerato
     place = _settle_place()
     settle_variables()
     on_gpu = torch.cuda.is_available() and not keeps_to_cpu()
+    # gloo on CPUs: DeepSpeed would take oneCCL, and accelerate MPI where torch was built with it.
+    backend = {"backend": "gloo"} if not on_gpu and (place.world > 1 or under_deepspeed()) else {}
     try:
         store = _meet(place, on_gpu, patience)
         accelerator = Accelerator(
             mixed_precision="no",
-            # Several processes on CPUs join only when told (accelerate 1.15), and DeepSpeed only when not.
+            # Several processes on CPUs join only with cpu=True (accelerate 1.15), and DeepSpeed only without.
             cpu=not on_gpu and not under_deepspeed(),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=patience, **_backend(place, on_gpu)),
+                InitProcessGroupKwargs(timeout=patience, **backend),
             ],
         )
     except RuntimeError as error:  # of torch's rendezvous and process group
@@ -97,7 +99,7 @@ def _settle_place() -> Place:
 
 
 def _meet(place: Place, on_gpu: bool, patience: timedelta) -> Any:
-    """The store that all processes reached, where each has told what it computes on (to be kept until they joined).
+    """The store in which every process has written its kind of device (to be kept until they have joined).
 
     NCCL on one machine and gloo on another, whose driver is gone, would wait for each other until the patience ends.
     """
@@ -109,9 +111,9 @@ def _meet(place: Place, on_gpu: bool, patience: timedelta) -> Any:
             "nvidia-smi and `ca2cl doctor`, or use accelerate_configs/cpu.yaml to compute on the CPU"
         )
     store, *_ = next(rendezvous("env://", timeout=patience))
-    told = PrefixStore("ca2cl-device", store)
-    told.set(str(place.rank), f"a {'GPU' if on_gpu else 'CPU'} on {socket.gethostname()}")
-    devices = [device.decode() for device in told.multi_get([str(rank) for rank in range(place.world)])]
+    written = PrefixStore("ca2cl-device", store)
+    written.set(str(place.rank), f"a {'GPU' if on_gpu else 'CPU'} on {socket.gethostname()}")
+    devices = [device.decode() for device in written.multi_get([str(rank) for rank in range(place.world)])]
     for rank, device in enumerate(devices):
         if device[:5] != devices[0][:5]:
             raise InputError(
@@ -135,7 +137,7 @@ def check_joined(place: Place, processes: int) -> None:
 
 
 def unmet(place: Place, error: Exception, patience: timedelta | None = None) -> LocalError:
-    """What to say when the processes of a launch do not reach one another."""
+    """The error of a launch whose processes do not reach one another."""
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     within = f" within {patience.total_seconds():g} s" if patience else ""
     return LocalError(
@@ -143,8 +145,3 @@ def unmet(place: Place, error: Exception, patience: timedelta | None = None) -> 
         f"({str(error).splitlines()[0]}); check the address, the port and the firewall, and "
         "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
     )
-
-
-def _backend(place: Place, on_gpu: bool) -> dict[str, str]:
-    """gloo on CPUs: DeepSpeed would take oneCCL, and accelerate MPI where torch was built with it."""
-    return {"backend": "gloo"} if not on_gpu and (place.world > 1 or under_deepspeed()) else {}

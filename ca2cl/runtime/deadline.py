@@ -8,7 +8,7 @@ GRACE_S = 30.0
 
 
 class Deadline:
-    """Passed where a process is held up: inside of a collective, for one, whose other side has stopped.
+    """Time limit of a process that hangs, such as inside of a collective whose other side has stopped.
 
     A check is due ``grace_s`` after the last one, or after the launcher's end if that was later; where checks are
     further apart by themselves, twice their longest distance so far. Ranks that still run write their checkpoint in
@@ -22,27 +22,27 @@ class Deadline:
         self._suspended = False
 
     def begin(self) -> None:
-        """The launcher is gone: from now on a check is due."""
+        """Start the limit: the launcher is gone."""
         self._begun = self._begun or time.monotonic()
 
     def check(self) -> None:
-        """The process has come to a check."""
+        """Record that the process has come to a check."""
         now = time.monotonic()
         if self._checked is not None:
             self._longest = max(self._longest, now - self._checked)
         self._checked = now
 
     def passed(self) -> bool:
-        """Whether the check that is due has not come."""
+        """True if the check that is due has not come."""
         if self._begun is None or self._suspended:
             return False
         waited = time.monotonic() - max(self._begun, self._checked or 0.0)
         return waited > max(self._grace_s, 2 * self._longest)
 
     def suspend(self) -> None:
-        """No check is due: a checkpoint is being written, or there is no training."""
+        """Pause the limit: a checkpoint is being written, or there is no training."""
         self._suspended = True
 
     def resume(self) -> None:
-        """The next check is due after the same time as after one just now."""
+        """Go on, as if a check had come just now."""
         self._checked, self._suspended = time.monotonic(), False

@@ -14,7 +14,7 @@ def find_device(name: str) -> torch.device:
     """The device that ``name`` (auto, cpu, cuda or cuda:N) stands for.
 
     ``auto`` is the GPU of this process's number on its host where a launcher started several, the only or first GPU
-    where none did, and the CPU where there is none or the launcher was told to use it.
+    where none did, and the CPU where there is none or the launcher was started to use it.
 
     Raises:
         InputError: it is not there, or the environment would make other numbers of it (``settle_variables``).

@@ -16,7 +16,8 @@ from ca2cl.runtime.launched import Place, find_place
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=30)
-"""How long the first to finish waits for the last. A process that dies is noticed at once: its connection closes."""
+"""Longest wait of the first rank to finish for the last. A process that dies is noticed at once: its connection closes.
+"""
 
 
 class Ranks:
@@ -53,20 +54,20 @@ class Ranks:
             ) from None
 
     def together(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives on this rank; an InputError of it on any rank is raised on all of them."""
+        """The result of ``work`` on this rank; an InputError of it on any rank is raised on all of them."""
         result: T | None = None
         fault: str | None = None
         try:
             result = work()
         except InputError as error:
             fault = str(error)
-        for rank, told in enumerate(self.share(fault)):
-            if told is not None:
-                raise InputError(f"rank {rank}: {told}" if rank else told)
+        for rank, message in enumerate(self.share(fault)):
+            if message is not None:
+                raise InputError(f"rank {rank}: {message}" if rank else message)
         return cast(T, result)
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives on rank 0, on every rank; an InputError of it is raised on all of them."""
+        """The result of ``work`` on rank 0, for every rank; an InputError of it is raised on all of them."""
         result = self.together(lambda: work() if self.rank == 0 else None)
         return cast(T, self.share(result)[0])
 

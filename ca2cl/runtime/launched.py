@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ca2cl.errors import LocalError
 
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What processes need to meet, beside WORLD_SIZE."""
+"""Variables that processes need to meet, beside WORLD_SIZE."""
 _COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
@@ -77,12 +77,12 @@ def _number(name: str, default: int = 0) -> int:
 
 
 def under_deepspeed() -> bool:
-    """Whether the launcher asked for DeepSpeed."""
+    """True if the launcher chose DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def keeps_to_cpu() -> bool:
-    """Whether GPUs are not to be used: accelerate was told so, or none is to be visible."""
+    """True if GPUs are not to be used: by accelerate's configuration, or because none is visible."""
     if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes", "on", "y", "t"):
         return True
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -90,7 +90,7 @@ def keeps_to_cpu() -> bool:
 
 
 def unseen_gpus(devices: Path = _PCI) -> int:
-    """How many NVIDIA GPUs the PCI bus shows. Where torch sees none, they lack a driver or torch lacks CUDA."""
+    """Number of NVIDIA GPUs on the PCI bus. Where torch sees none, they lack a driver or torch lacks CUDA."""
     return sum(
         _read(device / "vendor") == _NVIDIA and _read(device / "class").startswith(_DISPLAY)
         for device in devices.glob("*")

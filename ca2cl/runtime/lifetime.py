@@ -36,8 +36,8 @@ _HEAD = 6
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """While processes are started that call ``begin_worker``: until then they hold their signals back. One that comes
-    while they still import would be a traceback of each."""
+    """Block signals in processes that are started, until they call ``begin_worker``: a signal that comes while they
+    still import would print a traceback of each."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
     try:
         yield
@@ -75,7 +75,7 @@ def _outlive(parent: int) -> None:
 
 @cache
 def processes_can_share() -> bool:
-    """Whether processes can share locks and memory, which takes a /dev/shm that can be written. Says so once if not."""
+    """True if processes can share locks and memory, which needs a writable /dev/shm. Warns once if not."""
     try:
         multiprocessing.get_context("fork").Lock()
     except OSError as error:
@@ -90,9 +90,9 @@ def processes_can_share() -> bool:
 def when_launcher_ends(act: Callable[[], None]) -> None:
     """Call ``act``, in a thread, once a launcher that this process was started by is gone.
 
-    Launchers are told by their command lines, from this process's parent upwards, whatever shells are in between: the
-    environment cannot tell, for `accelerate launch` of one process sets nothing that a user may not have set. A shell
-    is none: what `nohup` or `setsid` started from it goes on when it has ended.
+    Launchers are recognised by their command lines, from this process's parent upwards, with any shells in between. The
+    environment does not suffice: `accelerate launch` of one process sets nothing that a user may not have set. A shell
+    is no launcher: a job that `nohup` or `setsid` started from it goes on when it has ended.
     """
     launchers = _launchers()
     if launchers:
@@ -123,14 +123,14 @@ def _launchers() -> list[psutil.Process]:
 
 
 def is_launcher(command: Sequence[str]) -> bool:
-    """Whether a command line is one of accelerate's, torch's or DeepSpeed's launcher, `ca2cl launch` or quickstart."""
+    """True for a command line of accelerate's, torch's or DeepSpeed's launcher, `ca2cl launch` or quickstart."""
     words = [PurePath(word).name for word in command[:_HEAD]]
     ours = {after for word, after in zip(words, words[1:], strict=False) if word == "ca2cl"}
     return bool(_LAUNCHERS.intersection(words) or ours & _OURS)
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process of that number, and it has not ended."""
+    """True if there is a process of that number, and it has not ended."""
     import psutil
 
     try:

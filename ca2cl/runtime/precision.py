@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -32,15 +32,15 @@ def check_precision(precision: str, device: torch.device, setting: str) -> None:
     if device.type != "cpu" or precision not in HALF or _has(precision):
         return
     ratio = slowdown(device, HALF[precision])
-    told = f"{setting} is {precision}, which this CPU emulates: a convolution takes {ratio:.1f} of fp32's time"
+    fault = f"{setting} is {precision}, which this CPU emulates: a convolution takes {ratio:.1f} of fp32's time"
     if precision == "fp16":
-        raise InputError(f"{told}; use --{setting} no")
+        raise InputError(f"{fault}; use --{setting} no")
     if ratio > EMULATED:
-        logger.warning("%s; --%s no is faster", told, setting)
+        logger.warning("%s; --%s no is faster", fault, setting)
 
 
 def _has(precision: str) -> bool:
-    """Whether torch's CPU kernels compute in it; by the CPU's own word, a measurement varies with what else it does."""
+    """True if torch's CPU kernels compute in it. The CPU's flags decide: a measurement varies with its other load."""
     known = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)
     return known is None or bool(known())
 
@@ -70,9 +70,4 @@ def _convolution_seconds(device: torch.device, kind: torch.dtype) -> float:
 def seconds_of(once: Callable[[], object], repeats: int = 3) -> float:
     """Median of the times of a call, after one that warms up."""
     once()
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        once()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+    return statistics.median(timeit.repeat(once, number=1, repeat=repeats))

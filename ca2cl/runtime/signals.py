@@ -42,14 +42,14 @@ LAUNCHER = "CA2CL_LAUNCHER"
 
 
 class GivenUp(BaseException):
-    """Leaves a wait or a step that a signal ended. Not an ``Exception``: nobody is to take it for a fault."""
+    """Leaves a wait or a step that a signal ended. Not an ``Exception``: no handler may take it for a fault."""
 
 
 def end_with_launcher() -> None:
     """Have SIGTERM sent to this process when a launcher that started it is gone.
 
-    A launcher that is killed takes nobody along: its processes would train on, and be in the way of the next start. One
-    that is held up where it cannot obey, as in a collective whose other side has stopped, ends by its ``Deadline``.
+    A launcher that is killed leaves its processes behind: they would train on, and block the next start. A process that
+    cannot react, as in a collective whose other side has stopped, ends by its ``Deadline``.
     """
 
     def gone() -> None:
@@ -106,17 +106,17 @@ class StopFlag:
 
     @property
     def exit_code(self) -> int:
-        """Of a job that was stopped."""
+        """Exit code of a job that was stopped."""
         return EXIT_INTERRUPTED if self.interrupted else EXIT_PREEMPTED
 
     @property
     def signalled(self) -> bool:
-        """Whether a signal has come, even if Python has not got round to it."""
+        """True if a signal has come, even if Python has not run its handler yet."""
         return self._received is not None
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """While there is something to keep: Ctrl-C then asks for a checkpoint, as the other signals do."""
+        """Context of a training: Ctrl-C then asks for a checkpoint, as the other signals do."""
         before, self._trains = self._trains, True
         self._deadline.resume()
         try:
@@ -127,7 +127,7 @@ class StopFlag:
 
     @contextmanager
     def unhurried(self) -> Iterator[None]:
-        """While a training does what may take its time, whatever became of the launcher: a checkpoint, figures."""
+        """Context without the deadline, for what may take long in a training: a checkpoint, figures."""
         self._deadline.suspend()
         try:
             yield
@@ -136,7 +136,7 @@ class StopFlag:
 
     @contextmanager
     def waiting(self, *, first: bool) -> Iterator[None]:
-        """While a step's data are waited for.
+        """Context of a wait for a step's data, which a signal may end.
 
         Args:
             first: it is the first step of this start.
@@ -153,7 +153,8 @@ class StopFlag:
             self._waits = None
 
     def overdue(self, *, first: bool) -> bool:
-        """Whether to end without the step that is under way: the check that a training comes to again and again."""
+        """True if training has to end without the step that is under way. Every step calls it, which also feeds the
+        deadline."""
         self._deadline.check()
         if not self.raised or self.interrupted:
             return self.interrupted
@@ -161,8 +162,8 @@ class StopFlag:
 
     @contextmanager
     def joining(self) -> Iterator[None]:
-        """While processes wait for each other to start. Where that lasts for 20 s after a signal (a host that never
-        came), the process ends: nothing has been done yet."""
+        """Context in which processes wait for each other to start. Where that lasts for 20 s after a signal (a host
+        never came), the process ends: no work is lost yet."""
         self._joining = True
         try:
             yield
@@ -170,13 +171,14 @@ class StopFlag:
             self._joining = False
 
     def over(self) -> None:
-        """The job is done, what follows is the end of the process: signals change nothing any more. A launcher sends
-        SIGTERM to the other processes as soon as one has ended, and they have the same exit code to tell."""
+        """Ignore signals from now on: the job is done, and the process ends. A launcher sends SIGTERM to the other
+        processes as soon as one has ended, and their exit code must stay the same."""
         self._over = True
 
     def launcher_gone(self) -> None:
-        """Nobody is left who would end this process. After Ctrl-C torch's launcher waits for its processes, unless it
-        was pressed again; accelerate's of one process does not, and the terminal is the shell's by now."""
+        """Start the deadline: no launcher is left to end this process. After Ctrl-C torch's launcher waits for its
+        processes, unless it was pressed again. accelerate's launcher of one process does not, and by then the terminal
+        belongs to the shell again."""
         self._deadline.begin()
         if self._received is None or self._received[0] != signal.SIGINT:
             return

@@ -16,9 +16,9 @@ from urllib.request import url2pathname
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import is_full
 from ca2cl.errors import InputError
+from ca2cl.store.names import RUN_ID
 from ca2cl.store.open import ARTIFACTS, Store, reason, store_errors
 
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 _SERVED = ("http", "https", "mlflow-artifacts")  # through the tracking server
 _REMEDIES = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and MLFLOW_S3_ENDPOINT_URL where it is not "
@@ -46,8 +46,8 @@ def run_place(store: Store, run_id: str, inside: str = "") -> str:
         InputError: the store cannot be reached.
     """
     with store_errors(store.uri):
-        told = str(store.client.get_run(run_id).info.artifact_uri).rstrip("/")
-    return _now(store, f"{told}/{inside}" if inside else told)
+        place = str(store.client.get_run(run_id).info.artifact_uri).rstrip("/")
+    return _now(store, f"{place}/{inside}" if inside else place)
 
 
 def version_place(store: Store, name: str, version: str) -> str:
@@ -91,7 +91,7 @@ def fetch(store: Store, place: str, folder: Path) -> Path:
 
 
 def moved_place(store: Store, run_id: str) -> Path | None:
-    """Where a run's artifacts go, if the embedded store tells of another place; None where it is right.
+    """The folder of a run's artifacts, if the embedded store's database names another one; None where it is right.
 
     Raises:
         Exception: whatever MLflow raises when it is away.
@@ -108,19 +108,19 @@ def local_path(uri: str) -> Path | None:
 
 
 def _beside(store: Store, uri: str) -> Path | None:
-    """Where an artifact of the embedded store belongs, if it is told to lie elsewhere: OLD/artifacts/RUN_ID/..."""
+    """The path of an artifact below the embedded store, if its URI lies elsewhere: OLD/artifacts/RUN_ID/..."""
     path = local_path(uri)
     if store.root is None or path is None or path.is_relative_to(store.root / ARTIFACTS):
         return None
     for place in range(1, len(path.parts)):
-        if path.parts[place - 1] == ARTIFACTS and _RUN_ID.fullmatch(path.parts[place]):
+        if path.parts[place - 1] == ARTIFACTS and RUN_ID.fullmatch(path.parts[place]):
             return (store.root / ARTIFACTS).joinpath(*path.parts[place:])
     return None
 
 
 def _now(store: Store, uri: str) -> str:
-    moved, told = _beside(store, uri), local_path(uri)
-    if moved is None or told is None or (told.exists() and not moved.exists()):
+    moved, recorded = _beside(store, uri), local_path(uri)
+    if moved is None or recorded is None or (recorded.exists() and not moved.exists()):
         return uri
     return moved.as_uri()
 
@@ -143,6 +143,6 @@ def _readable(store: Store, place: str, folder: Path | None = None) -> Iterator[
 
 
 def _why(error: Exception) -> str:
-    # MLflow quotes, below a heading of its own, what kept it from the first file
+    # below a heading of its own, MLflow quotes the error of the first file
     match = re.search(r"##### File .*? #####\s*(.+)", str(error))
     return redact(match[1])[:200] if match else reason(error)

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +143,12 @@ def resolve_uri(uri: str | None, root: str | Path = DEFAULT_ROOT) -> tuple[str, 
 
 
 def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check: bool = True) -> Store:
-    """Open the store, making the embedded one if it is not there yet, and check (unless told not to) that it answers.
+    """Open the store, make the embedded one if it is not there yet, and check that it answers.
+
+    Args:
+        uri: tracking URI; None takes MLFLOW_TRACKING_URI, or the embedded store.
+        root: folder of the embedded store.
+        check: False leaves the check out.
 
     Raises:
         InputError: unknown scheme, unreachable server, unwritable folder.
@@ -165,7 +170,7 @@ def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check
 
 
 def quiet_mlflow() -> None:
-    """Before MLflow is imported or used: short HTTP limits, no migration chatter, no warnings about git."""
+    """Import MLflow with short HTTP limits, and without its messages about migrations and git."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401  its import configures logging, so levels are set after it
@@ -210,12 +215,12 @@ def _is_outage(error: Exception) -> bool:
 
 
 def is_server(uri: str) -> bool:
-    """Whether a tracking URI names a server, which may be away for a while."""
+    """True if a tracking URI names a server, which may be away for a while."""
     return uri.startswith(("http://", "https://"))
 
 
 def check_host(uri: str) -> None:
-    """Refuse a server whose host's name means nothing, for a first start: later that is an outage of the names' server.
+    """Refuse a server whose host name does not resolve, for a first start: later that is an outage of the name server.
 
     Raises:
         InputError: there is no such host.
@@ -231,7 +236,7 @@ def check_host(uri: str) -> None:
 
 
 def away_errors() -> tuple[type[Exception], ...]:
-    """What MLflow's clients raise when a store is away, full or refuses."""
+    """Exceptions of MLflow's clients when a store is away, full or refuses."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -247,7 +252,7 @@ def reason(error: BaseException) -> str:
     if code in _UNAUTHORIZED:  # the server's own words may repeat what it was sent
         return "not permitted (403)" if code == "PERMISSION_DENIED" else "wrong or missing credentials (401)"
     text = redact(" ".join(str(error).split())) or type(error).__name__
-    if known := next((words for told, words in _OF_FILES.items() if told in text), ""):
+    if known := next((words for part, words in _OF_FILES.items() if part in text), ""):
         return known
     if "WRONG_VERSION_NUMBER" in text:
         return "it does not speak https, perhaps http"
@@ -267,23 +272,44 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
+def find_run(store: Store, run_id: str) -> Any | None:
+    """The MLflow run ``run_id``, or None where the store does not have it.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with store_errors(store.uri):
+        try:
+            return store.client.get_run(run_id) if run_id else None
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
 def fetch_run(store: Store, run_id: str) -> Any:
     """The MLflow run ``run_id``.
 
     Raises:
         InputError: there is none, or the store cannot be reached.
     """
-    from mlflow.exceptions import MlflowException
+    run = find_run(store, run_id)
+    if run is None:
+        raise InputError(f"run {run_id!r}: not in {store.public_uri}; check the id, --tracking.uri or --tracking.root")
+    return run
 
-    with store_errors(store.uri):
-        try:
-            return store.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise InputError(
-                    f"run {run_id!r}: not in {store.public_uri}; check the id, --tracking.uri or --tracking.root"
-                ) from None
-            raise
+
+def all_pages(search: Callable[..., Any], *wanted: Any, page: int = 1000) -> Iterator[Any]:
+    """Yield all that one of the client's searches finds: a single call answers with the first page alone."""
+    token = None
+    while True:
+        found = search(*wanted, max_results=page, page_token=token)
+        yield from found
+        token = found.token
+        if not token:
+            return
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Upload artifacts to a run in MLflow and verify them.
 
-MLflow's client takes any answer with status 200 for an upload's success, a proxy's page too; what is believed to be
-there is never sent again.
+MLflow's client takes any answer with status 200 for an upload's success, a proxy's page too. So every upload is
+checked: a file that counts as sent is never sent again.
 """
 
 from __future__ import annotations
@@ -68,5 +68,5 @@ def _upload(store: Store, run_id: str, path: Path, to: str | None) -> None:
 def _check(store: Store, run_id: str, to: str | None, files: dict[str, int]) -> None:
     found = {entry.path.rpartition("/")[2]: entry.file_size for entry in store.client.list_artifacts(run_id, to)}
     for name, size in files.items():
-        if name not in found or found[name] not in (size, None):  # not every store tells sizes
+        if name not in found or found[name] not in (size, None):  # not every store lists sizes
             raise LostUpload(f"it took {name} and does not have it")

@@ -1,4 +1,4 @@
-"""How far a journal was sent, kept in a file beside it."""
+"""Offset up to which a journal was sent, in a file beside it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ PANELS: tuple[Panel, ...] = (
 _POINTS = 2000  # more than a panel has pixels; a longer run is drawn as means of equal stretches
 
 
-def curves_figure(journal: str | Path, terms: Sequence[Panel] = (), title: str = "") -> Figure:
+def curves_figure(journal: str | Path, terms: Sequence[Panel] = ()) -> Figure:
     """Small multiples of a journal's training lines over optimizer steps: losses, rate, norm, throughput, data wait.
 
     Steps whose value was not finite are gaps.
@@ -34,7 +34,6 @@ def curves_figure(journal: str | Path, terms: Sequence[Panel] = (), title: str =
     Args:
         journal: its path.
         terms: panels of the losses, which are the method's.
-        title: of the figure.
     """
     from matplotlib.figure import Figure
 
@@ -42,8 +41,6 @@ def curves_figure(journal: str | Path, terms: Sequence[Panel] = (), title: str =
     panels = [panel for panel in (*terms, *PANELS) if any(name in columns for name, _ in panel[2])]
     rows = max(1, -(-len(panels) // 2))
     figure = Figure(figsize=(11, 2.8 * rows), layout="constrained")
-    if title:
-        figure.suptitle(title)
     for place, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(rows, 2, place + 1), columns, panel)
     return figure

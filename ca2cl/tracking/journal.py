@@ -118,7 +118,7 @@ def last_tick(path: Path) -> int:
 
 
 def is_training(record: Mapping[str, Any]) -> bool:
-    """Whether a record tells of an optimizer step."""
+    """True for the record of an optimizer step."""
     return "event" not in record and "step" in record
 
 
@@ -133,8 +133,8 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     seconds, odd = record.get("time", 0), record.get(NONFINITE, {})
     if not (is_number(seconds) and abs(seconds) < _LATEST and isinstance(odd, dict)):
         return None
-    told = isinstance(record["event"], str) if "event" in record else is_whole(record.get("step", 0))
-    whole = told and is_whole(record.get("tick", 0)) and all(str(value) in _NONFINITE_WORDS for value in odd.values())
+    valid = isinstance(record["event"], str) if "event" in record else is_whole(record.get("step", 0))
+    whole = valid and is_whole(record.get("tick", 0)) and all(str(value) in _NONFINITE_WORDS for value in odd.values())
     return record if whole else None
 
 

@@ -29,24 +29,21 @@ class Mirror:
         longest_pause: seconds that the pause between tries grows to while the store is away.
 
     Attributes:
-        refusal: why there can be no run, once the store has said so.
+        place: the tracker's name in messages.
+        refusal: why there can be no run, once the store refuses it.
     """
 
     def __init__(
         self, replayer: Replayer | SinkReplayer, *, interval: float = 2.0, longest_pause: float = 60.0
     ) -> None:
         self._replayer, self._interval, self._longest_pause = replayer, interval, longest_pause
+        self.place = replayer.place
         self.refusal: InputError | None = None
         self._met = threading.Event()
         self._closing = threading.Event()
         self._giving_up = threading.Event()
         self._away = False
         self._thread = threading.Thread(target=self._run, name="ca2cl-mirror", daemon=True)
-
-    @property
-    def place(self) -> str:
-        """What messages call the tracker."""
-        return self._replayer.place
 
     def start(self) -> Mirror:
         """Begin to follow the journal."""
@@ -60,9 +57,7 @@ class Mirror:
             InputError: the store refuses the run.
         """
         if not self._met.wait(timeout):
-            _log.warning(
-                "%s has not answered within %g s: training starts without waiting for it", self._replayer.place, timeout
-            )
+            _log.warning("%s has not answered within %g s: training starts without waiting for it", self.place, timeout)
         if self.refusal is not None:
             raise self.refusal
 
@@ -72,14 +67,14 @@ class Mirror:
         Returns:
             Whether MLflow now has everything.
         """
-        began, before, told = time.monotonic(), self._progress(), False
+        began, before, announced = time.monotonic(), self._progress(), False
         self._closing.set()
         while self._thread.is_alive() and (waited := time.monotonic() - began) < timeout:
             if waited > _AWAY_S and self._away and self._progress() == before:
                 break
-            if waited > _SILENT_S and not told:
-                told = True
-                _log.info("waiting for %s to take the rest of this run, %g s at most", self._replayer.place, timeout)
+            if waited > _SILENT_S and not announced:
+                announced = True
+                _log.info("waiting for %s to take the rest of this run, %g s at most", self.place, timeout)
             self._thread.join(min(0.25, timeout))
         if self._thread.is_alive():
             self._giving_up.set()
@@ -90,24 +85,14 @@ class Mirror:
         return self._replayer.run_id, self._replayer.offset
 
     def _run(self) -> None:
+        pause, last_look = self._interval, False
         try:
-            self._follow()
+            while not (last_look or self._giving_up.is_set()):
+                last_look = self._closing.is_set()  # one try at the end: `ca2cl sync` has the rest
+                pause = self._interval if self._try_once() else min(2 * pause, self._longest_pause)
+                self._closing.wait(pause)
         finally:
             self._met.set()  # nobody waits for a thread that has ended, whatever ended it
-
-    def _follow(self) -> None:
-        pause = self._interval
-        while not self._giving_up.is_set():
-            last_look = self._closing.is_set()
-            if self._try_once():
-                pause = self._interval
-                if last_look:
-                    return
-            elif last_look:
-                return  # one try at the end: `ca2cl sync` has the rest
-            else:
-                pause = min(2 * pause, self._longest_pause)
-            self._closing.wait(pause)
 
     def _try_once(self) -> bool:
         try:
@@ -123,13 +108,13 @@ class Mirror:
             if not self._away:
                 _log.warning(
                     "%s is away (%s): training goes on, the journal keeps everything and is sent later",
-                    self._replayer.place,
+                    self.place,
                     reason(error),
                 )
             self._away = True
             self._met.set()
             return False
         if self._away:
-            _log.warning("%s is back and up to date", self._replayer.place)
+            _log.warning("%s is back and up to date", self.place)
         self._away = False
         return True

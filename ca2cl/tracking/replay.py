@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class Replayer:
 
     Args:
         run_id: of the run; empty while no store has given it one.
-        find: asked for the run's id before anything is sent, until it answers without an error.
+        find: called for the run's id before anything is sent, until it raises no error.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class Replayer:
 
     @property
     def place(self) -> str:
-        """What messages call the store."""
+        """Name of the store in messages."""
         return f"MLflow at {self.store.public_uri}"
 
     @property
     def failures(self) -> tuple[type[Exception], ...]:
-        """What ``meet`` and ``send`` raise when the store is away or refuses."""
+        """Exceptions of ``meet`` and ``send`` when the store is away or refuses."""
         return (*away_errors(), InputError)
 
     @property
     def pending(self) -> bool:
-        """Whether the journal has bytes that were not sent."""
+        """True if the journal has bytes that were not sent."""
         return self.journal.exists() and self.journal.stat().st_size > self.offset
 
     def meet(self) -> None:
@@ -137,9 +137,8 @@ class Replayer:
             self._remember(end)
 
     def _done_again(self, metrics: Sequence[Metric]) -> bool:
-        """Whether MLflow has a step's numbers already. Steps after the checkpoint that a killed job goes on from are
-        done once more: the same numbers, on GPUs but for their last digits, at another time; they would be points of
-        their own."""
+        """True if MLflow has a step's numbers already. A resumed job repeats the steps after its checkpoint: the same
+        numbers, on GPUs but for their last digits, at another time. MLflow would keep both as points of their own."""
         loss = next((one for one in metrics if one.key == "loss"), None)
         if loss is None or loss.step > self._newest:
             return False
@@ -173,7 +172,7 @@ class Replayer:
                 log_and_register(self.run_id, folder, record.get("register_as"), self.store)
 
     def _own(self, name: str) -> Path:
-        """What a line names in the run's folder; a journal from elsewhere must not have other files sent."""
+        """The path that a line names in the run's folder; a journal from elsewhere must not have other files sent."""
         path = self.run_dir / name
         for one in (path, *path.rglob("*")):  # a link in a folder, too
             if not lies_in(self.run_dir, one):
@@ -226,7 +225,7 @@ def _in_turn(folder: Path) -> AbstractContextManager[Any]:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether it is another day's refusal: of a run that is deleted, and may be restored, or of a file server."""
+    """True for a refusal that may pass: of a deleted run, which may be restored, or of a file server."""
     cause = error.__context__ if isinstance(error, InputError) else None
     unreadable = isinstance(cause, OSError) and not isinstance(cause, (FileNotFoundError, NotADirectoryError))
     return isinstance(error, (StoreAway, NoScratch)) or unreadable or _DELETED in str(error)
@@ -236,18 +235,13 @@ def _alike(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=_SAME_LOSS) or (math.isnan(one) and math.isnan(other))
 
 
-class _skip_refused:  # noqa: N801  reads as a statement
-    """A line that MLflow understands and refuses is skipped with a warning: trying again could never succeed."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+@contextmanager
+def _skip_refused(what: str) -> Iterator[None]:
+    """Skip a line that MLflow understands and refuses, with a warning: trying again could never succeed."""
+    try:
+        yield
+    except Exception as error:
         damaged = isinstance(error, _DAMAGED) and not isinstance(error, away_errors())
-        if error is None or not (damaged or getattr(error, "error_code", None) in _REFUSED) or _passes(error):
-            return False
-        _log.warning("MLflow refuses a %s, skipped: %s", self._what, reason(error))
-        return True
+        if not (damaged or getattr(error, "error_code", None) in _REFUSED) or _passes(error):
+            raise
+        _log.warning("MLflow refuses a %s, skipped: %s", what, reason(error))

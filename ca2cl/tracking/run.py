@@ -55,11 +55,11 @@ class Tracked(Protocol):
 
     @property
     def tracking(self) -> TrackingConfig:
-        """Where its numbers go."""
+        """Tracking settings."""
 
 
 class NullTracker:
-    """What every rank but the first holds: takes everything, writes nothing."""
+    """Tracker of every rank but the first: takes everything, writes nothing."""
 
     run_id: str = ""
 
@@ -88,7 +88,7 @@ class NullTracker:
 
 
 class RunTracker(NullTracker):
-    """What rank 0 holds. Make it with ``open_run``."""
+    """Tracker of rank 0. Make it with ``open_run``."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class RunTracker(NullTracker):
         self._mirror.wait_for_run(START_S if is_server(self._store.uri) else None)
 
     def start(self, held: ExitStack) -> RunTracker:
-        """Begin to sample the system; the folder is let go of with the run."""
+        """Begin to sample the system; the folder stays locked until the run ends."""
         self._held = held.pop_all()
         self._sampler.start()
         return self
@@ -171,7 +171,7 @@ class RunTracker(NullTracker):
         return complete
 
     def close(self) -> None:
-        """Let go of the folder without a word about the run."""
+        """Release the folder, and leave the run's status as it is."""
         self.journal.close()
         self._held.close()
 
@@ -231,17 +231,13 @@ def open_run(
     folder = Path(run_dir)
     try:
         again = _used(folder, resume)
-        store, record = _continue_run(folder, config) if again else _begin_run(folder, config)
+        store, record = _continue_run(folder, config.tracking) if again else _begin_run(folder, config)
         tracker = RunTracker(folder, record, store, rewind_to=step if again else None, sinks=config.tracking.sinks)
         _connect(tracker, again)
         _write_description(tracker, config, manifest)
     except OSError as error:
-        raise _not_writable(folder, error) from None
+        raise InputError(f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write") from None
     return tracker.start(held)
-
-
-def _not_writable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"run.output_dir is {str(folder)!r}: {error.strerror}; use a folder you can write")
 
 
 def _connect(tracker: RunTracker, again: bool) -> None:
@@ -286,9 +282,9 @@ def _begin_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
     return store, record
 
 
-def _continue_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
+def _continue_run(folder: Path, tracking: TrackingConfig) -> tuple[Store, RunRecord]:
     record = read_run(folder)
-    return store_of(folder, record, config.tracking.uri, config.tracking.root), record
+    return store_of(folder, record, tracking.uri, tracking.root), record
 
 
 def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[str, Any] | None) -> None:

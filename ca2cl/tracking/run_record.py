@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What ``run.json`` holds: which MLflow run this folder belongs to. Never a secret."""
+    """Content of ``run.json``: the MLflow run of this folder. Never a secret."""
 
     __pydantic_config__ = {"allow_inf_nan": False, "extra": "forbid"}
 
@@ -98,20 +98,20 @@ def store_of(folder: Path, record: RunRecord, uri: str | None = None, root: str 
 
 
 def _made_in(folder: Path, record: RunRecord, root: str) -> str:
-    told = database_of(record.tracking_uri)
-    if told is None:
+    recorded = database_of(record.tracking_uri)
+    if recorded is None:
         return record.tracking_uri
     here = [(folder / record.beside).resolve()] if record.beside else []
-    here += [told, *([Path(root).expanduser().resolve() / told.name] if root else [])]
-    database = next((one for one in here if _holds(one, record.run_id)), told)
-    if database == told:
+    here += [recorded, *([Path(root).expanduser().resolve() / recorded.name] if root else [])]
+    database = next((one for one in here if _holds(one, record.run_id)), recorded)
+    if database == recorded:
         return record.tracking_uri
-    _log.warning("the run was made in %s; its store is taken to be %s", told, database)
+    _log.warning("the run was made in %s; its store is taken to be %s", recorded, database)
     return sqlite_uri(database)
 
 
 def _holds(database: Path, run_id: str) -> bool:
-    """Whether a store has the run: another project's may lie in the same place."""
+    """True if a store has the run: another project's store may lie in the same place."""
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
             found = opened.execute("SELECT 1 FROM runs WHERE run_uuid = ? OR ? = ''", (run_id, run_id)).fetchone()
@@ -151,7 +151,7 @@ def create_mlflow_run(store: Store, experiment_id: str, name: str, tags: Mapping
 
 
 def replayer_of(folder: Path, record: RunRecord, store: Store) -> Replayer:
-    """What sends a run's folder to a store. It makes the run first, where the store was away until now."""
+    """The replayer that sends a run's folder to a store. It makes the run first, where the store was away until now."""
     return Replayer(folder, store, record.run_id, partial(_find_or_make, folder, store))
 
 

@@ -54,11 +54,11 @@ class SinkReplayer:
 
     @property
     def pending(self) -> bool:
-        """Whether the journal has bytes that were not sent."""
+        """True if the journal has bytes that were not sent."""
         return self._journal.exists() and self._journal.stat().st_size > self.offset
 
     def meet(self) -> None:
-        """Nothing: a sink makes its run when it is made."""
+        """Do nothing: a sink makes its run when it is made."""
 
     def send(self, stop: threading.Event | None = None) -> int:
         """Send all complete new lines; returns their number. Remembers progress after every ``_LINES``."""

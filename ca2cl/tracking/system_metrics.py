@@ -25,8 +25,8 @@ class SystemSampler:
     """A thread that writes one ``system`` line every ``interval`` seconds.
 
     ``tick`` (MLflow's step) is the number of seconds since ``created``, the run's first start in Unix seconds. It grows
-    over resumes and whatever happens to the machine's clock: that is asked once, and overruled where the journal is
-    further already.
+    over resumes and whatever happens to the machine's clock: the clock is read once, and ``tick`` then goes on from the
+    journal's last one where that is later.
     """
 
     def __init__(self, journal: Journal, folder: Path, created: float, interval: float = 10.0) -> None:

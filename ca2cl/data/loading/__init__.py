@@ -1,1 +1,1 @@
-"""What training and evaluation read: sample order, stream and worker processes."""
+"""Sample order, stream and worker processes of training and evaluation."""

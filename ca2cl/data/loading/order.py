@@ -11,7 +11,7 @@ Legend: N samples, P shards, L lanes, G global batch, B this rank's share of it,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -29,7 +29,7 @@ _FIRST_SHARD = 1
 
 
 class Sized(Protocol):
-    """What the order needs of an index: the number of samples before each shard, shape (P + 1,)."""
+    """The part of an index that the order needs: the number of samples before each shard, shape (P + 1,)."""
 
     starts: Integers
 
@@ -45,15 +45,6 @@ class BatchPlan:
     epoch: int
     samples: Integers
     positions: Integers
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    number: int
-    shards: Integers
-    """Shard numbers in this epoch's order, shape (P,)."""
-    starts: Integers
-    """Virtual position at which each of them begins, shape (P + 1,)."""
 
 
 def permutation(seed: int, epoch: int, stream: int, length: int) -> Integers:
@@ -73,15 +64,17 @@ def permutation(seed: int, epoch: int, stream: int, length: int) -> Integers:
 
 
 class LaneOrder:
-    """Which samples make up which batch.
+    """The samples of every batch.
 
     Args:
         index: the shards' index (only its ``starts`` are used).
         lanes: L, number of parallel runs; fixes every batch's content.
         batch_size: G, the global batch; a multiple of L.
         seed: of the whole order, 0 or more.
-        world: W, the processes that a remedy has in mind.
-        least: fewest tiles that a step needs, objective.clusters of them where there is k-means.
+        world: W, the number of processes for which an error suggests settings.
+        least: fewest tiles that a step needs.
+        fewer: the flag that lets a step do with so many tiles, such as ``--objective.clusters 8``; empty where the
+            method has none.
 
     Attributes:
         lane_length: samples in a lane, N // L.
@@ -92,7 +85,17 @@ class LaneOrder:
         InputError: G is no multiple of L, or there are fewer samples than one batch.
     """
 
-    def __init__(self, index: Sized, lanes: int, batch_size: int, seed: int, *, world: int = 1, least: int = 2) -> None:
+    def __init__(
+        self,
+        index: Sized,
+        lanes: int,
+        batch_size: int,
+        seed: int,
+        *,
+        world: int = 1,
+        least: int = 2,
+        fewer: Callable[[int], str] = lambda tiles: "",
+    ) -> None:
         if lanes < 1 or batch_size < 1 or batch_size % lanes:
             multiple = max(1, lanes) * max(1, round(batch_size / max(1, lanes)))
             raise InputError(
@@ -102,33 +105,22 @@ class LaneOrder:
         self.starts = np.asarray(index.starts, np.int64)
         self.lanes, self.batch_size, self.seed = lanes, batch_size, seed
         self.per_lane = batch_size // lanes
-        self._least, total = least, int(self.starts[-1])
+        self._least, self._fewer, total = least, fewer, int(self.starts[-1])
         self.lane_length = total // lanes
         self.steps_per_epoch = self.lane_length // self.per_lane
         if self.steps_per_epoch < 1:
             raise InputError(
                 f"run.batch_size is {batch_size}: {total} samples in {lanes} lanes are {self.lane_length} each, and a "
-                f"batch takes {self.per_lane} of each; {_fitting_words(total, lanes, batch_size, world, least)}"
+                f"batch takes {self.per_lane} of each; {self._remedy(world)}"
             )
-        self._epoch: _Epoch | None = None
+        self._sequence = lru_cache(1)(self._shards)
         # Every lane stands in one shard, or on a border between two; the rest is room for replacements.
         self._permuted = lru_cache(2 * lanes + 64)(self._permute)
 
     def sample(self, epoch: int, lane: int, position: int) -> int:
         """Sample number at ``position`` (below ``lane_length``) of a lane."""
-        return int(self.samples(epoch, lane, position, 1)[0])
-
-    def samples(self, epoch: int, lane: int, start: int, count: int) -> Integers:
-        """Sample numbers at positions start .. start + count - 1 of a lane, shape (count,).
-
-        Args:
-            epoch: the pass over the data, from 0.
-            lane: its number.
-            start: first position in the lane.
-            count: how many.
-        """
-        assert 0 <= lane < self.lanes and start >= 0 and start + count <= self.lane_length, (lane, start, count)
-        return self._lookup(epoch, lane * self.lane_length + start + np.arange(count, dtype=np.int64))
+        assert 0 <= lane < self.lanes and 0 <= position < self.lane_length, (lane, position)
+        return int(self._lookup(epoch, np.array([lane * self.lane_length + position], np.int64))[0])
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> BatchPlan:
         """The share of rank ``rank`` of ``world`` in the batch of global optimizer step ``step``.
@@ -145,84 +137,63 @@ class LaneOrder:
         return BatchPlan(epoch, self._lookup(epoch, virtual.ravel()), (lanes * self.per_lane + j).ravel())
 
     def check_world(self, world: int) -> None:
-        """Whether ``world`` processes can share the lanes evenly.
+        """Check that ``world`` processes can share the lanes evenly.
 
         Raises:
             InputError: they cannot.
         """
         if world < 1 or self.lanes % world:
-            divisors, total = _divisors(self.lanes), int(self.starts[-1])
+            *others, most = [str(number) for number in range(1, self.lanes + 1) if self.lanes % number == 0]
+            listed = f"{', '.join(others)} or {most}" if others else most
             raise InputError(
-                f"data.lanes is {self.lanes}: {world} processes cannot share them evenly; start "
-                f"{_alternatives(divisors)} processes, or "
-                f"{_fitting_words(total, self.lanes, self.batch_size, max(1, world), self._least)}"
+                f"data.lanes is {self.lanes}: {world} processes cannot share them evenly; start {listed} processes, or "
+                f"{self._remedy(max(1, world))}"
             )
 
     def _lookup(self, epoch: int, virtual_B: Integers) -> Integers:
         """Sample numbers at ascending positions of the epoch's virtual sequence."""
-        order = self._order(epoch)
-        place_B = np.searchsorted(order.starts, virtual_B, side="right") - 1
+        shards, starts = self._sequence(epoch)
+        place_B = np.searchsorted(starts, virtual_B, side="right") - 1
         samples_B = np.empty_like(virtual_B)
         # Ascending positions come shard by shard: each run of equal places is one shard's.
         borders = [0, *(np.flatnonzero(np.diff(place_B)) + 1).tolist(), len(place_B)]
         for first, stop in zip(borders, borders[1:], strict=False):
             if first < stop:
                 place = int(place_B[first])
-                shard = int(order.shards[place])
-                rows = self._permuted(epoch, shard)[virtual_B[first:stop] - order.starts[place]]
+                shard = int(shards[place])
+                rows = self._permuted(epoch, shard)[virtual_B[first:stop] - starts[place]]
                 samples_B[first:stop] = self.starts[shard] + rows
         return samples_B
 
-    def _order(self, epoch: int) -> _Epoch:
-        if self._epoch is None or self._epoch.number != epoch:
-            shards = permutation(self.seed, epoch, _SHARDS, len(self.starts) - 1)
-            lengths = np.diff(self.starts)[shards]
-            self._epoch = _Epoch(epoch, shards, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        return self._epoch
+    def _shards(self, epoch: int) -> tuple[Integers, Integers]:
+        """Shard numbers in the epoch's order, (P,), and the virtual position at which each begins, (P + 1,)."""
+        shards = permutation(self.seed, epoch, _SHARDS, len(self.starts) - 1)
+        lengths = np.diff(self.starts)[shards]
+        return shards, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     def _permute(self, epoch: int, shard: int) -> Integers:
         length = int(self.starts[shard + 1] - self.starts[shard])
         return permutation(self.seed, epoch, _FIRST_SHARD + shard, length)
 
-
-def fitting(total: int, lanes: int, batch_size: int, world: int, least: int) -> tuple[int, int] | None:
-    """A batch size and a number of lanes, near to these, that ``total`` samples and ``world`` processes allow; None
-    where there are none of ``least`` tiles.
-
-    Args:
-        total: samples there are.
-        lanes: wanted.
-        batch_size: wanted, over all processes.
-        world: processes.
-        least: fewest tiles that the loss takes.
-    """
-    for count in range(max(world, lanes - lanes % world), 0, -world):
-        most = total // count
-        each = min(max(round(batch_size / count), -(-least // count)), most)
-        if each >= 1 and each * count >= least:
-            return each * count, count
-    return None
-
-
-def _fitting_words(total: int, lanes: int, batch_size: int, world: int, least: int) -> str:
-    found = fitting(total, lanes, batch_size, world, least)
-    if found is not None:
+    def _remedy(self, world: int) -> str:
+        """Settings near to these that do."""
+        if found := self._fitting(world, self._least):
+            size, count = found
+            return f"use --run.batch_size {size}" + (f" with --data.lanes {count}" if count != self.lanes else "")
+        found = self._fitting(world, 2)
+        if found is None:
+            return "make shards of more tiles" + (", or start fewer processes" if world > 1 else "")
         size, count = found
-        return f"use --run.batch_size {size}" + (f" with --data.lanes {count}" if count != lanes else "")
-    found = fitting(total, lanes, batch_size, world, 2)
-    if found is None:
-        return "make shards of more tiles" + (", or start fewer processes" if world > 1 else "")
-    size, count = found
-    return (
-        f"make shards of more tiles, or use --run.batch_size {size} with --data.lanes {count} and "
-        f"--objective.clusters {size}"
-    )
+        flag = self._fewer(size)
+        smaller = f", or use --run.batch_size {size} with --data.lanes {count} and {flag}" if flag else ""
+        return f"make shards of more tiles{smaller}"
 
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
-
-
-def _alternatives(numbers: Sequence[int]) -> str:
-    head = [str(number) for number in numbers]
-    return head[0] if len(head) == 1 else f"{', '.join(head[:-1])} or {head[-1]}"
+    def _fitting(self, world: int, least: int) -> tuple[int, int] | None:
+        """A batch size of ``least`` or more and a number of lanes, near to these, that the samples and ``world``
+        processes allow; None where there are none."""
+        for count in range(max(world, self.lanes - self.lanes % world), 0, -world):
+            most = int(self.starts[-1]) // count
+            each = min(max(round(self.batch_size / count), -(-least // count)), most)
+            if each >= 1 and each * count >= least:
+                return each * count, count
+        return None

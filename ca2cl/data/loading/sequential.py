@@ -13,10 +13,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ca2cl.data.loading.order import Integers
 from ca2cl.data.loading.stream import BadTile, SampleSource, UndecodableError
 from ca2cl.data.loading.workers import Pixels, TileWorkers
 from ca2cl.data.remote.reader import ShardReader
@@ -24,12 +24,10 @@ from ca2cl.data.shards.index import ShardIndex
 
 logger = logging.getLogger(__name__)
 
-Integers = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class GoodTiles:
-    """What decoded of the samples asked for: tiles uint8 (B, H, W, 3) in their order, and the samples that did not."""
+    """The samples of a request that decode, as tiles uint8 (B, H, W, 3) in their order, and those that do not."""
 
     tiles: Tensor
     labels: list[int]
@@ -38,7 +36,7 @@ class GoodTiles:
 
 
 class _Decode:
-    """Decodes a list of sample numbers, the good ones next to one another."""
+    """Decodes a list of sample numbers; those that decode fill the first rows."""
 
     def __init__(self, source: SampleSource) -> None:
         self._source = source
@@ -71,7 +69,7 @@ def read_requests(
         workers: decoding processes; 0 decodes in this one. Never changes a result.
 
     Yields:
-        The request, and what of it decoded; the memory of a yielded tensor is used again once nothing refers to it.
+        The request and its tiles; the memory of a yielded tensor is used again once nothing refers to it.
 
     Raises:
         InputError: a shard cannot be read.

@@ -13,13 +13,14 @@ import contextlib
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ca2cl.data.decode import BadSample, decode_into
-from ca2cl.data.loading.order import BatchPlan, Integers, LaneOrder
+from ca2cl.data.decode import BadSample, decode
+from ca2cl.data.loading.order import Integers, LaneOrder
 from ca2cl.data.loading.workers import Pixels, TileWorkers
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex, key_hash
@@ -58,7 +59,7 @@ class TileBatch:
 
 @dataclass(frozen=True)
 class BadBudget:
-    """Decides from totals over all ranks whether too many samples are bad, so that every rank decides alike.
+    """Limit on bad samples. It takes totals over all ranks, so that every rank decides alike.
 
     The run stops when more than ``max_rate`` of the samples seen so far are bad. Up to ``grace`` samples the share is
     taken of ``grace`` samples, so that one bad tile in a first small batch does not stop a run.
@@ -68,7 +69,7 @@ class BadBudget:
     grace: int = 100
 
     def exceeded(self, bad: int, seen: int) -> bool:
-        """Whether ``bad`` of ``seen`` samples are too many."""
+        """True if ``bad`` of ``seen`` samples are too many."""
         return bad > self.max_rate * max(seen, self.grace)
 
     def check(self, bad: int, seen: int, examples: Sequence[BadTile] = ()) -> None:
@@ -87,9 +88,8 @@ class BadBudget:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What is known of consecutive rows of a batch, beside their pixels."""
+    """Consecutive rows of a batch, without their pixels."""
 
-    epoch: int
     key_hash: Integers
     labels: Integers
     positions: Integers
@@ -117,14 +117,14 @@ class SampleSource:
         key = samples.key[row]
         data = self._reader.read(self._index.shards[shard].name, int(samples.offset[row]), int(samples.size[row]))
         try:
-            decode_into(data, out_HWC)
+            decode(data, out_HWC=out_HWC)
         except BadSample as error:
             raise UndecodableError(BadTile(key, str(error))) from None
         return key, int(samples.label[row])
 
 
 class UndecodableError(Exception):
-    """Carries a BadTile from the decoder to whoever replaces or skips it."""
+    """Carries a BadTile from the decoder to the code that replaces or skips it."""
 
     def __init__(self, tile: BadTile) -> None:
         super().__init__(tile.key, tile.reason)
@@ -138,8 +138,8 @@ class _BatchRows:
     """Decodes rows (step, first, last + 1) of one rank's batches."""
 
     def __init__(self, source: SampleSource, order: LaneOrder, rank: int, world: int) -> None:
-        self._source, self._order, self._rank, self._world = source, order, rank, world
-        self._plan: tuple[int, BatchPlan] | None = None
+        self._source, self._order = source, order
+        self._plan = lru_cache(1)(partial(order.batch, rank=rank, world=world))  # chunks of a step follow one another
 
     def rows(self, request: Request) -> int:
         _, first, stop = request
@@ -147,7 +147,7 @@ class _BatchRows:
 
     def __call__(self, request: Request, tiles_RHWC: Pixels) -> _Rows:
         step, first, stop = request
-        plan = self._plan_of(step)
+        plan = self._plan(step)
         keys: list[str] = []
         labels: list[int] = []
         bad: list[BadTile] = []
@@ -161,12 +161,7 @@ class _BatchRows:
             keys.append(key)
             labels.append(label)
         hashes = np.array([key_hash(key) for key in keys], np.int64)
-        return _Rows(plan.epoch, hashes, np.array(labels, np.int64), plan.positions[first:stop], keys, bad)
-
-    def _plan_of(self, step: int) -> BatchPlan:
-        if self._plan is None or self._plan[0] != step:
-            self._plan = (step, self._order.batch(step, self._rank, self._world))
-        return self._plan[1]
+        return _Rows(hashes, np.array(labels, np.int64), plan.positions[first:stop], keys, bad)
 
     def _replace(self, tile: BadTile, step: int, position: int, out_HWC: Pixels) -> tuple[str, int, list[BadTile]]:
         """Fill a bad sample's row with the first good one of ``replacements``; the list names all bad ones met."""
@@ -185,10 +180,10 @@ class _BatchRows:
 
 
 def replacements(position: int, per_lane: int, lane_length: int) -> Iterator[int]:
-    """Lane positions that are tried, in order, for a bad one: its slot in the next batch, the batch after that, ...
+    """Yield the lane positions to try for a bad one: its slot in the next batch, the batch after that, ...
 
     They wrap round the lane; where slots run out, those of the neighbouring sample follow. A pure function, so that
-    neither seeking nor the number of processes changes what stands in for a bad sample. At most 64 are tried.
+    neither seeking nor the number of processes changes which sample replaces a bad one. At most 64 are tried.
     """
     rounds = math.ceil(lane_length / per_lane)
     tried = {position}
@@ -200,21 +195,6 @@ def replacements(position: int, per_lane: int, lane_length: int) -> Iterator[int
                 tried.add(place)
             if len(tried) > _MAX_REPLACEMENTS:
                 return
-
-
-class _Requests:
-    """All requests of steps start .. stop, lazily: the list may be a whole run's."""
-
-    def __init__(self, start: int, stop: int, rows: int, chunk: int) -> None:
-        self._start, self._stop, self._rows, self._chunk = start, stop, rows, chunk
-
-    def __iter__(self) -> Iterator[Request]:
-        for step in range(self._start, self._stop):
-            for first in range(0, self._rows, self._chunk):
-                yield step, first, min(first + self._chunk, self._rows)
-
-    def __len__(self) -> int:
-        return (self._stop - self._start) * -(-self._rows // self._chunk)
 
 
 class LaneStream:
@@ -254,7 +234,7 @@ class LaneStream:
         order.check_world(world)
         assert 0 <= rank < world and 0 <= start_step <= stop_step and chunk >= 1, (rank, world, start_step, chunk)
         self._start, self._stop, self._chunk = start_step, stop_step, chunk
-        self._rows = order.batch_size // world
+        self._rows, self._steps_per_epoch = order.batch_size // world, order.steps_per_epoch
         self._pin = torch.cuda.is_available() if pin is None else pin
         index.keep(2 * order.lanes // world + 64)
         source = SampleSource(index, reader)
@@ -267,7 +247,11 @@ class LaneStream:
         return self._stop - self._start
 
     def __iter__(self) -> Generator[TileBatch, None, None]:
-        requests = _Requests(self._start, self._stop, self._rows, self._chunk)
+        requests = (
+            (step, first, min(first + self._chunk, self._rows))
+            for step in range(self._start, self._stop)
+            for first in range(0, self._rows, self._chunk)
+        )
         with contextlib.closing(self._workers.answers(requests)) as chunks:
             for step in range(self._start, self._stop):
                 yield self._assemble(step, chunks)
@@ -285,7 +269,7 @@ class LaneStream:
             tiles = whole
         return TileBatch(
             step=step,
-            epoch=parts[0].epoch,
+            epoch=step // self._steps_per_epoch,
             tiles=tiles,
             key_hash=torch.from_numpy(np.concatenate([part.key_hash for part in parts])),
             labels=torch.from_numpy(np.concatenate([part.labels for part in parts])),

@@ -1,8 +1,8 @@
 """Local cache of remote shards, shared by processes, with a size limit.
 
-A shard is fetched under its lock by one process and renamed into place; what is there is whole. The lock is a file of
-the length of the shard that is on its way, so that others reckon with it before it has come. Shards that were opened
-longest ago make room; to remove one that is open is harmless, its readers keep what they have until they close it.
+A shard is fetched under its lock by one process and renamed into place, so every file without a leading dot is whole.
+The lock is a file of the length of the shard that is being fetched, so that others count its bytes already. Shards that
+were opened longest ago make room. Removing an open one is harmless: its readers keep it until they close it.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class ShardCache:
     limit: int | None = None
 
     def open(self, name: str, size: int, fetch: Callable[[Path], None], release: Callable[[], None]) -> int:
-        """A descriptor of shard ``name`` of ``size`` bytes.
+        """A descriptor of shard ``name`` of ``size`` bytes, fetched if it is not in the cache.
 
         Args:
             name: of the shard.
             size: its bytes.
-            fetch: brings it to a path.
+            fetch: downloads it to a path.
             release: closes the caller's descriptors of removed shards, which take their room until then.
 
         Raises:
@@ -123,7 +123,7 @@ class ShardCache:
         return removed
 
     def _held(self) -> tuple[list[tuple[Path, os.stat_result]], int]:
-        """All whole shards below the root, and the bytes of those on their way."""
+        """All whole shards below the root, and the bytes of those that are being fetched."""
         shards, claimed = [], 0
         for folder in self.root.glob(f"*/{SHARDS}"):
             with os.scandir(folder) as entries:
@@ -137,7 +137,7 @@ class ShardCache:
 
 
 def _claimed(lock: Path, size: int) -> int:
-    """Bytes of the shard that is being fetched under ``lock``; what a process that was killed has left is removed."""
+    """Bytes of the shard that is being fetched under ``lock``; removes the parts that a killed process has left."""
     path = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
     with locked(path, wait=False) as free:
         for left in parts_of(path) if free is not None else ():
@@ -162,7 +162,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as held:
         try:
-            # of the file and not the process, which looks at its own locks too where it reckons what is on its way
+            # A lock of the file and not of the process: ``_claimed`` must also see the locks of its own process.
             file = held.enter_context(exclusive_lock(lock, math.inf if wait else 0.0, per_process=False, required=True))
         except Locked:
             yield None

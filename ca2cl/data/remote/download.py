@@ -2,7 +2,7 @@
 
 A transfer writes to a temporary name, is checked by size and digest where they are known, and is renamed into place.
 One that broke off, or fell silent, goes on where it stopped if the store serves ranges, and else starts again. The
-stores' own retries are switched off where that can be done, so that what is tried how often is said in one place.
+stores' own retries are switched off where that can be done, so that ``FetchPolicy`` alone decides.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from ca2cl.errors import InputError
 logger = logging.getLogger(__name__)
 
 _PIECE = 2 * 2**20
-"""Bytes that are asked for at a time when a transfer goes on, but over http. An attempt that gained as many was not in
-vain."""
+"""Bytes of one request when a transfer goes on, except over http. An attempt that gained as many was not in vain."""
 _PATIENCE = 4
-"""How many times ``attempts`` a file may be tried altogether when every attempt gains something."""
+"""A file is tried ``attempts`` times this often when every attempt gains something."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchPolicy:
-    """How hard a remote file is tried."""
+    """Attempts, timeout and pauses of a download."""
 
     attempts: int = 5
     """Transfers in a row that fail without having gained much, before giving up."""
@@ -51,7 +50,7 @@ class _NoRange(Exception):
 
 
 class _Spoilt(OSError):
-    """What came is not a part of the file: nothing of it is kept."""
+    """The bytes that came are no part of the file: none is kept."""
 
 
 def join(root: str, name: str) -> str:
@@ -115,12 +114,12 @@ def fetch(
 
 
 def parts_of(target: Path) -> Iterator[Path]:
-    """What transfers to ``target`` that were killed have left."""
+    """Files that killed transfers to ``target`` have left."""
     return target.parent.glob(f".{target.name}.*.part")
 
 
 def _length(kept: Path | None, size: int | None) -> int:
-    """How much of a file of ``size`` bytes there is; a longer one is another file, which is removed."""
+    """Bytes of a file of ``size`` bytes that are there; a longer one is another file, which is removed."""
     have = kept.stat().st_size if kept is not None and kept.exists() else 0
     if kept is not None and size is not None and have > size:
         kept.unlink()
@@ -240,8 +239,8 @@ class _Transfer(threading.Thread):
 
 
 def _options(url: str, timeout: float) -> dict[str, Any]:
-    """What a URL's store is opened with: our timeout in place of its total one, no retries of its own. What the user
-    has set in fsspec's configuration wins."""
+    """Options of a URL's store: our timeout in place of its total one, no retries of its own. The user's settings in
+    fsspec's configuration win."""
     from fsspec.config import conf
 
     scheme = url.partition("://")[0]
@@ -257,8 +256,8 @@ def _options(url: str, timeout: float) -> dict[str, Any]:
 
 
 def _in_order(store: Any) -> dict[str, int]:
-    """Arguments for one stream from beginning to end, which tells its progress. Several at once report a block of
-    hundreds of megabytes when it is there, which on a slow line looks like silence."""
+    """Arguments for one stream from beginning to end. Several at once report progress only after a block of hundreds of
+    megabytes, which on a slow line looks like a dead connection."""
     protocols = _protocols(store)
     if "s3" in protocols:
         return {"max_concurrency": 1}

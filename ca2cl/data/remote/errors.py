@@ -28,7 +28,7 @@ def shown(text: str) -> str:
 
 
 def passing(error: Exception, url: str, target: Path) -> str:
-    """Why an attempt failed, where another one may succeed.
+    """The reason of a failure, where another attempt may succeed.
 
     Raises:
         DiskFull, InputError: where none will.
@@ -54,7 +54,7 @@ def passing(error: Exception, url: str, target: Path) -> str:
 
 
 def retry_after(error: BaseException) -> float:
-    """Seconds that the server asks to be left alone for; 0 where it asks for none."""
+    """Seconds of the server's Retry-After header; 0 where it has none."""
     from urllib3.exceptions import InvalidHeader
     from urllib3.util import Retry
 

@@ -21,7 +21,7 @@ from ca2cl.errors import InputError
 
 
 def is_remote(root: str | Path) -> bool:
-    """Whether ``root`` is a URL rather than a local path."""
+    """True if ``root`` is a URL rather than a local path."""
     return "://" in str(root)
 
 
@@ -71,11 +71,11 @@ def _writable(cache: Path) -> Path:
 
 
 def _fetch_manifest(root: str, cache: Path, policy: FetchPolicy) -> Path:
-    """The folder in the cache of what lies under the URL ``root`` now, with its manifest."""
+    """Fetch the manifest below the URL ``root``; returns the folder in the cache of the data that it describes."""
     # A signature in the query is another one tomorrow, for the same data.
     url_hash = hashlib.blake2b(shown(root).rstrip("/").encode(), digest_size=8).hexdigest()
     with tempfile.TemporaryDirectory(dir=cache, prefix=".manifest-") as scratch:
-        # Always fetched anew: it is small, and its digest says whether the cached rest still belongs to it.
+        # Always fetched anew: it is small, and the cached rest belongs to it only if its digest is still the same.
         manifest = Path(scratch) / MANIFEST_NAME
         fetch(join(root, MANIFEST_NAME), manifest, policy)
         folder = cache / f"{url_hash}-{read_manifest(manifest).digest[:16]}"
@@ -161,34 +161,28 @@ class ShardReader:
         return descriptor
 
     def _open(self, shard: str) -> int:
+        size, digest = self._expected[shard]
         if self._cache is None:
             path = self.folder / shard
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                self._check_size(path, os.fstat(descriptor).st_size)
-            except InputError:
+            found = os.fstat(descriptor).st_size
+            if found != size:
                 os.close(descriptor)
-                raise
+                raise InputError(
+                    f"{path}: {found} bytes, the index says {size}; the shard is truncated or was changed: "
+                    "copy it again, or write the folder again with `ca2cl shard`"
+                )
             return descriptor
         self._drop_removed()
-        size, digest = self._expected[shard]
         url = join(self.root, shard)
         return self._cache.open(
             shard, size, lambda path: fetch(url, path, self.policy, size, f"sha256:{digest}"), self._drop_removed
         )
 
     def _drop_removed(self) -> None:
-        """Close shards that the cache has removed to make room: they take it until then."""
+        """Close shards that the cache has removed to make room: the disk space is free only then."""
         for name in [name for name, file in self._files.items() if os.fstat(file).st_nlink == 0]:
             os.close(self._files.pop(name))
-
-    def _check_size(self, path: Path, found: int) -> None:
-        expected = self._expected.get(path.name, (found, ""))[0]
-        if found != expected:
-            raise InputError(
-                f"{path}: {found} bytes, the index says {expected}; the shard is truncated or was changed: "
-                "copy it again, or write the folder again with `ca2cl shard`"
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict()}

@@ -12,11 +12,11 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ class ShardSamples:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the shards are: written once, compared when an encoder and its data meet again."""
+    """Identity of a set of shards: written once, compared when an encoder and its data meet again."""
 
     schema_version: Annotated[int, Ge(1)]
     classes: list[str]
@@ -93,7 +93,7 @@ class Manifest:
     tile_size: Annotated[list[Annotated[int, Ge(1)]], Len(2, 2)]
     """Height and width in pixels of every tile."""
     source: str
-    """What was sharded: a folder's name or ``hf:NAME``."""
+    """Name of the source: a folder's, or ``hf:NAME``."""
     encode: str
     """keep, or the format that the tiles were re-encoded in."""
     samples: Count
@@ -119,8 +119,9 @@ class ShardIndex:
 
     Args:
         root: the folder that ``ca2cl shard`` wrote, or a cache with its index and manifest and some of its tars. Tars
-            that are there are held against their size; ``verify`` also asks that all are there.
-        classes: what labels are numbers in, if not in the manifest's own classes; holds all of these.
+            that are there must have their size; ``verify`` also checks that all are there.
+        classes: the list that labels are numbers in, with all of the manifest's classes; by default that of the
+            manifest.
 
     Raises:
         InputError: the folder, its index or its manifest is missing, damaged, of a newer schema, or they disagree; a
@@ -131,8 +132,7 @@ class ShardIndex:
         self.root = Path(root)
         self.manifest = read_manifest(self.root / MANIFEST_NAME)
         self._classes = classes
-        path = self.root / INDEX_NAME
-        self._path = path
+        path = self._path = self.root / INDEX_NAME
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
             metadata = self._reader.schema.metadata
@@ -140,10 +140,9 @@ class ShardIndex:
             self._sums = parse_record(metadata[_SUMS_KEY], list[int], path, _AGAIN)
             if not self._reader.schema.equals(_SCHEMA):
                 raise ValueError("other columns")
-            self._check(path)
-            self._check_counts(path.stat().st_size)
+            self._check()
         except FileNotFoundError:
-            raise InputError(f"{path}: no index here; write the folder again with `ca2cl shard`") from None
+            raise InputError(f"{path}: no index here; {_AGAIN}") from None
         except InputError:
             raise
         except _DAMAGE as error:
@@ -160,26 +159,21 @@ class ShardIndex:
         return self if classes == self.classes else ShardIndex(self.root, classes)
 
     def _damaged(self, reason: object) -> InputError:
-        told = " ".join(str(reason).split())[:200]
-        return InputError(f"{self._path}: damaged index ({told}); write the folder again with `ca2cl shard`")
+        short = " ".join(str(reason).split())[:200]
+        return InputError(f"{self._path}: damaged index ({short}); {_AGAIN}")
 
-    def _check(self, path: Path) -> None:
-        expected = digest_of(self.manifest.classes, self.manifest.tile_size, self.shards)
-        batches = self._reader.num_record_batches
-        if not batches == len(self.shards) == len(self._sums) or expected != self.manifest.digest:
-            raise InputError(f"{path}: does not match {MANIFEST_NAME}; write the folder again with `ca2cl shard`")
-        for shard in self.shards:
+    def _check(self) -> None:
+        """Compare the index with the manifest, and its counts with its size: memory is allocated by them later."""
+        manifest, shards, size = self.manifest, self.shards, self._path.stat().st_size
+        expected = digest_of(manifest.classes, manifest.tile_size, shards)
+        if not self._reader.num_record_batches == len(shards) == len(self._sums) or expected != manifest.digest:
+            raise InputError(f"{self._path}: does not match {MANIFEST_NAME}; {_AGAIN}")
+        for shard in shards:
             if not _SHARD_NAME.fullmatch(shard.name):
-                raise InputError(
-                    f"{path}: shard {shard.name!r} is no tar in this folder; write it again with `ca2cl shard`"
-                )
-
-    def _check_counts(self, size: int) -> None:
-        """Hold the declared counts against each other, and against the bytes that so many rows take: what is believed
-        here is allocated later."""
-        manifest, samples = self.manifest, sum(shard.samples for shard in self.shards)
-        told = (manifest.samples, manifest.shards, manifest.bytes)
-        if told != (samples, len(self.shards), sum(shard.bytes for shard in self.shards)):
+                raise InputError(f"{self._path}: shard {shard.name!r} is no tar in this folder; {_AGAIN}")
+        samples = sum(shard.samples for shard in shards)
+        counts = (samples, len(shards), sum(shard.bytes for shard in shards))
+        if counts != (manifest.samples, manifest.shards, manifest.bytes):
             raise ValueError(f"other counts than in {MANIFEST_NAME}")
         if samples * _ROW_BYTES > size:
             raise ValueError(f"{samples} samples in {size} bytes")
@@ -192,7 +186,7 @@ class ShardIndex:
             found = sizes.get(shard.name)
             path = f"{self.root}/{shard.name}"
             if found is None and missing_too:
-                raise InputError(f"{path}: shard missing; write the folder again with `ca2cl shard`")
+                raise InputError(f"{path}: shard missing; {_AGAIN}")
             if found is not None and found != shard.bytes:
                 kind = "truncated tar" if found < shard.bytes else "tar that does not match its index"
                 raise InputError(f"{path}: {kind}, {found} bytes instead of {shard.bytes}; copy or write it again")
@@ -299,14 +293,9 @@ def _numbers(column: pa.Array) -> npt.NDArray[Any]:
     """A column of integers as a view of its memory. Its own ``to_numpy`` imports pandas, which takes half a second.
 
     Raises:
-        ValueError: a value is missing.
+        pa.ArrowTypeError: a value is missing.
     """
-    if column.null_count:
-        raise ValueError("a number is missing")
-    if not len(column):
-        return np.zeros(0, column.type.to_pandas_dtype())
-    kind = np.dtype(column.type.to_pandas_dtype())
-    return np.frombuffer(column.buffers()[1], kind, len(column), column.offset * kind.itemsize)
+    return np.from_dlpack(column)
 
 
 def _checksum(batch: pa.RecordBatch) -> int:
@@ -331,18 +320,18 @@ def _column(values: Any, kind: pa.DataType) -> pa.Array:
     return pa.array(values if isinstance(values, np.ndarray) else list(values), type=kind)
 
 
-def write_index(path: Path, parts: Sequence[tuple[ShardInfo, ShardSamples]]) -> None:
-    """Write the index of ``parts``, one record batch a shard, to ``path`` (not atomic: the caller renames).
+def write_index(file: Path | BinaryIO, parts: Iterable[tuple[ShardInfo, ShardSamples]]) -> None:
+    """Write the index of ``parts``, one record batch a shard (not atomic: the caller renames).
 
-    ``parts`` is gone through twice, one part at a time: it may read them from disk when asked for. Arrow arrays of the
-    index's types are taken as they are, so that an index of 10^8 samples is written in minutes.
+    ``parts`` is iterated over twice, one part at a time: it may read each from disk. Arrow arrays of the index's types
+    are taken as they are, so that an index of 10^8 samples is written in minutes.
     """
     listed, sums = [], []
     for info, samples in parts:
         listed.append(asdict(info))
         sums.append(_checksum(_record_batch(samples)))
     metadata = {_SHARDS_KEY: json.dumps(listed).encode(), _SUMS_KEY: json.dumps(sums).encode()}
-    with pa.ipc.new_file(str(path), _SCHEMA.with_metadata(metadata)) as writer:
+    with pa.ipc.new_file(file, _SCHEMA.with_metadata(metadata)) as writer:
         for _, samples in parts:
             writer.write_batch(_record_batch(samples))
 

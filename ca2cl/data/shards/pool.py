@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from ca2cl.common.files import file_digest
@@ -20,59 +19,51 @@ from ca2cl.runtime.lifetime import begin_worker, processes_can_share, starting_w
 PLAN_FOLDER = ".plan"
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard to write, or to find written."""
-
-    out: str
-    shard: int
-    tiles: list[Tile]
-    reader: TileReader
-    packing: Packing
-
-
 def sidecar_path(out: Path, name: str) -> Path:
     return out / PLAN_FOLDER / f"{name}.json"
 
 
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"shard-{shard:06d}.tar"
-
-
-def make_shard(task: ShardTask) -> ShardInfo:
-    """Write one shard, unless a run before this one finished it."""
-    path = Path(task.out) / shard_name(task.shard)
-    sidecar = sidecar_path(Path(task.out), path.name)
+def make_shard(path: Path, tiles: list[Tile], reader: TileReader, packing: Packing) -> ShardInfo:
+    """Write one shard, unless a run before this one finished it. The arguments are those of ``pack``."""
+    sidecar = sidecar_path(path.parent, path.name)
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = read_sidecar(sidecar)
         info = known.info
-        wanted = not known.skipped or task.packing.bad == "skip"
+        wanted = not known.skipped or packing.config.bad == "skip"
         if wanted and path.stat().st_size == info.bytes and file_digest(path) == info.sha256:
             return info
-    packed = pack(path, task.tiles, task.reader, task.packing)
+    packed = pack(path, tiles, reader, packing)
     write_sidecar(sidecar, packed)
     return packed.info
 
 
-def write_shards(tasks: Iterable[ShardTask], workers: int) -> Iterator[tuple[int, ShardInfo]]:
-    """Run the tasks; yields shard numbers and infos in order of completion.
+def write_shards(
+    out: Path, shards: Iterable[list[Tile]], reader: TileReader, packing: Packing, workers: int
+) -> Iterator[tuple[int, ShardInfo]]:
+    """Write shards of these tiles; yields shard numbers and infos in order of completion.
+
+    Args:
+        out: folder.
+        shards: the tiles of each shard.
+        reader: reads them.
+        packing: checks and encoding.
+        workers: processes.
 
     Raises:
         InputError: from a task, or because a process was killed; tasks not yet started are dropped.
     """
+    tasks = ((out / f"shard-{number:06d}.tar", tiles, reader, packing) for number, tiles in enumerate(shards))
     if workers == 1 or not processes_can_share():
-        for task in tasks:
-            yield task.shard, make_shard(task)
+        yield from enumerate(make_shard(*task) for task in tasks)
         return
     # spawned: a forked child would inherit the threads' locks of whatever the caller has loaded
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
     pending: dict[Future[ShardInfo], int] = {}
     try:
-        for task in tasks:
+        for number, task in enumerate(tasks):
             with starting_workers():  # the pool's first task does
-                pending[pool.submit(make_shard, task)] = task.shard
+                pending[pool.submit(make_shard, *task)] = number
             if len(pending) >= 2 * workers:
                 yield from _collect(pending)
         while pending:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ca2cl.common.files import sync_replace, write_atomic, writing
+from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.job_dir import JobDir, changed
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import (
@@ -38,7 +37,7 @@ from ca2cl.data.shards.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.shards.pool import PLAN_FOLDER, ShardTask, sidecar_path, write_shards
+from ca2cl.data.shards.pool import PLAN_FOLDER, sidecar_path, write_shards
 from ca2cl.data.shards.writer import REMEDY, Packing, image_size, read_sidecar
 from ca2cl.data.sources.base import Source, SourceOptions
 from ca2cl.data.sources.choose import open_source
@@ -52,24 +51,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """Which tiles go into which shard: ``order`` (N,) holds row numbers of the source."""
+    """Assignment of tiles to shards: ``order`` (N,) holds row numbers of the source."""
 
     digest: str
     order: npt.NDArray[np.int64]
-    samples_per_shard: int
     packing: Packing
     about: dict[str, Any]
     """The settings and the source, by which a folder of other ones is refused."""
 
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return -(-len(self.order) // self.samples_per_shard)
-
-    def rows(self, shard: int) -> npt.NDArray[np.int64]:
-        """Row numbers in the source of a shard's tiles, in their order in the tar."""
-        start = shard * self.samples_per_shard
-        return self.order[start : start + self.samples_per_shard]
+    def shards(self) -> list[npt.NDArray[np.int64]]:
+        """Row numbers in the source of every shard's tiles, in their order in the tar."""
+        step = self.packing.config.samples_per_shard
+        return [self.order[start : start + step] for start in range(0, len(self.order), step)]
 
 
 def run(config: ShardConfig) -> int:
@@ -81,7 +74,7 @@ def run(config: ShardConfig) -> int:
     started = time.monotonic()
     options = SourceOptions(**{name: getattr(config, name) for name in SourceOptions.__dataclass_fields__})
     source = open_source(config.source, options)
-    _tell_ungrouped(source)
+    _warn_of_ungrouped(source)
     out = Path(config.out)
     job = job_dir(out)
     with job.locked(0.0):
@@ -94,13 +87,13 @@ def run(config: ShardConfig) -> int:
             sys.stdout.write(f"{out}: already complete\n")
             _summarise(manifest, None)
             return 0
-        infos = _write_shards(out, plan, source, config.workers)
+        infos = _write_shards(out, plan, source)
         manifest = _finish(out, plan, source, infos)
     _summarise(manifest, time.monotonic() - started)
     return 0
 
 
-def _tell_ungrouped(source: Source) -> None:
+def _warn_of_ungrouped(source: Source) -> None:
     if source.ungrouped:
         first = ", ".join(tile.name for tile in source.tiles(source.ungrouped[:3]))
         logger.warning(
@@ -114,7 +107,7 @@ def _tell_ungrouped(source: Source) -> None:
 
 
 def make_plan(source: Source, config: ShardConfig) -> Plan:
-    """Fix the content of every shard; the first tile in order says which size all must have."""
+    """Fix the content of every shard, and the size that all tiles must have."""
     words = np.random.Philox(key=config.seed).random_raw(len(source))
     order = np.argsort(words, kind="stable").astype(np.int64)
     size, reference = (None, "") if config.resize is not None else _usual_size(source, order[:_SIZED_TILES])
@@ -124,21 +117,11 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
         del options[name]
     identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
     packing = Packing(
-        source=source.name,
-        classes=tuple(source.classes),
-        encode=config.encode,
-        quality=config.quality,
-        resize=config.resize,
-        tile_size=size,
-        reference=reference,
-        check=config.check,
-        bad=config.bad,
+        config=config, source=source.name, classes=tuple(source.classes), tile_size=size, reference=reference
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()
     about = {**options, "source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
-    return Plan(
-        digest=digest, order=order, samples_per_shard=config.samples_per_shard, packing=packing, about=about
-    )  # fmt: skip
+    return Plan(digest, order, packing, about)
 
 
 def _usual_size(source: Source, rows: npt.NDArray[np.int64]) -> tuple[tuple[int, int], str]:
@@ -149,7 +132,7 @@ def _usual_size(source: Source, rows: npt.NDArray[np.int64]) -> tuple[tuple[int,
         where = source.reader.where(tile)
         try:
             found.setdefault(image_size(source.reader.read(tile), where), []).append(where)
-        except InputError as error:  # the shard that holds the tile decides what comes of it
+        except InputError as error:  # writing its shard meets the tile again, and stops there or skips it
             errors.append(error)
     if not found:
         raise errors[0]
@@ -172,7 +155,7 @@ def _differences(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def finished(out: Path, plan: Plan) -> Manifest | None:
-    """The manifest if the folder is complete and undamaged; else it is withdrawn and the shards are looked at again."""
+    """The manifest if the folder is complete and undamaged; else the manifest is removed, and None."""
     path = out / MANIFEST_NAME
     if not path.exists():
         return None
@@ -187,46 +170,41 @@ def finished(out: Path, plan: Plan) -> Manifest | None:
     return None
 
 
-def _write_shards(out: Path, plan: Plan, source: Source, workers: int) -> list[ShardInfo]:
+def _write_shards(out: Path, plan: Plan, source: Source) -> list[ShardInfo]:
     """Write all shards; their infos in shard order."""
     infos: dict[int, ShardInfo] = {}
-    tasks = (
-        ShardTask(str(out), shard, source.tiles(plan.rows(shard)), source.reader, plan.packing)
-        for shard in range(plan.shards)
-    )
+    shards = plan.shards()
+    tiles = (source.tiles(rows) for rows in shards)
+    workers = min(plan.packing.config.workers, len(shards))
     logged = time.monotonic()
     with tqdm(total=len(source), unit="tile", disable=None, desc="shard") as bar:
-        for shard, info in write_shards(tasks, min(workers, plan.shards)):
+        for shard, info in write_shards(out, tiles, source.reader, plan.packing, workers):
             infos[shard] = info
-            bar.update(len(plan.rows(shard)))
+            bar.update(len(shards[shard]))
             if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
-                logger.info("%d of %d shards written", len(infos), plan.shards)
-    return [infos[shard] for shard in range(plan.shards)]
+                logger.info("%d of %d shards written", len(infos), len(shards))
+    return [infos[shard] for shard in range(len(shards))]
 
 
-class _Parts(Sequence[tuple[ShardInfo, ShardSamples]]):
-    """Every shard's samples, read from its sidecar only when asked for: an index may be larger than memory."""
+class _Parts:
+    """Every shard's samples, read from its sidecar one at a time: an index may be larger than memory."""
 
-    def __init__(self, out: Path, infos: Sequence[ShardInfo]) -> None:
-        self._out = out
-        self._infos = infos
+    def __init__(self, sidecars: Sequence[Path]) -> None:
+        self._sidecars = sidecars
 
-    def __len__(self) -> int:
-        return len(self._infos)
-
-    def __getitem__(self, shard: Any) -> Any:
-        packed = read_sidecar(sidecar_path(self._out, self._infos[shard].name))
-        return packed.info, packed.samples
+    def __iter__(self) -> Iterator[tuple[ShardInfo, ShardSamples]]:
+        for packed in map(read_sidecar, self._sidecars):
+            yield packed.info, packed.samples
 
 
 def _finish(out: Path, plan: Plan, source: Source, infos: Sequence[ShardInfo]) -> Manifest:
-    """Write index and manifest, in this order: the manifest says that all is there."""
+    """Write index and manifest, in this order: a folder with a manifest is complete."""
     counts = np.zeros(len(source.classes), np.int64)
     skipped: list[str] = []
     turned = 0
-    for info in infos:
-        packed = read_sidecar(sidecar_path(out, info.name))
+    sidecars = [sidecar_path(out, info.name) for info in infos]
+    for packed in map(read_sidecar, sidecars):
         labels = packed.samples.label
         counts += np.bincount(labels[labels >= 0], minlength=len(counts))
         skipped += packed.skipped
@@ -240,21 +218,19 @@ def _finish(out: Path, plan: Plan, source: Source, infos: Sequence[ShardInfo]) -
     if skipped:
         logger.warning("%d tiles skipped, listed in %s", len(skipped), out / SKIPPED_NAME)
         write_atomic(out / SKIPPED_NAME, "\n".join([*skipped, ""]).encode(), REMEDY)
-    temporary = out / f".{INDEX_NAME}.tmp-{os.getpid()}"
-    with writing(out / INDEX_NAME, REMEDY):
-        write_index(temporary, _Parts(out, infos))
-    sync_replace(temporary, out / INDEX_NAME, REMEDY)
+    with writing(out / INDEX_NAME, REMEDY), replacing(out / INDEX_NAME) as file:
+        write_index(file, _Parts(sidecars))
     manifest = _manifest(plan, source, infos, counts.tolist())
     write_atomic(out / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2).encode(), REMEDY)
-    for info in infos:
-        with suppress(OSError):  # the index now says it all
-            sidecar_path(out, info.name).unlink()
+    for sidecar in sidecars:
+        with suppress(OSError):  # the index now has all of it
+            sidecar.unlink()
     return manifest
 
 
 def _manifest(plan: Plan, source: Source, infos: Sequence[ShardInfo], counts: Sequence[int]) -> Manifest:
     packing = plan.packing
-    size = packing.tile_size or (packing.resize, packing.resize)
+    size = packing.tile_size or (packing.config.resize, packing.config.resize)
     tile_size = [int(side) for side in size if side is not None]
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -262,7 +238,7 @@ def _manifest(plan: Plan, source: Source, infos: Sequence[ShardInfo], counts: Se
         counts=dict(zip(source.classes, counts, strict=True)),
         tile_size=tile_size,
         source=source.name,
-        encode=packing.encode,
+        encode=packing.config.encode,
         samples=sum(info.samples for info in infos),
         shards=len(infos),
         bytes=sum(info.bytes for info in infos),

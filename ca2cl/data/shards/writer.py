@@ -1,7 +1,7 @@
 """Check, encode and write one shard as a WebDataset tar.
 
-The tar's headers come from the standard library's ``TarInfo``: ``webdataset.TarWriter`` tells no offsets, which the
-index needs, and ``TarFile`` tells them only by reading the tar again. Headers carry no clock and no owner, so equal
+The tar's headers come from the standard library's ``TarInfo``: ``webdataset.TarWriter`` reports no offsets, which the
+index needs, and ``TarFile`` finds them only by reading the tar again. Headers carry no clock and no owner, so equal
 tiles give equal bytes.
 """
 
@@ -26,34 +26,27 @@ from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
 from ca2cl.data.orientation import as_stored, orientation_of, stored_size
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardInfo, ShardSamples
 from ca2cl.data.sources.base import Content, Tile, TileReader
 from ca2cl.errors import InputError
 
 REMEDY = "free some space and run again, finished shards are kept; or give another folder"
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp"}
-_ENCODED_EXT = {"jpeg": "jpg", "webp": "webp", "png": "png"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """What every tile of a set of shards must be, and becomes."""
+    """Checks and encoding of every tile of a set of shards."""
 
+    config: ShardConfig
     source: str
+    """The source's name."""
     classes: tuple[str, ...]
-    encode: str
-    """keep, jpeg, webp or png."""
-    quality: int
-    resize: int | None
-    """Side in pixels that tiles are resized to; needs an ``encode`` other than keep."""
     tile_size: tuple[int, int] | None
     """Height and width that every tile must come with; None where resizing makes them equal."""
     reference: str
     """A tile that has ``tile_size``."""
-    check: str
-    """full: decode every tile that is kept as it comes; header: read its header only."""
-    bad: str
-    """stop at a tile that is not as it must be, or skip it."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +57,12 @@ class Packed:
     samples: ShardSamples
     skipped: list[str]
     turned: int = 0
-    """Tiles that say of themselves that they are to be shown turned (``orientation``)."""
+    """Tiles with an orientation in which they are to be shown turned (``orientation``)."""
 
 
 @contextmanager
 def _opened(data: Content, where: str) -> Iterator[Image.Image]:
-    """The image in ``data``; anything that is wrong with it becomes one line about ``where``."""
+    """The image in ``data``; any fault of it becomes an InputError of one line about ``where``."""
     if not isinstance(data, bytes):
         yield Image.fromarray(check_pixels(data, where))
         return
@@ -133,13 +126,14 @@ def prepare(data: Content, tile: Tile, where: str, packing: Packing) -> tuple[by
                 f"{where}: {size[1]} x {size[0]} pixels, but {packing.reference}: {width} x {height}; tiles must have "
                 "one size: separate them, skip them with --bad skip, or use --encode png --resize PX"
             )
-        if packing.encode == "keep" and isinstance(data, bytes):
-            if packing.check == "full":
+        config = packing.config
+        if config.encode == "keep" and isinstance(data, bytes):
+            if config.check == "full":
                 _decode(data, where)
             # what PIL calls MPO is a JPEG with more behind it
             return data, tile.ext or _FORMATS.get(image.format or "", "jpg")
-        encode = "png" if packing.encode == "keep" else packing.encode
-        return _encode(image, encode, packing), _ENCODED_EXT[encode]
+        encode = "png" if config.encode == "keep" else config.encode
+        return _encode(image, encode, config), _FORMATS[encode.upper()]
 
 
 def _decode(data: bytes, where: str) -> None:
@@ -150,23 +144,23 @@ def _decode(data: bytes, where: str) -> None:
         raise InputError(f"{where}: does not decode as an image ({error}); restore it or use --bad skip") from None
 
 
-def _encode(image: Image.Image, encode: str, packing: Packing) -> bytes:
+def _encode(image: Image.Image, encode: str, config: ShardConfig) -> bytes:
     image = as_stored(image).convert("RGB")
-    if packing.resize is not None:
-        image = image.resize((packing.resize, packing.resize), Image.Resampling.LANCZOS)
+    if config.resize is not None:
+        image = image.resize((config.resize, config.resize), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     if encode == "png":
         image.save(out, "PNG")
     elif encode == "webp":
-        image.save(out, "WEBP", quality=packing.quality)
+        image.save(out, "WEBP", quality=config.quality)
     else:
         # 4:4:4: stain differences between neighbouring nuclei are chroma, which subsampling would halve
-        image.save(out, "JPEG", quality=packing.quality, subsampling=0)
+        image.save(out, "JPEG", quality=config.quality, subsampling=0)
     return out.getvalue()
 
 
 class _TarWriter:
-    """Writes members one after another and knows where each lies and the SHA-256 of all, so nothing is read again."""
+    """Writes members one after another, and computes their offsets and the SHA-256 of all on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -215,7 +209,7 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
                 came = reader.read(tile)
                 data, ext = prepare(came, tile, reader.where(tile), packing)
             except InputError as error:
-                if packing.bad == "stop":
+                if packing.config.bad == "stop":
                     raise
                 skipped.append(str(error))
                 continue
@@ -249,7 +243,7 @@ def _about(tile: Tile, packing: Packing) -> bytes:
 
 
 def write_sidecar(path: Path, packed: Packed) -> None:
-    """Note what a finished tar holds, so that a restarted run need not write it again."""
+    """Record the content of a finished tar, so that a restarted run does not write it again."""
     samples = packed.samples
     rows = {name: np.asarray(getattr(samples, name)).tolist() for name in ("offset", "size", "label")}
     rows |= {name: list(getattr(samples, name)) for name in ("key", "ext", "group")}
@@ -258,7 +252,11 @@ def write_sidecar(path: Path, packed: Packed) -> None:
 
 
 def read_sidecar(path: Path) -> Packed:
-    """What ``write_sidecar`` noted. OSError, ValueError, KeyError or TypeError if it is missing or damaged."""
+    """Read what ``write_sidecar`` wrote.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it is missing or damaged.
+    """
     content = parse_json(path.read_bytes())
     rows = content["samples"]
     for name, kind in (("offset", np.int64), ("size", np.int64), ("label", np.int32)):

@@ -1,1 +1,1 @@
-"""Where tiles come from: class folders and Hugging Face data sets."""
+"""Sources of tiles: class folders and Hugging Face data sets."""

@@ -1,7 +1,7 @@
 """Protocol of a tile source.
 
-A source is listed once, in the parent process. What the writing processes get is its ``reader`` (small, picklable) and
-the tiles of one shard at a time, so that a listing of 10^8 files is never copied. A new source is a class with this
+A source is listed once, in the parent process. The writing processes get its ``reader`` (small, picklable) and the
+tiles of one shard at a time, so that a listing of 10^8 files is never copied. A new source is a class with this
 form in a module of its own, and a line in ``choose.KINDS``; one outside this package is named on the command line as
 ``module:Class:WHERE``.
 """
@@ -38,7 +38,7 @@ class Tile:
     ext: str | None
     """Lower-case extension without dot; None where only the bytes tell."""
     meta: Mapping[str, str | int | float] = field(default_factory=dict)
-    """What else is known of it, such as x, y, level and mpp of a slide's tile; goes into the shard's ``.json``."""
+    """More facts about it, such as x, y, level and mpp of a slide's tile; goes into the shard's ``.json``."""
 
 
 class TileReader(Protocol):
@@ -70,7 +70,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """How to read a source; see ``ShardConfig`` for the fields' meaning."""
+    """Options of a source; ``ShardConfig`` explains the fields."""
 
     unlabelled: bool = False
     check_classes: bool = True

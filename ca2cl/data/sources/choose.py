@@ -24,12 +24,12 @@ KINDS: tuple[tuple[Callable[[str], bool], str], ...] = (
     (_is_dataset, "ca2cl.data.sources.huggingface:DatasetSource"),
     (_is_folder, "ca2cl.data.sources.image_folder:FolderSource"),
 )
-"""Whether a source is of this kind, and its class, which is imported then: ``datasets`` takes seconds. The first kind
-that says yes opens it."""
+"""Test for each kind of source, and its class. The first kind whose test is true opens the source; its class is
+imported only then, since ``datasets`` takes seconds."""
 
 
 def _class_of(source: str) -> tuple[str, str] | None:
-    """``module:Class`` and what that class opens; None where no kind knows the source."""
+    """``module:Class`` and the name that this class opens; None where no kind fits the source."""
     own, _, where = source.rpartition(":")
     if is_plugin(own):
         return own, where
@@ -37,7 +37,7 @@ def _class_of(source: str) -> tuple[str, str] | None:
 
 
 def is_source(source: str) -> bool:
-    """Whether some kind of source knows it."""
+    """True if some kind of source fits."""
     return _class_of(source) is not None
 
 

@@ -12,7 +12,7 @@ _SHOWN = 3
 
 
 def mistaken(names: Iterable[str]) -> str | None:
-    """What the class folders look like instead, in words; None where they look like classes.
+    """Describe class folders that look like splits or data sets; None where they look like classes.
 
     Folders inside a class may be slides, and every class may have the same slides: names that are numbered do not count
     as classes.
@@ -44,7 +44,7 @@ def mistaken(names: Iterable[str]) -> str | None:
 
 
 def _classes(inside: Mapping[str, Set[str]], shared: Set[str]) -> bool:
-    """Whether the names that are in every folder are those of classes."""
+    """True if the names that are in every folder are those of classes."""
     if len(shared) < 2 or 2 * len(shared) < max(map(len, inside.values())):
         return False
     if not _numbered(shared):
@@ -54,7 +54,7 @@ def _classes(inside: Mapping[str, Set[str]], shared: Set[str]) -> bool:
 
 
 def _numbered(names: Set[str]) -> bool:
-    """Whether names are alike but for their numbers, or all have long ones: those of slides or patients."""
+    """True if names differ only in their numbers, or all have long ones: those of slides or patients."""
     alike = {re.sub(r"\d+", "#", name) for name in names}
     return (len(alike) == 1 and "#" in alike.pop()) or all(re.search(r"\d\d", name) for name in names)
 

@@ -223,12 +223,12 @@ def _labels(source: str, dataset: Any, column: str) -> tuple[list[str], npt.NDAr
 
 
 def _is_missing(group: Any) -> bool:
-    """Whether a column's value names no slide: null, an empty text, or not a number, which equals no number."""
+    """True if a column's value names no slide: null, an empty text, or NaN, which does not equal itself."""
     return group is None or group == "" or group != group
 
 
 def _label(value: Any) -> Any:
-    """A label as it is meant: pandas makes floats of whole numbers where one is missing, and NaN of that."""
+    """A label as it was before pandas: it makes whole numbers floats where one is missing, and that one NaN."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else None if math.isnan(value) else value
     return value

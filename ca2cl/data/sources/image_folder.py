@@ -148,7 +148,7 @@ def _is_image(name: str) -> bool:
 def _class_names(root: Path, folders: Sequence[str]) -> dict[str, str]:
     """Class folder → name of its class.
 
-    A folder beside them with nothing in it is no class, and is told: a cohort may lack a class, and a disk that is away
+    An empty folder beside them is no class and gives a warning: a cohort may lack a class, but a disk that is away
     looks the same.
 
     Raises:
@@ -178,7 +178,7 @@ def _class_names(root: Path, folders: Sequence[str]) -> dict[str, str]:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder, without what systems leave there."""
+    """Yield the entries of a folder, without system clutter."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -238,7 +238,7 @@ def _step_into(root: Path) -> Path:
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one, or a link to nowhere, which may have been."""
+    """True for a folder, and for a link to nowhere, which may have led to one."""
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and not Path(entry.path).is_file())
 
 

@@ -17,8 +17,8 @@ _CLUTTER = frozenset(
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a system keeps a file or folder of this name for itself: hidden ones (``.DS_Store``, ``._a.png``,
-    ``.ipynb_checkpoints``, ``.snapshot``), thumbnails, recycle bins. All that lists folders of images passes them over.
+    """True for names of files and folders that a system keeps for itself: hidden ones (``.DS_Store``, ``._a.png``,
+    ``.ipynb_checkpoints``, ``.snapshot``), thumbnails, recycle bins. All code that lists folders of images skips them.
     """
     return name.startswith(".") or name.lower() in _CLUTTER
 

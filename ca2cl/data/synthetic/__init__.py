@@ -1,1 +1,1 @@
-"""Synthetic tissue tiles and gland images for the quickstart and the tests."""
+"""Synthetic tissue tiles for the quickstart and the tests."""

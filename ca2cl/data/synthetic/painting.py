@@ -53,23 +53,27 @@ def ramp(value: Field, low: float, high: float) -> Field:
     return np.asarray(np.clip((value - low) / (high - low), 0, 1), np.float32)
 
 
-def scatter(rng: np.random.Generator, shape: tuple[int, int], spacing: float, jitter: float = 0.35) -> Array:
+def scatter(
+    rng: np.random.Generator, shape: tuple[int, int], spacing: float, jitter: float = 0.35, keep: float = 1.0
+) -> Array:
     """Points (N, 2) as (y, x) about ``spacing`` pixels apart: a hexagonal lattice, each point moved at random.
 
-    ``jitter`` is the standard deviation of that move in spacings. The lattice reaches one spacing past the borders.
+    The lattice reaches one spacing past the borders.
 
     Args:
         rng: draws the moves.
         shape: height and width in pixels.
         spacing: between neighbours, in pixels.
         jitter: standard deviation of a move, in spacings.
+        keep: share of the points that are kept, drawn at random; 1 draws nothing.
     """
     rows = np.arange(-spacing, shape[0] + 2 * spacing, spacing * 0.87)
     columns = np.arange(-spacing, shape[1] + 2 * spacing, spacing)
     y, x = np.meshgrid(rows, columns, indexing="ij")
     x[::2] += spacing / 2
     points = np.stack([y.ravel(), x.ravel()], axis=1) - rng.random(2) * spacing
-    return np.asarray(points + rng.normal(0, jitter * spacing, points.shape), np.float64)
+    points = points + rng.normal(0, jitter * spacing, points.shape)
+    return points if keep == 1 else points[rng.random(len(points)) < keep]
 
 
 def sample_field(field: Any, points: Array) -> npt.NDArray[Any]:

@@ -22,12 +22,12 @@ from ca2cl.errors import InputError
 
 _FIELD_OF_VIEW = 96  # unit lengths along a tile's side, whatever its size in pixels
 _SUFFIXES = (".tif", ".png", ".jpg", ".bmp", ".webp")
+_Shape = tuple[int, int]
 _Stains = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
-def _adipose(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _adipose(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """Fat: a honeycomb of empty cells with thin walls and a few flat nuclei in them."""
-    shape = (size, size)
     points = scatter(rng, shape, rng.uniform(25, 34) * unit, 0.16)
     gap = cells(points, shape) + 0.8 * unit * noise(rng, shape, 12 * unit)
     wall = ramp(gap, rng.uniform(3.5, 5.5) * unit, 1.5 * unit)
@@ -38,11 +38,9 @@ def _adipose(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     return 0.1 * wall + nuclei * wall, 0.06 + haze + 0.7 * wall
 
 
-def _background(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _background(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """Glass: uneven light, out-of-focus haze and a few specks of dust."""
-    shape = (size, size)
-    points = scatter(rng, shape, 26 * unit)
-    points = points[rng.random(len(points)) < 0.45]
+    points = scatter(rng, shape, 26 * unit, keep=0.45)
     specks = stamp(
         shape, points, rng.uniform(0.8, 2.0, len(points)) * unit, 0.8 * unit, rng.uniform(0, np.pi, len(points))
     )
@@ -50,9 +48,8 @@ def _background(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     return 0.15 + 0.02 * haze + 0.4 * specks, 0.3 + 0.04 * haze + 0.2 * specks
 
 
-def _debris(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _debris(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """Necrosis: smudged fragments with torn edges, and nuclear dust of every size."""
-    shape = (size, size)
     torn = noise(rng, shape, 16 * unit) + 0.6 * noise(rng, shape, 5 * unit)
     fragments = ramp(torn, -0.25, 0.15)
     grain = noise(rng, shape, 2.2 * unit)
@@ -63,52 +60,45 @@ def _debris(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     return (0.12 + 0.1 * grain) * fragments + 0.9 * dust, 0.1 + (0.6 + 0.25 * grain) * fragments
 
 
-def _lymphocytes(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _lymphocytes(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """An infiltrate: small round dark nuclei of one size, packed, with hardly any cytoplasm."""
-    shape = (size, size)
-    points = scatter(rng, shape, rng.uniform(6.8, 8.0) * unit, 0.13)
-    points = points[rng.random(len(points)) < 0.93]
+    points = scatter(rng, shape, rng.uniform(6.8, 8.0) * unit, 0.13, keep=0.93)
     radius = rng.normal(2.7, 0.2, len(points)) * unit
     nuclei = stamp(shape, points, radius * rng.uniform(1, 1.2, len(points)), radius, rng.uniform(0, np.pi, len(points)))
     cytoplasm = 0.25 + 0.12 * nuclei + 0.03 * noise(rng, shape, 14 * unit)
     return 0.08 + nuclei * (1 + 0.15 * noise(rng, shape, 2 * unit)), cytoplasm
 
 
-def _mucus(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _mucus(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """Pools of mucin: smooth pale streaks that swirl, and a rare cell."""
-    shape = (size, size)
     y, x = grid(*shape)
     angle = rng.uniform(0, np.pi)
     swirl = noise(rng, shape, 60 * unit) * 9 * unit + noise(rng, shape, 24 * unit) * 1.5 * unit
     phase = (x * np.sin(angle) - y * np.cos(angle) + swirl) / (rng.uniform(9, 13) * unit)
     streaks = strands(rng, phase) * ramp(noise(rng, shape, 45 * unit), -1.5, 1)
-    points = scatter(rng, shape, 30 * unit)
-    points = points[rng.random(len(points)) < 0.4]
+    points = scatter(rng, shape, 30 * unit, keep=0.4)
     nuclei = stamp(shape, points, 2.6 * unit, 2.0 * unit, rng.uniform(0, np.pi, len(points)))
     return 0.2 + 0.07 * streaks + 0.6 * nuclei, 0.18 + 0.06 * streaks
 
 
-def _muscle(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _muscle(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """Smooth muscle: parallel dense fibres, and rod-shaped nuclei lying along them."""
-    shape = (size, size)
     angle = rng.uniform(0, np.pi)
     fibres = noise(rng, shape, 60 * unit, 5 * unit, angle) + 0.4 * noise(rng, shape, 30 * unit, 2.2 * unit, angle)
-    points = scatter(rng, shape, 14 * unit)
-    points = points[rng.random(len(points)) < 0.6]
+    points = scatter(rng, shape, 14 * unit, keep=0.6)
     turn = angle + rng.normal(0, 0.07, len(points))
     nuclei = stamp(shape, points, rng.uniform(5, 8, len(points)) * unit, 1.4 * unit, turn)
     return 0.1 + 0.75 * nuclei, 0.8 + 0.16 * fibres
 
 
-def _normal(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _normal(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """Normal mucosa: round regular crypts with a lumen, goblet cells and a row of basal nuclei."""
-    glands = lay_glands(rng, (size, size), rng.uniform(40, 50) * unit, rng.uniform(0.84, 0.95), 0.03)
+    glands = lay_glands(rng, shape, rng.uniform(40, 50) * unit, rng.uniform(0.84, 0.95), 0.03)
     return paint_glands(rng, glands, unit, rng.uniform(0.2, 0.35))
 
 
-def _stroma(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _stroma(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """Cancer-associated stroma: loose wavy fibres with gaps, and spindle nuclei that follow them."""
-    shape = (size, size)
     y, x = grid(*shape)
     angle = rng.uniform(0, np.pi)
     bend = noise(rng, shape, 36 * unit) * 7 * unit
@@ -116,16 +106,14 @@ def _stroma(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     waves = strands(rng, phase / 5 + 0.35 * noise(rng, shape, 18 * unit)) + 0.4 * noise(rng, shape, 5 * unit)
     gaps = ramp(noise(rng, shape, 30 * unit, 9 * unit, angle), 0.9, 1.5)
     dy, dx = np.gradient(phase)
-    points = scatter(rng, shape, 11 * unit)
-    points = points[rng.random(len(points)) < 0.5]
+    points = scatter(rng, shape, 11 * unit, keep=0.5)
     turn = np.arctan2(sample_field(dx, points), -sample_field(dy, points)) + rng.normal(0, 0.15, len(points))
     nuclei = stamp(shape, points, rng.uniform(3.5, 5.5, len(points)) * unit, 1.2 * unit, turn)
     return 0.08 + 0.9 * nuclei, (0.5 + 0.2 * waves) * (1 - gaps) + 0.05
 
 
-def _tumour(rng: np.random.Generator, size: int, unit: float) -> _Stains:
+def _tumour(rng: np.random.Generator, shape: _Shape, unit: float) -> _Stains:
     """Adenocarcinoma epithelium: large crowded nuclei of uneven size and direction around slits of lumen."""
-    shape = (size, size)
     fold = noise(rng, shape, rng.uniform(20, 30) * unit)
     width = np.minimum(0.3 * noise(rng, shape, 35 * unit), 0.6)
     slit = ramp(width - np.abs(fold), 0, 0.12)
@@ -141,7 +129,7 @@ def _tumour(rng: np.random.Generator, size: int, unit: float) -> _Stains:
     return (0.12 + 0.9 * nuclei * chromatin) * (1 - slit), (0.5 + 0.1 * nuclei) * (1 - slit)
 
 
-_PAINTERS: dict[str, Callable[[np.random.Generator, int, float], _Stains]] = {
+_PAINTERS: dict[str, Callable[[np.random.Generator, _Shape, float], _Stains]] = {
     "ADI": _adipose,
     "BACK": _background,
     "DEB": _debris,
@@ -170,7 +158,7 @@ def draw_tile(label: str, seed: int, size: int = 96) -> Image:
     entropy = [seed, CLASSES.index(label), size]
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
     unit = size / _FIELD_OF_VIEW
-    return stain(rng, *_PAINTERS[label](rng, size, unit), unit)
+    return stain(rng, *_PAINTERS[label](rng, (size, size), unit), unit)
 
 
 def write_tissue(root: Path, tiles_per_class: int, size: int = 96, seed: int = 0, suffix: str = ".png") -> Path:

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco.files import decode_mask, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.engines.base import CocoSplit, Detector, Schedule, TrainJob
@@ -32,6 +31,7 @@ from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.signals import StopFlag
+from tests.support.gland_images import write_glands
 from tests.support.glands import write_pairs
 from tests.support.jobs import LAUNCH, start
 from tests.support.pickles import Bait

@@ -15,12 +15,12 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.data.decode import decode
-from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco.files import decode_mask, encode_mask, instance_ids, read_coco
 from ca2cl.detection.coco.instances import Dropped, FragmentRule, find_instances
 from ca2cl.detection.coco.preview import shown_images
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.errors import InputError
+from tests.support.gland_images import write_glands
 from tests.support.glands import Mask, disc, gland_mask, save_pair, write_crag, write_pairs
 from tests.support.jobs import ROOT
 

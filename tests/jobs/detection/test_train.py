@@ -21,12 +21,12 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.common.job_dir import JobDir
-from ca2cl.data.synthetic.glands import write_glands
 from ca2cl.detection.coco.files import decode_mask, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.engines.predictions import coco_results
 from ca2cl.detection.engines.torchvision import TorchvisionEngine
+from tests.support.gland_images import write_glands
 from tests.support.jobs import LAUNCH, start
 from tests.support.servers import free_port
 

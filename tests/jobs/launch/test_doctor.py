@@ -6,7 +6,7 @@ import pytest
 
 from ca2cl.cli import main
 from ca2cl.doctor import machine
-from ca2cl.doctor.finding import Finding, told
+from ca2cl.doctor.finding import Finding, as_text
 from tests.support.forked import ca2cl
 from tests.support.jobs import as_printed, make_shards
 from tests.support.servers import free_port
@@ -95,7 +95,7 @@ def test_a_small_shared_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_wrong_has_a_remedy_and_the_verdict_counts_them() -> None:
     with pytest.raises(AssertionError):
         Finding("disk", "wrong", "full")
-    text = told([Finding("disk", "wrong", "full", "free some"), Finding("time", "note", "late")])
+    text = as_text([Finding("disk", "wrong", "full", "free some"), Finding("time", "note", "late")])
     assert text.endswith("verdict: 1 to mend: disk\n") and "-> free some" in text
 
 

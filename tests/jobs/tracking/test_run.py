@@ -252,7 +252,7 @@ def test_the_curves_show_every_number_of_the_journal_and_bridge_no_gap(tmp_path:
     for step in range(1, 5001):
         loss = math.nan if 2000 < step <= 2100 else 1 / step
         journal.append({"step": step, "loss": loss, "nt_xent": 1 / step, "lr": 0.1, "tiles_per_s": 50.0})
-    figure = curves_figure(journal.path, CA2CL.curves, "title")
+    figure = curves_figure(journal.path, CA2CL.curves)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["Loss", "Learning rate", "Throughput"]
     total = figure.axes[0].get_lines()[0]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ca2cl.data import decode as module
-from ca2cl.data.decode import BadSample, decode, decode_into
+from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of
 from ca2cl.data.shards.writer import image_size
 from tests.support.shards import encode
@@ -136,7 +136,7 @@ def test_pixels_are_as_stored_whatever_says_that_they_are_to_be_turned(kind: str
     assert (orientation_of(upright), orientation_of(turned)) == (1, orientation)
     assert np.array_equal(decode(turned, expect=(24, 16)), decode(upright))
     out = np.empty((24, 16, 3), np.uint8)
-    decode_into(turned, out)
+    decode(turned, out_HWC=out)
     assert np.array_equal(out, decode(upright))
     assert image_size(turned, "x") == (24, 16)
 
@@ -212,7 +212,7 @@ def test_decoding_into_a_buffer_equals_decoding(kind: str) -> None:
     pixels = smooth(24, 30)
     data = tiff(pixels, rows=7) if kind == "plain" else encode(pixels, kind)
     chunk = np.zeros((3, 24, 30, 3), np.uint8)
-    decode_into(data, chunk[1])
+    decode(data, out_HWC=chunk[1])
     assert np.array_equal(chunk[1], decode(data)) and not chunk[0].any() and not chunk[2].any()
     with pytest.raises(BadSample, match="expected 24 x 24"):
-        decode_into(data, np.zeros((24, 24, 3), np.uint8))
+        decode(data, out_HWC=np.zeros((24, 24, 3), np.uint8))

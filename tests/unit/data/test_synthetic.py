@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from ca2cl.data.synthetic.glands import draw_glands, write_glands
 from ca2cl.data.synthetic.painting import STAINS, cells, noise, ramp, render, stamp, strands
 from ca2cl.data.synthetic.tissue import CLASSES, draw_tile, write_tissue
 from ca2cl.errors import InputError
+from tests.support.gland_images import draw_glands, write_glands
 
 Vector = npt.NDArray[np.float64]
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from ca2cl.data.synthetic.glands import draw_glands
 from ca2cl.detection.scores.glas_metrics import GlasScores, compare, glas_scores, pooled
 from ca2cl.errors import InputError
+from tests.support.gland_images import draw_glands
 from tests.support.glands import Mask, disc
 
 

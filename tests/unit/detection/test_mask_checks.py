@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.data.synthetic.glands import write_glands
+from tests.support.gland_images import write_glands
 from tests.support.glands import Mask, disc, gland_mask, save_pair
 
 FOUR = ((16, 16), (16, 48), (48, 16), (48, 48))

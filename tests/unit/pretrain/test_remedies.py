@@ -47,7 +47,10 @@ class Job(NamedTuple):
         method = CA2CL(config.objective)
         check_least(config, method)
         index = SimpleNamespace(starts=np.array([0, self.total], np.int64))
-        order = LaneOrder(index, self.lanes, self.batch_size, 0, world=self.world, least=method.least_tiles)
+        order = LaneOrder(
+            index, self.lanes, self.batch_size, 0, world=self.world, least=method.least_tiles,
+            fewer=lambda tiles: method.too_few(tiles)[1],
+        )  # fmt: skip
         order.check_world(self.world)
         micro_batch(config, self.world)
 
@@ -113,6 +116,12 @@ def test_two_tiles_in_eight_lanes() -> None:
     )
     assert refusal(job._replace(total=1)).endswith("make shards of more tiles")
     assert refusal(job._replace(total=9, clusters=9)).endswith("use --run.batch_size 9 with --data.lanes 3")
+
+
+def test_a_method_without_a_setting_for_fewer_tiles_names_none() -> None:
+    index = SimpleNamespace(starts=np.array([0, 4], np.int64))
+    with pytest.raises(InputError, match="; make shards of more tiles$"):
+        LaneOrder(index, 4, 8, 0, least=8)
 
 
 @pytest.mark.parametrize(("batch", "lanes"), [(30, 8), (7, 2), (64, 48), (3, 64)])
