@@ -23,7 +23,7 @@ def check_least(config: PretrainConfig, method: Method) -> None:
     name, smallest, more = "run.batch_size", run.batch_size, -(-least // config.data.lanes) * config.data.lanes
     remedy = f"use --run.batch_size {more}"
     if run.accumulation == "plain" and run.micro_batch_size:
-        name, smallest, remedy = "run.micro_batch_size", run.micro_batch_size, "use a larger one"
+        name, smallest, remedy = "run.micro_batch_size", run.micro_batch_size, "leave it out"
     if smallest < least:
         why, other = method.too_few(smallest)
         raise InputError(f"{name} is {smallest}: {why}; {remedy}{f', or {other}' if other else ''}")
