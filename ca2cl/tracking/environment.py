@@ -12,14 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import ca2cl
 from ca2cl.common.redact import redact
 
 
 def environment() -> dict[str, Any]:
     """Versions, devices, host and commit, ready for JSON."""
+    import torch  # seconds that the help of a verb need not take
+
     return {
         "ca2cl": ca2cl.__version__,
         "commit": git_commit(),

@@ -10,9 +10,10 @@ from annotated_types import Ge, Interval
 
 from ca2cl.config import TrackingConfig, check_ranges
 from ca2cl.errors import InputError
-from ca2cl.evaluation.embed.writer import SUFFIXES
 
 POSITIONAL = ("source", "out")
+SUFFIXES = (".parquet", ".safetensors")
+"""Formats of the file of vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ from ca2cl.evaluation.embed.parts import REMEDY, parquet_writer, schema
 
 METADATA_KEY = "ca2cl"
 """Of the file's metadata: JSON that says what was embedded by what."""
-SUFFIXES = (".parquet", ".safetensors")
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 Tables = Callable[[], Iterable[pa.Table]]
