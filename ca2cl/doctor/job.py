@@ -73,7 +73,14 @@ def arithmetic(index: ShardIndex, order: LaneOrder, plan: DoctorConfig) -> Findi
 
 
 def rates(index: ShardIndex, order: LaneOrder, reader: ShardReader, plan: DoctorConfig) -> list[Finding]:
-    """Tiles/s that one core reads and decodes, and that the device turns into views and trains on."""
+    """Measured tiles/s of reading and decoding on one core, and of views and training on the device.
+
+    Args:
+        index: of the shards.
+        order: of their tiles.
+        reader: of their bytes.
+        plan: settings of the planned job.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         reading, batch = _reading(index, order, reader, plan.processes)

@@ -1,4 +1,4 @@
-"""Training-mode BatchNorm with statistics over runs of consecutive rows, all runs by one kernel.
+"""Training-mode BatchNorm over groups of consecutive rows, in one kernel.
 
 A run's channels are taken for channels of their own: rows (G s, C, H, W) become (s, G C, H, W), in the channels_last
 layout in which they are, at the cost of one copy in and one out.

@@ -24,7 +24,14 @@ def sidecar_path(out: Path, name: str) -> Path:
 
 
 def make_shard(path: Path, tiles: list[Tile], reader: TileReader, packing: Packing) -> ShardInfo:
-    """Write one shard, unless a run before this one finished it. The arguments are those of ``pack``."""
+    """Write one shard, unless an earlier run finished it.
+
+    Args:
+        path: of the tar.
+        tiles: in order.
+        reader: reads them.
+        packing: checks and encoding.
+    """
     sidecar = sidecar_path(path.parent, path.name)
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = read_sidecar(sidecar)

@@ -185,7 +185,16 @@ def _flipped(pixels: Tensor, target: dict[str, Tensor]) -> Example:
 def image_steps(
     images: TrainingImages, steps: range, *, rank: int, world: int, workers: int, device: torch.device
 ) -> Iterator[ImageStep]:
-    """This rank's share of the batches of ``steps`` on ``device``; the other arguments as in ``read_batches``."""
+    """This rank's share of the batches of ``steps``, on ``device``.
+
+    Args:
+        images: training images with their order.
+        steps: optimizer steps, from 0.
+        rank: of this process.
+        world: processes.
+        workers: reading processes.
+        device: where the images go.
+    """
     from accelerate.utils import send_to_device
 
     pin = device.type == "cuda"
