@@ -44,7 +44,7 @@ def compare(expected: Path, found: Path) -> None:
     for a, b in zip(lines, training_lines(found), strict=True):
         for name in ("loss", "nt_xent", "cluster", "nt_xent_adversarial"):
             assert b[name] == pytest.approx(a[name], rel=1e-14), (name, a["step"])
-        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-6)  # engines add it up in their own order
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)  # in fp32, each in its own order
     ours, theirs = (
         load_file(run / "checkpoints" / "step-000000002" / "model.safetensors") for run in (expected, found)
     )
