@@ -47,6 +47,7 @@ from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Progress, TrainJob, train
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
+from ca2cl.views.batch import VERSION
 from ca2cl.views.build import build_views
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "start_weights": parts.start_weights,
         "norm_block": config.model.norm_block,
         "numerics": parts.numerics,
+        "views": VERSION,
     }
     observer = RunObserver(tracker, config, method, index, reader, order, steps, state)
     run, per_epoch = config.run, order.steps_per_epoch
@@ -210,6 +212,8 @@ def _method(config: PretrainConfig) -> Method:
 def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
     """What the last bit depends on, the same on every rank; None where nothing is promised of it."""
     numerics = fix_numerics(accelerator.device) if config.run.accumulation == "bitwise" else None
+    if numerics is not None:
+        numerics["views"] = str(VERSION)
     for rank, there in enumerate(ranks.share(numerics)):
         check_numerics(numerics or {}, there or {}, f"on rank {rank}")
     return numerics
@@ -300,6 +304,11 @@ def _resume(
         if state.get("manifest_digest") != manifest_digest:
             raise InputError(f"{checkpoint}: was trained on other shards; use those, or begin a new run")
         shares.check_resume(config, groups, state)
+        if state.get("views", 1) != VERSION:
+            logger.warning(
+                "%s: has seen views of version %s, and goes on with those of version %d, which differ a little",
+                checkpoint, state.get("views", 1), VERSION,
+            )  # fmt: skip
         held = state.get("numerics")
         if numerics and isinstance(held, dict):
             check_numerics(numerics, held, f"in {checkpoint}")
