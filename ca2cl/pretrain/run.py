@@ -47,6 +47,7 @@ from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Progress, TrainJob, train
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
+from ca2cl.views.batch import VERSION
 from ca2cl.views.build import build_views
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "start_weights": parts.start_weights,
         "norm_block": config.model.norm_block,
         "numerics": parts.numerics,
+        "views": VERSION,
     }
     observer = RunObserver(tracker, config, method, index, reader, order, steps, state)
     run, per_epoch = config.run, order.steps_per_epoch
@@ -212,7 +214,7 @@ def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dic
     """Numerics that ``bitwise`` depends on, checked to be equal on all ranks; None for other accumulations."""
     numerics = None
     if config.run.accumulation == "bitwise":
-        numerics = fix_numerics(accelerator.device)
+        numerics = {**fix_numerics(accelerator.device), "views": str(VERSION)}
     else:
         choose_kernels(accelerator.device, tf32=config.run.tf32)
     for rank, there in enumerate(ranks.share(numerics)):
@@ -309,6 +311,11 @@ def _resume(
         if state.get("manifest_digest") != manifest_digest:
             raise InputError(f"{checkpoint}: was trained on other shards; use those, or begin a new run")
         shares.check_resume(config, groups, state)
+        if state.get("views", 1) != VERSION:
+            logger.warning(
+                "%s: was trained on views of version %s; it continues with version %d, whose views differ a little",
+                checkpoint, state.get("views", 1), VERSION,
+            )  # fmt: skip
         saved = state.get("numerics")
         if numerics and isinstance(saved, dict):
             check_numerics(numerics, saved, f"in {checkpoint}")

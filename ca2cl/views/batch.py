@@ -1,54 +1,68 @@
-"""Render the two views of a batch of tiles."""
+"""Draw and render the two views of a batch of tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ca2cl.models.preprocess import normalise_, to_planes
-from ca2cl.views.ops.random import Draws
+from ca2cl.views.draw.random import Draws
+from ca2cl.views.draw.table import Passes, Table, View
 
-# Numbers in the planes that are worked on together: on a CPU few enough to stay in a core's cache, on another device
-# enough to fill it.
-_CHUNK_CPU = 600_000
-_CHUNK_DEVICE = 40_000_000
+VERSION = 2
+"""Of what the views are of a seed, an epoch and a key; kept in checkpoints. Runs begun before it was kept have 1."""
+_ON_GPU = ("cuda", "meta")  # meta: shapes alone, which take the GPU's way
+BOTH: tuple[View, View] = ("strong", "weak")
 
 
 class Recipe(Protocol):
-    """How the strong and the weak view of a tile are made."""
+    """What the strong and the weak view of a tile draw.
+
+    Attributes:
+        name: of the recipe.
+        size: side S of the views in pixels.
+        draw_names: names of the draws that ``draw`` asks for.
+    """
 
     name: str
+    size: int
+    draw_names: tuple[str, ...]
 
-    def strong(self, images: Tensor, draws: Draws) -> Tensor:
-        """float32 (B, 3, H, W) → (B, 3, S, S), both in [0, 1]; the tiles are left as they were."""
+    def passes(self, view: View) -> Passes:
+        """What some tile of a view may draw."""
 
-    def weak(self, images: Tensor, draws: Draws) -> Tensor:
-        """The same for the weak view."""
+    def draw(self, draws: Draws, views: Sequence[View], tile_sides: tuple[int, int]) -> Table:
+        """The rows of some views, (V, B); their tiles are of (height, width) pixels."""
 
 
 class Views:
     """Both views of every tile, each a pure function of (seed, epoch, the sample's key).
 
-    A sample's views do not depend on which other tiles are in the batch.
+    A sample's views do not depend on which other tiles are in the batch, nor on the device but for rounding to 8 bits.
+    All that a batch draws is drawn on the host, into one table that is copied to the device once (``table``). CPUs
+    render by ``cpu``, CUDA devices by ``gpu``; devices without a renderer of their own (mps, xpu) get what the CPU has
+    rendered.
 
     Args:
-        recipe: how a view is made.
-        image_size: side S of the views in pixels.
+        recipe: what a view draws.
         mean: of the encoder's input channels, in [0, 1].
         std: of the channels.
         seed: the run's seed.
+        dtype: of the views: float32, bfloat16 or float16.
     """
 
     def __init__(
-        self, recipe: Recipe, image_size: int, *, mean: Sequence[float], std: Sequence[float], seed: int
-    ) -> None:
+        self, recipe: Recipe, *, mean: Sequence[float], std: Sequence[float], seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         self.recipe = recipe
-        self.image_size = image_size
-        self.mean, self.std = tuple(mean), tuple(std)
         self.seed = seed
+        levels = torch.arange(256).expand(3, 256)
+        centre, width = (255 * torch.tensor(values).double()[:, None] for values in (mean, std))
+        self._raw = levels.byte()
+        self._normalised = ((levels - centre) / width).to(dtype)
 
     def __call__(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """The strong and the weak view, normalised.
@@ -59,54 +73,52 @@ class Views:
             epoch: number of the pass over the data.
 
         Returns:
-            Two float32 (B, 3, S, S) in channels_last order, on the tiles' device.
+            Two (B, 3, S, S) of ``dtype`` in channels_last order, on the tiles' device.
         """
-        strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, normalised=True)
-        return strong, weak
+        strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, BOTH, self._normalised)
+        return strong.permute(0, 3, 1, 2), weak.permute(0, 3, 1, 2)
 
     def weak(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
         """The weak view alone, normalised: how labelled tiles are augmented."""
-        (weak,) = self._make(tiles_BHWC, key_hash_B, epoch, normalised=True, names=("weak",))
-        return weak
+        return self._make(tiles_BHWC, key_hash_B, epoch, ("weak",), self._normalised)[0].permute(0, 3, 1, 2)
 
     def strong(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> Tensor:
         """The strong view alone, normalised."""
-        (strong,) = self._make(tiles_BHWC, key_hash_B, epoch, normalised=True, names=("strong",))
-        return strong
+        return self._make(tiles_BHWC, key_hash_B, epoch, ("strong",), self._normalised)[0].permute(0, 3, 1, 2)
 
     def raw(self, tiles_BHWC: Tensor, key_hash_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """The same views in [0, 1], not normalised: what people look at."""
-        strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, normalised=False)
+        """The same views before they are normalised, uint8 (B, S, S, 3): what people look at."""
+        strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, BOTH, self._raw)
         return strong, weak
+
+    def draw(self, key_hash_B: Tensor, epoch: int, views: Sequence[View], tile_sides: tuple[int, int]) -> Table:
+        """What the views of a batch draw, (V, B)."""
+        keys = key_hash_B.cpu().numpy()
+        draws = Draws(keys, seed=self.seed, epoch=epoch, views=views, names=self.recipe.draw_names)
+        return self.recipe.draw(draws, views, tile_sides)
 
     @torch.no_grad()
     def _make(
-        self,
-        tiles: Tensor,
-        key_hash: Tensor,
-        epoch: int,
-        *,
-        normalised: bool,
-        names: Sequence[Literal["strong", "weak"]] = ("strong", "weak"),
+        self, tiles: Tensor, key_hash: Tensor, epoch: int, views: Sequence[View], colours: Tensor
     ) -> list[Tensor]:
+        """V of (B, S, S, 3); ``colours`` (3, 256) are what the levels become."""
+        if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
+            raise ValueError(f"tiles are {tiles.dtype} {tuple(tiles.shape)}: give uint8 (B, H, W, 3)")
         if len(tiles) != len(key_hash):
             raise ValueError(f"{len(tiles)} tiles and {len(key_hash)} key hashes: give one a tile")
-        side = self.image_size
-        shape, device = (len(tiles), 3, side, side), tiles.device
-        made = [torch.empty(shape, device=device, memory_format=torch.channels_last) for _ in names]
-        # Parameters are drawn on the CPU: the same bits for every device, and no waiting to learn who drew what.
-        draws = [Draws(key_hash.cpu(), seed=self.seed, epoch=epoch, view=name) for name in names]
-        renders = [self.recipe.strong if name == "strong" else self.recipe.weak for name in names]
-        for rows in self._chunks(tiles):
-            images = to_planes(tiles[rows])
-            for out, render, drawn in zip(made, renders, draws, strict=True):
-                view = render(images, drawn.rows(rows))
-                if normalised:
-                    normalise_(view, self.mean, self.std)
-                out[rows].copy_(view)
-        return made
+        table = self.draw(key_hash, epoch, views, (tiles.shape[1], tiles.shape[2]))
+        if tiles.device.type in _ON_GPU:
+            from ca2cl.views.gpu.render import render
 
-    def _chunks(self, tiles: Tensor) -> Iterator[slice]:
-        budget = _CHUNK_CPU if tiles.device.type == "cpu" else _CHUNK_DEVICE
-        chunk = max(4, budget // (3 * max(tiles.shape[1] * tiles.shape[2] // 4, self.image_size**2)))
-        return (slice(start, start + chunk) for start in range(0, len(tiles), chunk))
+            return render(tiles, table, [self.recipe.passes(view) for view in views], colours, self.recipe.size)
+        return list(_render_on_cpu(tiles.cpu(), table, colours, self.recipe.size).to(tiles.device))
+
+
+def _render_on_cpu(tiles: Tensor, table: Table, colours: Tensor, size: int) -> Tensor:
+    from ca2cl.views.cpu.render import render  # imports Numba
+
+    out = torch.empty((*table.shape, size, size, 3), dtype=colours.dtype)
+    # NumPy has no bfloat16: what is not float32 is carried as words of its size.
+    carried = {1: torch.uint8, 2: torch.int16, 4: torch.float32}[colours.element_size()]
+    render(tiles.contiguous().numpy(), table, colours.view(carried).numpy(), out.view(carried).numpy())
+    return out

@@ -44,8 +44,8 @@ def contact_sheet(
     columns = [("original", _enlarge(tiles_BHWC.cpu().numpy()))]
     for epoch in range(epochs):
         for name, batch in zip(("strong", "weak"), views.raw(tiles_BHWC, key_hash_B, epoch), strict=True):
-            columns.append((f"{name}, epoch {epoch}", _enlarge(_to_bytes(batch))))
-    title = f"recipe {views.recipe.name}, {views.image_size} px, seed {views.seed}"
+            columns.append((f"{name}, epoch {epoch}", _enlarge(batch.cpu().numpy())))
+    title = f"recipe {views.recipe.name}, {views.recipe.size} px, seed {views.seed}"
     sheet = _draw(columns, labels, title)
     path = Path(out)
     try:
@@ -54,11 +54,6 @@ def contact_sheet(
     except OSError as error:
         raise InputError(f"{path}: cannot write the sheet ({error.strerror or error}); give another path") from None
     return path
-
-
-def _to_bytes(images: Tensor) -> npt.NDArray[np.uint8]:
-    levels: npt.NDArray[np.uint8] = (images * 255.0).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return levels
 
 
 def _enlarge(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -9,28 +9,31 @@ shift-scale-rotate draws is laid over the finished colours. Blur and noise there
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from ca2cl.runtime.device import to_device
-from ca2cl.views.ops import distort, filters, geometry
-from ca2cl.views.ops.clahe import clahe_lightness
-from ca2cl.views.ops.hsv import shift_hsv
-from ca2cl.views.ops.random import Draws
-from ca2cl.views.ops.subset import apply_to, per_sample, rows_of
+from ca2cl.views.draw import maps
+from ca2cl.views.draw.random import Draws, Floats
+from ca2cl.views.draw.table import GAUSSIAN, GRID, MEDIAN, MOTION, NO_BEND, NOISE, OPTICAL, Passes, Table, View, plain
 
-_BLURS = ("motion", "median", "gaussian", "noise")
-_DISTORTIONS = ("optical", "grid", "elastic")
-_NOISE_VARIANCE = (5.0, 30.0)  # of 8-bit values
+_BLURS = np.array((MOTION, MEDIAN, GAUSSIAN, NOISE))
+_BENDS = np.array((OPTICAL, GRID, NO_BEND))
+_ELASTIC = 2  # third of the distortions; its bend is an affine map
+_NOISE_VARIANCE = (5.0, 30.0)
 _CLAHE_CLIP = (1.0, 4.0)
 _SHIFT, _SCALE, _DEGREES = 0.1, 0.1, 15.0
 _BRIGHTNESS = _CONTRAST = 0.2
 _HUE, _SATURATION, _VALUE = 10.0, 20.0, 10.0
 _CUTOUT = 0.375
-# Deviations of Gaussian kernels of 5 and 3 taps when only their size is given: 0.3 ((taps - 1) / 2 - 1) + 0.8.
-_SIGMA = (1.1, 0.8)
+# Three points of the elastic transform move by up to 50 pixels of 224, in units of half a side. Its random field moves
+# a pixel by 0.01 after a filter of deviation 50, a third of the step that OpenCV reads at, and is left out.
+_ELASTIC_MOVE = 2.0 * 50.0 / 224.0
+_LEAST_AREA = 0.01
+_GRID_AXES = tuple(f"grid.{axis}.{cell}" for axis in "xy" for cell in range(5))
+_MOVES = tuple(f"elastic.move.{number}" for number in range(6))
 
 
 @dataclass(frozen=True)
@@ -64,128 +67,82 @@ class PaperRecipe:
     """
 
     name = "ca2cl"
+    draw_names = (
+        *vars(WEAK), "brightness.by", "contrast.by", "hue", "saturation", "value", "shift.x", "shift.y", "scale",
+        "rotate", "blur.which", "blur.wide", "motion.x", "motion.to.x", "motion.y", "motion.to.y", "noise.variance",
+        "noise", "distortion.which", "optical", *_GRID_AXES, *_MOVES, "clahe.clip", "cutout.y", "cutout.x",
+    )  # fmt: skip
 
     def __init__(self, size: int, *, strong: Probabilities = STRONG, weak: Probabilities = WEAK) -> None:
         self.size = size
-        self._strong, self._weak = strong, weak
+        self.likely = {"strong": strong, "weak": weak}
 
-    def strong(self, images: Tensor, draws: Draws) -> Tensor:
-        """The strong view, float32 (B, 3, S, S) in [0, 1], of tiles float32 (B, 3, H, W) in [0, 1]."""
-        return self._view(images, draws, self._strong)
+    def passes(self, view: View) -> Passes:
+        """What some tile of a view may draw."""
+        likely = self.likely[view]
+        return Passes(stain=False, blur=likely.blur > 0, clahe=likely.clahe > 0)
 
-    def weak(self, images: Tensor, draws: Draws) -> Tensor:
-        """The weak view, likewise."""
-        return self._view(images, draws, self._weak)
+    def draw(self, draws: Draws, views: Sequence[View], tile_sides: tuple[int, int]) -> Table:
+        """The rows of some views, (V, B); their tiles are of (height, width) pixels."""
+        names = vars(WEAK)
+        on = {
+            name: draws.chance(name, np.array([[getattr(self.likely[view], name)] for view in views])) for name in names
+        }
+        table = plain(*on["blur"].shape)
+        table["reduce"] = max(1, min(tile_sides) // self.size)
+        self._draw_geometry(draws, on, table)
+        added = on["brightness"] * draws.uniform("brightness.by", -_BRIGHTNESS, _BRIGHTNESS)
+        factor = 1.0 + on["contrast"] * draws.uniform("contrast.by", -_CONTRAST, _CONTRAST)
+        # Held in range before the factor, too: no more than the factor can come out.
+        table["adjust"] = np.stack((factor, factor * added * 255.0, np.minimum(factor, 1.0) * 255.0), -1)
+        self._draw_blur(draws, on["blur"], table)
+        area = (-(-self.size // 8)) ** 2
+        table["clip"] = on["clahe"] * np.maximum(np.floor(draws.uniform("clahe.clip", *_CLAHE_CLIP) * area / 256), 1.0)
+        table["shifted"] = on["hsv"]
+        hue, saturation = draws.uniform("hue", -_HUE, _HUE), draws.uniform("saturation", -_SATURATION, _SATURATION)
+        table["hsv"] = np.stack((hue / 30.0, saturation / 255.0, draws.uniform("value", -_VALUE, _VALUE) / 255.0), -1)
+        # About a pixel drawn anywhere, moved in at the top and left.
+        side = int(self.size * _CUTOUT)
+        top, left = (np.maximum(draws.choice(f"cutout.{axis}", self.size) - side // 2, 0) for axis in "yx")
+        table["hole"] = np.stack((top, left, on["cutout"] * side), -1)
+        return table
 
-    def _view(self, images: Tensor, draws: Draws, likely: Probabilities) -> Tensor:
-        turned = draws.chance("shift_scale_rotate", likely.shift_scale_rotate)
-        out, border = read(images, draws, likely, turned, self.size)
-        adjust(out, draws, likely)
-        blur(out, draws, likely)
-        clip = draws.uniform("clahe.clip", *_CLAHE_CLIP)
-        apply_to(out, draws.chance("clahe", likely.clahe), lambda some, rows: clahe_lightness(some, clip[rows]))
-        shift_colours(out, draws, likely)
-        apply_to(out, turned, lambda some, _: some.mul_(border))
-        cut_out(out, draws, likely)
-        return out
+    def _draw_geometry(self, draws: Draws, on: dict[str, npt.NDArray[np.bool_]], table: Table) -> None:
+        turned = table["border"] = on["shift_scale_rotate"].astype(np.float64)
+        table["affine"] = maps.shift_scale_rotate(
+            turned * draws.uniform("shift.x", -_SHIFT, _SHIFT), turned * draws.uniform("shift.y", -_SHIFT, _SHIFT),
+            1.0 + turned * draws.uniform("scale", -_SCALE, _SCALE),
+            turned * draws.uniform("rotate", -_DEGREES, _DEGREES),
+        )  # fmt: skip
+        which = draws.choice("distortion.which", len(_BENDS))
+        table["bend"] = on["distortion"] * _BENDS[which]
+        table["optical"] = draws.uniform("optical", -1.0, 1.0)
+        steps = _stacked(draws, _GRID_AXES, 0.0, 2.0)
+        table["grid_x"], table["grid_y"] = steps[..., :5], steps[..., 5:]
+        moves = (
+            _stacked(draws, _MOVES, -_ELASTIC_MOVE, _ELASTIC_MOVE) * (on["distortion"] & (which == _ELASTIC))[..., None]
+        )
+        elastic = maps.inverse(maps.three_points(moves.reshape(*which.shape, 3, 2)), _LEAST_AREA)
+        table["turn"] = maps.then(elastic, maps.dihedral(on["transpose"], on["vertical"], on["horizontal"]))
 
-
-def read(images: Tensor, draws: Draws, likely: Probabilities, turned: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """All geometry of a view in one reading of the tile.
-
-    Args:
-        images: float32 (B, 3, H, W).
-        draws: of this view.
-        likely: how likely its operations are.
-        turned: bool (B,), which samples are shifted, scaled and rotated.
-        size: side S of the view.
-
-    Returns:
-        The view, float32 (B, 3, S, S), read with reflection at the border, and for the samples of ``turned`` the share
-        of every pixel that lies on the tile, float32 (n, 1, S, S).
-    """
-    distorted = draws.chance("distortion", likely.distortion)
-    flips = [draws.chance(name, getattr(likely, name)) for name in ("transpose", "vertical", "horizontal")]
-    dihedral = geometry.dihedral(*flips)
-    affine = shift_scale_rotate(draws, turned).then(geometry.dihedral(*(flip & ~distorted for flip in flips)))
-    x, y = geometry.affine_grid(affine, size, images.device)
-    # Flips keep the square, so the border may be found from flipped coordinates as well as from those before.
-    here = to_device(rows_of(turned), images.device)
-    border = geometry.coverage(x[here], y[here], size)[:, None]
-    for number, name in enumerate(_DISTORTIONS):
-        rows = rows_of(distorted & (draws.choice("distortion.which", len(_DISTORTIONS)) == number))
-        if len(rows) > 0:
-            here = to_device(rows, images.device)
-            moved = geometry.move(*_distort(name, x[here], y[here], draws, rows), dihedral.rows(rows))
-            x[here], y[here] = moved
-    factor = max(1, min(images.shape[-2:]) // size)
-    return geometry.sample_reduced(images, [factor] * len(images), x, y), border
-
-
-def shift_scale_rotate(draws: Draws, mask: Tensor) -> geometry.Affine:
-    """The drawn shift, scale and rotation where ``mask`` is set, nothing elsewhere."""
-    on = mask.double()
-    return geometry.shift_scale_rotate(
-        on * draws.uniform("shift.x", -_SHIFT, _SHIFT),
-        on * draws.uniform("shift.y", -_SHIFT, _SHIFT),
-        1.0 + on * draws.uniform("scale", -_SCALE, _SCALE),
-        on * draws.uniform("rotate", -_DEGREES, _DEGREES),
-    )
-
-
-def _distort(name: str, x: Tensor, y: Tensor, draws: Draws, rows: Tensor) -> tuple[Tensor, Tensor]:
-    if name == "optical":
-        return distort.optical(x, y, distort.draw_optical(draws)[rows])
-    if name == "grid":
-        return distort.grid(x, y, *(steps[rows] for steps in distort.draw_grid(draws)))
-    return distort.elastic(x, y, *(part[rows] for part in distort.draw_elastic(draws)))
+    def _draw_blur(self, draws: Draws, on: npt.NDArray[np.bool_], table: Table) -> None:
+        kind = _BLURS[draws.choice("blur.which", len(_BLURS))]
+        table["blur"] = on * kind
+        # A Gaussian kernel's size is drawn from 3, 4 and 5 and made odd upwards, the others' from 3 and 5.
+        radius = 1 + draws.chance("blur.wide", np.where(kind == GAUSSIAN, 2 / 3, 1 / 2))
+        table["radius"] = radius
+        # That of a kernel whose size alone is given: 0.3 ((taps - 1) / 2 - 1) + 0.8.
+        table["sigma"] = 0.3 * (radius - 1) + 0.8
+        # A line between two pixels of the kernel, which are not the same.
+        x, to_x, y, to_y = (
+            np.floor(draws.uniform(f"motion.{end}") * (2 * radius + 1)) for end in ("x", "to.x", "y", "to.y")
+        )
+        other = (y + 1 + np.floor(draws.uniform("motion.to.y") * 2 * radius)) % (2 * radius + 1)
+        to_y = np.where(x == to_x, other, to_y)
+        table["line"] = np.stack((y, x, to_y, to_x), -1) - radius[..., None]
+        table["deviation"] = np.sqrt(draws.uniform("noise.variance", *_NOISE_VARIANCE))
+        table["noise"] = draws.choice("noise", 1 << 24)
 
 
-def adjust(images: Tensor, draws: Draws, likely: Probabilities) -> None:
-    """Brightness added, held in [0, 1], then contrast multiplied, held in [0, 1]; in place, one pass for both."""
-    on = draws.chance("brightness", likely.brightness).double()
-    added = on * draws.uniform("brightness.by", -_BRIGHTNESS, _BRIGHTNESS)
-    on = draws.chance("contrast", likely.contrast).double()
-    factor = 1.0 + on * draws.uniform("contrast.by", -_CONTRAST, _CONTRAST)
-    scale = per_sample(factor, images)
-    images.mul_(scale).add_(per_sample(factor * added, images))
-    # Held in [0, 1] before the factor too: no more than the factor can come out.
-    torch.minimum(images.clamp_(min=0.0), scale.clamp(max=1.0), out=images)
-
-
-def blur(images: Tensor, draws: Draws, likely: Probabilities) -> None:
-    """One of motion, median and Gaussian blur and Gaussian noise, in place."""
-    on, which = draws.chance("blur", likely.blur), draws.choice("blur.which", len(_BLURS))
-    wide = draws.chance("blur.wide", 0.5)
-    drawn = {name: on & (which == number) for number, name in enumerate(_BLURS)}
-    line = torch.where(wide, 4 + draws.choice("motion.line", 8), draws.choice("motion.line", 4))
-    apply_to(images, drawn["motion"], lambda some, rows: filters.motion_blur(some, line[rows]))
-    apply_to(images, drawn["median"] & ~wide, lambda some, _: filters.median_blur(some, 3))
-    apply_to(images, drawn["median"] & wide, lambda some, _: filters.median_blur(some, 5))
-    # One kernel of 5 taps serves both sizes: that of 3 taps has zeros at its ends.
-    kernels = filters.gaussian_weights(torch.where(wide, *_SIGMA), torch.where(wide, 2, 1), radius=2)
-    apply_to(images, drawn["gaussian"], lambda some, rows: filters.symmetric_blur(some, kernels[rows]))
-    deviation, words = draws.uniform("noise.variance", *_NOISE_VARIANCE).sqrt() / 255.0, draws.words("noise")
-    apply_to(images, drawn["noise"], lambda some, rows: filters.add_noise(some, deviation[rows], words[rows]))
-
-
-def shift_colours(images: Tensor, draws: Draws, likely: Probabilities) -> None:
-    """Shift of hue, saturation and value, in place."""
-    hue = draws.uniform("hue", -_HUE, _HUE)
-    saturation = draws.uniform("saturation", -_SATURATION, _SATURATION)
-    value = draws.uniform("value", -_VALUE, _VALUE)
-    apply_to(
-        images,
-        draws.chance("hsv", likely.hsv),
-        lambda some, rows: shift_hsv(some, hue[rows], saturation[rows], value[rows]),
-    )
-
-
-def cut_out(images: Tensor, draws: Draws, likely: Probabilities) -> None:
-    """Zero a square of 3/8 of the side about a pixel drawn anywhere, moved in at the top and left; in place."""
-    size = images.shape[-1]
-    side = int(size * _CUTOUT)
-    top, left = ((draws.choice(f"cutout.{axis}", size) - side // 2).clamp(min=0) for axis in "yx")
-    for row in rows_of(draws.chance("cutout", likely.cutout)).tolist():
-        y, x = int(top[row]), int(left[row])
-        images[row, :, y : y + side, x : x + side] = 0.0
+def _stacked(draws: Draws, names: Sequence[str], low: float, high: float) -> Floats:
+    return np.stack([draws.uniform(name, low, high) for name in names], -1)

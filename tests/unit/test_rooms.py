@@ -29,8 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.remote": {"data.shards"},
     "data.loading": {"data", "data.shards", "data.remote", "runtime"},
     "models": {"runtime"},
-    "views": {"views.ops", "models", "runtime", "data.shards", "data.remote", "data.loading"},
-    "views.ops": {"runtime"},
+    "views": {"views.draw", "views.cpu", "views.gpu", "data.shards", "data.remote", "data.loading"},
+    "views.draw": set(),
+    "views.cpu": {"views.draw"},
+    "views.gpu": {"views.draw", "runtime"},
     "methods": {"models"},
     "methods.ca2cl": {"methods", "models"},
     "training": {"runtime"},
@@ -84,6 +86,8 @@ ONLY_IN = {
     "jsonargparse": {"cli"},
     "datasets": {"data.sources"},
     "webdataset": {"data.shards"},
+    "numba": {"views.cpu"},
+    "triton": {"views.gpu"},
     "sklearn": {"evaluation", "evaluation.probe", "report"},
 }
 """Libraries that one part of the house stands for."""

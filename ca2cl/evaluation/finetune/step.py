@@ -78,7 +78,7 @@ def build_augmentation(name: Augmentation, prepare: Preprocessing, seed: int) ->
     how: dict[str, Any] = {"mean": prepare.mean, "std": prepare.std, "seed": seed}
     if name == "strong":
         recipe = PaperRecipe(prepare.size, strong=replace(STRONG, distortion=0.7))
-        return Views(recipe, prepare.size, **how).strong
+        return Views(recipe, **how).strong
     return build_views(ViewsConfig(recipe=name), prepare.size, **how).weak
 
 

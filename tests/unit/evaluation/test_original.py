@@ -103,7 +103,7 @@ def test_their_augmentation_is_the_strong_view_with_more_distortion() -> None:
     start = _starts(how)["encoder"]
     made = build_augmentation(how.augment, preprocessing_of(how, start), 0)
     views = made.__self__
-    assert made.__name__ == "strong" and views.recipe._strong == replace(STRONG, distortion=0.7)
+    assert made.__name__ == "strong" and views.recipe.likely["strong"] == replace(STRONG, distortion=0.7)
     tiles = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     assert made(tiles, torch.arange(4), 0).shape == (4, 3, start.card.input_size, start.card.input_size)
 

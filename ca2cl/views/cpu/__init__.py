@@ -1,0 +1,1 @@
+"""Render views on a CPU, compiled by Numba."""

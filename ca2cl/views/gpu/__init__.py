@@ -1,0 +1,1 @@
+"""Render views on a GPU: Triton kernels, each an operator of torch."""

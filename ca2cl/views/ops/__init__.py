@@ -1,1 +1,0 @@
-"""Batched image operations that the view recipes are made of."""
