@@ -29,7 +29,7 @@ def render(tiles: Tensor, table: Table, passes: Sequence[Passes], colours: Tenso
     """
     parts = (table.view("<f4").ravel(), colours.float().numpy().ravel(), LINEAR, LIGHTNESS)
     there = to_device(torch.from_numpy(np.concatenate(parts, dtype=np.float32)), tiles.device)
-    rows, constants = torch.split(there, [parts[0].size, there.numel() - parts[0].size])
+    rows, constants = there[: parts[0].size], there[parts[0].size :]
     rows, tiles = rows.view(*table.shape, -1), tiles.contiguous()
     return [_render_view(tiles, rows[v], constants, size, colours.dtype, needs) for v, needs in enumerate(passes)]
 
@@ -38,15 +38,15 @@ def _render_view(
     tiles: Tensor, rows: Tensor, constants: Tensor, size: int, dtype: torch.dtype, needs: Passes
 ) -> Tensor:
     view: Tensor
-    if not (needs.stain or needs.blur or needs.clahe):
-        view = ops.weak(tiles, rows, constants, size, dtype)
-        return view
-    images, sums = ops.read(tiles, rows, size, needs.stain)
-    if needs.blur:
-        images = ops.across(images, rows, sums, needs.stain)
+    if needs.stain or needs.blur or needs.clahe:
+        images, sums = ops.read(tiles, rows, size, needs.stain)
+        if needs.blur:
+            images = ops.across(images, rows, sums, needs.stain)
         if needs.stain:
             view = ops.down(images, rows, constants, dtype)
-            return view
-        images = ops.near(images, rows)
-    view = ops.finish(images, rows, ops.tables(images, rows, constants), constants, dtype)
+        else:
+            images = ops.near(images, rows) if needs.blur else images
+            view = ops.finish(images, rows, ops.tables(images, rows, constants), constants, dtype)
+    else:
+        view = ops.weak(tiles, rows, constants, size, dtype)
     return view

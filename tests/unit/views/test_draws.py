@@ -14,7 +14,7 @@ from ca2cl.views.draw.random import Draws, mix, word_of
 _KEYS = np.arange(20_000)
 
 
-def _mix_unsigned(x: np.ndarray) -> np.ndarray:
+def _mix_unsigned(x: Any) -> Any:
     """SplitMix64 as published, on unsigned words."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
@@ -25,7 +25,8 @@ def _mix_unsigned(x: np.ndarray) -> np.ndarray:
 
 class _OneView(Draws):
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Any:  # its one row
-        return super().uniform(name, low, high)[0]
+        rows: Any = super().uniform(name, low, high)
+        return rows[0]
 
 
 def _draws(keys: Any = _KEYS, seed: int = 0, epoch: int = 0, view: str = "strong") -> Draws:

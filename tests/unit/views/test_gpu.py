@@ -59,11 +59,11 @@ def test_kernels_compile(name: str, capability: int) -> None:
         assert len(made.asm["cubin"]) > 1000
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Launches, copies from the host, and bytes read and written, each tensor of an operation once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches = self.copies = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
