@@ -42,6 +42,7 @@ from ca2cl.models.heads import Network
 from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.numerics import choose_kernels
 from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.precision import HALF
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.readings import Reading
@@ -93,7 +94,9 @@ class Job:
         optimizer = build_optimizer(OptimConfig(name="adam"), network, fused=accelerator.device.type == "cuda")
         self.engine = AccelerateEngine(accelerator, network, optimizer, case.precision)
         self.method = CA2CL(ObjectiveConfig(epsilon=0.1, epsilon_mode="relative"))
-        self._views = build_views(ViewsConfig(recipe="ca2cl"), size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
+        half = HALF.get(case.precision, torch.float32)
+        config = ViewsConfig(recipe="ca2cl")
+        self._views = build_views(config, size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, dtype=half)
         self._case, self._late = case, list[Reading]()
 
     def views(self, tiles: Tiles) -> Any:

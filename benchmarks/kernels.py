@@ -47,6 +47,7 @@ from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.heads import Network
 from ca2cl.pretrain.batches import MicroBatches
 from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.runtime.precision import HALF
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.readings import Reading
@@ -260,7 +261,8 @@ def count_step(options: argparse.Namespace) -> tuple[Launches, Counter[str]]:
     """One whole step of ``smoke``'s method: feed, views, passes, losses, optimizer and the loop's reads."""
     size, batch, world = options.size, options.batch, options.processes
     config = ViewsConfig(recipe=options.views)
-    views = build_views(config, size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
+    dtype = HALF.get(options.precision, torch.float32)
+    views = build_views(config, size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, dtype=dtype)
     keys = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=torch.Generator().manual_seed(0))
     rows = torch.arange(batch)
     tiles = torch.empty(1, dtype=torch.uint8).expand(batch, size, size, 3)

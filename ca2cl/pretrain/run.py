@@ -38,7 +38,7 @@ from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
-from ca2cl.runtime.precision import check_precision
+from ca2cl.runtime.precision import HALF, check_precision
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
@@ -157,8 +157,9 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         workers=config.data.workers, start_step=progress.step, stop_step=steps,
     )  # fmt: skip
     views = build_views(
-        config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed
-    )
+        config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed,
+        dtype=_views_dtype(config),
+    )  # fmt: skip
     budget = BadBudget(config.data.max_bad_rate)
     state = {
         "run_id": tracker.run_id,
@@ -189,6 +190,12 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     finally:
         observer.close()
     return done
+
+
+def _views_dtype(config: PretrainConfig) -> torch.dtype:
+    """The precision to which autocast rounds the network's input; fp32 for the sums of ``bitwise``."""
+    run = config.run
+    return HALF.get(run.precision, torch.float32) if run.accumulation != "bitwise" else torch.float32
 
 
 def _check(config: PretrainConfig) -> None:

@@ -18,4 +18,8 @@ def test_a_step_on_eight_gpus_stays_within_its_budgets(norm: str) -> None:
     assert step["launches"] <= 3_700
     assert step["host_syncs"] == 1, counts.waits  # the step's numbers, which the loop reads a step late
     assert step["collectives"] <= (150 if norm == "sync" else 10)
-    assert found["share"] >= 0.7
+    assert found["views"]["launches"] <= 40 and found["views"]["host_syncs"] == 0
+    assert found["views"]["bytes"] <= 6e9 * 224 / 1792
+    elsewhere = [line for line in counts.copies if "pretrain/batches.py" not in line]
+    assert len(elsewhere) == 1 and counts.copies[elsewhere[0]] == 1  # the views' table, beside what the feed copies
+    assert found["share"] >= (0.85 if norm == "sync" else 0.75)

@@ -102,6 +102,12 @@ MUTATIONS = [
         DEVICES, "a_training_step_runs",
     ),
     Mutation(
+        "the views' table stays on the CPU", "views/gpu/render.py",
+        "there = to_device(torch.from_numpy(np.concatenate(parts, dtype=np.float32)), tiles.device)",
+        "there = torch.from_numpy(np.concatenate(parts, dtype=np.float32))",
+        DEVICES, "views_are_made_where",
+    ),
+    Mutation(
         "running statistics of lane_group are a rank's own", "models/batch_norm.py",
         '        dist.all_reduce(together)\n', "",
         STEP, "gives_the_gradient_of_one and 2-1-lane_group",
