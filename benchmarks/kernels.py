@@ -182,6 +182,8 @@ def _here() -> tuple[str, str]:
             "bare_direction",
         ):
             continue
+        if path.parent == PACKAGE / "runtime":  # to_device and its like: whoever calls it
+            continue
         if path == Path(__file__) or PACKAGE in path.parents:
             name = frame.f_code.co_name
             if name == "bare_direction":
