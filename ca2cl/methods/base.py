@@ -80,7 +80,7 @@ class Engine(Protocol):
         """The unwrapped network, for passes that must not trigger the wrapper's hooks."""
 
     @property
-    def loss_scale(self) -> float:
+    def loss_scale(self) -> float | Tensor:
         """The factor by which fp16 training multiplies a loss before its backward; 1 otherwise."""
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:

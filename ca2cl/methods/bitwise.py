@@ -164,7 +164,7 @@ def _channels_last(value: Tensor) -> Tensor:
 class _Collector:
     """An engine that keeps the gradient in a ``UnitNetwork``."""
 
-    def __init__(self, network: UnitNetwork, loss_scale: float) -> None:
+    def __init__(self, network: UnitNetwork, loss_scale: float | Tensor) -> None:
         self.network: Any = network
         self.bare: Any = network
         self.loss_scale = loss_scale

@@ -171,6 +171,6 @@ def parameters_of(engine: Engine) -> list[Tensor]:
     return [p for p in engine.bare.parameters() if p.requires_grad]
 
 
-def carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+def carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float | Tensor) -> Tensor:
     """A scalar whose gradient with respect to each tensor is the given one over ``scale``."""
     return given_gradient(pairs[0][0].new_zeros(()), [(tensor, gradient / scale) for tensor, gradient in pairs])

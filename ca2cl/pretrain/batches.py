@@ -102,9 +102,10 @@ class MicroBatches(Sequence[Any]):
 
     def _keep(self, number: int, views: Any) -> Any:
         """``views``, kept for the next access where there is room and may be one."""
-        size = sum(tensor.untyped_storage().nbytes() for tensor in _tensors(views))
-        wanted = self._stream is not None or len(self) > 1
-        if wanted and size <= self._room:
+        storages = {part.data_ptr(): part.nbytes() for part in (x.untyped_storage() for x in _tensors(views))}
+        size = sum(storages.values())  # both views may lie in one
+        ahead = self._stream is not None and not self._kept  # made for nothing otherwise
+        if ahead or (len(self) > 1 and size <= self._room):
             self._room -= size
             self._kept[number] = views
         return views

@@ -99,7 +99,7 @@ class DeepSpeedEngine(AccelerateEngine):
         before = self.loss_scale
         self.scaler.step(optimizer)
         self.scaler.update()
-        return self.loss_scale < before
+        return bool(self.loss_scale < before)
 
     def drop_step(self) -> None:
         """Skip the step: discard the gradient, whole and sharded, and restore the buffers."""

@@ -72,9 +72,9 @@ class AccelerateEngine:
         return cast(torch.device, self.accelerator.device)
 
     @property
-    def loss_scale(self) -> float:
-        """fp16's current scale, 1 in any other precision."""
-        return float(self.scaler.get_scale()) if self.scaler is not None else 1.0
+    def loss_scale(self) -> float | Tensor:
+        """fp16's current scale, a scalar on the device, which the host does not wait for; 1 in any other precision."""
+        return 1.0 if self.scaler is None else self.scaler.scale(torch.ones((), device=self.device))
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:

@@ -65,7 +65,7 @@ def on_rank(_rank: int, out: Path, precision: str, steps: Sequence[str]) -> None
     for step in steps:
         overflowing = step.endswith("!")
         engine.keep_buffers()
-        scale, before = engine.loss_scale, digest(engine.bare)
+        scale, before = float(engine.loss_scale), digest(engine.bare)
         terms = method.step(engine, [views(int(step.rstrip("!")), rank, world)])
         norm, skipped = engine.optimizer_step(1e-3, 1e6)
         mine = {"loss": float(terms["loss"]), "norm": float(norm), "skipped": bool(skipped),

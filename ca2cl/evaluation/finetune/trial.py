@@ -158,7 +158,8 @@ class TrialRun:
                 f"{accelerator.num_processes} processes; start fewer, or give more labels"
             )
         network = build_network(config, self.start, self.trial.seed, len(self.job.train.index.classes))
-        engine = AccelerateEngine(accelerator, network, build_optimizer(config.optim, network), config.precision)
+        optimizer = build_optimizer(config.optim, network, fused=accelerator.device.type == "cuda")
+        engine = AccelerateEngine(accelerator, network, optimizer, config.precision)
         checkpointer = Checkpointer(self.folder / "checkpoints", keep_last=1)
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -224,6 +224,14 @@ def test_a_fused_optimizer_skips_a_step_without_being_told_by_the_host(name: Any
     assert all(torch.equal(v, after[key][k]) for key, value in moments.items() for k, v in value.items())
 
 
+def test_the_loss_scale_stays_on_the_device() -> None:
+    """A number would make the host wait in every micro-batch."""
+    network = nn.Linear(2, 2)
+    engine = AccelerateEngine(build_accelerator(), network, build_optimizer(OptimConfig(), network), "fp16")
+    assert engine.scaler is not None and isinstance(engine.loss_scale, Tensor)
+    assert float(engine.loss_scale) == engine.scaler.get_scale() > 1
+
+
 def test_too_many_bad_tiles_end_the_run(tmp_path: Path) -> None:
     job = make_job(tmp_path, 500, bad=1)
     with pytest.raises(InputError, match="6 of 96.*tile5: cut short"):
