@@ -123,6 +123,7 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
         "architecture": f"{card['arch']}, {card['feature_dim']} features, {card['input_size']} px",
         "mean, std": f"{_numbers(card['mean'])}; {_numbers(card['std'])}",
         "trained": f"{card['step']} steps{_last(card['metrics'])}" if card["step"] else "elsewhere",
+        "moving average": card["weights"] if (card["weights"] or "last") != "last" else None,
         "classes seen": ", ".join(card["classes"]),
         "weights": f"sha256 {record['encoder_sha256']}",
         "imported from": card["origin"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from ca2cl.common.optional import need
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import HEAD, Backbone, BackboneOptions
 from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.models.blocks.drop_path import RowDraws
+from ca2cl.models.blocks.layers import Matcher, layer_numbers
 from ca2cl.models.perturbed_conv import Stem
 
 PREFIX = "timm/"
@@ -22,7 +24,7 @@ _BODY = "body."
 class TimmBackbone(Backbone):
     """A timm model without its classifier, pooled as timm pools it. The state's keys are timm's.
 
-    Dropout and stochastic depth are off, whatever timm's default: the passes of a step must see one network.
+    Dropout is off, whatever timm's default, and stochastic depth is ours: the passes of a step must see one network.
     """
 
     body: Any
@@ -32,7 +34,7 @@ class TimmBackbone(Backbone):
         timm = need("timm", REMEDY)
         name = timm_name(arch)
         settings = timm.get_pretrained_cfg(name)
-        self.body = _create(timm, name, options.image_size)
+        self.body = _create(timm, name, options.image_size, options.drop_path)
         self.arch = arch
         self.feature_dim = int(getattr(self.body, "head_hidden_size", None) or self.body.num_features)
         patches = getattr(self.body, "patch_embed", None)
@@ -45,6 +47,8 @@ class TimmBackbone(Backbone):
         self._check_size(options.image_size)
         self._replace_stem(settings.first_conv)
         _replace_norms(self.body, options)
+        if options.drop_path:
+            _replace_drop_paths(self.body)
         _turn_off_dropout(self.body)
         self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
@@ -71,6 +75,23 @@ class TimmBackbone(Backbone):
         prefixes = 0 if getattr(self.body, "no_embed_class", False) else getattr(self.body, "num_prefix_tokens", 1)
         grid, resample = list(self.body.patch_embed.grid_size), need("timm.layers", REMEDY).resample_abs_pos_embed
         return {**state, "pos_embed": resample(given, new_size=grid, num_prefix_tokens=prefixes)}
+
+    def group_matcher(self, coarse: bool = False) -> Matcher:
+        """timm's, for names without the attribute that holds the model."""
+        if not hasattr(self.body, "group_matcher"):
+            return super().group_matcher(coarse)
+        matcher: Matcher = self.body.group_matcher(coarse=coarse)
+        return matcher
+
+    def layers(self) -> dict[str, int]:
+        """As ``Backbone.layers``."""
+        found = layer_numbers([name for name, _ in self.body.named_parameters()], self.group_matcher())
+        return {_BODY + name: number for name, number in found.items()}
+
+    def no_weight_decay(self) -> Iterable[str]:
+        """As ``Backbone.no_weight_decay``: tokens, position embeddings, and what else timm names."""
+        names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else ()
+        return [_BODY + name for name in names]
 
     def _replace_stem(self, path: str | tuple[str, ...]) -> None:
         stem = self.body.get_submodule(path) if isinstance(path, str) and path else None
@@ -123,18 +144,20 @@ def size_arguments(arch: str, image_size: int) -> dict[str, Any]:
     return {"img_size": image_size} if fixed else {}
 
 
-def _create(timm: Any, name: str, image_size: int) -> nn.Module:
+def _create(timm: Any, name: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
     """Without its classifier; where it can, a ViT also takes tiles of other sizes than ``image_size`` afterwards."""
     size = size_arguments(PREFIX + name, image_size)
-    try:
-        model: nn.Module = timm.create_model(
-            name, num_classes=0, **size, **({"dynamic_img_size": True} if size else {})
-        )
-    except TypeError as error:
-        if "dynamic_img_size" not in str(error):
-            raise
-        model = timm.create_model(name, num_classes=0, **size)
-    return model
+    options = {**size, **({"dynamic_img_size": True} if size else {})}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    while True:
+        try:
+            model: nn.Module = timm.create_model(name, num_classes=0, **options)
+            return model
+        except TypeError as error:  # of bodies that do not know an option
+            unknown = [option for option in ("dynamic_img_size", "drop_path_rate") if option in str(error)]
+            if not unknown or options.pop(unknown[0], None) is None:
+                raise
 
 
 class _NormAct(BatchNorm):
@@ -166,6 +189,14 @@ def _put(model: nn.Module, path: str, module: Any) -> Any:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
     return module
+
+
+def _replace_drop_paths(body: nn.Module) -> None:
+    """Put ours in the place of timm's, with their rates."""
+    draws = RowDraws()
+    for path, layer in list(body.named_modules()):
+        if isinstance(layer, need("timm.layers", REMEDY).DropPath) and layer.drop_prob:
+            _put(body, path, draws.layer(float(layer.drop_prob)))
 
 
 def _turn_off_dropout(body: nn.Module) -> None:

@@ -11,10 +11,8 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import nn
 
 from ca2cl import config as settings
-from ca2cl.common.files import writing
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import BadBudget, LaneStream
 from ca2cl.data.remote.download import FetchPolicy
@@ -26,11 +24,12 @@ from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
+from ca2cl.models.encoder_io import weights_digest
 from ca2cl.pretrain import shares
-from ca2cl.pretrain.batches import feed
+from ca2cl.pretrain.batches import feed, maker
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.hand_on import hand_on
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
 from ca2cl.pretrain.resume import is_finished
@@ -40,7 +39,6 @@ from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
 from ca2cl.runtime.precision import HALF, check_precision
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
@@ -80,7 +78,8 @@ def run(config: PretrainConfig) -> int:
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
     weights = weights_digest(encoder, config.model.mean, config.model.std)
-    engine = _engine(config, accelerator, method.build(encoder), micro_batch)
+    engine = _engine(config, accelerator, method, encoder, micro_batch)
+    engine.keep_average(config.optim.ema)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
     )
@@ -160,6 +159,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed,
         dtype=_views_dtype(config),
     )  # fmt: skip
+    make = maker(method, views, words=config.model.drop_path > 0)
     budget = BadBudget(config.data.max_bad_rate)
     state = {
         "run_id": tracker.run_id,
@@ -176,7 +176,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     bitwise = Bitwise(method, parts.groups.block) if run.accumulation == "bitwise" and parts.groups else None
     job = TrainJob(
         engine=engine, method=bitwise or method,
-        data=feed(stream, lambda tiles: method.views(tiles, views), engine.device, micro_batch, parts.groups),
+        data=feed(stream, make, engine.device, micro_batch, parts.groups),
         observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, state=state, check_bad=budget.check,
         batch_size=run.batch_size, total_steps=steps, steps_per_epoch=per_epoch,
         rate=lambda step: learning_rate(config.optim, step, steps, per_epoch), clip_norm=config.optim.clip_norm,
@@ -186,7 +186,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     try:
         done = train(job, progress)
         if done:
-            _hand_on(config, parts, observer, progress)
+            hand_on(config, engine, method, index.manifest, parts.earlier_manifests, tracker, observer, progress.step)
     finally:
         observer.close()
     return done
@@ -207,6 +207,10 @@ def _check(config: PretrainConfig) -> None:
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
     check_arch(config.model.arch)
+    if not config.model.weights:
+        raise InputError(
+            "model.weights is not set: this recipe continues from given weights; give them, --model.weights WEIGHTS"
+        )
 
 
 def _method(config: PretrainConfig) -> Method:
@@ -256,17 +260,26 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
     run = config.run
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
-        a_tile = bytes_a_tile(method.build, config.model.arch, config.data.image_size, run.precision)
+        model = config.model
+        a_tile = bytes_a_tile(
+            method.build, model.arch, config.data.image_size, run.precision, recomputed=model.checkpoint_activations
+        )
         check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
 
 
-def _engine(config: PretrainConfig, accelerator: Any, network: nn.Module, micro_batch: int) -> AccelerateEngine:
+def _engine(
+    config: PretrainConfig, accelerator: Any, method: Method, encoder: Backbone, micro_batch: int
+) -> AccelerateEngine:
+    if config.model.checkpoint_activations:
+        encoder.set_grad_checkpointing()
+    network = method.build(encoder)
     if under_deepspeed():
         from ca2cl.training.deepspeed import DeepSpeedEngine
 
-        optimizer = build_optimizer(config.optim, network)
+        optimizer = build_optimizer(config.optim, network, method.encoder(network))
         return DeepSpeedEngine(accelerator, network, optimizer, config.run.precision, config.optim, micro_batch)
-    optimizer = build_optimizer(config.optim, network, fused=accelerator.device.type == "cuda")
+    fused = accelerator.device.type == "cuda"
+    optimizer = build_optimizer(config.optim, network, method.encoder(network), fused=fused)
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
 
 
@@ -275,10 +288,12 @@ def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]
     model = config.model
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(
-        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True
-    )
+        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
+        drop_path=model.drop_path,
+    )  # fmt: skip
     if not has_batch_norm(encoder) and find_place().rank == 0:
         logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
+    _warn_of_the_start(config)
     if model.weights != "random":
         given = resolve_encoder(
             model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
@@ -288,6 +303,22 @@ def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]
         encoder.load_state_dict(encoder.fitted(given.encoder.state_dict()))
         return encoder, given.card.manifests
     return encoder, ()
+
+
+def _warn_of_the_start(config: PretrainConfig) -> None:
+    """Warn of settings for given weights where the first ones are random, and of an average that never leaves them."""
+    optim, steps = config.optim, config.run.steps
+    if find_place().rank != 0:
+        return
+    if config.model.weights == "random" and (optim.layer_decay or optim.freeze_layers):
+        logger.warning(
+            "model.weights is random, and optim.layer_decay and optim.freeze_layers keep first layers near their start"
+        )
+    if optim.ema is not None and steps is not None and steps * (1 - optim.ema) < 2:
+        logger.warning(
+            "optim.ema is %g: %d steps are few for an average of about %.0f; much of it will be the initial weights",
+            optim.ema, steps, 1 / (1 - optim.ema),
+        )  # fmt: skip
 
 
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
@@ -369,32 +400,3 @@ def _name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
     state = read_state(checkpoint) if checkpoint is not None else {}
     if state.get("run_id") and tracker.run_id and state["run_id"] != tracker.run_id:
         tracker.set_tag("ca2cl.begun_from", f"{state['run_id']} step {state['step']}")
-
-
-def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:
-    """Write the finished encoder into the run's folder and register it."""
-    engine, tracker, manifest = parts.engine, parts.tracker, parts.index.manifest
-    encoder = parts.method.encoder(engine.bare)
-    if not engine.accelerator.is_main_process:
-        return
-    observer.figures(engine)
-    card = EncoderCard(
-        arch=config.model.arch,
-        feature_dim=encoder.feature_dim,
-        input_size=config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
-        manifest_digest=manifest.digest,
-        earlier_manifests=parts.earlier_manifests,
-        classes=tuple(manifest.classes),
-        config_digest=settings.digest(config),
-        commit=git_commit(),
-        step=progress.step,
-        metrics=observer.last_metrics,
-        source_run_id=tracker.run_id or None,
-    )
-    folder = Path(config.run.output_dir) / "encoder"
-    with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
-        save_encoder(folder, encoder.state_dict(), card)
-    tracker.log_encoder(folder, config.tracking.register_as)
-    logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

@@ -28,12 +28,15 @@ from torch import Tensor
 from ca2cl.common.files import file_digest, fsync
 from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
+from ca2cl.training.ema import Ema
 from ca2cl.training.engine import AccelerateEngine
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-\d+")
 _MODEL, _OPTIMIZER, _STATE, _LATEST = "model.safetensors", "optimizer.safetensors", "state.json", "latest"
+_EMA = "ema.safetensors"
+"""The moving average of the weights, where the run keeps one."""
 
 
 class Checkpointer:
@@ -132,10 +135,12 @@ class Checkpointer:
         save_file(model, temporary / _MODEL)
         tensors, scalars = _tensors_and_numbers(optimizer)
         save_file(tensors, temporary / _OPTIMIZER)
+        if engine.ema is not None:
+            save_file({name: _portable(value) for name, value in engine.ema.state().items()}, temporary / _EMA)
         content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
         content["optimizer_name"] = engine.optimizer_name
         content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
-        content["sha256"] = {name: file_digest(temporary / name) for name in (_MODEL, _OPTIMIZER)}
+        content["sha256"] = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
         content["sha256"][_STATE] = _state_digest(content)
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
@@ -199,7 +204,7 @@ def verify(path: Path) -> None:
     state = read_state(path)
     wanted = state.get("sha256", {})
     try:
-        files = [name for name in (_MODEL, _OPTIMIZER) if name in wanted]
+        files = [name for name in (_MODEL, _OPTIMIZER, _EMA) if name in wanted]
         changed = next((name for name in files if wanted[name] != file_digest(path / name)), None)
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
@@ -244,6 +249,8 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
     try:
         bare.load_state_dict(load_file(path / _MODEL), strict=True)
         tensors = load_file(path / _OPTIMIZER)
+        if engine.ema is not None:
+            _restore_average(path, engine.ema)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -256,6 +263,15 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
     engine.load_optimizer_state(entries)
     if engine.scaler is not None and state["scaler"]:
         engine.scaler.load_state_dict(state["scaler"])
+
+
+def _restore_average(path: Path, ema: Ema) -> None:
+    """The average of the checkpoint at ``path``, or one that begins with its weights, with a warning."""
+    if (path / _EMA).exists():
+        ema.load(load_file(path / _EMA))
+        return
+    logger.warning("%s: holds no moving average of the weights; it begins with the weights of this step", path)
+    ema.restart()
 
 
 def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:

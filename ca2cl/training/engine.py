@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -11,6 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+from ca2cl.training.ema import Ema
+from ca2cl.training.param_groups import set_rates
 
 Precision = Literal["no", "fp16", "bf16"]
 
@@ -38,6 +41,7 @@ class AccelerateEngine:
 
     Attributes:
         bare: the network inside the engine's wrapper.
+        ema: moving average of the weights, or None (``keep_average`` starts one).
         scaler: torch's loss scaling for fp16, or None. Ranks agree on whether a gradient overflowed.
     """
 
@@ -64,6 +68,7 @@ class AccelerateEngine:
         buffers = [buffer for buffer in self.bare.buffers() if buffer is not None]
         # of one precision each, which one kernel copies
         kinds = [[buffer for buffer in buffers if buffer.dtype == kind] for kind in {one.dtype for one in buffers}]
+        self.ema: Ema | None = None
         self._kept = [(kind, [buffer.clone() for buffer in kind]) for kind in kinds]
 
     @property
@@ -93,18 +98,20 @@ class AccelerateEngine:
         whole = loss * self.accelerator.num_processes
         return whole if self.scaler is None else cast(Tensor, self.scaler.scale(whole))
 
-    def optimizer_step(self, lr: float, clip_norm: float | None, loss: Tensor | None = None) -> OptimizerStep:
+    def optimizer_step(
+        self, lr: float, clip_norm: float | None, loss: Tensor | None = None, step: int | None = None
+    ) -> OptimizerStep:
         """Apply the accumulated gradient, unless it is not finite, then discard it.
 
         With fused optimizers the device decides by itself, and the host does not wait for it.
 
         Args:
-            lr: learning rate.
-            clip_norm: largest norm of the whole gradient; None: any.
+            lr: learning rate, which groups scale (``param_groups``).
+            clip_norm: largest norm of the whole gradient, that of frozen parameters included; None: any.
             loss: the step's loss, the same on every rank; the step is skipped where it is not finite, too.
+            step: number of optimizer steps before this one, for groups that are frozen at first; None: none is.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer.param_groups, lr, step)
         inner = self.optimizer.optimizer
         if self.scaler is not None:
             self.scaler.unscale_(inner)
@@ -119,6 +126,19 @@ class AccelerateEngine:
         self._restore_buffers(skipped)
         self.optimizer.zero_grad(set_to_none=True)
         return OptimizerStep(norm, skipped)
+
+    def keep_average(self, decay: float | None) -> None:
+        """Average the weights of the steps from here on (``training.ema``); None: do not."""
+        self.ema = None if decay is None else Ema(self.bare, decay)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside the block the network has its averaged weights, if an average is kept."""
+        return nullcontext() if self.ema is None else self.ema.in_place()
+
+    def average(self, outcome: OptimizerStep) -> None:
+        """Add the weights after an optimizer step to their moving average, if one is kept."""
+        if self.ema is not None:
+            self.ema.update(outcome.skipped)
 
     def keep_buffers(self) -> None:
         """Save the buffers: a forward pass that overflows would spoil BatchNorm's running statistics for good."""
@@ -143,19 +163,21 @@ class AccelerateEngine:
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         """The whole optimizer state by parameter: its moments as tensors of the parameter's shape, and numbers. Every
         rank calls it."""
-        names = self._trainable_names()
+        names = self._names_by_group()
         state = self.optimizer.state_dict()["state"]
         return {names[number]: dict(entry) for number, entry in state.items()}
 
     def load_optimizer_state(self, state: dict[str, dict[str, Any]]) -> None:
         """Load the result of ``optimizer_state``, of this or another engine. Every rank calls it."""
-        names = self._trainable_names()
+        names = self._names_by_group()
         entries = {number: state[name] for number, name in enumerate(names) if name in state}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
-    def _trainable_names(self) -> list[str]:
-        return [name for name, parameter in self.bare.named_parameters() if parameter.requires_grad]
+    def _names_by_group(self) -> list[str]:
+        """Names of the trained parameters in the order in which torch's optimizers number them."""
+        names = {id(parameter): name for name, parameter in self.bare.named_parameters()}
+        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def gather_list(self, items: list[Any]) -> list[Any]:
         """The items of every rank, on every rank."""
