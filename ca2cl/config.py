@@ -235,6 +235,10 @@ class RunConfig:
     """Autocast precision of the encoder and heads; the losses are always computed in fp32."""
     tf32: bool = False
     """Whether a GPU rounds the inputs of fp32 convolutions and matrix products to TF32: faster with precision no."""
+    fsdp: bool = False
+    """Whether to share weights, gradients and optimizer state among the processes (FSDP2), for an encoder that does not
+    fit one of them with its optimizer. A step is that of micro-batches: seven passes of a view instead of three. Not
+    with run.accumulation bitwise or optim.name lars; of the figures only the curves are drawn."""
     checkpoint_every: int = 1000
     """Optimizer steps between checkpoints; one is always written at the end."""
     keep_last: int = 2

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 FREE = (
     # data are identified by their digest, not their location
     "data.shards", "data.cache_dir", "data.cache_gb", "data.fetch_timeout", "data.workers", "data.max_bad_rate",
-    "run.output_dir", "run.resume",
+    "run.output_dir", "run.resume", "run.fsdp",
     "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
     "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
     "tracking.sinks",
