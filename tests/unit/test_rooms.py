@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"runtime"},
     "registry": {"data", "store", "models"},
     "tracking": {"store", "registry"},
-    "encoders": {"store", "registry", "tracking", "models"},
+    "encoders": {"store", "registry", "models"},
+    "encoders.import_": {"store", "registry", "tracking", "models", "encoders"},
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
         "registry", "tracking",
@@ -55,13 +56,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
         "tracking", "evaluation",
     },
-    "detection": {
-        "runtime", "store", "data", "data.sources", "registry", "detection.coco", "detection.engines",
-        "detection.prepare", "detection.scores", "detection.train",
-    },
+    "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
     "detection.engines": {"runtime", "data", "data.sources", "models", "registry", "training", "detection.coco"},
     "detection.prepare": {"data", "data.sources", "detection.coco"},
+    "detection.predict": {
+        "runtime", "store", "data", "data.sources", "registry", "detection.coco", "detection.engines",
+        "detection.prepare", "detection.scores", "detection.train",
+    },
     "detection.scores": {"data", "detection.coco", "detection.engines"},
     "detection.train": {
         "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation",
