@@ -13,8 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.files import replacing
 from ca2cl.common.records import Count, Number, json_line, parse_record, read_record
+from ca2cl.config import Pooling
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import Backbone, build_encoder, check_trusted, is_arch
 
@@ -25,6 +27,7 @@ SCHEMA_VERSION = 1
 _LARGEST = 8192  # side in pixels, or features: beyond it a card would only ask for memory
 _Size = Annotated[int, Interval(ge=1, le=_LARGEST)]
 _AGAIN = "export the encoder again"
+_SHOWN = 5
 # BatchNorm's step counter, which some exporters leave out and inference never reads
 _COUNTER = "num_batches_tracked"
 
@@ -37,12 +40,16 @@ class EncoderCard:
 
     arch: str
     """Name that ``build_encoder`` takes. It also says whose names the weights have: torchvision's for a ResNet, timm's
-    for ``timm/NAME``."""
+    for ``timm:NAME``."""
     feature_dim: _Size
     input_size: _Size
     """Side in pixels of the tiles it was trained on."""
     mean: Annotated[tuple[Number, ...], Len(3, 3)]
     std: Annotated[tuple[Annotated[Number, Gt(0)], ...], Len(3, 3)]
+    pooling: Pooling = "default"
+    """Pooling of its features over positions, as ``model.pooling``."""
+    mpp: Annotated[Number, Gt(0)] | None = None
+    """Micrometres a pixel of the tiles that the weights are for, where their source states it."""
     manifest_digest: str | None = None
     """Identity of the tiles it was trained on."""
     earlier_manifests: tuple[str, ...] = ()
@@ -57,6 +64,18 @@ class EncoderCard:
     metrics: dict[str, Number | None] = field(default_factory=dict)
     """Last numbers of the journal."""
     source_run_id: str | None = None
+    start: str | None = None
+    """Where the weights come from that it, or the encoder that it was trained from, began with; none: random."""
+    start_layout: str | None = None
+    """How the tensors lay in that file: the layout's name, and what was taken of it."""
+    start_tensors: Count | None = None
+    """Tensors that were read from it."""
+    start_sha256: str | None = None
+    """Of that file."""
+    licence: str | None = None
+    """Licence of the weights that it began with, by the source's own name, with a link where there is one."""
+    licence_text: str | None = None
+    """Text of that licence, where the source has it."""
     origin: str | None = None
     """What it was imported from, if ca2cl did not train it here."""
     origin_sha256: str | None = None
@@ -68,6 +87,7 @@ class EncoderCard:
     def __post_init__(self) -> None:
         if not is_arch(self.arch):
             raise ValueError(f"arch is {self.arch!r:.100}, which is no architecture that this version knows")
+        object.__setattr__(self, "arch", canonical_arch(self.arch))
 
     @property
     def manifests(self) -> tuple[str, ...]:
@@ -120,7 +140,7 @@ def load_encoder(folder: str | Path, arch: str | None = None) -> tuple[Backbone,
     card = read_card(Path(folder) / CARD_NAME)
     path = Path(folder) / WEIGHTS_NAME
     check_trusted(card.arch, str(path), arch)
-    encoder = make_encoder(read_weights(path), card.arch, str(path), card.input_size)
+    encoder = make_encoder(read_weights(path), card.arch, str(path), card.input_size, card.pooling)
     if card.feature_dim != encoder.feature_dim:
         raise InputError(
             f"{Path(folder) / CARD_NAME}: damaged card (feature_dim is {card.feature_dim}, a {card.arch} has "
@@ -143,17 +163,28 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a whole safetensors file ({error}); export it again") from None
 
 
-def make_encoder(state: Mapping[str, Tensor], arch: str, source: str, image_size: int = 224) -> Backbone:
+def make_encoder(
+    state: Mapping[str, Tensor], arch: str, source: str, image_size: int = 224, pooling: Pooling = "default"
+) -> Backbone:
     """An encoder of ``arch`` in eval mode with exactly the tensors of ``state``; a classifier is left out.
 
     Args:
         source: where the tensors are from, for messages.
         image_size: side of the tiles that it will see; position embeddings for another one are resampled.
+        pooling: see ``Backbone``.
 
     Raises:
         InputError: a backbone tensor is missing, left over, or of another shape.
     """
-    encoder = build_encoder(arch, image_size=image_size)
+    encoder = build_encoder(arch, image_size=image_size, pooling=pooling)
+    fill(encoder, state, source)
+    encoder.eval()
+    return encoder
+
+
+def fill(encoder: Backbone, state: Mapping[str, Tensor], source: str) -> int:
+    """Load exactly the tensors of ``state``, less a classifier's; returns their number. The arguments and errors are
+    those of ``make_encoder``."""
     wanted = encoder.state_dict()
     given = {name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(encoder.heads)}
     given = dict(encoder.fitted(given))
@@ -161,19 +192,22 @@ def make_encoder(state: Mapping[str, Tensor], arch: str, source: str, image_size
     unexpected = [name for name in given if name not in wanted]
     shapes = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
     faults = [
-        f"{len(names)} {what} (first {names[0]})"
+        f"{len(names)} {what} ({_first(names)})"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
     if faults:
         fit = len(wanted.keys() & given.keys()) - len(shapes)
         raise InputError(
-            f"{source}: not a {arch}: {fit} of {len(wanted)} backbone tensors fit, {', '.join(faults)}; "
+            f"{source}: not a {encoder.arch}: {fit} of {len(wanted)} backbone tensors fit, {', '.join(faults)}; "
             "give the architecture that it was trained with"
         )
     encoder.load_state_dict({**wanted, **given})
-    encoder.eval()
-    return encoder
+    return len(given)
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"first {', '.join(names[:_SHOWN])}"
 
 
 def weights_digest(encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> str:
