@@ -8,8 +8,10 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval, Len
 
+from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.files import replacing
 from ca2cl.common.records import Count, Number, json_line, read_record
+from ca2cl.config import Pooling
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
 WEIGHTS_NAME = "encoder.safetensors"
@@ -28,12 +30,16 @@ class EncoderCard:
 
     arch: str
     """Name that ``build_encoder`` takes. It also says whose names the weights have: torchvision's for a ResNet, timm's
-    for ``timm/NAME``."""
+    for ``timm:NAME``."""
     feature_dim: _Size
     input_size: _Size
     """Side in pixels of the tiles it was trained on."""
     mean: Annotated[tuple[Number, ...], Len(3, 3)]
     std: Annotated[tuple[Annotated[Number, Gt(0)], ...], Len(3, 3)]
+    pooling: Pooling = "default"
+    """Pooling of its features over positions, as ``model.pooling``."""
+    mpp: Annotated[Number, Gt(0)] | None = None
+    """Micrometres a pixel of the tiles that the weights are for, where their source states it."""
     manifest_digest: str | None = None
     """Identity of the tiles it was trained on."""
     earlier_manifests: tuple[str, ...] = ()
@@ -48,6 +54,18 @@ class EncoderCard:
     metrics: dict[str, Number | None] = field(default_factory=dict)
     """Last numbers of the journal."""
     source_run_id: str | None = None
+    start: str | None = None
+    """Where the weights come from that it, or the encoder that it was trained from, began with; none: random."""
+    start_layout: str | None = None
+    """How the tensors lay in that file: the layout's name, and what was taken of it."""
+    start_tensors: Count | None = None
+    """Tensors that were read from it."""
+    start_sha256: str | None = None
+    """Of that file."""
+    licence: str | None = None
+    """Licence of the weights that it began with, by the source's own name, with a link where there is one."""
+    licence_text: str | None = None
+    """Text of that licence, where the source has it."""
     origin: str | None = None
     """What it was imported from, if ca2cl did not train it here."""
     origin_sha256: str | None = None
@@ -61,6 +79,7 @@ class EncoderCard:
 
         if not is_arch(self.arch):
             raise ValueError(f"arch is {self.arch!r:.100}, which is no architecture that this version knows")
+        object.__setattr__(self, "arch", canonical_arch(self.arch))
 
     @property
     def manifests(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ca2cl.common.files import replacing
 from ca2cl.common.records import json_line, parse_record
+from ca2cl.config import Pooling
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import Backbone, build_encoder, check_trusted
 from ca2cl.models.encoder_card import (
@@ -27,6 +28,7 @@ from ca2cl.models.encoder_card import (
 
 __all__ = ["CARD_NAME", "ENCODER_PATH", "WEIGHTS_NAME", "EncoderCard", "read_card", "write_card"]
 
+_SHOWN = 5
 # BatchNorm's step counter, which some exporters leave out and inference never reads
 _COUNTER = "num_batches_tracked"
 
@@ -60,7 +62,7 @@ def load_encoder(folder: str | Path, arch: str | None = None) -> tuple[Backbone,
     card = read_card(Path(folder) / CARD_NAME)
     path = Path(folder) / WEIGHTS_NAME
     check_trusted(card.arch, str(path), arch)
-    encoder = make_encoder(read_weights(path), card.arch, str(path), card.input_size)
+    encoder = make_encoder(read_weights(path), card.arch, str(path), card.input_size, card.pooling)
     if card.feature_dim != encoder.feature_dim:
         raise InputError(
             f"{Path(folder) / CARD_NAME}: damaged card (feature_dim is {card.feature_dim}, a {card.arch} has "
@@ -83,17 +85,28 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a whole safetensors file ({error}); export it again") from None
 
 
-def make_encoder(state: Mapping[str, Tensor], arch: str, source: str, image_size: int = 224) -> Backbone:
+def make_encoder(
+    state: Mapping[str, Tensor], arch: str, source: str, image_size: int = 224, pooling: Pooling = "default"
+) -> Backbone:
     """An encoder of ``arch`` in eval mode with exactly the tensors of ``state``; a classifier is left out.
 
     Args:
         source: where the tensors are from, for messages.
         image_size: side of the tiles that it will see; position embeddings for another one are resampled.
+        pooling: see ``Backbone``.
 
     Raises:
         InputError: a backbone tensor is missing, left over, or of another shape.
     """
-    encoder = build_encoder(arch, image_size=image_size)
+    encoder = build_encoder(arch, image_size=image_size, pooling=pooling)
+    fill(encoder, state, source)
+    encoder.eval()
+    return encoder
+
+
+def fill(encoder: Backbone, state: Mapping[str, Tensor], source: str) -> int:
+    """Load exactly the tensors of ``state``, less a classifier's; returns their number. The arguments and errors are
+    those of ``make_encoder``."""
     wanted = encoder.state_dict()
     given = {name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(encoder.heads)}
     given = dict(encoder.fitted(given))
@@ -101,19 +114,22 @@ def make_encoder(state: Mapping[str, Tensor], arch: str, source: str, image_size
     unexpected = [name for name in given if name not in wanted]
     shapes = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
     faults = [
-        f"{len(names)} {what} (first {names[0]})"
+        f"{len(names)} {what} ({_first(names)})"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
     if faults:
         fit = len(wanted.keys() & given.keys()) - len(shapes)
         raise InputError(
-            f"{source}: not a {arch}: {fit} of {len(wanted)} backbone tensors fit, {', '.join(faults)}; "
+            f"{source}: not a {encoder.arch}: {fit} of {len(wanted)} backbone tensors fit, {', '.join(faults)}; "
             "give the architecture that it was trained with"
         )
     encoder.load_state_dict({**wanted, **given})
-    encoder.eval()
-    return encoder
+    return len(given)
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"first {', '.join(names[:_SHOWN])}"
 
 
 def weights_digest(encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> str:

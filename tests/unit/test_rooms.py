@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.remote": {"data.shards"},
     "data.loading": {"data", "data.shards", "data.remote", "runtime"},
     "models": {"runtime"},
+    "models.timm": {"models"},
     "views": {"views.draw", "views.cpu", "views.gpu", "data.shards", "data.remote", "data.loading"},
     "views.draw": set(),
     "views.cpu": {"views.draw"},
@@ -69,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation",
         "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
     },
-    "export": {"models", "registry", "detection.engines"},
+    "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
         "tracking", "evaluation",
@@ -90,6 +91,7 @@ ONLY_IN = {
     "webdataset": {"data.shards"},
     "numba": {"views.cpu"},
     "triton": {"views.gpu"},
+    "timm": {"models.timm", "export"},
     "sklearn": {"evaluation", "evaluation.probe", "report"},
 }
 """Libraries that one part of the house stands for."""
