@@ -9,7 +9,8 @@ from ca2cl import config as settings
 from ca2cl.common.files import writing
 from ca2cl.data.shards.index import Manifest
 from ca2cl.methods.base import Method
-from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.models.encoder_card import EncoderCard
+from ca2cl.models.encoder_io import save_encoder
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.tracking.environment import git_commit
@@ -29,7 +30,7 @@ def hand_on(
     observer: RunObserver,
     step: int,
 ) -> None:
-    """Rank 0 writes and registers the encoder: with averaged weights if the run averaged them. Every rank may call it.
+    """Rank 0 writes and registers the encoder, with averaged weights if the run averaged them. Every rank calls it.
 
     Args:
         config: the job's.
@@ -41,17 +42,19 @@ def hand_on(
         observer: draws the last figures, of the same weights.
         step: optimizer steps done.
     """
-    if not engine.accelerator.is_main_process:
-        return
     with engine.averaged():
-        observer.figures(engine)
         encoder = method.encoder(engine.bare)
+        weights = engine.whole_state(encoder)
+        if not engine.accelerator.is_main_process:
+            return
+        observer.figures(engine)
         card = EncoderCard(
             arch=config.model.arch,
             feature_dim=encoder.feature_dim,
             input_size=config.data.image_size,
             mean=config.model.mean,
             std=config.model.std,
+            pooling=config.model.pooling,
             manifest_digest=manifest.digest,
             earlier_manifests=earlier_manifests,
             classes=tuple(manifest.classes),
@@ -64,6 +67,6 @@ def hand_on(
         )
         folder = Path(config.run.output_dir) / "encoder"
         with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
-            save_encoder(folder, encoder.state_dict(), card)
+            save_encoder(folder, weights, card)
     tracker.log_encoder(folder, config.tracking.register_as)
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

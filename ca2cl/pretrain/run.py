@@ -29,6 +29,7 @@ from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed, maker
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.engines import build_engine, check_fsdp
 from ca2cl.pretrain.hand_on import hand_on
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
@@ -36,14 +37,13 @@ from ca2cl.pretrain.resume import is_finished
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
-from ca2cl.runtime.launched import find_place, under_deepspeed
+from ca2cl.runtime.launched import find_place
 from ca2cl.runtime.precision import HALF, check_precision
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Progress, TrainJob, train
-from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
 from ca2cl.views.batch import VERSION
 from ca2cl.views.build import build_views
@@ -72,14 +72,14 @@ def run(config: PretrainConfig) -> int:
     _warn_of_a_small_cache(config, index, world)
     micro_batch = shares.micro_batch(config, world)
     shares.check_accumulation(config, method, world, micro_batch)
+    check_fsdp(config, world, micro_batch)
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
     weights = weights_digest(encoder, config.model.mean, config.model.std)
-    engine = _engine(config, accelerator, method, encoder, micro_batch)
-    engine.keep_average(config.optim.ema)
+    engine = build_engine(config, accelerator, method, encoder, micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
     )
@@ -267,29 +267,13 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
         check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
 
 
-def _engine(
-    config: PretrainConfig, accelerator: Any, method: Method, encoder: Backbone, micro_batch: int
-) -> AccelerateEngine:
-    if config.model.checkpoint_activations:
-        encoder.set_grad_checkpointing()
-    network = method.build(encoder)
-    if under_deepspeed():
-        from ca2cl.training.deepspeed import DeepSpeedEngine
-
-        optimizer = build_optimizer(config.optim, network, method.encoder(network))
-        return DeepSpeedEngine(accelerator, network, optimizer, config.run.precision, config.optim, micro_batch)
-    fused = accelerator.device.type == "cuda"
-    optimizer = build_optimizer(config.optim, network, method.encoder(network), fused=fused)
-    return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
-
-
 def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
     """The initial encoder, equal on all ranks, and the manifests that its weights were trained on."""
     model = config.model
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(
         model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
-        drop_path=model.drop_path,
+        pooling=model.pooling, drop_path=model.drop_path,
     )  # fmt: skip
     if not has_batch_norm(encoder) and find_place().rank == 0:
         logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)

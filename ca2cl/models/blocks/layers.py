@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from ca2cl.common.optional import need
-
 Matcher = Mapping[str, Any]
 """What ``group_matcher`` of a timm model returns: regular expressions for the stem and for the blocks."""
 _HEAD = "head of another module"
@@ -20,9 +18,10 @@ def layer_numbers(names: Iterable[str], matcher: Matcher) -> dict[str, int]:
 
     Parameters that it does not know (timm's head norms) are left out: timm trains those like heads.
     """
-    group = need("timm.models", 'pip install "ca2cl[timm]"').group_parameters
-    named = SimpleNamespace(named_parameters=lambda: [(name, None) for name in (*names, _HEAD)])
-    numbers: dict[str, int] = group(named, dict(matcher), reverse=True)
+    from timm.models import group_parameters
+
+    named: Any = SimpleNamespace(named_parameters=lambda: [(name, None) for name in (*names, _HEAD)])
+    numbers: dict[str, int] = group_parameters(named, dict(matcher), reverse=True)
     heads = numbers.pop(_HEAD)
     return {name: number for name, number in numbers.items() if number != heads}
 

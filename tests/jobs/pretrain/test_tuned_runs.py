@@ -16,7 +16,7 @@ from tests.support.jobs import make_shards, pretrain, training_lines
 JOB = (
     "--recipe", "smoke", "--tracking.register_as", "null", "--run.steps", "3", "--run.batch_size", "32",
     "--run.accumulation", "bitwise", "--model.norm_group", "2", "--optim.schedule", "constant",
-    "--model.arch", "timm/test_vit", "--model.drop_path", "0.3", "--model.checkpoint_activations", "true",
+    "--model.arch", "timm:test_vit", "--model.drop_path", "0.3", "--model.checkpoint_activations", "true",
     "--optim.name", "adamw", "--optim.lr", "1e-3", "--optim.weight_decay", "0.05", "--optim.layer_decay", "0.8",
     "--optim.decay_all", "false", "--optim.freeze_layers", "2", "--optim.freeze_steps", "2", "--optim.ema", "0.9",
 )  # fmt: skip

@@ -76,7 +76,7 @@ def awake(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("arch", "kind"), [("timm/test_vit", "exact"), ("timm/test_vit", "bitwise"), ("timm/test_resnet", "exact")]
+    ("arch", "kind"), [("timm:test_vit", "exact"), ("timm:test_vit", "bitwise"), ("timm:test_resnet", "exact")]
 )
 def test_rows_leave_out_the_same_branches_on_any_hardware(arch: str, kind: str, tmp_path: Path) -> None:
     """In double precision 1e-9, in ``bitwise`` and single precision every bit."""
@@ -105,10 +105,10 @@ def test_rows_leave_out_the_same_branches_on_any_hardware(arch: str, kind: str, 
 @pytest.mark.parametrize(
     ("arch", "norm", "count", "kind"),
     [
-        ("timm/test_vit", "sync", 2, "exact"),
-        ("timm/test_resnet", "sync", 1, "exact"),  # collectives in forward passes, those of backward passes included
-        ("timm/test_resnet", "lane_group", 2, "exact"),
-        ("timm/test_vit", "sync", 2, "bitwise"),
+        ("timm:test_vit", "sync", 2, "exact"),
+        ("timm:test_resnet", "sync", 1, "exact"),  # collectives in forward passes, those of backward passes included
+        ("timm:test_resnet", "lane_group", 2, "exact"),
+        ("timm:test_vit", "sync", 2, "bitwise"),
     ],
 )
 def test_recomputed_activations_change_no_bit_of_a_step(
@@ -127,7 +127,7 @@ def test_recomputed_activations_change_no_bit_of_a_step(
 def test_bitwise_and_recomputed_blocks_with_parameters_of_their_own(count: int, clean: bool) -> None:
     """ConvNeXt's blocks have a layer scale: ``bitwise`` takes such a block some rows at a time."""
     torch.manual_seed(0)
-    network = awake(Network(build_encoder("timm/convnext_atto", image_size=32, drop_path=0.4))).train()
+    network = awake(Network(build_encoder("timm:convnext_atto", image_size=32, drop_path=0.4))).train()
     expected = step(copy.deepcopy(network), 0, 1, 1, "bitwise", clean=clean)
     network.encoder.set_grad_checkpointing()  # type: ignore[union-attr, operator]
     found = step(network, 0, 1, count, "bitwise", clean=clean)

@@ -14,7 +14,7 @@ from ca2cl.models.blocks.drop_path import DropPath, RowDraws, dropping, uniform
 from ca2cl.models.heads import Network
 from ca2cl.views.draw.random import row_words
 
-VIT, RESNET = "timm/test_vit", "timm/test_resnet"
+VIT, RESNET = "timm:test_vit", "timm:test_resnet"
 MASK = (1 << 64) - 1
 
 
@@ -72,7 +72,7 @@ def test_epochs_seeds_and_views_draw_anew_and_a_tile_always_alike() -> None:
     assert len({int(word) for drawn in (first, *others) for word in drawn.ravel()}) == 3 * 2 * 8
 
 
-@pytest.mark.parametrize("arch", [VIT, RESNET, "timm/convnext_atto"])
+@pytest.mark.parametrize("arch", [VIT, RESNET, "timm:convnext_atto"])
 def test_a_row_meets_one_network_whoever_its_neighbours_are(arch: str) -> None:
     torch.manual_seed(0)
     network = Network(build_encoder(arch, "frozen", image_size=32, drop_path=0.5)).train()
@@ -95,7 +95,7 @@ def test_a_method_without_words_is_refused() -> None:
         network(torch.randn(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "timm/vgg11_bn"])
+@pytest.mark.parametrize("arch", ["resnet18", "timm:vgg11_bn"])
 def test_a_body_without_drop_path_is_refused(arch: str) -> None:
     with torch.device("meta"), pytest.raises(InputError, match=rf"model.drop_path is 0.1: {arch} has no drop path"):
         build_encoder(arch, image_size=64, drop_path=0.1)

@@ -17,10 +17,10 @@ from ca2cl.pretrain.memory import _kept_bytes, _Saved, bytes_a_tile
 from tests.unit.models.test_drop_path import words
 
 BODIES = [
-    ("timm/test_vit", 6),
-    ("timm/test_resnet", 4),
-    ("timm/convnext_atto", 12),
-    ("timm/test_efficientnet", 5),
+    ("timm:test_vit", 6),
+    ("timm:test_resnet", 4),
+    ("timm:convnext_atto", 12),
+    ("timm:test_efficientnet", 5),
     ("resnet18", 8),
 ]
 
@@ -82,14 +82,14 @@ def test_the_estimate_is_what_autograd_keeps(arch: str, blocks: int) -> None:
     assert found < 0.8 * (whole[1] - whole[0])
 
 
-@pytest.mark.parametrize(("arch", "share"), [("timm/test_vit", 0.4), ("resnet18", 0.7)])  # a ResNet's stem is large
+@pytest.mark.parametrize(("arch", "share"), [("timm:test_vit", 0.4), ("resnet18", 0.7)])  # a ResNet's stem is large
 def test_a_step_needs_less(arch: str, share: float) -> None:
     less, whole = (bytes_a_tile(Network, arch, 64, "no", recomputed=recomputed) for recomputed in (True, False))
     assert 0.1 * whole < less < share * whole
 
 
 def test_it_can_be_turned_off_and_nothing_is_recomputed_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = make("timm/test_vit")
+    network = make("timm:test_vit")
     kinds = [type(block) for block in network.encoder.blocks()]
     network.encoder.set_grad_checkpointing()
     network.encoder.set_grad_checkpointing()

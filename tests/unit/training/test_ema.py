@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ca2cl.errors import InputError
@@ -60,7 +61,7 @@ def test_where_weights_lie_in_memory_does_not_show() -> None:
     for order in (torch.channels_last, torch.contiguous_format):
         network = nn.Conv2d(5, 7, 3, bias=False).to(memory_format=order)  # type: ignore[call-overload]
         network.weight.data.copy_(start)
-        ema = Ema(network, 0.9)
+        ema = Ema(lambda network=network: {"weight": network.weight.detach()}, 0.9)
         network.weight.data.copy_(moved)
         ema.update(torch.tensor(False))
         found.append(ema.state()["weight"])
@@ -126,10 +127,18 @@ def test_the_average_is_in_place_for_a_while() -> None:
 
 def test_what_is_not_trained_is_not_averaged() -> None:
     """A frozen teacher would only cost its memory once more."""
-    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
-    assert Ema(network, DECAY).state().keys() == {"0.weight", "0.bias"}
+    engine = make_engine()
+    engine.bare[3].requires_grad_(False)
+    engine.keep_average(DECAY)
+    assert engine.average_state().keys() == {name for name in engine.bare.state_dict() if not name.startswith("3.")}
 
 
-def test_the_average_of_another_network_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="differ in bias"):
-        Ema(nn.Linear(2, 2), DECAY).load({"weight": torch.zeros(2, 2)})
+def test_the_average_of_another_network_is_refused(tmp_path: Path) -> None:
+    engine = make_engine()
+    engine.keep_average(DECAY)
+    walk(engine, range(1))
+    Checkpointer(tmp_path, 1).save(1, engine, {})
+    file = tmp_path / "step-000000001" / "ema.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if name != "0.bias"}, file)
+    with pytest.raises(InputError, match=r"does not fit this network \(another network's average: 0.bias\)"):
+        restore(file.parent, engine)
