@@ -10,13 +10,14 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval, Len
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ca2cl.common.files import replacing
 from ca2cl.common.records import Count, Number, json_line, parse_record, read_record
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import Backbone, build_encoder, check_trusted, is_arch
+from ca2cl.runtime.tensor_files import Whole, write_tensors
 
 ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
 WEIGHTS_NAME = "encoder.safetensors"
@@ -85,8 +86,11 @@ def read_card(path: str | Path) -> EncoderCard:
     return read_record(Path(path), EncoderCard, _AGAIN, newest=SCHEMA_VERSION, absent=absent)
 
 
-def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: EncoderCard) -> Path:
+def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor | Whole], card: EncoderCard) -> Path:
     """Write an encoder's weights, then its card; each file appears whole or not at all. Returns the folder.
+
+    Args:
+        encoder_state: its tensors; ``Whole`` ones are gathered one after another, together with the other ranks.
 
     Raises:
         OSError: it cannot be written.
@@ -95,9 +99,9 @@ def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: 
     target = Path(folder)
     parse_record(json_line(asdict(card)), EncoderCard, target / CARD_NAME, _AGAIN)
     target.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder_state.items()}
+    state = {name: Whole.of(value) if isinstance(value, Tensor) else value for name, value in encoder_state.items()}
     with replacing(target / WEIGHTS_NAME) as file:
-        file.write(save(state, metadata={"format": "pt"}))
+        write_tensors(file, state, metadata={"format": "pt"})
     write_card(target / CARD_NAME, card)
     return target
 
