@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
@@ -54,6 +55,7 @@ def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manife
     if config.run.resume == "never" or not (folder / RUN_NAME).exists():
         return False
     first = {"method.name": DEFAULT, **read_run(folder).params}
+    first["model.arch"] = canonical_arch(first.get("model.arch", config.model.arch))
     newest = Checkpointer(folder / "checkpoints", 1).newest()
     now = {name: str(value) for name, value in flatten(config).items()}
     differing = {name for name in now if name in first and now[name] != first[name] and not may_change(name, config)}

@@ -266,8 +266,9 @@ def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]
     model = config.model
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(
-        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True
-    )
+        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
+        pooling=model.pooling,
+    )  # fmt: skip
     if not has_batch_norm(encoder) and find_place().rank == 0:
         logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
     if model.weights != "random":
@@ -377,6 +378,7 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
         input_size=config.data.image_size,
         mean=config.model.mean,
         std=config.model.std,
+        pooling=config.model.pooling,
         manifest_digest=manifest.digest,
         earlier_manifests=parts.earlier_manifests,
         classes=tuple(manifest.classes),
