@@ -40,6 +40,7 @@ from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place
 from ca2cl.runtime.precision import HALF, check_precision
 from ca2cl.runtime.signals import StopFlag
+from ca2cl.runtime.tensor_files import write_tensors
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
@@ -366,8 +367,9 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
     """Write the finished encoder into the run's folder and register it."""
     engine, tracker, manifest = parts.engine, parts.tracker, parts.index.manifest
     encoder = parts.method.encoder(engine.bare)
-    weights = engine.whole_state(encoder)
+    weights = engine.weights(encoder)
     if not engine.accelerator.is_main_process:
+        write_tensors(None, weights)
         return
     observer.figures(engine)
     card = EncoderCard(

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
+from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.engine import AccelerateEngine, OptimizerStep, Precision
-from ca2cl.training.tensor_files import Part, Whole
 
 
 class DeepSpeedEngine(AccelerateEngine):
