@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.data.shards.index import ShardIndex, read_manifest
 from ca2cl.registry.resolve import resolve_encoder
 from tests.support.jobs import ROOT
 from tests.support.pages import Page
@@ -223,6 +224,25 @@ def test_the_registry_is_listed_compared_and_moved(
     told("promote", worse)
     assert "promoted" in told("promote", better, "--if-better", metric, "--exit-code")
     assert "kept" in told("promote", worse, "--if-better", metric, "--exit-code", code=3)
+
+
+def test_the_same_tiles_become_the_same_shards(made: Path, tmp_path: Path) -> None:
+    before = made / "shards" / "test"
+    index, wanted = ShardIndex(before), read_manifest(before / "manifest.json")
+    for shard, samples in zip(index.shards, index, strict=True):
+        with tarfile.open(before / shard.name) as tar:
+            for key, ext in zip(samples.key, samples.ext, strict=True):
+                tile, about = tar.extractfile(f"{key}.{ext}"), tar.extractfile(f"{key}.json")
+                assert tile is not None and about is not None
+                path = tmp_path / "test" / json.loads(about.read())["name"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(tile.read())
+    again = tmp_path / "again"
+    settings = ("--group_pattern", "([ST][0-9])-", "--samples_per_shard", "20", "--workers", "1")
+    assert main(["shard", str(tmp_path / "test"), str(again), *settings]) == 0
+    assert read_manifest(again / "manifest.json") == wanted
+    for shard in index.shards:
+        assert (again / shard.name).read_bytes() == (before / shard.name).read_bytes()
 
 
 def test_a_probe_reads_the_shards_and_scores_as_it_did(made: Path, place: Place) -> None:
