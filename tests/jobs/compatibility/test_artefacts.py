@@ -299,13 +299,16 @@ def test_a_finished_run_is_left_alone_and_may_be_made_longer(
     assert json.loads((folder / "run" / "encoder" / "card.json").read_text())["step"] == 4
 
 
-def test_a_stopped_run_goes_on_to_the_same_losses(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_goes_on_to_the_same_losses(
+    place: Place, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     folder = place("stopped")
     # Blocks have four groups by default now. A run keeps those of two that it was begun with: the line says how.
     assert main(list(STOPPED)) == 2
     assert "go on with --model.norm_block 2" in capsys.readouterr().err
     assert main(["pretrain", "--config", "stopped/config.yaml", "--model.norm_block", "2"]) == 0
     same_steps(folder / "stopped", "stopped")
+    assert any("was trained on views of version 1; it continues with version 2" in line for line in caplog.messages)
     assert lines(folder / "stopped")[-1] == {**lines(folder / "stopped")[-1], "event": "status", "status": "FINISHED"}
 
 
