@@ -16,7 +16,11 @@ from ca2cl.methods.base import Method, MethodSettings
 
 DEFAULT = "ca2cl"
 """Method of runs recorded before there was a choice."""
-METHODS = {"ca2cl": "ca2cl.methods.ca2cl.method:CA2CL", "simclr": "ca2cl.methods.simclr:SimCLR"}
+METHODS = {
+    "ca2cl": "ca2cl.methods.ca2cl.method:CA2CL",
+    "simclr": "ca2cl.methods.simclr:SimCLR",
+    "distill": "ca2cl.methods.distill.method:Distill",
+}
 
 
 def find_method(name: str) -> type[Method]:

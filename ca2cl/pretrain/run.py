@@ -33,7 +33,8 @@ from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
-from ca2cl.pretrain.resume import is_finished
+from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
+from ca2cl.pretrain.teacher import find_teacher
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
@@ -77,9 +78,13 @@ def run(config: PretrainConfig) -> int:
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
+    unit = groups.block if groups is not None and config.run.accumulation == "bitwise" else None
+    teacher = find_teacher(config, method, accelerator.device, index, ranks, unit)
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
+    earlier_manifests += teacher.manifests if teacher is not None else ()
     weights = weights_digest(encoder, config.model.mean, config.model.std)
+    origin = {"start_weights": weights, "teacher": teacher.identity if teacher is not None else None}
     engine = _engine(config, accelerator, method.build(encoder), micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
@@ -88,7 +93,7 @@ def run(config: PretrainConfig) -> int:
         lock = ranks.together(
             lambda: start.enter_context(hold_run(config.run.output_dir)) if accelerator.is_main_process else None
         )
-        if ranks.from_first(lambda: is_finished(config, steps, order.steps_per_epoch, index.manifest.digest, weights)):
+        if ranks.from_first(lambda: is_finished(config, steps, order.steps_per_epoch, index.manifest.digest, origin)):
             stop.over()
             accelerator.end_training()
             return 0
@@ -96,11 +101,13 @@ def run(config: PretrainConfig) -> int:
         progress = Progress()
         if checkpoint is not None:
             progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, numerics, ranks)
-        _check_progress(progress, steps)
+        check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
-        _name_origin(tracker, checkpoint)
+        name_origin(tracker, checkpoint)
+        if teacher is not None:
+            tracker.set_tag("ca2cl.teacher", f"{teacher.uri}, {teacher.identity}")
     parts = _Parts(
-        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics
+        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, origin, numerics
     )
     done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
@@ -124,8 +131,8 @@ class _Parts:
     tracker: NullTracker
     earlier_manifests: tuple[str, ...]
     """Tiles that the first weights were trained on."""
-    start_weights: str
-    """Digest of the weights that the run began with."""
+    origin: dict[str, str | None]
+    """Digests of the weights that the run began with, and of its teacher."""
     numerics: dict[str, str] | None
     """What the last bit depends on, under ``run.accumulation bitwise``."""
 
@@ -166,7 +173,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
         "resume": config.run.resume,
-        "start_weights": parts.start_weights,
+        **parts.origin,
         "norm_block": config.model.norm_block,
         "numerics": parts.numerics,
         "views": VERSION,
@@ -334,14 +341,6 @@ def _resume(
     return progress
 
 
-def _check_progress(progress: Progress, steps: int) -> None:
-    if progress.step > steps:
-        raise InputError(
-            f"run.steps is {steps}: the newest checkpoint is of step {progress.step}; ask for more, or use another "
-            "run.output_dir"
-        )
-
-
 def _open_tracker(
     config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any], lock: ExitStack | None
 ) -> NullTracker:
@@ -362,13 +361,6 @@ def _open_tracker(
     if not accelerator.is_main_process:
         tracker.run_id = answer[0]
     return tracker
-
-
-def _name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
-    """Tag the run with the checkpoint of another run that it was forked from."""
-    state = read_state(checkpoint) if checkpoint is not None else {}
-    if state.get("run_id") and tracker.run_id and state["run_id"] != tracker.run_id:
-        tracker.set_tag("ca2cl.begun_from", f"{state['run_id']} step {state['step']}")
 
 
 def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:

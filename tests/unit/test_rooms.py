@@ -35,13 +35,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "views.gpu": {"views.draw", "runtime"},
     "methods": {"models"},
     "methods.ca2cl": {"methods", "models"},
+    "methods.distill": {"methods", "models"},
     "training": {"runtime"},
     "registry": {"data", "store", "models"},
     "tracking": {"store", "registry"},
     "encoders": {"store", "registry", "tracking", "models"},
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
-        "registry", "tracking",
+        "registry", "tracking", "evaluation.embed",
     },
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
