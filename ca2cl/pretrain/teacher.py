@@ -5,7 +5,6 @@ Legend: B rows of a micro-batch, S side of the student's view in pixels, E featu
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ca2cl.common.plugins import is_plugin
+from ca2cl.common.records import parse_json
 from ca2cl.config import TrackingConfig
 from ca2cl.data.shards.index import ShardIndex, key_hash
 from ca2cl.errors import InputError
@@ -223,7 +223,7 @@ def _words(path: Path) -> npt.NDArray[np.int64]:
     """The word of every tile's key, which is what a batch has of it."""
     try:
         with path.open(encoding="utf-8") as file:
-            return np.array([key_hash(json.loads(line)["key"]) for line in file], np.int64)
+            return np.array([key_hash(parse_json(line)["key"]) for line in file], np.int64)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); remove it, and start again") from None
 
@@ -243,6 +243,7 @@ def _cached(
         )  # fmt: skip
         ranks.together(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         embed(settings, found)
+        ranks.share(None)  # the first rank puts the parts together after the others have made theirs
     return ranks.together(lambda: CachedTeacher(path, device))
 
 
