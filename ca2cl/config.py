@@ -16,10 +16,13 @@ from typing import Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.mlflow_names import check_experiment, check_model_name, check_run_name, check_tracking_uri
 from ca2cl.common.redact import redact_all
 from ca2cl.errors import InputError
 
+Pooling = Literal["default", "class", "mean", "both"]
+"""How a backbone pools its features over positions."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -97,8 +100,9 @@ class ModelConfig:
     """The encoder and its heads."""
 
     arch: str = "resnet18"
-    """Backbone, without its classifier: resnet18, resnet34 or resnet50; timm/NAME for a timm model, such as
-    timm/vit_tiny_patch16_224; an installed package's name for a body; package.module:builder for your own code."""
+    """Backbone, without its classifier: resnet18, resnet34 or resnet50; timm:NAME for a timm model, such as
+    timm:vit_small_patch16_224; an installed package's name for a body; package.module:builder for your own code.
+    timm:NAME,ARGUMENT=VALUE,... sets arguments of a timm model, such as init_values=1e-5,reg_tokens=4."""
     weights: str = "random"
     """Initial weights: random, torchvision:IMAGENET1K_V1, or any other form that --encoder takes (see ca2cl probe)."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
@@ -112,6 +116,9 @@ class ModelConfig:
     they share, the more easily the network recognises a pair by the statistics alone. With 1 both views have the same
     groups, as under BatchNorm on each GPU separately. A batch, and the part of it that a process holds at a time, must
     consist of whole blocks of norm_block * norm_group tiles. Runs begun before this setting existed have 2."""
+    pooling: Pooling = "default"
+    """Pooling of the features over positions. default: the weights' or the body's own. class: the class token of a ViT.
+    mean: the mean over patches. both: class token and mean, one after the other, which doubles the features."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -120,6 +127,7 @@ class ModelConfig:
     """Standard deviation of the input channels; divides the input before the encoder."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "arch", canonical_arch(self.arch))
         check_ranges(self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0))
 
 
@@ -235,6 +243,10 @@ class RunConfig:
     """Autocast precision of the encoder and heads; the losses are always computed in fp32."""
     tf32: bool = False
     """Whether a GPU rounds the inputs of fp32 convolutions and matrix products to TF32: faster with precision no."""
+    fsdp: bool = False
+    """Whether to share weights, gradients and optimizer state among the processes (FSDP2), for an encoder that does not
+    fit one of them with its optimizer. A step is that of micro-batches: seven passes of a view instead of three. Not
+    with run.accumulation bitwise or optim.name lars; of the figures only the curves are drawn."""
     checkpoint_every: int = 1000
     """Optimizer steps between checkpoints; one is always written at the end."""
     keep_last: int = 2

@@ -14,14 +14,15 @@ from collections.abc import Collection
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from ca2cl.common.arch_names import OWN
 from ca2cl.errors import InputError, nearest
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_plugin(name: str) -> bool:
-    """True if ``name`` has the form ``module:attribute``."""
-    return _NAME.fullmatch(name) is not None
+    """True if ``name`` has the form ``module:attribute`` and does not begin like a name of ca2cl's own."""
+    return _NAME.fullmatch(name) is not None and not name.startswith(OWN)
 
 
 def names_code(word: str) -> bool:

@@ -13,7 +13,7 @@ from ca2cl.common.scratch import scratch_folder
 from ca2cl.common.tables import aligned, iso, when
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.models.encoder_io import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
+from ca2cl.models.encoder_card import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
 from ca2cl.registry.downstream import Downstream, runs_for
 from ca2cl.registry.register import DIGEST_TAG
 from ca2cl.registry.versions import EncoderVersion, find_version, needed_store

@@ -39,7 +39,9 @@ class AccumulatedMethod(Method):
 
     def step(self, engine: Engine, micro_batches: Sequence[Any]) -> dict[str, Tensor]:
         """As ``Method.step``."""
-        if len(micro_batches) > 1 and self.accumulation == "exact":
+        several = len(micro_batches) > 1
+        assert not (engine.sharded and several and self.accumulation == "plain"), "pretrain.engines refuses it"
+        if engine.sharded or (several and self.accumulation == "exact"):
             shares = self.exact_step(engine, micro_batches)
         else:
             shares = self._plain_step(engine, micro_batches)

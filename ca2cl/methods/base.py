@@ -111,6 +111,15 @@ class Engine(Protocol):
         """The unwrapped network, for passes that must not trigger the wrapper's hooks."""
 
     @property
+    def sharded(self) -> bool:
+        """Whether ranks share the parameters and gather them for each pass.
+
+        A graph then holds gathered copies, and the gradient of a parameter can only be accumulated by ``backward``. A
+        backward through two passes would keep the whole gradient of every gathered parameter until the second has
+        added to it, so each pass has one of its own.
+        """
+
+    @property
     def loss_scale(self) -> float | Tensor:
         """The factor by which fp16 training multiplies a loss before its backward; 1 otherwise."""
 
@@ -118,13 +127,20 @@ class Engine(Protocol):
         """Surrounds a micro-batch's passes; gradients are exchanged in the last one only."""
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of ``loss`` summed over ranks."""
+        """Accumulate the gradient of ``loss`` summed over ranks.
+
+        Where ``sharded``, leaves that are no parameters accumulate this rank's own gradient, times the loss scale.
+        """
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """All of a parameter of ``bare``; every rank calls it."""
 
 
 class LocalEngine:
     """One process, no wrapper, no autocast: for a step's time, and for comparing gradients."""
 
     loss_scale = 1.0
+    sharded = False
 
     def __init__(self, network: nn.Module) -> None:
         self.network: Any = network
@@ -137,6 +153,10 @@ class LocalEngine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss``."""
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """The parameter."""
+        return parameter
 
 
 @dataclass(frozen=True)

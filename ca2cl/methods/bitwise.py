@@ -164,6 +164,8 @@ def _channels_last(value: Tensor) -> Tensor:
 class _Collector:
     """An engine that keeps the gradient in a ``UnitNetwork``."""
 
+    sharded = False
+
     def __init__(self, network: UnitNetwork, loss_scale: float | Tensor) -> None:
         self.network: Any = network
         self.bare: Any = network
@@ -174,3 +176,6 @@ class _Collector:
 
     def backward(self, loss: Tensor) -> None:
         (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        return parameter

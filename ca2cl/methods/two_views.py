@@ -14,8 +14,8 @@ Shapes: B local rows of the whole batch, b of a micro-batch, D embedding.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,10 @@ FIRST, SECOND = 0, 1
 """Whose running statistics a pass adds to: those of the strong view come before the weak one's."""
 Embedded = Any
 """What a network gives of one view: a named tuple of unit vectors (b, D), one a head."""
-Pairs = list[tuple[Tensor, ...]]
+Pair = tuple[Tensor, Tensor]
+"""A tensor and its gradient."""
+Outer = list[tuple[Tensor, ...]]
+"""For each micro-batch the gradient with respect to its embeddings, a tensor a head."""
 
 
 class TwoViewMethod(AccumulatedMethod):
@@ -60,11 +63,8 @@ class TwoViewMethod(AccumulatedMethod):
         terms = self.terms(first, second, rows)
         strong, weak = outer_gradients(terms["loss"], first, second, sizes, engine)
         for number, views in enumerate(micro_batches):
-            with engine.micro_step(last=number == len(micro_batches) - 1):
-                one = embed_first(engine.bare, views, None, record=True)
-                other = embed_second(engine.network, views, None, record=True)
-                pairs = [*zip(one, strong[number], strict=True), *zip(other, weak[number], strict=True)]
-                engine.backward(carry(pairs, engine.loss_scale))
+            passes = [Pass(embed_first, views, strong[number]), Pass(embed_second, views, weak[number])]
+            carry_back(engine, passes, last=number == len(micro_batches) - 1)
         return terms
 
 
@@ -114,7 +114,7 @@ def leaf(parts: Sequence[Tensor]) -> Tensor:
 
 def outer_gradients(
     loss: Tensor, first: Embedded, second: Embedded, sizes: list[int], engine: Engine
-) -> tuple[Pairs, Pairs]:
+) -> tuple[Outer, Outer]:
     """The gradient of ``loss``, times the loss scale, with respect to each view's embeddings: for each micro-batch one
     tensor a head.
 
@@ -140,6 +140,48 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
 def parameters_of(engine: Engine) -> list[Tensor]:
     """The trainable parameters, in the network's order."""
     return [p for p in engine.bare.parameters() if p.requires_grad]
+
+
+class Pass(NamedTuple):
+    """A pass of one view that is to be run with a graph.
+
+    Attributes:
+        embed: ``embed_first`` or ``embed_second``.
+        views: of the micro-batch.
+        outer: for each head the gradient with respect to its embeddings, times the loss scale; None: there is none.
+        delta: as of ``embed``.
+        record: as of ``embed``.
+    """
+
+    embed: Callable[..., Embedded]
+    views: ViewBatch
+    outer: Sequence[Tensor | None]
+    delta: Tensor | None = None
+    record: bool = True
+
+    def run(self, network: nn.Module) -> list[Pair]:
+        """Embeddings, each with its gradient."""
+        found = self.embed(network, self.views, self.delta, record=self.record)
+        return [(one, grad) for one, grad in zip(found, self.outer, strict=True) if grad is not None]
+
+
+def carry_back(engine: Engine, passes: Sequence[Pass], *, last: bool, known: Sequence[Pair] = ()) -> None:
+    """Accumulate the gradient of one micro-batch: by one backward, or where the engine is sharded by one for each pass.
+
+    Args:
+        engine: accumulates it.
+        passes: those that it goes back through.
+        last: whether it is the step's last micro-batch.
+        known: other tensors, each with its gradient times the loss scale.
+    """
+    with engine.micro_step(last=last):
+        if engine.sharded:
+            for one in passes:
+                engine.backward(carry(one.run(engine.network), engine.loss_scale))
+            return
+        *others, final = passes
+        pairs = [pair for one in others for pair in one.run(engine.bare)]
+        engine.backward(carry([*pairs, *final.run(engine.network), *known], engine.loss_scale))
 
 
 def carry(pairs: Sequence[tuple[Tensor, Tensor]], scale: float | Tensor) -> Tensor:

@@ -7,11 +7,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ca2cl.common.arch_names import TIMM, canonical_arch
 from ca2cl.common.plugins import find_installed, installed, is_plugin, load_plugin
+from ca2cl.config import Pooling
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm, Norm
 from ca2cl.models.perturbed_conv import Stem
@@ -21,7 +24,20 @@ TRUSTED = "CA2CL_BACKBONES"
 DEFAULT_ARCH = "resnet18"
 HEAD = "fc."
 """Beginning of a linear head's tensors, where one lies with a backbone's."""
-_INSIDE = re.compile(r"[\w.]+/[\w.-]+|[A-Za-z]\w*")
+_LONGEST = 500
+_INSIDE = re.compile(r"[a-z]\w*:\w[\w.-]*(,\w+=[\w.+-]+)*|[A-Za-z]\w*")
+
+
+class Tokens(NamedTuple):
+    """Features by position, before pooling.
+
+    Attributes:
+        prefix: class and register tokens (B, P, D) of a ViT; P is 0 for other bodies.
+        patches: features of the patches (B, h, w, D), or the last map of a convolutional body.
+    """
+
+    prefix: Tensor
+    patches: Tensor
 
 
 class Backbone(nn.Module):
@@ -33,6 +49,8 @@ class Backbone(nn.Module):
     Attributes:
         arch: name that ``build_encoder`` takes for it.
         feature_dim: length of a feature vector.
+        pooling: how features are pooled over positions: the body's own way (default), its class token, the mean over
+            patches, or both, one after the other.
         stem: first convolution, or patch embedding; the adversary perturbs its weight.
         patch_size: the side of a tile must be a multiple of it.
         heads: beginnings of tensors that a file of this architecture may hold beside the backbone's.
@@ -40,6 +58,7 @@ class Backbone(nn.Module):
 
     arch: str
     feature_dim: int
+    pooling: Pooling = "default"
     stem: Stem
     patch_size: int = 1
     heads: tuple[str, ...] = (HEAD,)
@@ -53,8 +72,20 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def tokens(self, x_BCHW: Tensor, stem_delta: Tensor | None = None) -> Tokens:
+        """Features by position of normalised tiles (B, 3, H, W), where the body has them.
+
+        Raises:
+            InputError: it has none.
+        """
+        raise InputError(f"{self.arch} has no features by patch; use a ViT or a convolutional body")
+
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """``state`` for this image size: where tensors depend on it (position embeddings), they are resampled."""
+        return state
+
+    def renamed(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """``state`` under this body's names, where it knows other names of the same tensors."""
         return state
 
 
@@ -68,12 +99,14 @@ class BackboneOptions:
         image_size: side in pixels of the tiles that it will see.
         identity_blocks: start every residual block as the identity, as training from scratch wants; for bodies that
             have such a start.
+        pooling: see ``Backbone``.
     """
 
     norm: Norm = "sync"
     group: int = 16
     image_size: int = 224
     identity_blocks: bool = False
+    pooling: Pooling = "default"
 
 
 Builder = Callable[[str, BackboneOptions], Backbone]
@@ -92,9 +125,9 @@ BACKBONES: dict[str, Entry] = {
     "resnet18": Entry("ca2cl.models.resnet:build"),
     "resnet34": Entry("ca2cl.models.resnet:build"),
     "resnet50": Entry("ca2cl.models.resnet:build"),
-    "timm/": Entry("ca2cl.models.timm:build", ("timm",)),
+    TIMM: Entry("ca2cl.models.timm.body:build", ("timm",)),
 }
-"""By name, or by the beginning of names, up to and with a slash."""
+"""By name, or by the beginning of names, up to and with a colon."""
 
 
 GROUP = "ca2cl.backbones"
@@ -107,18 +140,19 @@ def find_entry(arch: str) -> Entry | None:
     Raises:
         InputError: several packages have that name.
     """
-    prefix, slash, _ = arch.partition("/")
-    if prefix + slash in BACKBONES or is_plugin(arch):
-        return BACKBONES.get(prefix + slash)
+    prefix, colon, _ = canonical_arch(arch).partition(":")
+    if prefix + colon in BACKBONES or is_plugin(arch):
+        return BACKBONES.get(prefix + colon)
     found = find_installed(GROUP, arch, "model.arch")
     return Entry(found.path, (found.package,)) if found else None
 
 
 def is_arch(arch: object) -> bool:
     """Whether a card may have this as its architecture: a known name, or that of a builder outside this package."""
-    return isinstance(arch, str) and bool(
-        (_INSIDE.fullmatch(arch) and find_entry(arch)) or (len(arch) < 200 and is_plugin(arch))
-    )
+    if not isinstance(arch, str) or len(arch) > _LONGEST:
+        return False
+    arch = canonical_arch(arch)
+    return bool((_INSIDE.fullmatch(arch) and find_entry(arch)) or is_plugin(arch))
 
 
 def check_arch(arch: str, field: str = "model.arch") -> None:
@@ -129,7 +163,7 @@ def check_arch(arch: str, field: str = "model.arch") -> None:
     """
     find_installed(GROUP, arch, field, BACKBONES)
     if not is_arch(arch):
-        names = [f"{name}NAME" if name.endswith("/") else name for name in BACKBONES]
+        names = [f"{name}NAME" if name.endswith(":") else name for name in BACKBONES]
         names += [one.name for one in installed(GROUP)]
         close = difflib.get_close_matches(arch.lower(), names, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
@@ -164,6 +198,7 @@ def build_encoder(
     group: int = 16,
     image_size: int = 224,
     identity_blocks: bool = False,
+    pooling: Pooling = "default",
 ) -> Backbone:
     """A freshly initialised backbone (from torch's global generator); a name of the user's own code is imported.
 
@@ -175,21 +210,26 @@ def build_encoder(
         InputError: the name is unknown, or the body cannot be built.
     """
     check_arch(arch)
+    arch = canonical_arch(arch)
     entry = find_entry(arch) or Entry(arch)
-    options = BackboneOptions(norm=norm, group=group, image_size=image_size, identity_blocks=identity_blocks)
+    options = BackboneOptions(
+        norm=norm, group=group, image_size=image_size, identity_blocks=identity_blocks, pooling=pooling
+    )
     builder: Builder = load_plugin(entry.builder, "model.arch")
     backbone = builder(arch, options)
-    _check_contract(backbone, arch)
+    _check_contract(backbone, arch, pooling)
     return backbone
 
 
-def _check_contract(backbone: Backbone, arch: str) -> None:
+def _check_contract(backbone: Backbone, arch: str, pooling: Pooling) -> None:
     if not isinstance(backbone, Backbone) or not isinstance(backbone.stem, Stem):
         raise InputError(
             f"model.arch is {arch!r}: its builder gives a {type(backbone).__name__}; return a "
             "ca2cl.models.backbone.Backbone whose stem is a ca2cl.models.perturbed_conv.Stem"
         )
     backbone.arch = arch
+    if backbone.pooling != pooling:
+        raise InputError(f"model.pooling is {pooling!r}: {arch} pools in one way only; use default")
     foreign = [layer for layer in backbone.modules() if _keeps_statistics(layer)]
     if foreign:
         raise InputError(
@@ -205,7 +245,7 @@ def _keeps_statistics(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, BatchNorm)
 
 
-def outline(arch: str, norm: Norm = "sync", *, image_size: int = 224) -> Backbone:
+def outline(arch: str, norm: Norm = "sync", *, image_size: int = 224, pooling: Pooling = "default") -> Backbone:
     """A backbone of the shape of ``build_encoder``'s, made quickly: on the meta device, where its builder can do that.
     Nothing is drawn from the caller's generator.
 
@@ -215,9 +255,9 @@ def outline(arch: str, norm: Norm = "sync", *, image_size: int = 224) -> Backbon
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return build_encoder(arch, norm, image_size=image_size)
+                return build_encoder(arch, norm, image_size=image_size, pooling=pooling)
         except (RuntimeError, NotImplementedError):  # a builder that reads numbers of its tensors
-            return build_encoder(arch, norm, image_size=image_size)
+            return build_encoder(arch, norm, image_size=image_size, pooling=pooling)
 
 
 def has_batch_norm(backbone: nn.Module) -> bool:

@@ -29,34 +29,37 @@ class Stem(nn.Conv2d):
     Attributes:
         perturbation: used as ``delta`` where the caller of ``forward`` passes none, as timm's models do.
         reproducible: the gradient of ``delta`` and of the weight does not depend on how rows are shared out.
+        same: the input is padded as by TensorFlow's SAME, whose odd pixel is on the right and at the bottom.
     """
 
     perturbation: Perturbation
     reproducible = False
+    same = False
 
     @classmethod
-    def of(cls, conv: nn.Conv2d) -> Stem:
-        """``conv`` as a stem, with its very weight and bias (and no number drawn)."""
-        assert cls.fits(conv), conv
+    def of(cls, conv: nn.Conv2d, *, same: bool = False) -> Stem:
+        """``conv`` as a stem, with its very weight and bias (and no number drawn); ``same`` as the attribute."""
+        assert cls.fits(conv, same=same), conv
         bias = conv.bias is not None
         stem = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             cls, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=bias
         )
         assert isinstance(stem, cls)
         stem.weight, stem.bias = conv.weight, conv.bias
-        stem.perturbation = Perturbation()
+        stem.perturbation, stem.same = Perturbation(), same
         return stem
 
     @staticmethod
-    def fits(conv: nn.Module) -> bool:
-        """Whether ``of`` takes it: a plain convolution of all channels."""
+    def fits(conv: nn.Module, *, same: bool = False) -> bool:
+        """Whether ``of`` takes it: a plain convolution of all channels, or one that only pads its input as ``same``."""
         return (
             isinstance(conv, nn.Conv2d)
-            and type(conv) in (nn.Conv2d, Stem)  # another kind computes something else
+            and (same or type(conv) in (nn.Conv2d, Stem))  # another kind computes something else
             and conv.groups == 1
             and set(conv.dilation) == {1}
             and isinstance(conv.padding, tuple)
             and len({*conv.stride}) == len({*conv.padding}) == 1
+            and (not same or len({*conv.kernel_size}) == 1)
         )
 
     def forward(self, x_BCHW: Tensor, delta: Tensor | None = None) -> Tensor:
@@ -67,6 +70,8 @@ class Stem(nn.Conv2d):
             delta: (out, in, k, k) in any precision. Its gradient is this rank's part of the sum, in that precision.
         """
         delta = self.perturbation.delta if delta is None else delta
+        if self.same:
+            x_BCHW = _padded(x_BCHW, self.kernel_size[0], self.stride[0])
         if delta is None:
             return super().forward(x_BCHW)
         if not self.reproducible:
@@ -75,6 +80,15 @@ class Stem(nn.Conv2d):
         assert not x_BCHW.requires_grad and isinstance(self.padding[0], int)
         result: Tensor = _RowByRow.apply(x_BCHW, self.weight, delta, self.bias, self.stride[0], self.padding[0])
         return result
+
+
+def _padded(x_BCHW: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zeros around the images, so that ceil(side / stride) positions result."""
+    edges: list[int] = []
+    for side in (x_BCHW.shape[-1], x_BCHW.shape[-2]):
+        missing = max(0, (-(-side // stride) - 1) * stride + kernel - side)
+        edges += [missing // 2, missing - missing // 2]
+    return F.pad(x_BCHW, edges)
 
 
 class Perturbation:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import Backbone, BackboneOptions
+from ca2cl.models.backbone import Backbone, BackboneOptions, Tokens
 from ca2cl.models.batch_norm import norm_layer
 from ca2cl.models.perturbed_conv import Stem
 
@@ -41,6 +41,8 @@ class ResNet(torchvision.models.ResNet, Backbone):  # type: ignore[misc, unused-
         super().__init__(block, layers, norm_layer=norm_layer(options.norm, options.group))
         self.conv1 = Stem.of(self.conv1)
         self.arch = arch
+        if options.pooling == "mean":  # which is its own
+            self.pooling = options.pooling
         self.feature_dim = 512 * block.expansion
         self.fc = nn.Identity()
 
@@ -51,10 +53,19 @@ class ResNet(torchvision.models.ResNet, Backbone):  # type: ignore[misc, unused-
 
     def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None) -> Tensor:
         """Features h (B, feature_dim); see ``Backbone``."""
+        features: Tensor = self.avgpool(self._map(x_BCHW, stem_delta)).flatten(1)
+        return features
+
+    def tokens(self, x_BCHW: Tensor, stem_delta: Tensor | None = None) -> Tokens:
+        """The last map as patches; see ``Backbone``."""
+        patches_BhwD = self._map(x_BCHW, stem_delta).permute(0, 2, 3, 1)
+        return Tokens(patches_BhwD.new_zeros(len(x_BCHW), 0, patches_BhwD.shape[-1]), patches_BhwD)
+
+    def _map(self, x_BCHW: Tensor, stem_delta: Tensor | None) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW, stem_delta))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        features: Tensor = self.avgpool(x).flatten(1)
-        return features
+        assert isinstance(x, Tensor)
+        return x
 
 
 def build(arch: str, options: BackboneOptions) -> ResNet:

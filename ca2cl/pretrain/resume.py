@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 FREE = (
     # data are identified by their digest, not their location
     "data.shards", "data.cache_dir", "data.cache_gb", "data.fetch_timeout", "data.workers", "data.max_bad_rate",
-    "run.output_dir", "run.resume",
+    "run.output_dir", "run.resume", "run.fsdp",
     "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
     "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
     "tracking.sinks",
@@ -60,6 +61,7 @@ def is_finished(
     if config.run.resume == "never" or not (folder / RUN_NAME).exists():
         return False
     first = {"method.name": DEFAULT, **read_run(folder).params}
+    first["model.arch"] = canonical_arch(first.get("model.arch", config.model.arch))
     newest = Checkpointer(folder / "checkpoints", 1).newest()
     now = {name: str(value) for name, value in flatten(config).items()}
     differing = {name for name in now if name in first and now[name] != first[name] and not may_change(name, config)}

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import nn
 
 from ca2cl import config as settings
 from ca2cl.common.files import writing
@@ -31,6 +30,7 @@ from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.engines import build_engine, check_fsdp
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
@@ -38,7 +38,7 @@ from ca2cl.pretrain.teacher import find_teacher
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
-from ca2cl.runtime.launched import find_place, under_deepspeed
+from ca2cl.runtime.launched import find_place
 from ca2cl.runtime.precision import HALF, check_precision
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.environment import git_commit
@@ -46,7 +46,6 @@ from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.loop import Progress, TrainJob, train
-from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
 from ca2cl.views.batch import VERSION
 from ca2cl.views.build import build_views
@@ -75,6 +74,7 @@ def run(config: PretrainConfig) -> int:
     _warn_of_a_small_cache(config, index, world)
     micro_batch = shares.micro_batch(config, world)
     shares.check_accumulation(config, method, world, micro_batch)
+    check_fsdp(config, world, micro_batch)
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
@@ -85,7 +85,7 @@ def run(config: PretrainConfig) -> int:
     earlier_manifests += teacher.manifests if teacher is not None else ()
     weights = weights_digest(encoder, config.model.mean, config.model.std)
     origin = {"start_weights": weights, "teacher": teacher.identity if teacher is not None else None}
-    engine = _engine(config, accelerator, method.build(encoder), micro_batch)
+    engine = build_engine(config, accelerator, method.build(encoder), micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
     )
@@ -267,23 +267,14 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
         check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
 
 
-def _engine(config: PretrainConfig, accelerator: Any, network: nn.Module, micro_batch: int) -> AccelerateEngine:
-    if under_deepspeed():
-        from ca2cl.training.deepspeed import DeepSpeedEngine
-
-        optimizer = build_optimizer(config.optim, network)
-        return DeepSpeedEngine(accelerator, network, optimizer, config.run.precision, config.optim, micro_batch)
-    optimizer = build_optimizer(config.optim, network, fused=accelerator.device.type == "cuda")
-    return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
-
-
 def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
     """The initial encoder, equal on all ranks, and the manifests that its weights were trained on."""
     model = config.model
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(
-        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True
-    )
+        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
+        pooling=model.pooling,
+    )  # fmt: skip
     if not has_batch_norm(encoder) and find_place().rank == 0:
         logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
     if model.weights != "random":
@@ -367,6 +358,7 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
     """Write the finished encoder into the run's folder and register it."""
     engine, tracker, manifest = parts.engine, parts.tracker, parts.index.manifest
     encoder = parts.method.encoder(engine.bare)
+    weights = engine.whole_state(encoder)
     if not engine.accelerator.is_main_process:
         return
     observer.figures(engine)
@@ -376,6 +368,7 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
         input_size=config.data.image_size,
         mean=config.model.mean,
         std=config.model.std,
+        pooling=config.model.pooling,
         manifest_digest=manifest.digest,
         earlier_manifests=parts.earlier_manifests,
         classes=tuple(manifest.classes),
@@ -387,6 +380,6 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
     )
     folder = Path(config.run.output_dir) / "encoder"
     with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
-        save_encoder(folder, encoder.state_dict(), card)
+        save_encoder(folder, weights, card)
     tracker.log_encoder(folder, config.tracking.register_as)
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

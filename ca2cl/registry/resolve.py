@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.records import load_tensors, why_not_tensors
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
@@ -92,6 +93,7 @@ def resolve_encoder(
     """
     if arch is not None:
         check_arch(arch)
+        arch = canonical_arch(arch)
     if source == "random" or source.startswith("random:"):
         found = _random(source, arch or DEFAULT_ARCH)
     elif source.startswith("torchvision:"):

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.remote": {"data.shards"},
     "data.loading": {"data", "data.shards", "data.remote", "runtime"},
     "models": {"runtime"},
+    "models.timm": {"models"},
     "views": {"views.draw", "views.cpu", "views.gpu", "data.shards", "data.remote", "data.loading"},
     "views.draw": set(),
     "views.cpu": {"views.draw"},
@@ -39,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"runtime"},
     "registry": {"data", "store", "models"},
     "tracking": {"store", "registry"},
-    "encoders": {"store", "registry", "tracking", "models"},
+    "encoders": {"store", "registry", "models"},
+    "encoders.import_": {"store", "registry", "tracking", "models", "encoders"},
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
         "registry", "tracking", "evaluation.embed",
@@ -56,19 +58,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
         "tracking", "evaluation",
     },
-    "detection": {
-        "runtime", "store", "data", "data.sources", "registry", "detection.coco", "detection.engines",
-        "detection.prepare", "detection.scores", "detection.train",
-    },
+    "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
     "detection.engines": {"runtime", "data", "data.sources", "models", "registry", "training", "detection.coco"},
     "detection.prepare": {"data", "data.sources", "detection.coco"},
+    "detection.predict": {
+        "runtime", "store", "data", "data.sources", "registry", "detection.coco", "detection.engines",
+        "detection.prepare", "detection.scores", "detection.train",
+    },
     "detection.scores": {"data", "detection.coco", "detection.engines"},
     "detection.train": {
         "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation",
         "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
     },
-    "export": {"models", "registry", "detection.engines"},
+    "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
         "tracking", "evaluation",
@@ -89,6 +92,7 @@ ONLY_IN = {
     "webdataset": {"data.shards"},
     "numba": {"views.cpu"},
     "triton": {"views.gpu"},
+    "timm": {"models.timm", "export"},
     "sklearn": {"evaluation", "evaluation.probe", "report"},
 }
 """Libraries that one part of the house stands for."""

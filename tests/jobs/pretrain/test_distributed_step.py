@@ -199,7 +199,7 @@ def test_bitwise_is_the_same_to_the_last_bit_in_single_precision(
 def test_a_body_without_batch_norm_is_exact_on_any_hardware(tmp_path: Path) -> None:
     """A ViT: its patch embedding has a bias, and its rows know nothing of one another under the default norm, sync."""
     torch.manual_seed(0)
-    vit = build_encoder("timm/test_vit", image_size=32)
+    vit = build_encoder("timm:test_vit", image_size=32)
     network = DoubleNetwork(copy.deepcopy(vit)).double().train()
     expected = one_step(copy.deepcopy(network), 0, 1, 1, WHOLE)
     assert expected["term skipped_adversaries"] == 0 and "encoder.body.patch_embed.proj.bias" in expected

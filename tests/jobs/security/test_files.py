@@ -161,11 +161,13 @@ def test_where_damage_is_passed_over_nothing_runs_either(tmp_path: Path, bait: B
             decode(data)
 
 
-@pytest.mark.parametrize("read", [TORCHVISION.native, TIMM.own])  # timm's native reader is timm's
-def test_an_exported_file_is_read_back_without_running_it(read: Any, tmp_path: Path, bait: Bait) -> None:
+@pytest.mark.parametrize(("read", "error"), [(TORCHVISION.native, pickle.UnpicklingError), (TIMM.native, RuntimeError)])
+def test_an_exported_file_is_read_back_without_running_it(
+    read: Any, error: type[Exception], tmp_path: Path, bait: Bait
+) -> None:
     for data in bait.forms.values():
         (tmp_path / "a.pth").write_bytes(data)
-        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        with pytest.raises(error, match="(?i)weights.only"):
             read(tmp_path / "a.pth", ENCODER)
 
 

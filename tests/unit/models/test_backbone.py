@@ -24,13 +24,13 @@ from ca2cl.pretrain.memory import bytes_a_tile
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
-VIT, RESNET = "timm/test_vit", "timm/test_resnet"
+VIT, RESNET = "timm:test_vit", "timm:test_resnet"
 SIDE = 48
 
 
 def timms_own(arch: str) -> nn.Module:
     size = {"img_size": SIDE} if "vit" in arch else {}
-    model: nn.Module = timm.create_model(arch.removeprefix("timm/"), num_classes=0, **size)
+    model: nn.Module = timm.create_model(arch.removeprefix("timm:"), num_classes=0, **size)
     return model.eval()
 
 
@@ -42,7 +42,7 @@ def card(arch: str = VIT, features: int = 64, side: int = SIDE) -> EncoderCard:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet"])
 def test_a_timm_body_has_timms_tensors_and_features(name: str) -> None:
-    arch = f"timm/{name}"
+    arch = f"timm:{name}"
     reference, encoder = timms_own(arch), build_encoder(arch, image_size=SIDE).eval()
     encoder.load_state_dict(reference.state_dict(), strict=True)
     assert list(encoder.state_dict()) == list(reference.state_dict())
@@ -91,7 +91,7 @@ def test_batch_norms_of_a_timm_body_follow_model_norm() -> None:
 
 
 def test_nothing_is_dropped_while_training() -> None:
-    encoder = build_encoder("timm/swin_tiny_patch4_window7_224", image_size=64).train()  # timm's default drops paths
+    encoder = build_encoder("timm:swin_tiny_patch4_window7_224", image_size=64).train()  # timm's default drops paths
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(encoder(x), encoder(x)) and not has_batch_norm(encoder)
 
@@ -121,7 +121,7 @@ def test_position_embeddings_of_another_size_are_resampled_and_other_tiles_pass(
     x = torch.randn(2, 3, 96, 96)
     with torch.no_grad():  # either way the same embeddings
         torch.testing.assert_close(found(x), small(x), rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match="timm/test_vit has patches of 16 pixels; use a multiple, as 32"):
+    with pytest.raises(InputError, match="timm:test_vit has patches of 16 pixels; use a multiple, as 32"):
         small(torch.randn(1, 3, 40, 40))
 
 
@@ -129,10 +129,10 @@ def test_position_embeddings_of_another_size_are_resampled_and_other_tiles_pass(
     ("arch", "words"),
     [
         ("resnet81", "did you mean resnet18"),
-        ("vit", "use one of resnet18, resnet34, resnet50, timm/NAME, or package.module:builder"),
-        ("timm/vit_tiny_patch16_242", "did you mean timm/vit_tiny_patch16_224"),
-        ("timm/hf-hub:somebody/something", "use one of"),
-        ("timm/tf_efficientnet_b0", "its first convolution is no plain one (Conv2dSame)"),
+        ("vit", "use one of resnet18, resnet34, resnet50, timm:NAME, or package.module:builder"),
+        ("timm:vit_tiny_patch16_242", "did you mean timm:vit_tiny_patch16_224"),
+        ("timm:hf-hub:somebody/something", "use one of"),
+        ("timm:dm_nfnet_f0", "its first convolution is no plain one (ScaledStdConv2dSame)"),
         ("no_such_module_here:body", "no module 'no_such_module_here'"),
         ("json:dumps_it", "json has no 'dumps_it'"),
     ],
@@ -144,7 +144,7 @@ def test_what_is_wrong_with_an_architecture_is_said_in_one_line(arch: str, words
 
 
 def test_a_card_imports_nothing_that_the_user_has_not_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert is_arch("some.where:body") and not is_arch("os.system") and not is_arch("timm/../x") and not is_arch(3)
+    assert is_arch("some.where:body") and not is_arch("os.system") and not is_arch("timm:../x") and not is_arch(3)
     folder = save_encoder(tmp_path / "encoder", {"stem.weight": torch.zeros(1)}, card("antigravity:fly"))
     with pytest.raises(InputError, match="code outside ca2cl; if you trust it, set CA2CL_BACKBONES=antigravity:fly"):
         load_encoder(folder)
@@ -173,10 +173,10 @@ def test_a_timm_body_is_exported(name: str, found: ResolvedEncoder, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["torchvision", "detectron2"])
 def test_what_is_of_resnets_says_so(name: str, found: ResolvedEncoder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"{name} is not for timm/test_vit, only for resnet18, resnet34, resnet50"):
+    with pytest.raises(InputError, match=rf"{name} is not for timm:test_vit, only for resnet18, resnet34, resnet50"):
         export(found, TARGETS[name], tmp_path / "it.pth")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="'torchvision:IMAGENET1K_V1' is not for timm/test_vit"):
+    with pytest.raises(InputError, match="'torchvision:IMAGENET1K_V1' is not for timm:test_vit"):
         resolve_encoder("torchvision:IMAGENET1K_V1", arch=VIT)
 
 
@@ -187,7 +187,7 @@ def test_detect_refuses_a_body_that_is_no_resnet(
     out = str(tmp_path / "out")
     job = ["detect", "--encoder", str(folder), "--dataset", "glas", "--data", str(tmp_path), "--output_dir", out]
     assert main([*job, "--engine", "torchvision"]) == 2
-    assert "detect is not for timm/test_vit, only for resnet18, resnet34, resnet50" in capsys.readouterr().err
+    assert "detect is not for timm:test_vit, only for resnet18, resnet34, resnet50" in capsys.readouterr().err
 
 
 def test_a_body_without_batch_norm_takes_micro_batches_and_needs_no_groups() -> None:

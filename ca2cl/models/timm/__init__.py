@@ -1,0 +1,1 @@
+"""timm's bodies as backbones, by the name ``timm:NAME``."""
