@@ -7,7 +7,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -20,15 +20,15 @@ from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.methods.base import Method, MethodSettings
+from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise
-from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
 from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.callbacks import RunObserver
+from ca2cl.pretrain.choices import configured_method, views_dtype
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import build_engine, check_fsdp
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
@@ -39,7 +39,7 @@ from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place
-from ca2cl.runtime.precision import HALF, check_precision
+from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
@@ -61,7 +61,8 @@ def run(config: PretrainConfig) -> int:
         InputError: the configuration, the data or the folder cannot be used.
     """
     _check(config)
-    method = _method(config)
+    method = configured_method(config)
+    shares.check_least(config, method)
     stop = StopFlag().install()
     with stop.joining():
         accelerator = build_accelerator()
@@ -165,7 +166,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     )  # fmt: skip
     views = build_views(
         config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed,
-        dtype=_views_dtype(config),
+        dtype=views_dtype(config),
     )  # fmt: skip
     budget = BadBudget(config.data.max_bad_rate)
     state = {
@@ -199,12 +200,6 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     return done
 
 
-def _views_dtype(config: PretrainConfig) -> torch.dtype:
-    """The precision to which autocast rounds the network's input; fp32 for the sums of ``bitwise``."""
-    run = config.run
-    return HALF.get(run.precision, torch.float32) if run.accumulation != "bitwise" else torch.float32
-
-
 def _check(config: PretrainConfig) -> None:
     run = config.run
     if not config.data.shards:
@@ -214,14 +209,6 @@ def _check(config: PretrainConfig) -> None:
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
     check_arch(config.model.arch)
-
-
-def _method(config: PretrainConfig) -> Method:
-    accumulation: Literal["exact", "plain"] = "plain" if config.run.accumulation == "plain" else "exact"
-    settings = MethodSettings(config.objective, config.model.projection_dim, accumulation)
-    method = build_method(config.method.name, settings, config.method.options)
-    shares.check_least(config, method)
-    return method
 
 
 def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
@@ -264,7 +251,8 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
         a_tile = bytes_a_tile(method.build, config.model.arch, config.data.image_size, run.precision)
-        check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
+        share = run.batch_size // accelerator.num_processes
+        check_memory(a_tile, method.graphs, micro_batch, share, accelerator.device)
 
 
 def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:

@@ -93,13 +93,29 @@ def find_teacher(
     if source.cache:
         teacher = _cached(config, source, found, f"{digest[:16]}-{index.manifest.digest[:16]}-{size}", device, ranks)
     else:
-        teacher = LiveTeacher(
-            encoder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-            card.feature_dim, size, (config.model.mean, config.model.std), (card.mean, card.std),
-            HALF.get(config.run.precision), unit,
-        )  # fmt: skip
+        teacher = live_teacher(config, source, found, device, unit)
     method.take_teacher(teacher)
     return FoundTeacher(teacher, found.uri, f"{digest} at {size} px", card.manifests)
+
+
+def live_teacher(
+    config: PretrainConfig, source: TeacherSource, found: ResolvedEncoder, device: torch.device, unit: int | None = None
+) -> LiveTeacher:
+    """The teacher that sees the student's views.
+
+    Args:
+        config: the job's.
+        source: names the teacher.
+        found: what it names.
+        device: where it computes; the encoder is moved there.
+        unit: as of ``LiveTeacher``.
+    """
+    card, model = found.card, config.model
+    return LiveTeacher(
+        found.encoder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        card.feature_dim, source.image_size or card.input_size, (model.mean, model.std), (card.mean, card.std),
+        HALF.get(config.run.precision), unit,
+    )  # fmt: skip
 
 
 def resolve_teacher(config: PretrainConfig, source: TeacherSource) -> ResolvedEncoder:

@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
+    "doctor.plan": {"models", "methods", "pretrain", "training"},
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
