@@ -101,8 +101,8 @@ class ModelConfig:
 
     arch: str = "resnet18"
     """Backbone, without its classifier: resnet18, resnet34 or resnet50; timm:NAME for a timm model, such as
-    timm:vit_small_patch16_224; package.module:builder for your own code. timm:NAME,ARGUMENT=VALUE,... sets arguments of
-    a timm model, such as init_values=1e-5,reg_tokens=4."""
+    timm:vit_small_patch16_224; an installed package's name for a body; package.module:builder for your own code.
+    timm:NAME,ARGUMENT=VALUE,... sets arguments of a timm model, such as init_values=1e-5,reg_tokens=4."""
     weights: str = "random"
     """Initial weights: random, torchvision:IMAGENET1K_V1, or any other form that --encoder takes (see ca2cl probe)."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
@@ -288,7 +288,8 @@ class TrackingConfig:
     """Registered model that gets the finished encoder (fine-tuning: the best classifier) as a new version; none
     registers nothing."""
     sinks: tuple[str, ...] = ()
-    """Further metrics trackers beside MLflow, as module:Class of your own (docs/architecture.md)."""
+    """Further metrics trackers beside MLflow, as module:Class of your own or by an installed package's name for it
+    (docs/architecture.md)."""
 
     def __post_init__(self) -> None:
         check_experiment("tracking.experiment", self.experiment)

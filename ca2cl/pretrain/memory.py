@@ -17,8 +17,6 @@ from ca2cl.models.backbone import Backbone, outline
 from ca2cl.runtime.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)
-_VIEWS = 2
-"""Passes whose graphs a step holds at once: both views, then the weak and the perturbed one."""
 _TRIED_ROWS, _TRIED_SIZE = 1, 64
 _SURE, _LIKELY = 0.9, 1.6
 """A step takes at least so much of the estimate, and often so much: a ResNet-18's at 96 px takes 1.5 on a CPU."""
@@ -63,24 +61,25 @@ def _kept_bytes(network: nn.Module, rows: int, size: int) -> int:
     return sum(kept.values())
 
 
-def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.device) -> None:
+def check_memory(a_tile: float, graphs: int, micro_batch: int, share: int, device: torch.device) -> None:
     """Log a step's memory, warn if it may not fit, and refuse it if it cannot.
 
     Args:
         a_tile: of ``bytes_a_tile``.
+        graphs: passes of a micro-batch whose graphs a step holds at a time (``Method.graphs``).
         micro_batch: tiles that a process holds at a time.
         share: its tiles of a batch.
 
     Raises:
         InputError: it cannot fit.
     """
-    step, processes = _VIEWS * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
+    step, processes = graphs * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
     free = free_bytes(device) / processes
     estimate = (
-        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for two views of "
+        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for {graphs} passes of "
         f"{micro_batch} tiles at a time; {_size(free)} are free{' for each process' if processes > 1 else ''}"
     )
-    fits = int(free / _LIKELY / _VIEWS / a_tile)
+    fits = int(free / _LIKELY / graphs / a_tile)
     smaller = max((size for size in range(2, min(fits, share) + 1) if share % size == 0), default=0)
     remedy = "use a smaller --run.batch_size or --data.image_size, or more processes"
     if smaller:

@@ -7,7 +7,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -20,25 +20,26 @@ from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.methods.base import Method, MethodSettings
+from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise
-from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
 from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.callbacks import RunObserver
+from ca2cl.pretrain.choices import configured_method, views_dtype
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import build_engine, check_fsdp
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
-from ca2cl.pretrain.resume import is_finished
+from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
+from ca2cl.pretrain.teacher import find_teacher
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place
-from ca2cl.runtime.precision import HALF, check_precision
+from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.runtime.tensor_files import write_tensors
 from ca2cl.tracking.environment import git_commit
@@ -61,7 +62,8 @@ def run(config: PretrainConfig) -> int:
         InputError: the configuration, the data or the folder cannot be used.
     """
     _check(config)
-    method = _method(config)
+    method = configured_method(config)
+    shares.check_least(config, method)
     stop = StopFlag().install()
     with stop.joining():
         accelerator = build_accelerator()
@@ -78,9 +80,13 @@ def run(config: PretrainConfig) -> int:
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
+    unit = groups.block if groups is not None and config.run.accumulation == "bitwise" else None
+    teacher = find_teacher(config, method, accelerator.device, index, ranks, unit)
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
     encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
+    earlier_manifests += teacher.manifests if teacher is not None else ()
     weights = weights_digest(encoder, config.model.mean, config.model.std)
+    origin = {"start_weights": weights, "teacher": teacher.identity if teacher is not None else None}
     engine = build_engine(config, accelerator, method.build(encoder), micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
@@ -89,7 +95,7 @@ def run(config: PretrainConfig) -> int:
         lock = ranks.together(
             lambda: start.enter_context(hold_run(config.run.output_dir)) if accelerator.is_main_process else None
         )
-        if ranks.from_first(lambda: is_finished(config, steps, order.steps_per_epoch, index.manifest.digest, weights)):
+        if ranks.from_first(lambda: is_finished(config, steps, order.steps_per_epoch, index.manifest.digest, origin)):
             stop.over()
             accelerator.end_training()
             return 0
@@ -97,11 +103,13 @@ def run(config: PretrainConfig) -> int:
         progress = Progress()
         if checkpoint is not None:
             progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, numerics, ranks)
-        _check_progress(progress, steps)
+        check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
-        _name_origin(tracker, checkpoint)
+        name_origin(tracker, checkpoint)
+        if teacher is not None:
+            tracker.set_tag("ca2cl.teacher", f"{teacher.uri}, {teacher.identity}")
     parts = _Parts(
-        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics
+        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, origin, numerics
     )
     done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
@@ -125,8 +133,8 @@ class _Parts:
     tracker: NullTracker
     earlier_manifests: tuple[str, ...]
     """Tiles that the first weights were trained on."""
-    start_weights: str
-    """Digest of the weights that the run began with."""
+    origin: dict[str, str | None]
+    """Digests of the weights that the run began with, and of its teacher."""
     numerics: dict[str, str] | None
     """What the last bit depends on, under ``run.accumulation bitwise``."""
 
@@ -159,7 +167,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     )  # fmt: skip
     views = build_views(
         config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed,
-        dtype=_views_dtype(config),
+        dtype=views_dtype(config),
     )  # fmt: skip
     budget = BadBudget(config.data.max_bad_rate)
     state = {
@@ -167,7 +175,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
         "resume": config.run.resume,
-        "start_weights": parts.start_weights,
+        **parts.origin,
         "norm_block": config.model.norm_block,
         "numerics": parts.numerics,
         "views": VERSION,
@@ -193,12 +201,6 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     return done
 
 
-def _views_dtype(config: PretrainConfig) -> torch.dtype:
-    """The precision to which autocast rounds the network's input; fp32 for the sums of ``bitwise``."""
-    run = config.run
-    return HALF.get(run.precision, torch.float32) if run.accumulation != "bitwise" else torch.float32
-
-
 def _check(config: PretrainConfig) -> None:
     run = config.run
     if not config.data.shards:
@@ -208,14 +210,6 @@ def _check(config: PretrainConfig) -> None:
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
     check_arch(config.model.arch)
-
-
-def _method(config: PretrainConfig) -> Method:
-    accumulation: Literal["exact", "plain"] = "plain" if config.run.accumulation == "plain" else "exact"
-    settings = MethodSettings(config.objective, config.model.projection_dim, accumulation)
-    method = build_method(config.method.name, settings, config.method.options)
-    shares.check_least(config, method)
-    return method
 
 
 def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
@@ -258,7 +252,8 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
         a_tile = bytes_a_tile(method.build, config.model.arch, config.data.image_size, run.precision)
-        check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
+        share = run.batch_size // accelerator.num_processes
+        check_memory(a_tile, method.graphs, micro_batch, share, accelerator.device)
 
 
 def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
@@ -326,14 +321,6 @@ def _resume(
     return progress
 
 
-def _check_progress(progress: Progress, steps: int) -> None:
-    if progress.step > steps:
-        raise InputError(
-            f"run.steps is {steps}: the newest checkpoint is of step {progress.step}; ask for more, or use another "
-            "run.output_dir"
-        )
-
-
 def _open_tracker(
     config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any], lock: ExitStack | None
 ) -> NullTracker:
@@ -354,13 +341,6 @@ def _open_tracker(
     if not accelerator.is_main_process:
         tracker.run_id = answer[0]
     return tracker
-
-
-def _name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
-    """Tag the run with the checkpoint of another run that it was forked from."""
-    state = read_state(checkpoint) if checkpoint is not None else {}
-    if state.get("run_id") and tracker.run_id and state["run_id"] != tracker.run_id:
-        tracker.set_tag("ca2cl.begun_from", f"{state['run_id']} step {state['step']}")
 
 
 def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "views.gpu": {"views.draw", "runtime"},
     "methods": {"models"},
     "methods.ca2cl": {"methods", "models"},
+    "methods.distill": {"methods", "models"},
     "training": {"runtime"},
     "registry": {"data", "store", "models"},
     "tracking": {"store", "registry"},
@@ -43,11 +44,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders.import_": {"store", "registry", "tracking", "models", "encoders"},
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
-        "registry", "tracking",
+        "registry", "tracking", "evaluation.embed",
     },
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
+    "doctor.plan": {"models", "methods", "pretrain", "training"},
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",

@@ -64,7 +64,8 @@ def look(*more: str, start: str = "") -> bool:
     """What a start of the job with these settings after its own finds."""
     config: Any = parse("pretrain", [*JOB, *more])
     manifest = ShardIndex(Path(config.data.shards)).manifest
-    return is_finished(config, config.run.steps or config.run.epochs * 2, 2, manifest.digest, start)
+    origin = {"start_weights": start, "teacher": None}
+    return is_finished(config, config.run.steps or config.run.epochs * 2, 2, manifest.digest, origin)
 
 
 def test_a_finished_run_again_changes_nothing(run: Path, caplog: pytest.LogCaptureFixture) -> None:
