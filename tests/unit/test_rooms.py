@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"models"},
     "methods.ca2cl": {"methods", "models"},
     "training": {"runtime"},
-    "registry": {"data", "store", "models"},
+    "weights": {"models", "models.timm"},
+    "registry": {"data", "store", "models", "models.timm", "weights"},
     "tracking": {"store", "registry"},
     "encoders": {"store", "registry", "tracking", "models"},
     "pretrain": {
@@ -89,7 +90,8 @@ ONLY_IN = {
     "webdataset": {"data.shards"},
     "numba": {"views.cpu"},
     "triton": {"views.gpu"},
-    "timm": {"models.timm", "export"},
+    "timm": {"models.timm", "export", "weights"},
+    "huggingface_hub": {"weights", "data.sources"},
     "sklearn": {"evaluation", "evaluation.probe", "report"},
 }
 """Libraries that one part of the house stands for."""
