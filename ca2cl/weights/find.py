@@ -13,7 +13,7 @@ from ca2cl.common.arch_names import HUB, TIMM
 from ca2cl.common.records import why_not_tensors
 from ca2cl.errors import InputError, nearest
 from ca2cl.models.timm.spelling import timm_name
-from ca2cl.weights.hub import Repository, commit_of, parse_repository
+from ca2cl.weights.hub import Repository, Unreachable, commit_of, parse_repository
 from ca2cl.weights.licence import Licence, beside, stated
 from ca2cl.weights.timm_config import CONFIG, Stated, read_config
 
@@ -85,23 +85,32 @@ def find_in_folder(folder: Path) -> WeightsFile | None:
 
 def _of_hub(source: str) -> WeightsFile:
     repository, file = parse_repository(source)
-    facts = read_config(repository.find(CONFIG), source)
     path = repository.get(file) if file else _weights(repository)
     commit = commit_of(path)
+    fixed = replace(repository, revision=commit or repository.revision)  # what belongs to these very weights
+    facts = read_config(fixed.find(CONFIG), source)
     shown = f"{HUB}{repository.name}{f'/{file}' if file else ''}{f'@{commit}' if commit else ''}"
-    return WeightsFile(path, shown, facts, stated(_optional(repository), facts.licence))
+    return WeightsFile(path, shown, facts, stated(_optional(fixed), facts.licence))
 
 
 def _weights(repository: Repository) -> Path:
     path = repository.find(*FILES)
     if path is None:
-        repository.get(FILES[0])  # which says why
+        repository.get(FILES[0])  # which says that it is missing
         raise AssertionError(FILES)
     return path
 
 
 def _optional(repository: Repository) -> Callable[[str], Path | None]:
-    return lambda name: repository.find(name)
+    """A reader of files that say more about the weights; none where neither hub nor cache has them."""
+
+    def get(name: str) -> Path | None:
+        try:
+            return repository.find(name)
+        except Unreachable:
+            return None
+
+    return get
 
 
 def _of_timm(source: str) -> WeightsFile:
@@ -119,9 +128,9 @@ def _of_timm(source: str) -> WeightsFile:
     repository = replace(parse_repository(HUB + settings.hf_hub_id)[0], shown=source)
     path = repository.get(settings.hf_hub_filename) if settings.hf_hub_filename else _weights(repository)
     commit = commit_of(path)
-    return WeightsFile(
-        path, f"{tag}{f'@{commit}' if commit else ''}", facts, stated(_optional(repository), settings.license)
-    )
+    fixed = replace(repository, revision=commit or repository.revision)
+    shown = f"{tag}{f'@{commit}' if commit else ''}"
+    return WeightsFile(path, shown, facts, stated(_optional(fixed), settings.license))
 
 
 def _settings(source: str) -> Any:

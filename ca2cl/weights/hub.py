@@ -7,6 +7,7 @@ cache alone.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,7 @@ from ca2cl.common.arch_names import HUB
 from ca2cl.errors import InputError
 
 _SNAPSHOTS = "snapshots"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,36 @@ class Repository:
         return Path(path)
 
     def find(self, *files: str) -> Path | None:
-        """The first of ``files`` that the repository has; None where it has none of them.
+        """The first of ``files`` that the repository has; None where it has none of them. Where the hub is out of
+        reach, the first that the cache has.
 
         Raises:
             InputError: see ``get``.
         """
+        away: Unreachable | None = None
         for file in files:
+            path, absent = self._cached(file)
+            if away is not None or absent:  # a miss takes huggingface_hub half a minute of trying
+                if path is not None:
+                    return path
+                continue
             try:
                 return self.get(file)
+            except Unreachable as error:
+                away = error
             except MissingFile:
                 continue
+        if away is not None:
+            raise away
         return None
+
+    def _cached(self, file: str) -> tuple[Path | None, bool]:
+        """A file's place in the cache; and whether it is known that this commit has no such file."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.name, file, revision=self.revision)
+        is_commit = self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+        return (Path(found), False) if isinstance(found, str) else (None, found is not None and is_commit)
 
     def _explain(self, file: str, error: Exception) -> NoReturn:
         from huggingface_hub import constants
@@ -76,7 +97,7 @@ class Repository:
         elif isinstance(error, kinds.RepositoryNotFoundError):
             text = f"no such repository ({page}), or a private one; correct the name, or set HF_TOKEN"
         elif isinstance(error, kinds.RevisionNotFoundError):
-            text = f"has no revision {self.revision!r}; see {page}/tree/main"
+            text = f"has no revision {self.revision or 'main'!r}; see {page}/tree/main"
         elif isinstance(error, kinds.LocalEntryNotFoundError):
             raise Unreachable(
                 f"encoder {self.shown!r}: {file} is not in the cache, and the hub cannot be reached ({page}); download "
