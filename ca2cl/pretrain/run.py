@@ -24,7 +24,7 @@ from ca2cl.errors import InputError
 from ca2cl.methods.base import Method, MethodSettings
 from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.registry import build_method
-from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
+from ca2cl.models.backbone import check_arch
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
 from ca2cl.pretrain import shares
@@ -34,7 +34,7 @@ from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
 from ca2cl.pretrain.resume import is_finished
-from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.pretrain.start import RunStart, find_start, initial_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
@@ -68,6 +68,7 @@ def run(config: PretrainConfig) -> int:
     world = accelerator.num_processes
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     ranks = Ranks()
+    config, begun = ranks.together(lambda: find_start(config))
     numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = _order(config, index, world, method)
@@ -78,8 +79,8 @@ def run(config: PretrainConfig) -> int:
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
-    encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
-    weights = weights_digest(encoder, config.model.mean, config.model.std)
+    encoder = ranks.together(lambda: initial_encoder(config, begun))
+    weights = weights_digest(encoder, *config.model.normalisation)
     engine = _engine(config, accelerator, method.build(encoder), micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
@@ -99,9 +100,9 @@ def run(config: PretrainConfig) -> int:
         _check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
         _name_origin(tracker, checkpoint)
-    parts = _Parts(
-        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics
-    )
+        for name, value in begun.tags().items() if checkpoint is None else ():
+            tracker.set_tag(name, value)
+    parts = _Parts(engine, method, index, order, groups, checkpointer, stop, tracker, begun, weights, numerics)
     done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
     accelerator.wait_for_everyone()
@@ -122,10 +123,10 @@ class _Parts:
     checkpointer: Checkpointer
     stop: StopFlag
     tracker: NullTracker
-    earlier_manifests: tuple[str, ...]
-    """Tiles that the first weights were trained on."""
+    begun: RunStart
+    """Weights that the run began with."""
     start_weights: str
-    """Digest of the weights that the run began with."""
+    """Digest of the encoder that the run began with."""
     numerics: dict[str, str] | None
     """What the last bit depends on, under ``run.accumulation bitwise``."""
 
@@ -156,10 +157,10 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         index, order, reader, rank=accelerator.process_index, world=accelerator.num_processes,
         workers=config.data.workers, start_step=progress.step, stop_step=steps,
     )  # fmt: skip
+    mean, std = config.model.normalisation
     views = build_views(
-        config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed,
-        dtype=_views_dtype(config),
-    )  # fmt: skip
+        config.views, config.data.image_size, mean=mean, std=std, seed=config.run.seed, dtype=_views_dtype(config)
+    )
     budget = BadBudget(config.data.max_bad_rate)
     state = {
         "run_id": tracker.run_id,
@@ -270,27 +271,6 @@ def _engine(config: PretrainConfig, accelerator: Any, network: nn.Module, micro_
     return AccelerateEngine(accelerator, network, optimizer, config.run.precision)
 
 
-def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
-    """The initial encoder, equal on all ranks, and the manifests that its weights were trained on."""
-    model = config.model
-    torch.manual_seed(config.run.seed)
-    encoder = build_encoder(
-        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
-        pooling=model.pooling,
-    )  # fmt: skip
-    if not has_batch_norm(encoder) and find_place().rank == 0:
-        logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
-    if model.weights != "random":
-        given = resolve_encoder(
-            model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
-        )
-        if given.card.arch != model.arch:
-            raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
-        encoder.load_state_dict(encoder.fitted(given.encoder.state_dict()))
-        return encoder, given.card.manifests
-    return encoder, ()
-
-
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
     """The checkpoint that rank 0 finds. A file server may still show other nodes an older state of the folder."""
     found = ranks.from_first(lambda: checkpointer.to_resume(config.run.resume))
@@ -379,21 +359,23 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
     if not engine.accelerator.is_main_process:
         return
     observer.figures(engine)
+    mean, std = config.model.normalisation
     card = EncoderCard(
         arch=config.model.arch,
         feature_dim=encoder.feature_dim,
         input_size=config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
+        mean=mean,
+        std=std,
         pooling=config.model.pooling,
         manifest_digest=manifest.digest,
-        earlier_manifests=parts.earlier_manifests,
+        earlier_manifests=parts.begun.manifests,
         classes=tuple(manifest.classes),
         config_digest=settings.digest(config),
         commit=git_commit(),
         step=progress.step,
         metrics=observer.last_metrics,
         source_run_id=tracker.run_id or None,
+        **parts.begun.facts(),
     )
     folder = Path(config.run.output_dir) / "encoder"
     with writing(folder, "free some space and start again: the last step's checkpoint is kept"):

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders": {"store", "registry", "tracking", "models"},
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
-        "registry", "tracking",
+        "registry", "tracking", "weights",
     },
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
@@ -193,6 +193,16 @@ def test_a_library_is_imported_in_its_rooms_only(library: str) -> None:
         if any(one.partition(".")[0] == library for one in imports(path))
     }
     assert rooms <= ONLY_IN[library]
+
+
+@pytest.mark.parametrize("library", ["timm", "huggingface_hub"])
+def test_a_slow_import_happens_only_where_it_is_needed(library: str) -> None:
+    """``--help`` and the jobs of a ResNet do without it."""
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                named = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+                assert library not in {one.partition(".")[0] for one in named}, name
 
 
 def test_folders_are_small_enough_to_read() -> None:
