@@ -1,15 +1,16 @@
 """Train an encoder whose optimizer does not fit one process, under a memory limit for each process.
 
-    python -m benchmarks.sharded [--arch timm/vit_so150m_patch16_reg4_gap_256] [--processes 4] [--limit_gb 1.9]
+    python -m benchmarks.sharded [--arch timm:vit_so150m_patch16_reg4_gap_256] [--processes 4] [--limit_gb 1.9]
 
-Every process gets the limit by ``RLIMIT_DATA`` (``ulimit -d``). It counts what a process has reserved for its own writing:
-heap and private mappings, touched or not, and no shared libraries or files that are only read. It needs no rights, and
-an allocation beyond it fails in that process. A limit on addresses (``ulimit -v``) would mostly count CUDA's libraries.
+Every process gets the limit by ``RLIMIT_DATA`` (``ulimit -d``). It counts what a process has reserved for its own
+writing: heap and private mappings, touched or not, and no shared libraries or files that are only read. It needs no
+rights, and an allocation beyond it fails in that process. A limit on addresses (``ulimit -v``) would mostly count
+CUDA's libraries.
 
 The table has a row for each job: DistributedDataParallel as ``ca2cl pretrain`` would start it, and without the estimate
-that refuses it; FSDP2 for ``--steps`` steps with a checkpoint in the middle, and again from that checkpoint. Peaks are the
-largest of all processes, read from ``/proc`` every 20 ms: ``VmData``, which the limit is compared with, and ``RssAnon``,
-the memory in use. Baseline: the same steps by one process without a limit (``--reference``).
+that refuses it; FSDP2 for ``--steps`` steps with a checkpoint in the middle, and again from that checkpoint. Peaks are
+the largest of all processes, read from ``/proc`` every 20 ms: ``VmData``, which the limit is compared with, and
+``RssAnon``, the memory in use. Baseline: the same steps by one process without a limit (``--reference``).
 """
 
 from __future__ import annotations

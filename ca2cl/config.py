@@ -104,7 +104,9 @@ class ModelConfig:
     timm:vit_small_patch16_224; an installed package's name for a body; package.module:builder for your own code.
     timm:NAME,ARGUMENT=VALUE,... sets arguments of a timm model, such as init_values=1e-5,reg_tokens=4."""
     weights: str = "random"
-    """Initial weights: random, torchvision:IMAGENET1K_V1, or any other form that --encoder takes (see ca2cl probe)."""
+    """Initial weights: random; timm:NAME.TAG; hf-hub:ORG/NAME; torchvision:IMAGENET1K_V1; a file of DINO, DINOv2,
+    DINOv3, MoCo, timm, torchvision or lightly; or any other form that --encoder takes (see ca2cl probe). They must have
+    every tensor of the backbone."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
     """Samples that BatchNorm's statistics are computed over. sync: one forward pass on all processes; micro-batches
     then need run.accumulation plain. frozen: the running statistics, never updated. lane_group: fixed groups of lanes,
@@ -121,14 +123,20 @@ class ModelConfig:
     mean: the mean over patches. both: class token and mean, one after the other, which doubles the features."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the input channels, in [0, 1]; subtracted before the encoder."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of the input channels; divides the input before the encoder."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of the input channels, in [0, 1]; subtracted before the encoder. none: that of the weights where they state
+    one, and else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of the input channels; divides the input before the encoder. none: as for model.mean."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", canonical_arch(self.arch))
         check_ranges(self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0))
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation; ImageNet's where they are left open."""
+        return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
 
 
 @dataclass(frozen=True, kw_only=True)

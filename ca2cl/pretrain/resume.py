@@ -14,6 +14,7 @@ from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.methods.registry import DEFAULT, find_method
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.shares import norm_of
 from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 from ca2cl.tracking.run import NullTracker
 from ca2cl.tracking.run_record import RUN_NAME, read_run
@@ -38,7 +39,7 @@ _OPEN_ENDED = ("constant", "cosine_restarts")
 def may_change(name: str, config: PretrainConfig) -> bool:
     """Whether the setting may differ when the run is resumed."""
     if name == "run.micro_batch_size":  # then BatchNorm's statistics and the negatives are the same in any share
-        return config.run.accumulation != "plain" and config.model.norm != "sync"
+        return config.run.accumulation != "plain" and norm_of(config) != "sync"
     return name in FREE or name in _LENGTH
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
@@ -22,7 +21,7 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise
-from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
+from ca2cl.models.backbone import check_arch
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
 from ca2cl.pretrain import shares
@@ -34,8 +33,8 @@ from ca2cl.pretrain.engines import build_engine, check_fsdp
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
+from ca2cl.pretrain.start import RunStart, find_start, initial_encoder
 from ca2cl.pretrain.teacher import find_teacher
-from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place
@@ -70,6 +69,7 @@ def run(config: PretrainConfig) -> int:
     world = accelerator.num_processes
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     ranks = Ranks()
+    config, begun = ranks.together(lambda: find_start(config))
     numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = _order(config, index, world, method)
@@ -83,9 +83,9 @@ def run(config: PretrainConfig) -> int:
     unit = groups.block if groups is not None and config.run.accumulation == "bitwise" else None
     teacher = find_teacher(config, method, accelerator.device, index, ranks, unit)
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
-    encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
-    earlier_manifests += teacher.manifests if teacher is not None else ()
-    weights = weights_digest(encoder, config.model.mean, config.model.std)
+    encoder = ranks.together(lambda: initial_encoder(config, begun))
+    earlier_manifests = (*begun.manifests, *(teacher.manifests if teacher is not None else ()))
+    weights = weights_digest(encoder, *config.model.normalisation)
     origin = {"start_weights": weights, "teacher": teacher.identity if teacher is not None else None}
     engine = build_engine(config, accelerator, method.build(encoder), micro_batch)
     checkpointer = Checkpointer(
@@ -106,10 +106,12 @@ def run(config: PretrainConfig) -> int:
         check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
         name_origin(tracker, checkpoint)
+        for name, value in begun.tags().items() if checkpoint is None else ():
+            tracker.set_tag(name, value)
         if teacher is not None:
             tracker.set_tag("ca2cl.teacher", f"{teacher.uri}, {teacher.identity}")
     parts = _Parts(
-        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, origin, numerics
+        engine, method, index, order, groups, checkpointer, stop, tracker, begun, earlier_manifests, origin, numerics
     )
     done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
@@ -131,10 +133,12 @@ class _Parts:
     checkpointer: Checkpointer
     stop: StopFlag
     tracker: NullTracker
+    begun: RunStart
+    """Weights that the run began with."""
     earlier_manifests: tuple[str, ...]
-    """Tiles that the first weights were trained on."""
+    """Tiles that these weights and the teacher's were trained on."""
     origin: dict[str, str | None]
-    """Digests of the weights that the run began with, and of its teacher."""
+    """Digests of the encoder that the run began with, and of its teacher."""
     numerics: dict[str, str] | None
     """What the last bit depends on, under ``run.accumulation bitwise``."""
 
@@ -165,10 +169,10 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         index, order, reader, rank=accelerator.process_index, world=accelerator.num_processes,
         workers=config.data.workers, start_step=progress.step, stop_step=steps,
     )  # fmt: skip
+    mean, std = config.model.normalisation
     views = build_views(
-        config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed,
-        dtype=views_dtype(config),
-    )  # fmt: skip
+        config.views, config.data.image_size, mean=mean, std=std, seed=config.run.seed, dtype=views_dtype(config)
+    )
     budget = BadBudget(config.data.max_bad_rate)
     state = {
         "run_id": tracker.run_id,
@@ -256,27 +260,6 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
         check_memory(a_tile, method.graphs, micro_batch, share, accelerator.device)
 
 
-def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
-    """The initial encoder, equal on all ranks, and the manifests that its weights were trained on."""
-    model = config.model
-    torch.manual_seed(config.run.seed)
-    encoder = build_encoder(
-        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
-        pooling=model.pooling,
-    )  # fmt: skip
-    if not has_batch_norm(encoder) and find_place().rank == 0:
-        logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
-    if model.weights != "random":
-        given = resolve_encoder(
-            model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
-        )
-        if given.card.arch != model.arch:
-            raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
-        encoder.load_state_dict(encoder.fitted(given.encoder.state_dict()))
-        return encoder, given.card.manifests
-    return encoder, ()
-
-
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
     """The checkpoint that rank 0 finds. A file server may still show other nodes an older state of the folder."""
     found = ranks.from_first(lambda: checkpointer.to_resume(config.run.resume))
@@ -352,12 +335,13 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
         write_tensors(None, weights)
         return
     observer.figures(engine)
+    mean, std = config.model.normalisation
     card = EncoderCard(
         arch=config.model.arch,
         feature_dim=encoder.feature_dim,
         input_size=config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
+        mean=mean,
+        std=std,
         pooling=config.model.pooling,
         manifest_digest=manifest.digest,
         earlier_manifests=parts.earlier_manifests,
@@ -367,6 +351,7 @@ def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progr
         step=progress.step,
         metrics=observer.last_metrics,
         source_run_id=tracker.run_id or None,
+        **parts.begun.facts(),
     )
     folder = Path(config.run.output_dir) / "encoder"
     with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
