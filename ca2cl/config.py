@@ -128,10 +128,20 @@ class ModelConfig:
     one, and else ImageNet's."""
     std: tuple[float, float, float] | None = None
     """Standard deviation of the input channels; divides the input before the encoder. none: as for model.mean."""
+    drop_path: float = 0.0
+    """Drop path (stochastic depth): probability with which the last block leaves a tile out, rising linearly from 0 in
+    the first one. For timm bodies that have it. Which tiles a block leaves out follows from run.seed, the epoch and the
+    tile."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each block for the backward pass, and compute the rest again: less memory, about a third
+    more time, the same gradient."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", canonical_arch(self.arch))
-        check_ranges(self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0))
+        check_ranges(
+            self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0),
+            drop_path=Interval(ge=0, lt=1),
+        )  # fmt: skip
 
     @property
     def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -217,12 +227,29 @@ class OptimConfig:
     """Steps of linear warm-up from 0 before the schedule starts."""
     clip_norm: float | None = None
     """Maximum norm of the whole gradient; none: no clipping."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from one layer of the encoder to the one before it; heads have the full rate. 0.65 to
+    0.9 continues from given weights without losing what their first layers know. none: one rate for all."""
+    decay_all: bool = True
+    """Whether weight decay applies to every parameter. false: not to norms, biases, tokens and position embeddings."""
+    freeze_layers: int = 0
+    """Number of the encoder's first layers (blocks of a ViT, residual blocks of a ResNet) whose parameters, and the
+    stem's, do not change for optim.freeze_steps steps."""
+    freeze_steps: int = 0
+    """Optimizer steps for which optim.freeze_layers stay as they are."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, for pre-training: 0.999 averages about the last 1,000
+    steps. The encoder that is registered in the end then has the averaged weights. none: no average."""
 
     def __post_init__(self) -> None:
         check_ranges(
             self, "optim", lr=Gt(0), weight_decay=Ge(0), momentum=Interval(ge=0, lt=1), warmup_steps=Ge(0),
-            restart_epochs=Ge(1), clip_norm=Gt(0),
+            restart_epochs=Ge(1), clip_norm=Gt(0), layer_decay=Interval(gt=0, le=1), freeze_layers=Ge(0),
+            freeze_steps=Ge(0), ema=Interval(gt=0, lt=1),
         )  # fmt: skip
+        for one, other in (("freeze_layers", "freeze_steps"), ("freeze_steps", "freeze_layers")):
+            alone = getattr(self, one) and not getattr(self, other)
+            require(not alone, f"optim.{other}", 0, f"optim.{one} needs it; give --optim.{other} too")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,6 +125,7 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
         "pixels": f"{card['mpp']:g} micrometres" if card["mpp"] else None,
         "mean, std": f"{_numbers(card['mean'])}; {_numbers(card['std'])}",
         "trained": f"{card['step']} steps{_last(card['metrics'])}" if card["step"] else "elsewhere",
+        "moving average": card["weights"] if (card["weights"] or "last") != "last" else None,
         "classes seen": ", ".join(card["classes"]),
         "weights": f"sha256 {record['encoder_sha256']}",
         "started from": f"{card['start']} ({card['start_layout']}, {card['start_tensors']} tensors)"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ca2cl.views.cpu.memory import Spares
-from ca2cl.views.draw.random import Draws
+from ca2cl.views.draw.random import Draws, row_words
 from ca2cl.views.draw.table import Passes, Table, View
 
 VERSION = 2
@@ -92,6 +92,11 @@ class Views:
         """The same views before they are normalised, uint8 (B, S, S, 3): what people look at."""
         strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, BOTH, self._raw)
         return strong, weak
+
+    def words(self, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """A word for the strong and for the weak view of each tile, int64 (2, B) on the host: a network that leaves out
+        parts of itself draws from it (``models.blocks.drop_path``)."""
+        return torch.from_numpy(row_words(key_hash_B.cpu().numpy(), seed=self.seed, epoch=epoch, views=BOTH))
 
     def draw(self, key_hash_B: Tensor, epoch: int, views: Sequence[View], tile_sides: tuple[int, int]) -> Table:
         """What the views of a batch draw, (V, B)."""
