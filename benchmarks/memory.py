@@ -32,9 +32,8 @@ from ca2cl.doctor.plan.config import PlanConfig
 from ca2cl.doctor.plan.run import plan
 from ca2cl.methods.base import ViewBatch
 from ca2cl.models.backbone import build_encoder
-from ca2cl.pretrain.choices import configured_method
 from ca2cl.pretrain.config import MethodConfig
-from ca2cl.pretrain.engines import build_engine
+from ca2cl.pretrain.engines import build_engine, configured_method
 from ca2cl.runtime.accelerator import build_accelerator
 
 NAMES = dict(zip(ENGINES, ("DDP", "ZeRO-1", "ZeRO-2"), strict=True))
