@@ -101,10 +101,12 @@ class ModelConfig:
 
     arch: str = "resnet18"
     """Backbone, without its classifier: resnet18, resnet34 or resnet50; timm:NAME for a timm model, such as
-    timm:vit_small_patch16_224; package.module:builder for your own code. timm:NAME,ARGUMENT=VALUE,... sets arguments of
-    a timm model, such as init_values=1e-5,reg_tokens=4."""
+    timm:vit_small_patch16_224; an installed package's name for a body; package.module:builder for your own code.
+    timm:NAME,ARGUMENT=VALUE,... sets arguments of a timm model, such as init_values=1e-5,reg_tokens=4."""
     weights: str = "random"
-    """Initial weights: random, torchvision:IMAGENET1K_V1, or any other form that --encoder takes (see ca2cl probe)."""
+    """Initial weights: random; timm:NAME.TAG; hf-hub:ORG/NAME; torchvision:IMAGENET1K_V1; a file of DINO, DINOv2,
+    DINOv3, MoCo, timm, torchvision or lightly; or any other form that --encoder takes (see ca2cl probe). They must have
+    every tensor of the backbone."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
     """Samples that BatchNorm's statistics are computed over. sync: one forward pass on all processes; micro-batches
     then need run.accumulation plain. frozen: the running statistics, never updated. lane_group: fixed groups of lanes,
@@ -121,10 +123,11 @@ class ModelConfig:
     mean: the mean over patches. both: class token and mean, one after the other, which doubles the features."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the input channels, in [0, 1]; subtracted before the encoder."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of the input channels; divides the input before the encoder."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of the input channels, in [0, 1]; subtracted before the encoder. none: that of the weights where they state
+    one, and else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of the input channels; divides the input before the encoder. none: as for model.mean."""
     drop_path: float = 0.0
     """Drop path (stochastic depth): probability with which the last block leaves a tile out, rising linearly from 0 in
     the first one. For timm bodies that have it. Which tiles a block leaves out follows from run.seed, the epoch and the
@@ -139,6 +142,11 @@ class ModelConfig:
             self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0),
             drop_path=Interval(ge=0, lt=1),
         )  # fmt: skip
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation; ImageNet's where they are left open."""
+        return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +323,8 @@ class TrackingConfig:
     """Registered model that gets the finished encoder (fine-tuning: the best classifier) as a new version; none
     registers nothing."""
     sinks: tuple[str, ...] = ()
-    """Further metrics trackers beside MLflow, as module:Class of your own (docs/architecture.md)."""
+    """Further metrics trackers beside MLflow, as module:Class of your own or by an installed package's name for it
+    (docs/architecture.md)."""
 
     def __post_init__(self) -> None:
         check_experiment("tracking.experiment", self.experiment)

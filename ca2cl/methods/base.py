@@ -72,6 +72,37 @@ class ViewBatch(NamedTuple):
     words: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class TeacherSource:
+    """A frozen encoder that a method needs, as ``pretrain.teacher`` finds it.
+
+    Attributes:
+        encoder: as ``model.weights`` names one.
+        arch: its architecture, where its weights come without a card; empty otherwise.
+        image_size: side in pixels of its input; 0: that of its card.
+        cache: folder in which its features of unaugmented tiles are kept; empty: it sees the student's view.
+    """
+
+    encoder: str
+    arch: str = ""
+    image_size: int = 0
+    cache: str = ""
+
+
+class Teacher(Protocol):
+    """A frozen encoder, outside of the network that is trained: no engine, optimizer or checkpoint holds it."""
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of its feature vectors."""
+
+    def known(self, tiles: Tiles) -> Tensor | None:
+        """Features (B, E) of the unaugmented tiles, where they are cached: unit vectors in fp32, on the device."""
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Features (B, E) of views that are normalised for the student: unit vectors in fp32, without graph."""
+
+
 class Engine(Protocol):
     """The interface through which a method computes and exchanges gradients."""
 
@@ -165,6 +196,12 @@ class Method(ABC):
     """Charts of the terms of a step; those of rate, norm and throughput are every method's."""
     accumulations: ClassVar[Sequence[str]] = ("plain",)
     """Values of ``run.accumulation`` with which a step may have several micro-batches; bitwise, only if it is named."""
+    paths: ClassVar[Sequence[str]] = ()
+    """Options that are paths of what a digest identifies: a run that is resumed may find it elsewhere."""
+    graphs: ClassVar[int] = 2
+    """Most forward passes of a micro-batch whose graphs a step holds at a time: its memory is estimated from that."""
+    teacher_source: TeacherSource | None = None
+    """The frozen encoder that the method needs, if any: it is handed over by ``take_teacher`` before ``build``."""
 
     @classmethod
     def from_settings(cls, settings: MethodSettings) -> Method:
@@ -175,9 +212,13 @@ class Method(ABC):
         """
         return cls()
 
+    def take_teacher(self, teacher: Teacher) -> None:
+        """Receive the encoder of ``teacher_source``."""
+        raise NotImplementedError(f"{type(self).__name__} names a teacher and takes none")
+
     @abstractmethod
     def build(self, encoder: Backbone) -> nn.Module:
-        """The network to train: encoder, heads, and a teacher where there is one.
+        """The network to train: encoder, heads, and a teacher that is trained with them (a moving average).
 
         It is called with images (B, 3, S, S), autocasts its passes to its attribute ``autocast_dtype`` (None: to none;
         ``models.heads.EncoderNetwork`` does), and its ``state_dict`` is what checkpoints hold.

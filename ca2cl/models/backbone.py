@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ca2cl.common.arch_names import TIMM, canonical_arch
-from ca2cl.common.plugins import is_plugin, load_plugin
+from ca2cl.common.plugins import find_installed, installed, is_plugin, load_plugin
 from ca2cl.config import Pooling
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm, Norm
@@ -174,10 +174,21 @@ BACKBONES: dict[str, Entry] = {
 """By name, or by the beginning of names, up to and with a colon."""
 
 
+GROUP = "ca2cl.backbones"
+"""Group of entry points by which installed packages name builders."""
+
+
 def find_entry(arch: str) -> Entry | None:
-    """The registry's entry for a name; None where it has none."""
+    """The registry's entry for a name, or an installed package's; None where there is none.
+
+    Raises:
+        InputError: several packages have that name.
+    """
     prefix, colon, _ = canonical_arch(arch).partition(":")
-    return BACKBONES.get(prefix + colon)
+    if prefix + colon in BACKBONES or is_plugin(arch):
+        return BACKBONES.get(prefix + colon)
+    found = find_installed(GROUP, arch, "model.arch")
+    return Entry(found.path, (found.package,)) if found else None
 
 
 def is_arch(arch: object) -> bool:
@@ -192,10 +203,12 @@ def check_arch(arch: str, field: str = "model.arch") -> None:
     """Refuse a name that neither is known nor can be a builder's.
 
     Raises:
-        InputError: with the nearest known name.
+        InputError: with the nearest known name; or the name is a package's as well.
     """
+    find_installed(GROUP, arch, field, BACKBONES)
     if not is_arch(arch):
         names = [f"{name}NAME" if name.endswith(":") else name for name in BACKBONES]
+        names += [one.name for one in installed(GROUP)]
         close = difflib.get_close_matches(arch.lower(), names, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise InputError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ca2cl import config as settings
 from ca2cl.common.files import writing
@@ -13,6 +15,7 @@ from ca2cl.models.encoder_card import EncoderCard
 from ca2cl.models.encoder_io import save_encoder
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.runtime.tensor_files import write_tensors
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.run import NullTracker
 from ca2cl.training.engine import AccelerateEngine
@@ -25,7 +28,7 @@ def hand_on(
     engine: AccelerateEngine,
     method: Method,
     manifest: Manifest,
-    earlier_manifests: tuple[str, ...],
+    provenance: Mapping[str, Any],
     tracker: NullTracker,
     observer: RunObserver,
     step: int,
@@ -37,26 +40,27 @@ def hand_on(
         engine: holds the network.
         method: knows its encoder.
         manifest: of the tiles.
-        earlier_manifests: of the tiles that the first weights were trained on.
+        provenance: fields of the card that tell where the first weights and the teacher come from.
         tracker: the run.
         observer: draws the last figures, of the same weights.
         step: optimizer steps done.
     """
     with engine.averaged():
         encoder = method.encoder(engine.bare)
-        weights = engine.whole_state(encoder)
+        weights = engine.weights(encoder)
         if not engine.accelerator.is_main_process:
+            write_tensors(None, weights)
             return
         observer.figures(engine)
+        mean, std = config.model.normalisation
         card = EncoderCard(
             arch=config.model.arch,
             feature_dim=encoder.feature_dim,
             input_size=config.data.image_size,
-            mean=config.model.mean,
-            std=config.model.std,
+            mean=mean,
+            std=std,
             pooling=config.model.pooling,
             manifest_digest=manifest.digest,
-            earlier_manifests=earlier_manifests,
             classes=tuple(manifest.classes),
             config_digest=settings.digest(config),
             commit=git_commit(),
@@ -64,6 +68,7 @@ def hand_on(
             weights="last" if config.optim.ema is None else f"ema {config.optim.ema:g}",
             metrics=observer.last_metrics,
             source_run_id=tracker.run_id or None,
+            **provenance,
         )
         folder = Path(config.run.output_dir) / "encoder"
         with writing(folder, "free some space and start again: the last step's checkpoint is kept"):

@@ -20,8 +20,6 @@ from ca2cl.models.backbone import Backbone, outline
 from ca2cl.runtime.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)
-_VIEWS = 2
-"""Passes whose graphs a step holds at once: both views, then the weak and the perturbed one."""
 _TRIED_ROWS, _TRIED_SIZE = 1, 64
 _SURE, _LIKELY = 0.9, 1.6
 """A step takes at least so much of the estimate, and often so much: a ResNet-18's at 96 px takes 1.5 on a CPU."""
@@ -29,7 +27,13 @@ _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def bytes_a_tile(
-    build: Callable[[Backbone], nn.Module], arch: str, image_size: int, precision: str, *, recomputed: bool = False
+    build: Callable[[Backbone], nn.Module],
+    arch: str,
+    image_size: int,
+    precision: str,
+    *,
+    recomputed: bool = False,
+    graphs: int = 2,
 ) -> float:
     """Bytes that autograd saves for one tile in one pass, extrapolated from small tiles by the number of pixels.
 
@@ -40,6 +44,7 @@ def bytes_a_tile(
         precision: that of the job.
         recomputed: blocks keep their input only. The one whose backward pass is under way has its activations, too; of
             all passes whose graphs a step holds it is one at a time.
+        graphs: how many these are (``Method.graphs``).
     """
     encoder = outline(arch, "frozen", image_size=image_size)  # sync would wait for the other ranks
     tried = math.ceil(_TRIED_SIZE / encoder.patch_size) * encoder.patch_size
@@ -54,7 +59,7 @@ def bytes_a_tile(
     blocks = encoder.blocks() if recomputed else []
     one, two = (_kept_bytes(network, rows * _TRIED_ROWS, tried, blocks) for rows in (1, 2))
     of_blocks = max((b - a for a, b in zip(one[1:], two[1:], strict=True)), default=0)
-    return (two[0] - one[0] + of_blocks / _VIEWS) / _TRIED_ROWS * (image_size / tried) ** 2
+    return (two[0] - one[0] + of_blocks / graphs) / _TRIED_ROWS * (image_size / tried) ** 2
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -99,24 +104,25 @@ def _leave(counter: _Saved, *_: Any) -> None:
     counter.__exit__(None, None, None)
 
 
-def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.device) -> None:
+def check_memory(a_tile: float, graphs: int, micro_batch: int, share: int, device: torch.device) -> None:
     """Log a step's memory, warn if it may not fit, and refuse it if it cannot.
 
     Args:
         a_tile: of ``bytes_a_tile``.
+        graphs: passes of a micro-batch whose graphs a step holds at a time (``Method.graphs``).
         micro_batch: tiles that a process holds at a time.
         share: its tiles of a batch.
 
     Raises:
         InputError: it cannot fit.
     """
-    step, processes = _VIEWS * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
+    step, processes = graphs * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
     free = free_bytes(device) / processes
     estimate = (
-        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for two views of "
+        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for {graphs} passes of "
         f"{micro_batch} tiles at a time; {_size(free)} are free{' for each process' if processes > 1 else ''}"
     )
-    fits = int(free / _LIKELY / _VIEWS / a_tile)
+    fits = int(free / _LIKELY / graphs / a_tile)
     smaller = max((size for size in range(2, min(fits, share) + 1) if share % size == 0), default=0)
     remedy = "use a smaller --run.batch_size or --data.image_size, or more processes"
     if smaller:

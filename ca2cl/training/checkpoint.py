@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from ca2cl.common.files import file_digest, fsync
 from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
+from ca2cl.runtime.tensor_files import Whole, reading_tensors, write_tensors
 from ca2cl.training.engine import AccelerateEngine
-from ca2cl.training.tensor_files import Whole, reading_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

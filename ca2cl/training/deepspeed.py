@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
+from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.engine import AccelerateEngine, OptimizerStep, Precision
 from ca2cl.training.param_groups import set_rates
-from ca2cl.training.tensor_files import Part, Whole
 
 
 class DeepSpeedEngine(AccelerateEngine):

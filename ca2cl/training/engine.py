@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
+from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.ema import Ema
 from ca2cl.training.param_groups import set_rates
-from ca2cl.training.tensor_files import Part, Whole
 
 Precision = Literal["no", "fp16", "bf16"]
 
@@ -219,16 +219,12 @@ class AccelerateEngine:
         """All of a parameter of ``bare``. Every rank calls it."""
         return parameter
 
-    def whole_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """The state of a part of ``bare`` as whole tensors, on the main process. Every rank calls it."""
-        return dict(module.state_dict())
-
-    def weights(self) -> dict[str, Whole]:
-        """The network's state. Every rank calls it."""
-        return {name: Whole.of(value) for name, value in self.bare.state_dict().items()}
+    def weights(self, module: nn.Module | None = None) -> dict[str, Whole]:
+        """The state of ``bare``, or of a module in it."""
+        return {name: Whole.of(value) for name, value in (module or self.bare).state_dict().items()}
 
     def load_weights(self, parts: Mapping[str, Part]) -> None:
-        """Load what ``weights`` gave, from a file. Every rank calls it.
+        """Load what ``weights`` of all gave, from a file. Every rank calls it.
 
         Raises:
             RuntimeError: it is of another network.
@@ -236,11 +232,7 @@ class AccelerateEngine:
         self.bare.load_state_dict({name: part.read() for name, part in parts.items()}, strict=True)
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
-        """The whole optimizer state by parameter: its moments as tensors of the parameter's shape, and numbers. Every
-        rank calls it."""
-        names = self._names_by_group()
-        """The optimizer state by parameter: moments, ``Whole`` of the parameter's shape, and numbers. Every rank calls
-        it."""
+        """The optimizer state by parameter: moments, ``Whole`` of the parameter's shape, and numbers."""
         names = self._names_by_group()
         state = self.optimizer.state_dict()["state"]
         return {

@@ -20,8 +20,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ca2cl.errors import InputError
+from ca2cl.runtime.heap import return_freed_memory
+from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.engine import AccelerateEngine, OptimizerStep
-from ca2cl.training.tensor_files import Part, Whole
 
 _LISTS = (nn.Sequential, nn.ModuleList)
 
@@ -62,6 +63,8 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
         raise InputError(
             f"run.fsdp is true: torch {torch.__version__} has no FSDP2 whose gradients are sums; use torch 2.9 or newer"
         )
+    if device.type == "cpu":
+        return_freed_memory()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*blocks(network), network):
         # The root's too: between passes, parameters are then shards without exception.
@@ -69,7 +72,10 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
         # gloo takes an average for a sum (pytorch#162338)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
-    return network.to(device)  # what is no parameter
+    network = network.to(device)  # what is no parameter
+    if device.type == "cpu":
+        return_freed_memory()
+    return network
 
 
 class _Shard(NamedTuple):
@@ -139,20 +145,11 @@ class FsdpEngine(AccelerateEngine):
         """As ``AccelerateEngine.whole``; a collective."""
         return _gathered(parameter)
 
-    def whole_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """As ``AccelerateEngine.whole_state``, on the host."""
-        state = {}
-        for name, value in module.state_dict().items():
-            whole = _gathered(value)
-            if self.accelerator.is_main_process:
-                state[name] = whole.cpu()
-        return state
-
-    def weights(self) -> dict[str, Whole]:
+    def weights(self, module: nn.Module | None = None) -> dict[str, Whole]:
         """As ``AccelerateEngine.weights``."""
         return {
             name: Whole(tuple(value.shape), value.dtype, partial(_gathered, value))
-            for name, value in self.bare.state_dict().items()
+            for name, value in (module or self.bare).state_dict().items()
         }
 
     def load_weights(self, parts: Mapping[str, Part]) -> None:

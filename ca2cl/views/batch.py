@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ca2cl.views.cpu.memory import Spares
 from ca2cl.views.draw.random import Draws, row_words
 from ca2cl.views.draw.table import Passes, Table, View
 
@@ -61,6 +62,7 @@ class Views:
         self.seed = seed
         levels = torch.arange(256).expand(3, 256)
         centre, width = (255 * torch.tensor(values).double()[:, None] for values in (mean, std))
+        self._spares = Spares()
         self._raw = levels.byte()
         self._normalised = ((levels - centre) / width).to(dtype)
 
@@ -116,14 +118,15 @@ class Views:
             from ca2cl.views.gpu.render import render
 
             return render(tiles, table, [self.recipe.passes(view) for view in views], colours, self.recipe.size)
-        return list(_render_on_cpu(tiles.cpu(), table, colours, self.recipe.size).to(tiles.device))
+        return list(_render_on_cpu(tiles.cpu(), table, colours, self.recipe.size, self._spares).to(tiles.device))
 
 
-def _render_on_cpu(tiles: Tensor, table: Table, colours: Tensor, size: int) -> Tensor:
+def _render_on_cpu(tiles: Tensor, table: Table, colours: Tensor, size: int, spares: Spares) -> Tensor:
     from ca2cl.views.cpu.render import render  # imports Numba
 
-    out = torch.empty((*table.shape, size, size, 3), dtype=colours.dtype)
     # NumPy has no bfloat16: what is not float32 is carried as words of its size.
     carried = {1: torch.uint8, 2: torch.int16, 4: torch.float32}[colours.element_size()]
-    render(tiles.contiguous().numpy(), table, colours.view(carried).numpy(), out.view(carried).numpy())
-    return out
+    numbers = colours.view(carried).numpy()
+    out = spares.array((*table.shape, size, size, 3), numbers.dtype)
+    render(tiles.contiguous().numpy(), table, numbers, out)
+    return torch.from_numpy(out).view(colours.dtype)
