@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ def engine_memory(
     Args:
         engine: of ``ENGINES``.
         trained: trained parameters.
-        frozen: numbers that are not trained, buffers and their copies among them.
+        frozen: numbers that are not trained, buffers, their copies and averages among them.
         state: bytes of optimizer state for each parameter.
         processes: of the job.
         device: kind of the device.
@@ -78,7 +78,8 @@ def engine_memory(
 def optimizer_bytes(config: PretrainConfig) -> float:
     """Bytes of optimizer state for each number of a parameter, by a step of the optimizer itself."""
     layer = nn.Linear(64, 64, bias=False)
-    optimizer = build_optimizer(config.optim, layer)
+    ungrouped = replace(config.optim, layer_decay=None, decay_all=True, freeze_layers=0, freeze_steps=0)
+    optimizer = build_optimizer(ungrouped, layer)
     layer.weight.grad = torch.zeros_like(layer.weight)
     optimizer.step()
     held = sum(x.nbytes for x in optimizer.state[layer.weight].values() if isinstance(x, torch.Tensor) and x.ndim)
@@ -117,7 +118,9 @@ def plan(config: PlanConfig) -> Plan:
     network = _build(config, method, recomputed=False)()
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
-    frozen += 2 * sum(b.numel() for b in network.buffers())  # the engine keeps a copy of them
+    buffers = sum(b.numel() for b in network.buffers())
+    frozen += 2 * buffers  # the engine keeps a copy of them
+    frozen += trained + buffers if config.optim.ema is not None else 0  # whole on every process
     state, share = optimizer_bytes(config), config.run.batch_size // config.processes
     engines = {
         engine: engine_memory(engine, trained, frozen, state, config.processes, config.device) for engine in ENGINES
@@ -189,7 +192,10 @@ def _give_teacher(config: PlanConfig, method: Method) -> None:
 
 
 def _can_recompute(network: Any) -> bool:
-    return hasattr(network.encoder, "set_grad_checkpointing")
+    try:
+        return bool(network.encoder.blocks())
+    except InputError:  # a body that does not name them
+        return False
 
 
 def _steps(config: PlanConfig, method: Method, share: int, *, recomputed: bool) -> dict[int, StepMemory]:
