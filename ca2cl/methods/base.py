@@ -37,6 +37,8 @@ class Tiles(NamedTuple):
         positions: int64 (B,), the rows' places in the global batch.
         second_order: int64 (B,), the rows' order in which a second view's groups of ``lane_group`` normalisation are
             runs of consecutive rows (the first view's are in the order given); None: there are no groups.
+        words: int64 (2, B), a word for the strong and the weak view of each row, on the device: drop path draws from
+            it. None: the network has none.
     """
 
     pixels: Tensor
@@ -44,6 +46,7 @@ class Tiles(NamedTuple):
     epoch: int
     positions: Tensor
     second_order: Tensor | None = None
+    words: Tensor | None = None
 
 
 class Views(Protocol):
@@ -60,12 +63,13 @@ class Views(Protocol):
 
 
 class ViewBatch(NamedTuple):
-    """Two views of a micro-batch, (B, 3, S, S) each; ``positions`` and ``second_order`` are those of ``Tiles``."""
+    """Two views of a micro-batch, (B, 3, S, S) each; the other fields are those of ``Tiles``."""
 
     x1: Tensor
     x2: Tensor
     positions: Tensor
     second_order: Tensor | None = None
+    words: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ class Method(ABC):
         """
         made = views(tiles.pixels, tiles.keys, tiles.epoch)
         x1, x2 = (x.contiguous(memory_format=torch.channels_last) for x in made)
-        return ViewBatch(x1, x2, tiles.positions, tiles.second_order)
+        return ViewBatch(x1, x2, tiles.positions, tiles.second_order, tiles.words)
 
     @abstractmethod
     def step(self, engine: Engine, micro_batches: Sequence[Any]) -> dict[str, Tensor]:

@@ -36,7 +36,8 @@ Outer = list[tuple[Tensor, ...]]
 
 
 class TwoViewMethod(AccumulatedMethod):
-    """A loss of two views' embeddings, whose network is called as ``network(x, stem_delta, slot)``.
+    """A loss of two views' embeddings, whose network is called as ``network(x, stem_delta, slot)``. If it has drop
+    path, the rows' words are a fourth argument (``models.heads.EncoderNetwork``).
 
     Args:
         accumulation: as of ``AccumulatedMethod``.
@@ -75,7 +76,8 @@ def embed_first(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, r
         record: whether BatchNorm's running statistics take note. Only one clean pass of a view and step may: an
             adversarial one sees weights that no evaluation will.
     """
-    return network(views.x1, delta, FIRST if record else None)
+    words = () if views.words is None else (views.words[FIRST],)
+    return network(views.x1, delta, FIRST if record else None, *words)
 
 
 def embed_second(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embedded:
@@ -88,9 +90,10 @@ def embed_second(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, 
         record: whether the pass updates BatchNorm's running statistics.
     """
     order, slot = views.second_order, SECOND if record else None
+    words = () if views.words is None else (views.words[SECOND],)
     if order is None:
-        return network(views.x2, delta, slot)
-    found = network(views.x2[order], delta, slot)
+        return network(views.x2, delta, slot, *words)
+    found = network(views.x2[order], delta, slot, *(word[order] for word in words))
     back = torch.argsort(order)
     return found._make(part[back] for part in found)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ca2cl.common.files import replacing
@@ -25,6 +25,7 @@ from ca2cl.models.encoder_card import (
     read_card,
     write_card,
 )
+from ca2cl.runtime.tensor_files import Whole, write_tensors
 
 __all__ = ["CARD_NAME", "ENCODER_PATH", "WEIGHTS_NAME", "EncoderCard", "read_card", "write_card"]
 
@@ -33,8 +34,11 @@ _SHOWN = 5
 _COUNTER = "num_batches_tracked"
 
 
-def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: EncoderCard) -> Path:
+def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor | Whole], card: EncoderCard) -> Path:
     """Write an encoder's weights, then its card; each file appears whole or not at all. Returns the folder.
+
+    Args:
+        encoder_state: its tensors; ``Whole`` ones are gathered one after another, together with the other ranks.
 
     Raises:
         OSError: it cannot be written.
@@ -43,9 +47,9 @@ def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: 
     target = Path(folder)
     parse_record(json_line(asdict(card)), EncoderCard, target / CARD_NAME, AGAIN)
     target.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder_state.items()}
+    state = {name: Whole.of(value) if isinstance(value, Tensor) else value for name, value in encoder_state.items()}
     with replacing(target / WEIGHTS_NAME) as file:
-        file.write(save(state, metadata={"format": "pt"}))
+        write_tensors(file, state, metadata={"format": "pt"})
     write_card(target / CARD_NAME, card)
     return target
 

@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from ca2cl.errors import InputError
+from ca2cl.methods.base import Method
+from ca2cl.models.backbone import Backbone
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.training.engine import AccelerateEngine
@@ -41,26 +43,41 @@ def check_fsdp(config: PretrainConfig, world: int, micro_batch_size: int) -> Non
 
 
 def build_engine(
-    config: PretrainConfig, accelerator: Any, network: nn.Module, micro_batch_size: int
+    config: PretrainConfig, accelerator: Any, method: Method, encoder: Backbone, micro_batch_size: int
 ) -> AccelerateEngine:
-    """The engine, with the network in it and the optimizer beside it.
+    """The engine, with the method's network in it, the optimizer beside it, and a moving average if one is kept.
 
     Args:
         config: the job's.
         accelerator: of ``build_accelerator``.
-        network: what is trained, the same on every rank; it is cut in place under ``run.fsdp``.
+        method: builds the network.
+        encoder: to be trained, the same on every rank; under ``run.fsdp`` it is cut in place.
         micro_batch_size: tiles that a process holds at a time.
+
+    Raises:
+        InputError: the encoder's layers are not known, and a setting needs them.
     """
+    if config.model.checkpoint_activations:
+        encoder.set_grad_checkpointing()
+    network = method.build(encoder)
+    engine = _engine(config, accelerator, network, method.encoder(network), micro_batch_size)
+    engine.keep_average(config.optim.ema)
+    return engine
+
+
+def _engine(
+    config: PretrainConfig, accelerator: Any, network: nn.Module, encoder: Backbone, micro_batch_size: int
+) -> AccelerateEngine:
     run = config.run
     if under_deepspeed():
         from ca2cl.training.deepspeed import DeepSpeedEngine
 
-        optimizer = build_optimizer(config.optim, network)
+        optimizer = build_optimizer(config.optim, network, encoder)
         return DeepSpeedEngine(accelerator, network, optimizer, run.precision, config.optim, micro_batch_size)
     kind = AccelerateEngine
     if run.fsdp:
         from ca2cl.training.fsdp import FsdpEngine, shard
 
         network, kind = shard(network, accelerator.device), FsdpEngine
-    optimizer = build_optimizer(config.optim, network, fused=accelerator.device.type == "cuda")
+    optimizer = build_optimizer(config.optim, network, encoder, fused=accelerator.device.type == "cuda")
     return kind(accelerator, network, optimizer, run.precision)

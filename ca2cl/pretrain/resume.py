@@ -14,6 +14,7 @@ from ca2cl.config import flatten
 from ca2cl.errors import InputError
 from ca2cl.methods.registry import DEFAULT, find_method
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.shares import norm_of
 from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 from ca2cl.tracking.run import NullTracker
 from ca2cl.tracking.run_record import RUN_NAME, read_run
@@ -24,12 +25,17 @@ logger = logging.getLogger(__name__)
 FREE = (
     # data are identified by their digest, not their location
     "data.shards", "data.cache_dir", "data.cache_gb", "data.fetch_timeout", "data.workers", "data.max_bad_rate",
-    "run.output_dir", "run.resume", "run.fsdp",
+    "run.output_dir", "run.resume", "run.fsdp", "model.checkpoint_activations",
     "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
     "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
     "tracking.sinks",
 )  # fmt: skip
 """Settings that do not affect the encoder's weights. All others must stay as at the run's first start."""
+_SINCE = {
+    "method.name": DEFAULT, "model.drop_path": "0.0", "optim.layer_decay": "None", "optim.decay_all": "True",
+    "optim.freeze_layers": "0", "optim.freeze_steps": "0", "optim.ema": "None",
+}  # fmt: skip
+"""Settings that the first runs did not record, with what they then were."""
 _LENGTH = ("run.steps", "run.epochs")
 _OPEN_ENDED = ("constant", "cosine_restarts")
 """Schedules whose rates do not depend on the run's length."""
@@ -38,7 +44,7 @@ _OPEN_ENDED = ("constant", "cosine_restarts")
 def may_change(name: str, config: PretrainConfig) -> bool:
     """Whether the setting may differ when the run is resumed."""
     if name == "run.micro_batch_size":  # then BatchNorm's statistics and the negatives are the same in any share
-        return config.run.accumulation != "plain" and config.model.norm != "sync"
+        return config.run.accumulation != "plain" and norm_of(config) != "sync"
     return name in FREE or name in _LENGTH
 
 
@@ -60,7 +66,7 @@ def is_finished(
     folder = Path(config.run.output_dir)
     if config.run.resume == "never" or not (folder / RUN_NAME).exists():
         return False
-    first = {"method.name": DEFAULT, **read_run(folder).params}
+    first = {**_SINCE, **read_run(folder).params}
     first["model.arch"] = canonical_arch(first.get("model.arch", config.model.arch))
     newest = Checkpointer(folder / "checkpoints", 1).newest()
     now = {name: str(value) for name, value in flatten(config).items()}

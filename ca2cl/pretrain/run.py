@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
-from ca2cl.common.files import writing
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import BadBudget, LaneStream
 from ca2cl.data.remote.download import FetchPolicy
@@ -22,26 +20,26 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise
-from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
+from ca2cl.models.backbone import check_arch
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
+from ca2cl.models.encoder_io import weights_digest
 from ca2cl.pretrain import shares
-from ca2cl.pretrain.batches import feed
+from ca2cl.pretrain.batches import feed, maker
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.choices import configured_method, views_dtype
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import build_engine, check_fsdp
+from ca2cl.pretrain.hand_on import hand_on
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
+from ca2cl.pretrain.start import find_start, initial_encoder
 from ca2cl.pretrain.teacher import find_teacher
-from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place
 from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
@@ -69,6 +67,7 @@ def run(config: PretrainConfig) -> int:
     world = accelerator.num_processes
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     ranks = Ranks()
+    config, begun = ranks.together(lambda: find_start(config))
     numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = _order(config, index, world, method)
@@ -82,11 +81,11 @@ def run(config: PretrainConfig) -> int:
     unit = groups.block if groups is not None and config.run.accumulation == "bitwise" else None
     teacher = find_teacher(config, method, accelerator.device, index, ranks, unit)
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
-    encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
-    earlier_manifests += teacher.manifests if teacher is not None else ()
-    weights = weights_digest(encoder, config.model.mean, config.model.std)
+    encoder = ranks.together(lambda: initial_encoder(config, begun))
+    earlier = (*begun.manifests, *(teacher.manifests if teacher is not None else ()))
+    weights = weights_digest(encoder, *config.model.normalisation)
     origin = {"start_weights": weights, "teacher": teacher.identity if teacher is not None else None}
-    engine = build_engine(config, accelerator, method.build(encoder), micro_batch)
+    engine = build_engine(config, accelerator, method, encoder, micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
     )
@@ -105,11 +104,12 @@ def run(config: PretrainConfig) -> int:
         check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
         name_origin(tracker, checkpoint)
+        for name, value in begun.tags().items() if checkpoint is None else ():
+            tracker.set_tag(name, value)
         if teacher is not None:
             tracker.set_tag("ca2cl.teacher", f"{teacher.uri}, {teacher.identity}")
-    parts = _Parts(
-        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, origin, numerics
-    )
+    provenance = {"earlier_manifests": earlier, **begun.facts()}
+    parts = _Parts(engine, method, index, order, groups, checkpointer, stop, tracker, provenance, origin, numerics)
     done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
     accelerator.wait_for_everyone()
@@ -130,10 +130,10 @@ class _Parts:
     checkpointer: Checkpointer
     stop: StopFlag
     tracker: NullTracker
-    earlier_manifests: tuple[str, ...]
-    """Tiles that the first weights were trained on."""
+    provenance: dict[str, Any]
+    """Fields of the encoder's card: where the first weights come from, and the tiles that they and the teacher saw."""
     origin: dict[str, str | None]
-    """Digests of the weights that the run began with, and of its teacher."""
+    """Digests of the encoder that the run began with, and of its teacher."""
     numerics: dict[str, str] | None
     """What the last bit depends on, under ``run.accumulation bitwise``."""
 
@@ -164,10 +164,11 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         index, order, reader, rank=accelerator.process_index, world=accelerator.num_processes,
         workers=config.data.workers, start_step=progress.step, stop_step=steps,
     )  # fmt: skip
+    mean, std = config.model.normalisation
     views = build_views(
-        config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed,
-        dtype=views_dtype(config),
-    )  # fmt: skip
+        config.views, config.data.image_size, mean=mean, std=std, seed=config.run.seed, dtype=views_dtype(config)
+    )
+    make = maker(method, views, words=config.model.drop_path > 0)
     budget = BadBudget(config.data.max_bad_rate)
     state = {
         "run_id": tracker.run_id,
@@ -184,7 +185,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     bitwise = Bitwise(method, parts.groups.block) if run.accumulation == "bitwise" and parts.groups else None
     job = TrainJob(
         engine=engine, method=bitwise or method,
-        data=feed(stream, lambda tiles: method.views(tiles, views), engine.device, micro_batch, parts.groups),
+        data=feed(stream, make, engine.device, micro_batch, parts.groups),
         observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, state=state, check_bad=budget.check,
         batch_size=run.batch_size, total_steps=steps, steps_per_epoch=per_epoch,
         rate=lambda step: learning_rate(config.optim, step, steps, per_epoch), clip_norm=config.optim.clip_norm,
@@ -194,7 +195,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     try:
         done = train(job, progress)
         if done:
-            _hand_on(config, parts, observer, progress)
+            hand_on(config, engine, method, index.manifest, parts.provenance, tracker, observer, progress.step)
     finally:
         observer.close()
     return done
@@ -209,6 +210,10 @@ def _check(config: PretrainConfig) -> None:
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
     check_arch(config.model.arch)
+    if not config.model.weights:
+        raise InputError(
+            "model.weights is not set: this recipe continues from given weights; give them, --model.weights WEIGHTS"
+        )
 
 
 def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
@@ -250,30 +255,12 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
     run = config.run
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
-        a_tile = bytes_a_tile(method.build, config.model.arch, config.data.image_size, run.precision)
-        share = run.batch_size // accelerator.num_processes
+        model, share = config.model, run.batch_size // accelerator.num_processes
+        a_tile = bytes_a_tile(
+            method.build, model.arch, config.data.image_size, run.precision,
+            recomputed=model.checkpoint_activations, graphs=method.graphs,
+        )  # fmt: skip
         check_memory(a_tile, method.graphs, micro_batch, share, accelerator.device)
-
-
-def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
-    """The initial encoder, equal on all ranks, and the manifests that its weights were trained on."""
-    model = config.model
-    torch.manual_seed(config.run.seed)
-    encoder = build_encoder(
-        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
-        pooling=model.pooling,
-    )  # fmt: skip
-    if not has_batch_norm(encoder) and find_place().rank == 0:
-        logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
-    if model.weights != "random":
-        given = resolve_encoder(
-            model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
-        )
-        if given.card.arch != model.arch:
-            raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
-        encoder.load_state_dict(encoder.fitted(given.encoder.state_dict()))
-        return encoder, given.card.manifests
-    return encoder, ()
 
 
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
@@ -340,34 +327,3 @@ def _open_tracker(
     if not accelerator.is_main_process:
         tracker.run_id = answer[0]
     return tracker
-
-
-def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:
-    """Write the finished encoder into the run's folder and register it."""
-    engine, tracker, manifest = parts.engine, parts.tracker, parts.index.manifest
-    encoder = parts.method.encoder(engine.bare)
-    weights = engine.whole_state(encoder)
-    if not engine.accelerator.is_main_process:
-        return
-    observer.figures(engine)
-    card = EncoderCard(
-        arch=config.model.arch,
-        feature_dim=encoder.feature_dim,
-        input_size=config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
-        pooling=config.model.pooling,
-        manifest_digest=manifest.digest,
-        earlier_manifests=parts.earlier_manifests,
-        classes=tuple(manifest.classes),
-        config_digest=settings.digest(config),
-        commit=git_commit(),
-        step=progress.step,
-        metrics=observer.last_metrics,
-        source_run_id=tracker.run_id or None,
-    )
-    folder = Path(config.run.output_dir) / "encoder"
-    with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
-        save_encoder(folder, weights, card)
-    tracker.log_encoder(folder, config.tracking.register_as)
-    logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

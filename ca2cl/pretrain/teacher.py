@@ -113,7 +113,7 @@ def live_teacher(
     card, model = found.card, config.model
     return LiveTeacher(
         found.encoder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        card.feature_dim, source.image_size or card.input_size, (model.mean, model.std), (card.mean, card.std),
+        card.feature_dim, source.image_size or card.input_size, model.normalisation, (card.mean, card.std),
         HALF.get(config.run.precision), unit,
     )  # fmt: skip
 

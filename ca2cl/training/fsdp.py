@@ -20,8 +20,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ca2cl.errors import InputError
+from ca2cl.runtime.heap import return_freed_memory
+from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.engine import AccelerateEngine, OptimizerStep
-from ca2cl.training.tensor_files import Part, Whole
 
 _LISTS = (nn.Sequential, nn.ModuleList)
 
@@ -62,6 +63,8 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
         raise InputError(
             f"run.fsdp is true: torch {torch.__version__} has no FSDP2 whose gradients are sums; use torch 2.9 or newer"
         )
+    if device.type == "cpu":
+        return_freed_memory()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*blocks(network), network):
         # The root's too: between passes, parameters are then shards without exception.
@@ -69,7 +72,10 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
         # gloo takes an average for a sum (pytorch#162338)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
-    return network.to(device)  # what is no parameter
+    network = network.to(device)  # what is no parameter
+    if device.type == "cpu":
+        return_freed_memory()
+    return network
 
 
 class _Shard(NamedTuple):
@@ -112,12 +118,14 @@ class FsdpEngine(AccelerateEngine):
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def optimizer_step(self, lr: float, clip_norm: float | None, loss: Tensor | None = None) -> OptimizerStep:
+    def optimizer_step(
+        self, lr: float, clip_norm: float | None, loss: Tensor | None = None, step: int | None = None
+    ) -> OptimizerStep:
         """As ``AccelerateEngine.optimizer_step``."""
         for parameter, rows in self._shards.values():
             rows.data = _rows_of(parameter)  # FSDP2 may have put them elsewhere
             rows.grad = None if parameter.grad is None else parameter.grad.to_local()
-        return super().optimizer_step(lr, clip_norm, loss)
+        return super().optimizer_step(lr, clip_norm, loss, step)
 
     def _clip(self, limit: float) -> Tensor:
         rows = [one.rows for one in self._shards.values()]
@@ -137,20 +145,11 @@ class FsdpEngine(AccelerateEngine):
         """As ``AccelerateEngine.whole``; a collective."""
         return _gathered(parameter)
 
-    def whole_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """As ``AccelerateEngine.whole_state``, on the host."""
-        state = {}
-        for name, value in module.state_dict().items():
-            whole = _gathered(value)
-            if self.accelerator.is_main_process:
-                state[name] = whole.cpu()
-        return state
-
-    def weights(self) -> dict[str, Whole]:
+    def weights(self, module: nn.Module | None = None) -> dict[str, Whole]:
         """As ``AccelerateEngine.weights``."""
         return {
             name: Whole(tuple(value.shape), value.dtype, partial(_gathered, value))
-            for name, value in self.bare.state_dict().items()
+            for name, value in (module or self.bare).state_dict().items()
         }
 
     def load_weights(self, parts: Mapping[str, Part]) -> None:
@@ -165,16 +164,29 @@ class FsdpEngine(AccelerateEngine):
                 state[name] = part.read()
         self.bare.load_state_dict(state, strict=True)
 
+    def _own_part(self, value: Tensor) -> Tensor:
+        return _rows_of(value) if isinstance(value, DTensor) else super()._own_part(value)
+
+    def _whole_of(self, like: Tensor, own: Tensor) -> Whole:
+        if not isinstance(like, DTensor):
+            return super()._whole_of(like, own)
+        return Whole(tuple(like.shape), own.dtype, lambda: _gathered(_like(like, own)))
+
+    def _read_own(self, like: Tensor, part: Part) -> Tensor:
+        return _own_rows(like, part) if isinstance(like, DTensor) else super()._read_own(like, part)
+
+    def _optimized(self, name: str, parameter: Tensor) -> Tensor:
+        return self._shards[name].rows if name in self._shards else parameter
+
     def _moment(self, name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim == 0:
             return super()._moment(name, value)
-        like = self._shards[name].parameter
-        return Whole(tuple(like.shape), value.dtype, lambda: _gathered(_like(like, value)))
+        return self._whole_of(self._shards[name].parameter, value)
 
     def _own_moment(self, name: str, value: Any) -> Any:
         if not isinstance(value, Part) or not value.shape:
             return super()._own_moment(name, value)
-        return _own_rows(self._shards[name].parameter, value)
+        return self._read_own(self._shards[name].parameter, value)
 
 
 def _rows_of(parameter: Any) -> Tensor:

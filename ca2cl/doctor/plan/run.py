@@ -220,7 +220,7 @@ def _build(config: PretrainConfig, method: Method, *, recomputed: bool) -> Calla
         # frozen: sync would wait for the other ranks
         encoder = outline(config.model.arch, "frozen", image_size=config.data.image_size)
         if recomputed:
-            encoder.set_grad_checkpointing()  # type: ignore[operator]
+            encoder.set_grad_checkpointing()
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = method.build(encoder)
         half = config.run.precision != "no"

@@ -26,6 +26,8 @@ NEW_DEFAULTS: dict[str, dict[str, Any]] = {
         "epochs": None, "min_steps": None, "batch_size": None, "held_out": None, "patience": None, "augment": "auto",
     },
     "reproduce nct": {"batch_size": None, "augment": "auto"},
+    # those of the weights where they state some, and else ImageNet's as before
+    "pretrain": {"model.mean": None, "model.std": None},
     # the authors' own schedule
     "detect": {"warmup": 1000},
     # a bare number or alias is looked for among all models; ca2cl-encoder comes first

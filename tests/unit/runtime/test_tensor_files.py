@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from ca2cl.training.tensor_files import Whole, reading_tensors, write_tensors
+from ca2cl.runtime.tensor_files import Whole, reading_tensors, write_tensors
 
 
 def tensors(*, half: bool) -> dict[str, Tensor]:
@@ -27,10 +27,11 @@ def tensors(*, half: bool) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_the_bytes_are_those_of_safetensors_own_writer(half: bool) -> None:
+@pytest.mark.parametrize("words", [None, {"format": "pt"}])
+def test_the_bytes_are_those_of_safetensors_own_writer(half: bool, words: dict[str, str] | None) -> None:
     given, file = tensors(half=half), io.BytesIO()
-    digest = write_tensors(file, {name: Whole.of(value) for name, value in given.items()})
-    expected = save({name: value.contiguous() for name, value in given.items()})
+    digest = write_tensors(file, {name: Whole.of(value) for name, value in given.items()}, words)
+    expected = save({name: value.contiguous() for name, value in given.items()}, words)
     assert file.getvalue() == expected
     assert digest == hashlib.sha256(expected).hexdigest()
 

@@ -55,12 +55,15 @@ class Part(NamedTuple):
     read: Callable[..., Tensor]
 
 
-def write_tensors(file: BinaryIO | None, tensors: Mapping[str, Whole]) -> str:
+def write_tensors(
+    file: BinaryIO | None, tensors: Mapping[str, Whole], metadata: Mapping[str, str] | None = None
+) -> str:
     """Write a safetensors file, byte for byte as ``safetensors.torch.save_file`` does.
 
     Args:
         file: to write to; None on the ranks that only take part in gathering.
         tensors: by name, the same on every rank. One of them is in memory at a time.
+        metadata: words for the file's head.
 
     Returns:
         SHA-256 of the file; without a file of nothing.
@@ -71,7 +74,7 @@ def write_tensors(file: BinaryIO | None, tensors: Mapping[str, Whole]) -> str:
     order, digest = list(_NAMES), hashlib.sha256()
     names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
     if file is not None:
-        _write(file, _header(names, tensors), digest)
+        _write(file, _header(names, tensors, metadata), digest)
     for name in names:
         value = tensors[name].gather()
         if file is not None:
@@ -81,8 +84,8 @@ def write_tensors(file: BinaryIO | None, tensors: Mapping[str, Whole]) -> str:
     return digest.hexdigest()
 
 
-def _header(names: list[str], tensors: Mapping[str, Whole]) -> bytes:
-    header: dict[str, Any] = {}
+def _header(names: list[str], tensors: Mapping[str, Whole], metadata: Mapping[str, str] | None) -> bytes:
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     start = 0
     for name in names:
         shape, dtype, _ = tensors[name]
