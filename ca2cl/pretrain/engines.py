@@ -8,13 +8,14 @@ from torch import nn
 
 from ca2cl.errors import InputError
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.runtime.heap import return_freed_memory
 from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 
 
 def check_fsdp(config: PretrainConfig, world: int, micro_batch_size: int) -> None:
-    """Check that a job of ``world`` processes can do what it asks for under ``run.fsdp``.
+    """Check that a job of ``world`` processes can do what it asks for under ``run.fsdp``, and make ready for it.
 
     Raises:
         InputError: it cannot.
@@ -38,6 +39,7 @@ def check_fsdp(config: PretrainConfig, world: int, micro_batch_size: int) -> Non
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
         raise InputError(f"run.fsdp is true: {reason}")
+    return_freed_memory()
 
 
 def build_engine(

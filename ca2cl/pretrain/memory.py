@@ -22,6 +22,7 @@ _VIEWS = 2
 _TRIED_ROWS, _TRIED_SIZE = 1, 64
 _SURE, _LIKELY = 0.9, 1.6
 """A step takes at least so much of the estimate, and often so much: a ResNet-18's at 96 px takes 1.5 on a CPU."""
+_LIMITS = {"VmData": resource.RLIMIT_DATA, "VmSize": resource.RLIMIT_AS}
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -55,32 +56,55 @@ def _kept_bytes(network: nn.Module, rows: int, size: int) -> int:
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
+        alive.append(tensor.detach())
+        # Of a layer's own output the graph would hold a tensor that holds the graph, and neither would ever be freed.
+        return alive[-1]
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(torch.zeros(rows, 3, size, size))
     return sum(kept.values())
 
 
-def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.device) -> None:
+def check_memory(
+    a_tile: float,
+    micro_batch: int,
+    share: int,
+    device: torch.device,
+    held: float = 0.0,
+    limit: float = math.inf,
+    *,
+    sharded: bool = False,
+) -> None:
     """Log a step's memory, warn if it may not fit, and refuse it if it cannot.
 
     Args:
         a_tile: of ``bytes_a_tile``.
         micro_batch: tiles that a process holds at a time.
         share: its tiles of a batch.
+        device: where this process computes.
+        held: bytes of its weights, gradients and optimizer state.
+        limit: bytes that it may use of what is free, as ``limit_left`` said before the estimate was made.
+        sharded: the engine is: it holds the graph of one view at a time.
 
     Raises:
         InputError: it cannot fit.
     """
-    step, processes = _VIEWS * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
-    free = free_bytes(device) / processes
+    views, processes = 1 if sharded else _VIEWS, find_place().local_world if device.type == "cpu" else 1
+    step, free = views * micro_batch * a_tile, min(free_bytes(device) / processes, limit)
+    there = f"{_size(free)} are free{' for each process' if processes > 1 else ''}"
+    if _SURE * held > free:
+        remedy = "more processes" if sharded else "several processes and --run.fsdp true, or --optim.name sgd"
+        raise InputError(
+            f"model.arch needs about {_size(held)} of {'GPU ' if device.type == 'cuda' else ''}memory for weights, "
+            f"gradients and optimizer state; {there}; use a smaller one, or {remedy}"
+        )
+    free -= _SURE * held
     estimate = (
-        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for two views of "
-        f"{micro_batch} tiles at a time; {_size(free)} are free{' for each process' if processes > 1 else ''}"
+        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for "
+        f"{'one view' if sharded else 'two views'} of {micro_batch} tiles at a time, beside {_size(held)} of weights, "
+        f"gradients and optimizer state; {there}"
     )
-    fits = int(free / _LIKELY / _VIEWS / a_tile)
+    fits = int(free / _LIKELY / views / a_tile)
     smaller = max((size for size in range(2, min(fits, share) + 1) if share % size == 0), default=0)
     remedy = "use a smaller --run.batch_size or --data.image_size, or more processes"
     if smaller:
@@ -100,6 +124,16 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     machine = psutil.virtual_memory().available + psutil.swap_memory().free
     return int(min([machine, *_left_in_cgroups(_CGROUPS, _OWN_CGROUPS)]))
+
+
+def limit_left() -> float:
+    """Bytes of memory that ``ulimit -d`` and ``ulimit -v`` leave to this process; infinity without a limit."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
+    limits = {name: resource.getrlimit(kind)[0] for name, kind in _LIMITS.items()}
+    left = [
+        limit - int(status[name].split()[0]) * 1024 for name, limit in limits.items() if limit != resource.RLIM_INFINITY
+    ]
+    return float(max(0, min(left))) if left else math.inf
 
 
 def _left_in_cgroups(root: Path, own: Path) -> Iterator[int]:

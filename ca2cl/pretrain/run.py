@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ from ca2cl.pretrain.batches import feed
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import build_engine, check_fsdp
-from ca2cl.pretrain.memory import bytes_a_tile, check_memory
+from ca2cl.pretrain.held_memory import held_of
+from ca2cl.pretrain.memory import bytes_a_tile, check_memory, limit_left
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
 from ca2cl.pretrain.resume import is_finished
 from ca2cl.registry.resolve import resolve_encoder
@@ -257,8 +259,11 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
     run = config.run
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
+        limit = limit_left() if accelerator.device.type == "cpu" else math.inf
         a_tile = bytes_a_tile(method.build, config.model.arch, config.data.image_size, run.precision)
-        check_memory(a_tile, micro_batch, run.batch_size // accelerator.num_processes, accelerator.device)
+        share = run.batch_size // accelerator.num_processes
+        held = held_of(config, method.build, accelerator)
+        check_memory(a_tile, micro_batch, share, accelerator.device, held, limit, sharded=run.fsdp)
 
 
 def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
