@@ -174,8 +174,8 @@ def main() -> None:
     for arch, engine, processes, count, checkpoint in tqdm(cells, desc="cells", disable=None):
         case = {
             "arch": arch, "engine": engine, "processes": processes, "micro_batches": count,
-            "tiles": TILES.get(arch, 12), "checkpoint": checkpoint == "true", "size": SIZES.get(arch, 224), "method": options.method,
-            "adversary": options.adversary == "true", "optimizer": options.optimizer,
+            "tiles": TILES.get(arch, 12), "checkpoint": checkpoint == "true", "size": SIZES.get(arch, 224),
+            "method": options.method, "adversary": options.adversary == "true", "optimizer": options.optimizer,
         }  # fmt: skip
         planned, found = compared(case)
         kind = "recomputed" if case["checkpoint"] else "kept"

@@ -20,8 +20,8 @@ from ca2cl.methods.base import Method, Teacher, Tiles
 from ca2cl.models.backbone import outline
 from ca2cl.pretrain.batches import KEPT_BYTES
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.dry_step import StepMemory, step_memory
 from ca2cl.pretrain.engines import configured_method
+from ca2cl.pretrain.memory.dry_step import StepMemory, step_memory
 from ca2cl.pretrain.numerics import views_dtype
 from ca2cl.pretrain.teacher import live_teacher, resolve_teacher
 from ca2cl.training.optim import build_optimizer

@@ -18,7 +18,7 @@ from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, MethodSettings, ViewBatch
 from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import build_encoder, outline
-from ca2cl.pretrain.dry_step import LiveBytes, step_memory
+from ca2cl.pretrain.memory.dry_step import LiveBytes, step_memory
 
 CPU = torch.device("cpu")
 
