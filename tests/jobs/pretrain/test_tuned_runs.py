@@ -15,7 +15,7 @@ from ca2cl.cli import main
 from ca2cl.config import ModelConfig, OptimConfig, RunConfig
 from ca2cl.models.encoder_io import load_encoder
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.run import _warn_of_the_start
+from ca2cl.pretrain.start import _warn_of_the_start
 from tests.support.jobs import make_shards, pretrain, training_lines
 
 JOB = (
