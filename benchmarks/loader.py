@@ -1,6 +1,7 @@
 """Tiles/s of the lane stream against the plain loader that everybody writes, in one run.
 
-    python -m benchmarks.loader [--folder CLASS_FOLDER_TREE] [--workers 1] [--tiles 2048] [--repeats 5]
+    python -m benchmarks.loader [--folder CLASS_FOLDER_TREE] [--workers 1] [--batch_size 128] [--tiles 2048]
+                                [--repeats 5]
 
 Baseline: ``torchvision.datasets.ImageFolder`` + PIL + ``pil_to_tensor`` through a ``DataLoader`` with the same workers
 and batch size. Both read, parse, decode and batch the same encoded tiles, shuffled, from files in the page cache. Both
@@ -37,7 +38,6 @@ from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
 
-BATCH = 128
 LANES = 64
 SIDE = 224
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
@@ -71,21 +71,21 @@ def write_tiles(root: Path, kind: str, count: int) -> Path:
     return root
 
 
-def baseline(folder: Path, workers: int) -> Callable[[], int]:
+def baseline(folder: Path, workers: int, batch_size: int) -> Callable[[], int]:
     """A pass of the plain loader; returns the number of tiles."""
     dataset = ImageFolder(str(folder), transform=pil_to_tensor)
 
     def one_pass() -> int:
-        loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True)
+        loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
         return sum(len(tiles) for tiles, _ in loader)
 
     return one_pass
 
 
-def ours(shards: Path, workers: int) -> Callable[[], int]:
+def ours(shards: Path, workers: int, batch_size: int) -> Callable[[], int]:
     """A pass of the lane stream; returns the number of tiles."""
     index = ShardIndex(shards)
-    order = LaneOrder(index, LANES, BATCH, seed=0)
+    order = LaneOrder(index, LANES, batch_size, seed=0)
     reader = ShardReader(shards, index=index)
 
     def one_pass() -> int:
@@ -133,18 +133,20 @@ def confined(cores: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def compare(name: str, folder: Path, scratch: Path, workers: int, repeats: int) -> None:
+def compare(name: str, folder: Path, scratch: Path, settings: argparse.Namespace) -> None:
     """Shard ``folder``, time both loaders on it, and print one line."""
     shards = scratch / f"{folder.name}-shards"
     with contextlib.redirect_stdout(sys.stderr):
         shard(ShardConfig(source=str(folder), out=str(shards)))
+    workers, batch = settings.workers, settings.batch_size
     with confined(workers):
-        found = rates({"ours": ours(shards, workers), "baseline": baseline(folder, workers)}, repeats)
+        passes = {"ours": ours(shards, workers, batch), "baseline": baseline(folder, workers, batch)}
+        found = rates(passes, settings.repeats)
     mine, plain = found["ours"], found["baseline"]
     print(
         f"{name}: {mine.wall:,.0f} tiles/s, {mine.cpu:,.0f} a CPU second; ImageFolder + PIL + DataLoader "
         f"{plain.wall:,.0f} and {plain.cpu:,.0f}; ratio {mine.wall / plain.wall:.2f} and {mine.cpu / plain.cpu:.2f} "
-        f"({workers} worker(s), {max(1, workers)} core(s))",
+        f"({workers} worker(s), {max(1, workers)} core(s), batches of {batch})",
         flush=True,
     )
 
@@ -154,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="tree of class folders with tiles of one size; none makes them up")
     parser.add_argument("--workers", type=int, default=1, help="decoding processes and cores of both loaders")
+    parser.add_argument("--batch_size", type=int, default=128, help="tiles of a batch")
     parser.add_argument("--tiles", type=int, default=2048, help="made-up tiles of each format")
     parser.add_argument("--repeats", type=int, default=5, help="timed passes of each loader")
     settings = parser.parse_args()
@@ -161,11 +164,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         if settings.folder:
-            compare(settings.folder.name, settings.folder, root, settings.workers, settings.repeats)
+            compare(settings.folder.name, settings.folder, root, settings)
             return
         for name, kind in (("224 px JPEG", "jpg"), ("224 px uncompressed TIFF", "tif")):
             folder = write_tiles(root / kind, kind, settings.tiles)
-            compare(name, folder, root, settings.workers, settings.repeats)
+            compare(name, folder, root, settings)
 
 
 if __name__ == "__main__":

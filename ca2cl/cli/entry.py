@@ -74,6 +74,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         sys.stdout.write(f"ca2cl {__version__}\n")
         return 0
+    if arguments[0] == "doctor" and "--plan" in arguments:
+        arguments = ["doctor", "plan", *(word for word in arguments[1:] if word != "--plan")]
     group = [name for name in VERBS if name.startswith(f"{arguments[0]} ")]
     if group and arguments[0] not in VERBS and arguments[1:2] in ([], ["-h"], ["--help"]):
         sys.stdout.write(_overview(group))

@@ -39,10 +39,26 @@ _ALONE_S = 5.0
 _FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
 """Records each rank's last collectives, written when one times out (pytorch#88000 and accelerate#3861: a time-out
 without a clue). TORCH_NCCL_DEBUG_INFO_TEMP_FILE says where to."""
-_HELP = """
-SIGTERM and SIGUSR1 reach every process, which then has as long as the scheduler gives it; SIGHUP counts as SIGTERM. The
-exit code is that of the process that ended first: 0, 2 (bad input), 85 (preempted after a checkpoint: start it again),
-128 + N (by signal N) or 1. Otherwise it is `accelerate launch`, with its flags and configuration files:
+_HELP = """usage: ca2cl launch [--config_file FILE] [--num_processes N] [FLAG ...] -m ca2cl VERB ...
+
+Start the processes of a job: `accelerate launch`, with its flags and configuration files, for schedulers.
+
+  --config_file FILE        one of accelerate_configs/, or what `accelerate config` wrote; flags win over it
+  --num_processes N         processes on all machines together
+  --num_machines N          machines
+  --machine_rank N          number of this machine, from 0
+  --main_process_ip HOST    machine 0
+  --main_process_port PORT  a free port there
+  --gpu_ids ID,ID           GPUs of this machine to use; all: every one
+  --cpu                     use no GPU
+  --num_cpu_threads_per_process N
+                            threads of each process
+  --rdzv_backend c10d, --max_restarts N, --monitor_interval S
+                            torchrun's rendezvous and restarts
+
+`accelerate launch --help` lists the others. SIGTERM and SIGUSR1 reach every process, which then has as long as the
+scheduler gives it; SIGHUP counts as SIGTERM. The exit code is that of the process that ended first: 0, 2 (bad input),
+85 (preempted after a checkpoint: start it again), 128 + N (by signal N) or 1.
 
   ca2cl launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 8 -m ca2cl pretrain --recipe ...
 """
@@ -58,6 +74,9 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         InputError: the arguments do not fit together.
     """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_HELP)
+        return 0 if arguments else 2
     signals = _Signals()
     for number in _PASSED_ON:
         signal.signal(number, signals.take)
@@ -92,10 +111,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     from accelerate.commands.launch import launch_command_parser
 
     parser = launch_command_parser()
-    parser.prog, parser.description = "ca2cl launch", (__doc__ or "").partition("\n")[0]
-    if not arguments or {"-h", "--help"} & set(arguments[:1]):
-        sys.stdout.write(parser.format_help() + _HELP)
-        raise SystemExit(0 if arguments else 2)
+    parser.prog = "ca2cl launch"
 
     def refuse(message: str) -> None:
         raise InputError(f"{message}; see ca2cl launch --help")

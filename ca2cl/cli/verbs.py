@@ -76,14 +76,14 @@ VERBS = {
     ),
     "detect prepare": Verb("images with gland masks -> COCO files", "ca2cl.detection.prepare.run", "PrepareConfig"),
     "detect predict": Verb(
-        "apply a detector to images -> COCO, masks, overlays", "ca2cl.detection.predict", "PredictConfig"
+        "apply a detector to images -> COCO, masks, overlays", "ca2cl.detection.predict.run", "PredictConfig"
     ),
     "report": Verb("a run -> one HTML page", "ca2cl.report.run", "ReportConfig"),
     "encoders list": Verb("registered encoders with their best results", "ca2cl.encoders.list", "ListConfig"),
     "encoders show": Verb("one encoder: card, lineage, downstream runs", "ca2cl.encoders.show", "ShowConfig"),
     "encoders compare": Verb("downstream metrics of encoders side by side", "ca2cl.encoders.compare", "CompareConfig"),
     "encoders promote": Verb("move an alias to an encoder, if it is better", "ca2cl.encoders.promote", "PromoteConfig"),
-    "encoders import": Verb("register an encoder from elsewhere", "ca2cl.encoders.import_", "ImportConfig"),
+    "encoders import": Verb("register an encoder from elsewhere", "ca2cl.encoders.import_.run", "ImportConfig"),
     "reproduce nct": Verb(
         "the authors' tables on NCT-CRC-HE, yours beside theirs",
         "ca2cl.reproduce.run",
@@ -99,6 +99,9 @@ VERBS = {
     ),
     "doctor": Verb(
         "check the machine, data, views and launch of a job", "ca2cl.doctor.run", "DoctorConfig", shared=True
+    ),
+    "doctor plan": Verb(
+        "memory of each process of a planned job, by engine and micro-batch", "ca2cl.doctor.plan.run", "PlanConfig"
     ),
     "quickstart": Verb(
         "the whole pipeline on synthetic tissue, in minutes",

@@ -13,7 +13,7 @@ from ca2cl.common.scratch import scratch_folder
 from ca2cl.common.tables import aligned, iso, when
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
-from ca2cl.models.encoder_io import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
+from ca2cl.models.encoder_card import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
 from ca2cl.registry.downstream import Downstream, runs_for
 from ca2cl.registry.register import DIGEST_TAG
 from ca2cl.registry.versions import EncoderVersion, find_version, needed_store
@@ -125,6 +125,7 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
         "pixels": f"{card['mpp']:g} micrometres" if card["mpp"] else None,
         "mean, std": f"{_numbers(card['mean'])}; {_numbers(card['std'])}",
         "trained": f"{card['step']} steps{_last(card['metrics'])}" if card["step"] else "elsewhere",
+        "moving average": card["weights"] if (card["weights"] or "last") != "last" else None,
         "classes seen": ", ".join(card["classes"]),
         "weights": f"sha256 {record['encoder_sha256']}",
         "started from": f"{card['start']} ({card['start_layout']}, {card['start_tensors']} tensors)"

@@ -4,128 +4,54 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
-from annotated_types import Ge, Gt, Interval, Len
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.files import replacing
-from ca2cl.common.records import Count, Number, json_line, parse_record, read_record
+from ca2cl.common.records import json_line, parse_record
 from ca2cl.config import Pooling
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import Backbone, build_encoder, check_trusted, is_arch
+from ca2cl.models.backbone import Backbone, build_encoder, check_trusted
+from ca2cl.models.encoder_card import (
+    AGAIN,
+    CARD_NAME,
+    ENCODER_PATH,
+    WEIGHTS_NAME,
+    EncoderCard,
+    read_card,
+    write_card,
+)
+from ca2cl.runtime.tensor_files import Whole, write_tensors
 
-ENCODER_PATH = "encoder"  # where the two files lie in a run folder and among a run's artifacts
-WEIGHTS_NAME = "encoder.safetensors"
-CARD_NAME = "card.json"
-SCHEMA_VERSION = 1
-_LARGEST = 8192  # side in pixels, or features: beyond it a card would only ask for memory
-_Size = Annotated[int, Interval(ge=1, le=_LARGEST)]
-_AGAIN = "export the encoder again"
+__all__ = ["CARD_NAME", "ENCODER_PATH", "WEIGHTS_NAME", "EncoderCard", "read_card", "write_card"]
+
 _SHOWN = 5
 # BatchNorm's step counter, which some exporters leave out and inference never reads
 _COUNTER = "num_batches_tracked"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderCard:
-    """Metadata needed to use an encoder, and its provenance."""
-
-    __pydantic_config__ = {"allow_inf_nan": False}
-
-    arch: str
-    """Name that ``build_encoder`` takes. It also says whose names the weights have: torchvision's for a ResNet, timm's
-    for ``timm:NAME``."""
-    feature_dim: _Size
-    input_size: _Size
-    """Side in pixels of the tiles it was trained on."""
-    mean: Annotated[tuple[Number, ...], Len(3, 3)]
-    std: Annotated[tuple[Annotated[Number, Gt(0)], ...], Len(3, 3)]
-    pooling: Pooling = "default"
-    """Pooling of its features over positions, as ``model.pooling``."""
-    mpp: Annotated[Number, Gt(0)] | None = None
-    """Micrometres a pixel of the tiles that the weights are for, where their source states it."""
-    manifest_digest: str | None = None
-    """Identity of the tiles it was trained on."""
-    earlier_manifests: tuple[str, ...] = ()
-    """Identities of the tiles that the weights it started from were trained on."""
-    classes: tuple[str, ...] = ()
-    predicts: tuple[str, ...] = ()
-    """Classes of the head ``fc`` in the order of its rows, where the weights have one: then it is a classifier too."""
-    config_digest: str | None = None
-    commit: str | None = None
-    step: Count = 0
-    """Optimizer steps of training."""
-    metrics: dict[str, Number | None] = field(default_factory=dict)
-    """Last numbers of the journal."""
-    source_run_id: str | None = None
-    start: str | None = None
-    """Where the weights come from that it, or the encoder that it was trained from, began with; none: random."""
-    start_layout: str | None = None
-    """How the tensors lay in that file: the layout's name, and what was taken of it."""
-    start_tensors: Count | None = None
-    """Tensors that were read from it."""
-    start_sha256: str | None = None
-    """Of that file."""
-    licence: str | None = None
-    """Licence of the weights that it began with, by the source's own name, with a link where there is one."""
-    licence_text: str | None = None
-    """Text of that licence, where the source has it."""
-    origin: str | None = None
-    """What it was imported from, if ca2cl did not train it here."""
-    origin_sha256: str | None = None
-    """Of the file that it was imported from, or of the weights where there was no one file."""
-    origin_run_id: str | None = None
-    """Run that trained it, if the source of the import names one."""
-    schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
-
-    def __post_init__(self) -> None:
-        if not is_arch(self.arch):
-            raise ValueError(f"arch is {self.arch!r:.100}, which is no architecture that this version knows")
-        object.__setattr__(self, "arch", canonical_arch(self.arch))
-
-    @property
-    def manifests(self) -> tuple[str, ...]:
-        """Identities of all tiles that had a part in these weights, as far as known."""
-        return (*self.earlier_manifests, *([self.manifest_digest] if self.manifest_digest else []))
-
-
-def read_card(path: str | Path) -> EncoderCard:
-    """Read and check a card.
-
-    Raises:
-        InputError: missing, not JSON, of a newer schema, fields missing or of the wrong form.
-    """
-    absent = f"no card here; give a folder with {WEIGHTS_NAME} and {CARD_NAME}"
-    return read_record(Path(path), EncoderCard, _AGAIN, newest=SCHEMA_VERSION, absent=absent)
-
-
-def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor], card: EncoderCard) -> Path:
+def save_encoder(folder: str | Path, encoder_state: Mapping[str, Tensor | Whole], card: EncoderCard) -> Path:
     """Write an encoder's weights, then its card; each file appears whole or not at all. Returns the folder.
+
+    Args:
+        encoder_state: its tensors; ``Whole`` ones are gathered one after another, together with the other ranks.
 
     Raises:
         OSError: it cannot be written.
         InputError: the card could not be read again.
     """
     target = Path(folder)
-    parse_record(json_line(asdict(card)), EncoderCard, target / CARD_NAME, _AGAIN)
+    parse_record(json_line(asdict(card)), EncoderCard, target / CARD_NAME, AGAIN)
     target.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder_state.items()}
+    state = {name: Whole.of(value) if isinstance(value, Tensor) else value for name, value in encoder_state.items()}
     with replacing(target / WEIGHTS_NAME) as file:
-        file.write(save(state, metadata={"format": "pt"}))
+        write_tensors(file, state, metadata={"format": "pt"})
     write_card(target / CARD_NAME, card)
     return target
-
-
-def write_card(path: Path, card: EncoderCard) -> None:
-    """Write a card, whole or not at all."""
-    with replacing(path) as file:
-        file.write(json_line(asdict(card)))
 
 
 def load_encoder(folder: str | Path, arch: str | None = None) -> tuple[Backbone, EncoderCard]:

@@ -7,6 +7,7 @@ device works on step t, and finds tiles copied and views rendered beside it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,39 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ca2cl.data.loading.stream import BadTile, LaneStream, TileBatch
-from ca2cl.methods.base import Tiles
+from ca2cl.methods.base import Method, Tiles
 from ca2cl.models.bn_groups import LaneGroups
+from ca2cl.views.batch import Views
 
 MakeViews = Callable[[Tiles], Any]
 """Makes the input of a method's step from a micro-batch; a pure function."""
 KEPT_BYTES = 2 << 30
 """Most memory for views that are kept, a step."""
+
+
+def maker(method: Method, views: Views, *, words: bool) -> MakeViews:
+    """Makes a method's input; with ``words``, rows bring what drop path draws from."""
+
+    def make(tiles: Tiles) -> Any:
+        if words:
+            drawn = views.words(tiles.keys, tiles.epoch)
+            tiles = tiles._replace(words=drawn.to(tiles.pixels.device, non_blocking=True))
+        return method.views(tiles, views)
+
+    return make
+
+
+class Copies:
+    """Tiles from which copies to a GPU are under way: workers may not write into their memory before these are done."""
+
+    def __init__(self) -> None:
+        self._under_way: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+    def add(self, tiles: Tensor, done: torch.cuda.Event) -> None:
+        """Keep ``tiles`` until ``done``, an event of the stream that copies them; let go of those that have been."""
+        self._under_way.append((done, tiles))
+        while self._under_way and self._under_way[0][0].query():  # type: ignore[no-untyped-call]
+            self._under_way.popleft()
 
 
 class MicroBatches(Sequence[Any]):
@@ -36,6 +63,7 @@ class MicroBatches(Sequence[Any]):
         groups: with it, rows come in the order in which groups of normalisation are runs of them.
         stream: CUDA stream on which ``prefetch`` works.
         kept_bytes: most memory for views that are kept until the step ends.
+        copies: where tiles that are being copied to a GPU are kept.
     """
 
     def __init__(
@@ -47,10 +75,11 @@ class MicroBatches(Sequence[Any]):
         groups: LaneGroups | None = None,
         stream: torch.cuda.Stream | None = None,
         kept_bytes: int = KEPT_BYTES,
+        copies: Copies | None = None,
     ) -> None:
         self._batch, self._views, self._device, self._size, self._groups = batch, views, device, size, groups
         self._order = None if groups is None else groups.first_order(batch.positions)
-        self._stream, self._room = stream, kept_bytes
+        self._stream, self._room, self._copies = stream, kept_bytes, copies
         self._kept: dict[int, Any] = {}
         self._ready: dict[int, torch.cuda.Event] = {}
 
@@ -88,6 +117,8 @@ class MicroBatches(Sequence[Any]):
         rows, batch = slice(number * self._size, (number + 1) * self._size), self._batch
         tiles, positions, keys = (self._rows(x, rows) for x in (batch.tiles, batch.positions, batch.key_hash))
         tiles, positions = (x.to(self._device, non_blocking=True) for x in (tiles, positions))
+        if self._copies is not None:
+            self._copies.add(batch.tiles, torch.cuda.current_stream(self._device).record_event())
         second_order = None
         if self._groups is not None:
             second_order = self._groups.second_order(len(keys)).to(self._device, non_blocking=True)
@@ -140,8 +171,10 @@ def feed(
         micro_batch_size: most tiles at a time.
         groups: BatchNorm groups of ``lane_group``; None: there are none.
     """
-    beside = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    on_gpu = device.type == "cuda"
+    beside = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+    copies = Copies() if on_gpu else None
     for batch in stream:
-        micro_batches = MicroBatches(batch, views, device, micro_batch_size, groups, beside)
+        micro_batches = MicroBatches(batch, views, device, micro_batch_size, groups, beside, copies=copies)
         micro_batches.prefetch()
         yield FedStep(batch.epoch, batch.bad, micro_batches)

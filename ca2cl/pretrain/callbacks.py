@@ -119,6 +119,8 @@ class RunObserver:
             return
         curves = curves_figure(self.tracker.run_dir / "journal.jsonl", self.method.curves)
         self.tracker.log_figure("curves", curves)
+        if engine.sharded:  # its passes need all ranks, and only this one draws
+            return
         samples = _spread(self.index.starts, _REMOTE_SHARDS if is_remote(self.config.data.shards) else None)
         try:
             read = [part[0] for part in iterate_tiles(self.index, self.reader, samples, batch_size=64)]

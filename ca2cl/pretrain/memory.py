@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -17,15 +20,21 @@ from ca2cl.models.backbone import Backbone, outline
 from ca2cl.runtime.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)
-_VIEWS = 2
-"""Passes whose graphs a step holds at once: both views, then the weak and the perturbed one."""
 _TRIED_ROWS, _TRIED_SIZE = 1, 64
 _SURE, _LIKELY = 0.9, 1.6
 """A step takes at least so much of the estimate, and often so much: a ResNet-18's at 96 px takes 1.5 on a CPU."""
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def bytes_a_tile(build: Callable[[Backbone], nn.Module], arch: str, image_size: int, precision: str) -> float:
+def bytes_a_tile(
+    build: Callable[[Backbone], nn.Module],
+    arch: str,
+    image_size: int,
+    precision: str,
+    *,
+    recomputed: bool = False,
+    graphs: int = 2,
+) -> float:
     """Bytes that autograd saves for one tile in one pass, extrapolated from small tiles by the number of pixels.
 
     Args:
@@ -33,6 +42,9 @@ def bytes_a_tile(build: Callable[[Backbone], nn.Module], arch: str, image_size: 
         arch: of the encoder.
         image_size: side of the tile in pixels.
         precision: that of the job.
+        recomputed: blocks keep their input only. The one whose backward pass is under way has its activations, too; of
+            all passes whose graphs a step holds it is one at a time.
+        graphs: how many these are (``Method.graphs``).
     """
     encoder = outline(arch, "frozen", image_size=image_size)  # sync would wait for the other ranks
     tried = math.ceil(_TRIED_SIZE / encoder.patch_size) * encoder.patch_size
@@ -44,43 +56,73 @@ def bytes_a_tile(build: Callable[[Backbone], nn.Module], arch: str, image_size: 
     for tensor in (*network.parameters(), *network.buffers()):  # its values do not matter, and take time to draw
         tensor.data.zero_()
     network.autocast_dtype = None if precision == "no" else torch.bfloat16  # type: ignore[assignment]  # fp16 is as large, and slow on CPUs
-    more = _kept_bytes(network, 2 * _TRIED_ROWS, tried) - _kept_bytes(network, _TRIED_ROWS, tried)
-    return more / _TRIED_ROWS * (image_size / tried) ** 2
+    blocks = encoder.blocks() if recomputed else []
+    one, two = (_kept_bytes(network, rows * _TRIED_ROWS, tried, blocks) for rows in (1, 2))
+    of_blocks = max((b - a for a, b in zip(one[1:], two[1:], strict=True)), default=0)
+    return (two[0] - one[0] + of_blocks / graphs) / _TRIED_ROWS * (image_size / tried) ** 2
 
 
-def _kept_bytes(network: nn.Module, rows: int, size: int) -> int:
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # an address must not be reused while counting
+class _Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes of what autograd saves inside this context."""
 
-    def keep(tensor: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__(self.keep, lambda tensor: tensor)
+        self._bytes: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # an address must not be reused while counting
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """``tensor``, counted."""
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
+        self._bytes[storage.data_ptr()] = storage.nbytes()
+        self._alive.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def total(self) -> int:
+        """Bytes so far."""
+        return sum(self._bytes.values())
+
+
+def _kept_bytes(network: nn.Module, rows: int, size: int, blocks: Sequence[nn.Module] = ()) -> list[int]:
+    """Bytes that a pass saves, of ``blocks`` only their inputs; then the bytes inside each of ``blocks``."""
+    whole, inside = _Saved(), [_Saved() for _ in blocks]
+    with ExitStack() as hooks, whole:
+        for block, counter in zip(blocks, inside, strict=True):
+            hooks.callback(block.register_forward_pre_hook(partial(_enter, whole, counter)).remove)
+            hooks.callback(block.register_forward_hook(partial(_leave, counter)).remove)
         network(torch.zeros(rows, 3, size, size))
-    return sum(kept.values())
+    return [whole.total(), *(counter.total() for counter in inside)]
 
 
-def check_memory(a_tile: float, micro_batch: int, share: int, device: torch.device) -> None:
+def _enter(whole: _Saved, counter: _Saved, block: nn.Module, args: tuple[Any, ...]) -> None:
+    for value in args:
+        if isinstance(value, Tensor):
+            whole.keep(value)
+    counter.__enter__()
+
+
+def _leave(counter: _Saved, *_: Any) -> None:
+    counter.__exit__(None, None, None)
+
+
+def check_memory(a_tile: float, graphs: int, micro_batch: int, share: int, device: torch.device) -> None:
     """Log a step's memory, warn if it may not fit, and refuse it if it cannot.
 
     Args:
         a_tile: of ``bytes_a_tile``.
+        graphs: passes of a micro-batch whose graphs a step holds at a time (``Method.graphs``).
         micro_batch: tiles that a process holds at a time.
         share: its tiles of a batch.
 
     Raises:
         InputError: it cannot fit.
     """
-    step, processes = _VIEWS * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
+    step, processes = graphs * micro_batch * a_tile, find_place().local_world if device.type == "cpu" else 1
     free = free_bytes(device) / processes
     estimate = (
-        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for two views of "
+        f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for {graphs} passes of "
         f"{micro_batch} tiles at a time; {_size(free)} are free{' for each process' if processes > 1 else ''}"
     )
-    fits = int(free / _LIKELY / _VIEWS / a_tile)
+    fits = int(free / _LIKELY / graphs / a_tile)
     smaller = max((size for size in range(2, min(fits, share) + 1) if share % size == 0), default=0)
     remedy = "use a smaller --run.batch_size or --data.image_size, or more processes"
     if smaller:

@@ -88,14 +88,31 @@ def initial_encoder(config: PretrainConfig, start: RunStart) -> Backbone:
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(
         model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
-        pooling=model.pooling,
+        pooling=model.pooling, drop_path=model.drop_path,
     )  # fmt: skip
     if not has_batch_norm(encoder) and find_place().rank == 0:
         logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
+    _warn_of_the_start(config)
     if start.encoder is not None:
         encoder.load_state_dict(encoder.fitted(start.encoder.state_dict()))
         start.encoder = None  # a second copy of a large body would stay in memory
     return encoder
+
+
+def _warn_of_the_start(config: PretrainConfig) -> None:
+    """Warn of settings for given weights where the first ones are random, and of an average that never leaves them."""
+    optim, steps = config.optim, config.run.steps
+    if find_place().rank != 0:
+        return
+    if config.model.weights == "random" and (optim.layer_decay or optim.freeze_layers):
+        logger.warning(
+            "model.weights is random, and optim.layer_decay and optim.freeze_layers keep first layers near their start"
+        )
+    if optim.ema is not None and steps is not None and steps * (1 - optim.ema) < 2:
+        logger.warning(
+            "optim.ema is %g: %d steps are few for an average of about %.0f; much of it will be the initial weights",
+            optim.ema, steps, 1 / (1 - optim.ema),
+        )  # fmt: skip
 
 
 def _filled(model: ModelConfig, given: ResolvedEncoder | None) -> ModelConfig:

@@ -20,8 +20,7 @@ import ca2cl
 from ca2cl.common.files import file_digest
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import find_entry
-from ca2cl.models.encoder_io import (
+from ca2cl.models.encoder_card import (
     CARD_NAME,
     ENCODER_PATH,
     WEIGHTS_NAME,
@@ -90,6 +89,8 @@ def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
+
+    from ca2cl.models.backbone import find_entry
 
     # no inputs: serving.py says why
     if card.predicts:

@@ -33,7 +33,7 @@ _OURS = {
     "ACCELERATE_GRADIENT_CLIPPING": ("none", "optim.clip_norm"),
 }
 """The value that changes nothing, and the setting that decides instead."""
-_DDP = "ca2cl trains by DDP or DeepSpeed's ZeRO-1 and ZeRO-2; use a file of accelerate_configs/"
+_DDP = "ca2cl trains by DDP, DeepSpeed's ZeRO-1 and ZeRO-2, or --run.fsdp true; use a file of accelerate_configs/"
 _EXACT = "fp32 would not be fp32; unset it, and choose by run.precision"
 REFUSED = {
     "ACCELERATE_USE_FSDP": ("false", _DDP),

@@ -4,6 +4,9 @@ A folder appears by one rename after its files have been synced to disk, and onl
 killed at any instruction finds a whole one. Later damage (a flipped bit, a truncated copy) shows in the digests of
 ``state.json``: ``latest`` then falls back to the previous checkpoint.
 
+They are consolidated, the same files for every engine and number of processes, but never in memory: whole tensors are
+gathered, written and read one at a time.
+
 Collective by signature: every rank calls ``save`` (saving under ``is_main_process`` deadlocks:
 latent-consistency-model#110). No pickle is written or read.
 """
@@ -20,20 +23,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ca2cl.common.files import file_digest, fsync
 from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
+from ca2cl.runtime.tensor_files import Whole, reading_tensors, write_tensors
 from ca2cl.training.engine import AccelerateEngine
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-\d+")
 _MODEL, _OPTIMIZER, _STATE, _LATEST = "model.safetensors", "optimizer.safetensors", "state.json", "latest"
+_EMA = "ema.safetensors"
+"""The moving average of the weights, where the run keeps one."""
 
 
 class Checkpointer:
@@ -106,10 +109,13 @@ class Checkpointer:
 
     def save(self, step: int, engine: AccelerateEngine, state: dict[str, Any]) -> None:
         """Write the checkpoint of ``step`` optimizer steps done. Every rank must call it."""
-        optimizer = engine.optimizer_state()
+        moments, numbers = _tensors_and_numbers(engine.optimizer_state())
+        files = {_MODEL: engine.weights(), _OPTIMIZER: moments}
+        if engine.ema is not None:
+            files[_EMA] = engine.average_state()
         if engine.accelerator.is_main_process:
             try:
-                self._write(step, engine, optimizer, state)
+                self._write(step, engine, files, {"optimizer": numbers, **state})
             except (OSError, SafetensorError) as error:
                 shutil.rmtree(self._temporary(step), ignore_errors=True)
                 reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -117,25 +123,27 @@ class Checkpointer:
                     f"{self.folder}: cannot write the checkpoint of step {step} ({reason}); free some room and start "
                     "again: the run goes on from the checkpoint before"
                 ) from None
+        else:
+            for tensors in files.values():
+                write_tensors(None, tensors)
         engine.accelerator.wait_for_everyone()
 
     def _write(
-        self, step: int, engine: AccelerateEngine, optimizer: dict[str, dict[str, Any]], state: dict[str, Any]
+        self, step: int, engine: AccelerateEngine, files: dict[str, dict[str, Whole]], state: dict[str, Any]
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:09d}"
         temporary = self._temporary(step)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        bare = engine.bare
-        model = {name: _portable(value) for name, value in bare.state_dict().items()}
-        save_file(model, temporary / _MODEL)
-        tensors, scalars = _tensors_and_numbers(optimizer)
-        save_file(tensors, temporary / _OPTIMIZER)
-        content = {"schema_version": SCHEMA_VERSION, "step": step, "optimizer": scalars, **state}
+        digests = {}
+        for name, tensors in files.items():
+            with (temporary / name).open("wb") as stream:
+                digests[name] = write_tensors(stream, tensors)
+        content = {"schema_version": SCHEMA_VERSION, "step": step, **state}
         content["optimizer_name"] = engine.optimizer_name
         content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
-        content["sha256"] = {name: file_digest(temporary / name) for name in (_MODEL, _OPTIMIZER)}
+        content["sha256"] = digests
         content["sha256"][_STATE] = _state_digest(content)
         (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
@@ -199,7 +207,7 @@ def verify(path: Path) -> None:
     state = read_state(path)
     wanted = state.get("sha256", {})
     try:
-        files = [name for name in (_MODEL, _OPTIMIZER) if name in wanted]
+        files = [name for name in (_MODEL, _OPTIMIZER, _EMA) if name in wanted]
         changed = next((name for name in files if wanted[name] != file_digest(path / name)), None)
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
@@ -237,39 +245,48 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
     Raises:
         InputError: damaged, or of another architecture.
     """
-    bare, state = engine.bare, read_state(path)
+    state = read_state(path)
     saved, ours = state.get("optimizer_name"), engine.optimizer_name
     if saved not in (None, ours):  # the oldest checkpoints do not record it
         raise InputError(f"{path}: holds the state of {saved}, not of {ours}; set optim.name to that")
+    entries: dict[str, dict[str, Any]] = {name: dict(numbers) for name, numbers in state["optimizer"].items()}
     try:
-        bare.load_state_dict(load_file(path / _MODEL), strict=True)
-        tensors = load_file(path / _OPTIMIZER)
+        with reading_tensors(path / _MODEL) as weights:
+            engine.load_weights(weights)
+        with reading_tensors(path / _OPTIMIZER) as moments:
+            for key, value in moments.items():
+                moment, _, name = key.partition("/")
+                entries.setdefault(name, {})[moment] = value
+            engine.load_optimizer_state(entries)
+        if engine.ema is not None:
+            _restore_average(path, engine)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path}: does not fit this network ({reason}); use the configuration it was made with"
         ) from None
-    entries: dict[str, dict[str, Any]] = {name: dict(numbers) for name, numbers in state["optimizer"].items()}
-    for key, value in tensors.items():
-        moment, _, name = key.partition("/")
-        entries.setdefault(name, {})[moment] = value
-    engine.load_optimizer_state(entries)
     if engine.scaler is not None and state["scaler"]:
         engine.scaler.load_state_dict(state["scaler"])
 
 
-def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+def _restore_average(path: Path, engine: AccelerateEngine) -> None:
+    """Load the average of the checkpoint at ``path``, or begin one with its weights, with a warning."""
+    if (path / _EMA).exists():
+        with reading_tensors(path / _EMA) as parts:
+            engine.load_average(parts)
+        return
+    logger.warning("%s: holds no moving average of the weights; it begins with the weights of this step", path)
+    engine.load_average(None)
+
+
+def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Whole], dict[str, dict[str, Any]]]:
     """Optimizer state for safetensors, as ``moment/parameter``, and for JSON."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Whole] = {}
     numbers: dict[str, dict[str, Any]] = {}
     for name, entry in state.items():
         for key, value in entry.items():
-            if isinstance(value, Tensor):
-                tensors[f"{key}/{name}"] = _portable(value)
+            if isinstance(value, Whole):
+                tensors[f"{key}/{name}"] = value
             else:
                 numbers.setdefault(name, {})[key] = value
     return tensors, numbers
-
-
-def _portable(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)

@@ -7,8 +7,9 @@ do not depend on the engine. deepspeed itself is imported by accelerate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
+from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.engine import AccelerateEngine, OptimizerStep, Precision
+from ca2cl.training.param_groups import set_rates
 
 
 class DeepSpeedEngine(AccelerateEngine):
@@ -71,11 +74,12 @@ class DeepSpeedEngine(AccelerateEngine):
         """Accumulate the gradient of ``loss`` summed over ranks: ZeRO averages."""
         self.network.backward(self._scaled(loss))
 
-    def optimizer_step(self, lr: float, clip_norm: float | None, loss: Tensor | None = None) -> OptimizerStep:
+    def optimizer_step(
+        self, lr: float, clip_norm: float | None, loss: Tensor | None = None, step: int | None = None
+    ) -> OptimizerStep:
         """As ``AccelerateEngine.optimizer_step``; the host waits, as ZeRO does."""
         assert clip_norm == self._clip_norm, "DeepSpeed was configured with another optim.clip_norm"
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer.param_groups, lr, step)
         if loss is not None and not bool(loss.isfinite()):
             self.drop_step()
             return self._result(float("nan"), skipped=True)
@@ -110,18 +114,20 @@ class DeepSpeedEngine(AccelerateEngine):
         self._restore_buffers()
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
-        """As ``AccelerateEngine.optimizer_state``: shards of every rank put together, one parameter after another."""
+        """As ``AccelerateEngine.optimizer_state``, from every rank's shards, one parameter after another."""
         state: dict[str, dict[str, Any]] = {}
         for flat, parameters in self._partitions():
             own = self.network.optimizer.optimizer.state.get(flat, {})
             for name, parameter in parameters:
                 entry = state[name] = {}
                 for key, value in own.items():
-                    whole = isinstance(value, Tensor) and value.shape == flat.shape
-                    entry[key] = _joined(parameter, value) if whole else value
+                    if isinstance(value, Tensor) and value.shape == flat.shape:
+                        entry[key] = Whole(tuple(parameter.shape), value.dtype, partial(_joined, parameter, value))
+                    else:
+                        entry[key] = self._moment(name, value)
         return state
 
-    def load_optimizer_state(self, state: dict[str, dict[str, Any]]) -> None:
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """As ``AccelerateEngine.load_optimizer_state``: every rank takes its shard. The flat fp32 partitions are
         refreshed from the weights, which have been loaded before."""
         zero = self.network.optimizer
@@ -129,12 +135,12 @@ class DeepSpeedEngine(AccelerateEngine):
         for flat, parameters in self._partitions():
             first = state.get(parameters[0][0], {})
             for key, value in first.items():
-                if not isinstance(value, Tensor) or value.ndim == 0:
-                    zero.optimizer.state[flat][key] = value
+                if not isinstance(value, Part) or not value.shape:
+                    zero.optimizer.state[flat][key] = self._own_moment("", value)
                     continue
                 shard = zero.optimizer.state[flat][key] = torch.zeros_like(flat)
                 for name, parameter in parameters:
-                    _take_shard(parameter, state[name][key], shard)
+                    _take_shard(parameter, state[name][key].read(), shard)
 
     def _partitions(self) -> list[tuple[Tensor, list[tuple[str, Any]]]]:
         """This rank's flat fp32 partition of every parameter group, and the whole group's parameters."""
@@ -170,7 +176,7 @@ def _check(stage: int, optim: OptimConfig) -> None:
     if stage not in (1, 2):
         raise InputError(
             f"deepspeed_config.zero_stage is {stage}: the step's graph spans several forwards, which ZeRO-1 and ZeRO-2 "
-            "allow; use accelerate_configs/deepspeed_zero1.yaml or deepspeed_zero2.yaml"
+            "allow; use accelerate_configs/deepspeed_zero2.yaml, or multi_gpu.yaml with --run.fsdp true"
         )
     if optim.name == "lars":
         raise InputError("optim.name is 'lars': ZeRO flattens the layers that LARS tells apart; use adam, adamw or sgd")

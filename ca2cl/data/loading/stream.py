@@ -2,7 +2,7 @@
 
 Workers answer requests (step, first row, last row), each a pure function of the request, from one endless list of them,
 and the answers come in order. So the number of workers never changes a batch, workers live through all epochs, a seek
-is a first request elsewhere, and memory in flight is bounded by chunks and not by batches.
+is a first request elsewhere. The requests of a batch are decoded into one piece of memory, which is the batch.
 
 Legend: B this rank's tiles of a batch, H, W height and width in pixels, q samples that a batch takes of a lane.
 """
@@ -210,7 +210,8 @@ class LaneStream:
         start_step: first optimizer step; any step costs the same to begin at.
         stop_step: one past the last.
         chunk: tiles that a worker decodes in one piece.
-        pin: page-locked batches, for asynchronous copies to a GPU; None pins where CUDA is available.
+        pin: page-locked batches, for asynchronous copies to a GPU; None pins where CUDA is available. Whoever makes
+            such a copy keeps the batch's tiles until it is done.
 
     Raises:
         InputError: at construction, W does not divide the lanes; while iterating, a shard cannot be read, or no
@@ -235,12 +236,13 @@ class LaneStream:
         assert 0 <= rank < world and 0 <= start_step <= stop_step and chunk >= 1, (rank, world, start_step, chunk)
         self._start, self._stop, self._chunk = start_step, stop_step, chunk
         self._rows, self._steps_per_epoch = order.batch_size // world, order.steps_per_epoch
-        self._pin = torch.cuda.is_available() if pin is None else pin
         index.keep(2 * order.lanes // world + 64)
         source = SampleSource(index, reader)
-        self._tile_size = source.tile_size
         work = _BatchRows(source, order, rank, world)
-        self._workers = TileWorkers(work, min(chunk, self._rows), source.tile_size, workers)
+        self._workers = TileWorkers(
+            work, self._rows, source.tile_size, workers, requests=-(-self._rows // chunk),
+            pin=torch.cuda.is_available() if pin is None else pin,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -248,25 +250,14 @@ class LaneStream:
 
     def __iter__(self) -> Generator[TileBatch, None, None]:
         requests = (
-            (step, first, min(first + self._chunk, self._rows))
+            [(step, first, min(first + self._chunk, self._rows)) for first in range(0, self._rows, self._chunk)]
             for step in range(self._start, self._stop)
-            for first in range(0, self._rows, self._chunk)
         )
-        with contextlib.closing(self._workers.answers(requests)) as chunks:
+        with contextlib.closing(self._workers.batches(requests)) as batches:
             for step in range(self._start, self._stop):
-                yield self._assemble(step, chunks)
+                yield self._assemble(step, *next(batches))
 
-    def _assemble(self, step: int, chunks: Iterator[tuple[_Rows, Tensor]]) -> TileBatch:
-        rows, tiles = next(chunks)
-        parts = [rows]
-        if self._pin or len(tiles) < self._rows:
-            whole = torch.empty((self._rows, *self._tile_size, 3), dtype=torch.uint8, pin_memory=self._pin)
-            whole[: len(tiles)] = tiles
-            for first in range(self._chunk, self._rows, self._chunk):
-                rows, tiles = next(chunks)
-                parts.append(rows)
-                whole[first : first + len(tiles)] = tiles
-            tiles = whole
+    def _assemble(self, step: int, parts: list[_Rows], tiles: Tensor) -> TileBatch:
         return TileBatch(
             step=step,
             epoch=step // self._steps_per_epoch,

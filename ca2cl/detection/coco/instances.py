@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from annotated_types import Ge, Interval
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
-from ca2cl.config import check_ranges
 from ca2cl.data.decode import MAX_PIXELS, PILLOW_ERRORS
 from ca2cl.data.orientation import orientation_of, refuse_turned
+from ca2cl.detection.coco.fragment_rule import FragmentRule
 from ca2cl.errors import InputError
 
 Ids = npt.NDArray[np.int64]
@@ -54,19 +53,6 @@ class Instance(NamedTuple):
     def area(self) -> int:
         """Pixels, holes not counted."""
         return int(self.mask.sum())
-
-
-@dataclass(frozen=True)
-class FragmentRule:
-    """Limits below which instances and fragments are dropped."""
-
-    min_area: int = 64
-    """Pixels; at 20x about 25 square micrometres, less than one nucleus."""
-    max_loss: float = 0.01
-    """Share of an instance's pixels that may be dropped with its fragments."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, min_area=Ge(0), max_loss=Interval(ge=0, lt=1))
 
 
 @dataclass

@@ -40,26 +40,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
-from annotated_types import Ge, Gt
 from torch import nn
 
-from ca2cl.config import check_ranges
 from ca2cl.data.decode import BadSample, Pixels, decode
 from ca2cl.data.sources.names import is_clutter
 from ca2cl.detection.engines.checkpoint import DetectorCard, load_weights, read_card, write_detector
 from ca2cl.detection.engines.detectron2_weights import RECIPE
-from ca2cl.detection.engines.heads import Head
 from ca2cl.detection.engines.predictions import Detections
+from ca2cl.detection.engines.settings import EngineName, Head, Schedule
 from ca2cl.errors import InputError, LocalError
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder
     from ca2cl.runtime.signals import StopFlag
 
-EngineName = Literal["torchvision", "detectron2"]
 REMEDY = "make the folder again with `ca2cl detect prepare`"
 
 
@@ -107,59 +104,6 @@ class CocoSplit:
 def split_names(root: Path) -> list[str]:
     """The splits of a folder that ``ca2cl detect prepare`` wrote, by name."""
     return sorted(path.stem for path in root.glob("*.json") if not is_clutter(path.name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long and how a detector is trained; counts are global, over all processes."""
-
-    iterations: int
-    """Optimizer steps."""
-    batch_size: int
-    """Images a step."""
-    lr: float
-    warmup: int
-    """Steps in which the rate rises linearly to ``lr``."""
-    milestones: tuple[int, ...]
-    """Steps after which it is divided by 10."""
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    train_sides: tuple[int, ...] = (800,)
-    """Shorter sides in pixels that a training image is resized to, one drawn at random."""
-    test_side: int = 800
-    longest_side: int = 1333
-    """Most pixels of the longer side; the shorter one gives way."""
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    sync_norm: bool = True
-    """BatchNorm trained, over all processes; False keeps it as the encoder has it."""
-    precise_norm: bool = False
-    """Statistics estimated again over training images before an evaluation, with the weights held."""
-    frozen_stages: int = 0
-    """Stem and stages that are not trained, from the input: 2 is detectron2's default, 0 the MoCo protocol's."""
-    checkpoint_every: int = 1000
-    evaluate_every: int = 0
-    """Steps between evaluations; 0 evaluates at the end only."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self, iterations=Ge(1), batch_size=Ge(1), test_side=Ge(1), checkpoint_every=Ge(1), warmup=Ge(0),
-            weight_decay=Ge(0), momentum=Ge(0), evaluate_every=Ge(0), lr=Gt(0), train_sides=Ge(1),
-        )  # fmt: skip
-        if not 0 <= self.frozen_stages <= 5:
-            raise InputError(f"frozen_stages is {self.frozen_stages}: use 0 to 5, the stem and four stages")
-        if list(self.milestones) != sorted({step for step in self.milestones if 0 < step < self.iterations}):
-            raise InputError(f"milestones is {self.milestones}: use rising steps between 0 and {self.iterations}")
-        if not self.train_sides:
-            raise InputError(f"train_sides is {self.train_sides}: use one or more numbers of pixels")
-        if self.longest_side < max(self.test_side, *self.train_sides):
-            raise InputError(f"longest_side is {self.longest_side}: use at least the longest of the shorter sides")
-
-    @property
-    def precise_steps(self) -> int:
-        """Batches that precise statistics are taken over: 200 at most, detectron2's TEST.PRECISE_BN.NUM_ITER, and no
-        more than are trained on, for a short trial must not spend most of its time here. 0: none."""
-        return min(200, self.iterations) if self.precise_norm else 0
 
 
 @dataclass(frozen=True)

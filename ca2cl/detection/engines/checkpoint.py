@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ca2cl.common.files import write_atomic, write_record
 from ca2cl.common.records import Number, read_record
-from ca2cl.detection.engines.heads import Head
+from ca2cl.detection.engines.settings import Head
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import Norm
 from ca2cl.models.resnet import ARCHITECTURES

@@ -30,8 +30,8 @@ from ca2cl.detection.coco.files import encode_mask
 from ca2cl.detection.engines.base import Detector, Engine, TrainJob, Watch
 from ca2cl.detection.engines.checkpoint import KEPT, DetectorCard
 from ca2cl.detection.engines.detectron2_weights import RECIPE
-from ca2cl.detection.engines.heads import Head
 from ca2cl.detection.engines.predictions import Detections
+from ca2cl.detection.engines.settings import Head
 from ca2cl.errors import InputError
 
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ca2cl.detection.engines.base import Schedule
 from ca2cl.detection.engines.checkpoint import DetectorCard
 from ca2cl.detection.engines.detectron2_weights import detectron2_names, settings
-from ca2cl.detection.engines.heads import Head
+from ca2cl.detection.engines.settings import Head, Schedule
 from ca2cl.errors import InputError
 
 ZOO: dict[Head, str] = {

@@ -31,7 +31,7 @@ from ca2cl.detection.coco.segmentations import Json
 from ca2cl.detection.engines.base import REMEDY, Detector, TrainJob, Watch
 from ca2cl.detection.engines.checkpoint import KEPT
 from ca2cl.detection.engines.data import AnnotatedImages, draw_word, read_batches
-from ca2cl.detection.engines.heads import has_masks
+from ca2cl.detection.engines.settings import has_masks
 from ca2cl.errors import InputError, LocalError
 
 _NAME = re.compile(r"model_\w+\.pth")

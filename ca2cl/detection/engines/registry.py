@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
-from ca2cl.detection.engines.base import Detector, Engine, EngineName
+from ca2cl.detection.engines.base import Detector, Engine
 from ca2cl.detection.engines.checkpoint import read_card
 from ca2cl.detection.engines.detectron2_weights import RECIPE
+from ca2cl.detection.engines.settings import EngineChoice, EngineName
 from ca2cl.errors import InputError
-
-EngineChoice = EngineName | Literal["auto"]
 
 
 def find_engine(name: EngineChoice, *, hint: bool = True) -> Engine:

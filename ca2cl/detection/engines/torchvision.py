@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ca2cl.data.decode import Pixels
 from ca2cl.detection.coco.files import encode_mask
-from ca2cl.detection.engines.base import Detector, Engine, Schedule, TrainJob, Watch
+from ca2cl.detection.engines.base import Detector, Engine, TrainJob, Watch
 from ca2cl.detection.engines.checkpoint import DetectorCard
 from ca2cl.detection.engines.data import ImageStep, TrainingImages, draw_word, image_steps
-from ca2cl.detection.engines.heads import has_masks
 from ca2cl.detection.engines.predictions import Detections
+from ca2cl.detection.engines.settings import Schedule, has_masks
 from ca2cl.detection.engines.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
 from ca2cl.models.batch_norm import BatchNorm, commit_statistics
 from ca2cl.runtime.accelerator import build_accelerator

@@ -17,7 +17,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from ca2cl.detection.engines.checkpoint import DetectorCard
-from ca2cl.detection.engines.heads import Head
+from ca2cl.detection.engines.settings import Head
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import BackboneOptions
 from ca2cl.models.batch_norm import BatchNorm, recording

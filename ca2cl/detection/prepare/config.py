@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ca2cl.detection.coco.instances import FragmentRule
-from ca2cl.detection.prepare.layouts import DATASETS
+from ca2cl.detection.coco.fragment_rule import FragmentRule
 from ca2cl.errors import InputError, nearest
 
+DATASETS = ("glas", "crag", "masks")
 POSITIONAL = ("dataset", "source", "out")
 
 

@@ -19,7 +19,6 @@ from ca2cl.data.sources.names import as_text, is_clutter
 from ca2cl.detection.coco.instances import MASK_EXTENSIONS
 from ca2cl.errors import InputError
 
-DATASETS = ("glas", "crag", "masks")
 GLAS_SPLITS = ("train", "testA", "testB")
 CRAG_SPLITS = ("train", "valid")
 ONE_SPLIT = "all"

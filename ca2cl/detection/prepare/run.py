@@ -23,7 +23,8 @@ from ca2cl.common.files import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.detection.coco.files import CATEGORIES, annotation
-from ca2cl.detection.coco.instances import Dropped, FragmentRule, Instance, find_instances, read_mask
+from ca2cl.detection.coco.fragment_rule import FragmentRule
+from ca2cl.detection.coco.instances import Dropped, Instance, find_instances, read_mask
 from ca2cl.detection.coco.segmentations import Json, mask_tools
 from ca2cl.detection.prepare.config import PrepareConfig
 from ca2cl.detection.prepare.layouts import Archive, Picture, find_pictures

@@ -9,9 +9,7 @@ from typing import Literal, NamedTuple
 from annotated_types import Ge, Gt, Interval
 
 from ca2cl.config import TrackingConfig, check_ranges
-from ca2cl.detection.engines.base import Schedule
-from ca2cl.detection.engines.heads import Head
-from ca2cl.detection.engines.registry import EngineChoice
+from ca2cl.detection.engines.settings import EngineChoice, Head, Schedule
 from ca2cl.errors import InputError
 
 DataSet = Literal["glas", "crag", "coco"]

@@ -14,8 +14,8 @@ from ca2cl.config import flatten
 from ca2cl.detection.coco.files import read_coco
 from ca2cl.detection.coco.segmentations import mask_tools
 from ca2cl.detection.engines.base import CocoSplit, TrainJob, split_names
-from ca2cl.detection.engines.heads import has_masks
 from ca2cl.detection.engines.registry import find_engine
+from ca2cl.detection.engines.settings import has_masks
 from ca2cl.detection.train.config import DetectConfig
 from ca2cl.detection.train.report import report
 from ca2cl.detection.train.split_checks import check_splits, find_shared

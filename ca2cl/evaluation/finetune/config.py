@@ -104,6 +104,8 @@ class FinetuneConfig:
         )  # fmt: skip
         if self.optim.name == "lars":
             raise InputError("optim.name is 'lars': it is for large batches without labels; use sgd or adamw")
+        if self.optim.ema is not None:
+            raise InputError(f"optim.ema is {self.optim.ema}: it is for pre-training; leave it out")
         if self.protocol == "original" and self.tracking.register_as:
             raise InputError("tracking.register_as is for the honest protocol: this one is for comparison alone")
         if self.protocol == "original" and max(self.labels) > 1:

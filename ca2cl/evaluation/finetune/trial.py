@@ -158,7 +158,8 @@ class TrialRun:
                 f"{accelerator.num_processes} processes; start fewer, or give more labels"
             )
         network = build_network(config, self.start, self.trial.seed, len(self.job.train.index.classes))
-        optimizer = build_optimizer(config.optim, network, fused=accelerator.device.type == "cuda")
+        fused = accelerator.device.type == "cuda"
+        optimizer = build_optimizer(config.optim, network, network.encoder, fused=fused)
         engine = AccelerateEngine(accelerator, network, optimizer, config.precision)
         checkpointer = Checkpointer(self.folder / "checkpoints", keep_last=1)
         if accelerator.is_main_process:

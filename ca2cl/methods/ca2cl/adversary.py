@@ -11,9 +11,8 @@ from ca2cl.methods.base import Engine
 
 
 def stem_weight(engine: Engine) -> Tensor:
-    """W, the weight that the adversary perturbs."""
-    weight: Tensor = engine.bare.encoder.stem.weight
-    return weight
+    """W, the weight that the adversary perturbs; every rank calls it."""
+    return engine.whole(engine.bare.encoder.stem.weight)
 
 
 def zero_perturbation(weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     1. no graph: z1, g1, z2, g2 of every micro-batch                    -> L1 and its gradient with respect to them
     2. again with graph, stem weight + delta, delta = 0                 -> dL1/d delta; the strong view's part of dL1
     3. no graph: z_adv of every micro-batch through W + delta           -> L2 and its gradient with respect to z2, z_adv
-    4. again with graph: weak and perturbed strong view, one backward a micro-batch
+    4. again with graph: weak and perturbed strong view, one backward a micro-batch (sharded engines: one a pass)
 
 Seven forward passes of a view for the direct step's three, and as many backward ones (three and a half).
 
@@ -23,8 +23,10 @@ from ca2cl.methods.ca2cl.adversary import perturbation, stem_weight, zero_pertur
 from ca2cl.methods.ca2cl.losses import adversarial_term, both_terms, first_terms
 from ca2cl.methods.gather import all_sum
 from ca2cl.methods.two_views import (
-    Pairs,
-    carry,
+    Outer,
+    Pair,
+    Pass,
+    carry_back,
     embed_all,
     embed_first,
     embed_second,
@@ -42,8 +44,9 @@ def adversarial_exact_step(
     first, second, rows, sizes = embed_all(engine, micro_batches)
     terms = first_terms(first, second, rows, config)
     strong, weak = outer_gradients(terms["loss"], first, second, sizes, engine)
-    gradient, known = _direction(engine, micro_batches, strong, weak)
-    step, valid = perturbation(all_sum(gradient), stem_weight(engine), config.epsilon, config.epsilon_mode)
+    weight = stem_weight(engine)
+    gradient, known = _direction(engine, micro_batches, weight, strong, weak)
+    step, valid = perturbation(all_sum(gradient), weight, config.epsilon, config.epsilon_mode)
     z_adv = _embed_adversarial(engine, micro_batches, step)
     adversarial = adversarial_term(second.z, z_adv, rows, valid, config)
     to_z2, to_z_adv = gradients(adversarial * engine.loss_scale, [second.z, z_adv])
@@ -53,21 +56,31 @@ def adversarial_exact_step(
 
 
 def _direction(
-    engine: Engine, micro_batches: Sequence[ViewBatch], strong: Pairs, weak: Pairs
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """This rank's dL1/d delta, and dL1 of every parameter through the strong view, both times the loss scale."""
-    parameters, delta = parameters_of(engine), zero_perturbation(stem_weight(engine))
+    engine: Engine, micro_batches: Sequence[ViewBatch], weight: Tensor, strong: Outer, weak: Outer
+) -> tuple[Tensor, list[Pair]]:
+    """This rank's dL1/d delta, and dL1 of every parameter through the strong view, both times the loss scale.
+
+    A sharded engine accumulates the latter at once.
+    """
+    delta = zero_perturbation(weight)
+    parameters = [] if engine.sharded else parameters_of(engine)
     direction, known = torch.zeros_like(delta), [torch.zeros_like(p) for p in parameters]
     for number, views in enumerate(micro_batches):
-        first = embed_first(engine.bare, views, delta, record=True)
-        found = torch.autograd.grad(list(first), [delta, *parameters], list(strong[number]), allow_unused=True)
-        assert found[0] is not None
-        direction += found[0]
-        for total, grad in zip(known, found[1:], strict=True):
-            if grad is not None:
-                total += grad
+        first = Pass(embed_first, views, strong[number], delta)
+        if engine.sharded:
+            carry_back(engine, [first], last=False)  # adds to delta's gradient, too
+        else:
+            outputs, outer = zip(*first.run(engine.bare), strict=True)
+            found = torch.autograd.grad(outputs, [delta, *parameters], outer, allow_unused=True)
+            assert found[0] is not None
+            direction += found[0]
+            for total, grad in zip(known, found[1:], strict=True):
+                if grad is not None:
+                    total += grad
         second = embed_second(engine.bare, views, delta, record=True)
         direction += torch.autograd.grad(list(second), delta, list(weak[number]))[0]
+    if delta.grad is not None:
+        direction += delta.grad
     return direction, list(zip(parameters, known, strict=True))
 
 
@@ -81,15 +94,13 @@ def _backward(
     engine: Engine,
     micro_batches: Sequence[ViewBatch],
     step: Tensor,
-    weak: Pairs,
+    weak: Outer,
     to_z_adv: Sequence[Tensor],
-    known: list[tuple[Tensor, Tensor]],
+    known: list[Pair],
 ) -> None:
     """The weak view's part of L1 + L2 and the perturbed strong view's of L2; the last micro-batch takes ``known``."""
     for number, views in enumerate(micro_batches):
         last = number == len(micro_batches) - 1
-        with engine.micro_step(last=last):
-            second = embed_second(engine.bare, views, None, record=False)
-            perturbed = embed_first(engine.network, views, step, record=False)
-            pairs = [*zip(second, weak[number], strict=True), (perturbed.z, to_z_adv[number])]
-            engine.backward(carry(pairs + known if last else pairs, engine.loss_scale))
+        second = Pass(embed_second, views, weak[number], record=False)
+        perturbed = Pass(embed_first, views, (to_z_adv[number], None), step, record=False)
+        carry_back(engine, [second, perturbed], last=last, known=known if last else ())

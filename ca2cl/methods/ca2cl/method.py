@@ -96,14 +96,13 @@ class CA2CL(TwoViewMethod):
         """As ``TwoViewMethod.micro_step``."""
         if not self.config.adversary:
             return super().micro_step(engine, views)
-        delta, rows = zero_perturbation(stem_weight(engine)), Rows.at(views.positions)
+        weight, rows = stem_weight(engine), Rows.at(views.positions)
+        delta = zero_perturbation(weight)
         first = embed_first(engine.bare, views, delta, record=True)
         second = embed_second(engine.bare, views, delta, record=True)
         terms = first_terms(first, second, rows, self.config)
         gradient, carried = _first_half(terms["loss"], first, second, delta, engine)
-        step, valid = perturbation(
-            all_sum(gradient), stem_weight(engine), self.config.epsilon, self.config.epsilon_mode
-        )
+        step, valid = perturbation(all_sum(gradient), weight, self.config.epsilon, self.config.epsilon_mode)
         perturbed = embed_first(engine.network, views, step, record=False)
         adversarial = adversarial_term(second.z, perturbed.z, rows, valid, self.config)
         return carried + adversarial, both_terms(terms, adversarial, valid)

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,89 @@ def test_memory_is_not_reused_while_any_view_of_it_lives() -> None:
         assert (view == number).all() and (array == number).all()
 
 
+def of_three_requests(workers: int) -> TileWorkers[int, int]:
+    """Batches of 1, 2 and 3 rows after one another."""
+    return TileWorkers(Numbered(), 6, (4, 4), workers, requests=3)
+
+
+def requests(batches: int) -> Iterator[range]:
+    return (range(3 * number, 3 * number + 3) for number in range(batches))
+
+
+def pixels(batch: int) -> Tensor:
+    numbers = torch.arange(3 * batch, 3 * batch + 3) % 251
+    return torch.repeat_interleave(numbers, torch.tensor([1, 2, 3])).byte()[:, None, None, None].expand(6, 4, 4, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_batch_is_never_written_to_while_it_is_in_use(workers: int) -> None:
+    """One of thirty is held, as a copy to a GPU holds it, while twenty others come and go in the same memory."""
+    running = of_three_requests(workers)
+    pool = running._pool
+    in_pool, held = 0, torch.empty(0)
+    for number, (pids, tiles) in enumerate(running.batches(requests(300))):
+        assert torch.equal(tiles, pixels(number))
+        assert len(pids) == 3 and (set(pids) == {os.getpid()}) == (workers == 0)
+        in_pool += np.shares_memory(tiles.numpy(), pool._slots)
+        if number % 30 == 1:
+            held = tiles[1:5]
+        elif number % 30 == 21:
+            assert torch.equal(held, pixels(number - 20)[1:5])
+            held = torch.empty(0)
+    assert in_pool > 100
+
+
+def test_more_batches_than_slots_may_be_held() -> None:
+    for number, (_, tiles) in enumerate(list(of_three_requests(2).batches(requests(30)))):
+        assert torch.equal(tiles, pixels(number))
+
+
+class Driver:
+    """CUDA's calls, where there is no CUDA: notes what is page-locked."""
+
+    def __init__(self, error: int = 0) -> None:
+        self.error, self.locked, self.calls = error, dict[int, int](), 0
+
+    def cudaHostRegister(self, address: int, size: int, _flags: int) -> int:  # noqa: N802 - CUDA's name
+        self.calls += 1
+        if not self.error:
+            self.locked[address] = size
+        return self.error
+
+    def cudaHostUnregister(self, address: int) -> None:  # noqa: N802 - CUDA's name
+        assert Path("/proc/self/maps").read_text().count(f"{address:x}-")  # still mapped
+        del self.locked[address]
+
+
+def test_a_pool_is_page_locked_once_and_until_it_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    pool = TilePool(2, 3, (64, 64), pin=True)
+    assert not driver.locked
+    tensors = [pool.lend(pool.take(), 2) for _ in range(2)]
+    assert driver.calls == 1 and list(driver.locked.values()) == [2 * 3 * 64 * 64 * 3]
+    (address,) = driver.locked
+    assert sorted(x.data_ptr() - address for x in tensors) == [0, 3 * 64 * 64 * 3]
+    del pool
+    tensors.pop()
+    gc.collect()
+    assert driver.locked
+    tensors.pop()
+    gc.collect()
+    assert not driver.locked
+
+
+def test_memory_that_cannot_be_page_locked_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Driver(error=2)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    running = TileWorkers(Numbered(), 3, (4, 4), 0, pin=True)
+    assert [int(tiles[0, 0, 0, 0]) for _, tiles in running.answers(range(9))] == list(range(9))
+    assert driver.calls == 1 and "cannot be page-locked (CUDA error 2)" in caplog.text
+
+
 def test_a_slot_is_free_again_when_its_tensor_is_gone() -> None:
     pool = TilePool(2, 3, (4, 4))
     first, second = pool.take(), pool.take()
@@ -101,10 +184,25 @@ def test_an_input_error_keeps_its_one_line(workers: int) -> None:
         next(found)
 
 
+def shared_files() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def leaked(before: set[str]) -> set[str]:
+    """New files of shared memory that no process has mapped: other programs of this machine make some, too."""
+    new, maps = shared_files() - before, ""
+    for process in Path("/proc").glob("[0-9]*") if new else ():
+        with suppress(OSError):
+            maps += (process / "maps").read_text()
+    return {name for name in new & shared_files() if f"/dev/shm/{name}" not in maps}
+
+
 def test_a_killed_worker_is_an_error_and_no_hang() -> None:
+    before = shared_files()
     # torch tells it by a RuntimeError, unless it was just fetching a tensor from that worker
     with pytest.raises((RuntimeError, EOFError, ConnectionError)):
         list(answers(1, work=Numbered(dies_at=5)))
+    assert not leaked(before)
 
 
 def test_workers_outlive_the_first_sigterm_and_ctrl_c() -> None:
@@ -119,10 +217,11 @@ def test_workers_outlive_the_first_sigterm_and_ctrl_c() -> None:
 
 def test_pool_is_not_under_dev_shm() -> None:
     """A container's /dev/shm is 64 MB by default; running out of it is a bus error in a worker."""
-    before = sorted(path.name for path in Path("/dev/shm").iterdir())
+    before = shared_files()
     pool = TilePool(4, 16, (64, 64))
     pool.rows(0, 16)[...] = 1
-    assert sorted(path.name for path in Path("/dev/shm").iterdir()) == before
+    mapped = Path("/proc/self/maps").read_text()
+    assert not any(f"/dev/shm/{name}" in mapped for name in shared_files() - before)
     assert torch.equal(pool.lend(0, 16), torch.ones(16, 64, 64, 3, dtype=torch.uint8))
     assert np.shares_memory(pool.rows(1, 2), pool.rows(1, 16))
 
@@ -142,19 +241,21 @@ time.sleep(60)
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed() -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_and_their_memory_end_with_a_parent_that_is_killed(number: signal.Signals) -> None:
     """Also those that wait to write what nobody reads: the pipe's other end is held open by their siblings."""
+    before = shared_files()
     parent = subprocess.Popen(
         [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert parent.stdout is not None
     workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
     assert len(workers) == 4
-    parent.kill()
+    parent.send_signal(number)
     _, left = psutil.wait_procs(workers, timeout=20)
     for process in left:
         process.kill()
-    assert not left
+    assert not left and not leaked(before)
 
 
 def test_without_dev_shm_tiles_are_decoded_in_one_process(tmp_path: Path) -> None:

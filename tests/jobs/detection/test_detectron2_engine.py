@@ -19,10 +19,11 @@ from PIL import Image
 from ca2cl.cli import main
 from ca2cl.detection.coco.files import decode_mask, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
-from ca2cl.detection.engines.base import CocoSplit, Detector, Schedule, TrainJob
+from ca2cl.detection.engines.base import CocoSplit, Detector, TrainJob
 from ca2cl.detection.engines.detectron2 import HEADS, Detectron2Detector, Detectron2Engine
 from ca2cl.detection.engines.detectron2_weights import load_backbone
 from ca2cl.detection.engines.registry import find_engine, load_detector
+from ca2cl.detection.engines.settings import Schedule
 from ca2cl.detection.engines.torchvision import learning_rate
 from ca2cl.detection.prepare.config import PrepareConfig
 from ca2cl.detection.prepare.run import run as run_prepare

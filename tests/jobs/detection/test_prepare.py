@@ -16,7 +16,8 @@ from PIL import Image
 from ca2cl.cli import main
 from ca2cl.data.decode import decode
 from ca2cl.detection.coco.files import decode_mask, encode_mask, instance_ids, read_coco
-from ca2cl.detection.coco.instances import Dropped, FragmentRule, find_instances
+from ca2cl.detection.coco.fragment_rule import FragmentRule
+from ca2cl.detection.coco.instances import Dropped, find_instances
 from ca2cl.detection.coco.preview import shown_images
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.errors import InputError

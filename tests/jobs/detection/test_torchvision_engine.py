@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ca2cl.detection.coco.files import decode_mask
-from ca2cl.detection.engines.base import CocoSplit, Detector, Schedule, TrainJob
+from ca2cl.detection.engines.base import CocoSplit, Detector, TrainJob
 from ca2cl.detection.engines.data import ImageOrder, ImageStep, TrainingImages, image_steps
+from ca2cl.detection.engines.settings import Schedule
 from ca2cl.detection.engines.torchvision import (
     TorchvisionDetector,
     TorchvisionEngine,

@@ -28,6 +28,7 @@ class Mutation(NamedTuple):
 
 
 STEP = "jobs/pretrain/test_distributed_step.py"
+FSDP = "jobs/pretrain/test_fsdp.py"
 DEVICES = "jobs/pretrain/test_devices.py"
 PROTOCOL = "jobs/evaluation/test_finetune_protocol.py"
 MUTATIONS = [
@@ -54,12 +55,12 @@ MUTATIONS = [
     ),
     Mutation(
         "the direction is a rank's own", "methods/ca2cl/method.py",
-        "all_sum(gradient), stem_weight(engine)", "gradient, stem_weight(engine)",
+        "perturbation(all_sum(gradient), weight,", "perturbation(gradient, weight,",
         STEP, "gives_the_gradient_of_one and 2-1-sync-objective0",
     ),
     Mutation(
         "the direction is a rank's own, in the cached path", "methods/ca2cl/grad_cache.py",
-        "all_sum(gradient), stem_weight(engine)", "gradient, stem_weight(engine)",
+        "perturbation(all_sum(gradient), weight,", "perturbation(gradient, weight,",
         STEP, "gives_the_gradient_of_one and 2-2-lane_group-objective",
     ),
     Mutation(
@@ -70,9 +71,18 @@ MUTATIONS = [
     ),
     Mutation(
         "the adversarial pass moves running statistics, in the cached path", "methods/ca2cl/grad_cache.py",
-        "perturbed = embed_first(engine.network, views, step, record=False)",
-        "perturbed = embed_first(engine.network, views, step, record=True)",
+        "(to_z_adv[number], None), step, record=False)", "(to_z_adv[number], None), step, record=True)",
         STEP, "only_the_clean_passes",
+    ),
+    Mutation(
+        "FSDP2 divides a gradient that is summed", "training/fsdp.py",
+        "sharded.set_gradient_divide_factor(1.0)", "sharded.set_gradient_divide_factor(2.0)",
+        FSDP, "gradients_are_those_of_one_process",
+    ),
+    Mutation(
+        "the direction leaves out the strong view on a sharded engine", "methods/ca2cl/grad_cache.py",
+        "direction += delta.grad", "direction += 0.0 * delta.grad",
+        FSDP, "gradients_are_those_of_one_process",
     ),
     Mutation(
         "the adversarial pass without graph moves running statistics", "methods/ca2cl/grad_cache.py",

@@ -19,7 +19,7 @@ from ca2cl.detection.coco.files import align_categories, encode_mask, instance_i
 from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.coco.validation import Notes, check_coco
 from ca2cl.detection.engines.data import TrainingImages
-from ca2cl.detection.predict import _truth
+from ca2cl.detection.predict.run import _truth
 from ca2cl.errors import InputError
 from tests.support.coco_files import CLASSES, PLACES, Json, coco, perfect_scores, write_split
 

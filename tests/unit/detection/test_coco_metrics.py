@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from ca2cl.detection.coco.files import CATEGORIES, Json, annotation, encode_mask
-from ca2cl.detection.coco.instances import Dropped, FragmentRule, find_instances
+from ca2cl.detection.coco.fragment_rule import FragmentRule
+from ca2cl.detection.coco.instances import Dropped, find_instances
 from ca2cl.detection.coco.metrics import coco_scores
-from ca2cl.detection.engines.base import Schedule
 from ca2cl.detection.engines.predictions import Detections, coco_results, label_mask
+from ca2cl.detection.engines.settings import Schedule
 from ca2cl.errors import InputError
 from tests.support.glands import Mask, disc
 

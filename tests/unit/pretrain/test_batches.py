@@ -1,12 +1,16 @@
 """Micro-batches: their rows, and that views are made once where there is room to keep them."""
 
+import gc
+import weakref
+from typing import Any
+
 import pytest
 import torch
 
 from ca2cl.data.loading.stream import TileBatch
 from ca2cl.methods.base import Tiles, ViewBatch
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.pretrain.batches import MicroBatches
+from ca2cl.pretrain.batches import Copies, MicroBatches
 
 ROWS, SIDE = 8, 4
 BYTES = 2 * 2 * SIDE * SIDE * 3 * 4  # two views of two rows in fp32
@@ -50,6 +54,35 @@ def test_the_views_of_a_batch_that_is_one_micro_batch_are_not_kept() -> None:
     micro_batches = MicroBatches(batch(), views, torch.device("cpu"), ROWS)
     micro_batches.prefetch()  # nothing on a CPU
     assert micro_batches[0] is not micro_batches[0] and len(views.made) == 2
+
+
+class Event:
+    """A mark in a stream's work, as CUDA has them."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def query(self) -> bool:
+        return self.done
+
+
+def test_tiles_are_kept_until_their_copy_to_the_gpu_is_done() -> None:
+    copies: Any = Copies()
+    events = [Event() for _ in range(4)]
+    tiles = [torch.zeros(1) for _ in events]
+    alive = [weakref.ref(one) for one in tiles]
+    copies.add(tiles.pop(0), events[0])
+    copies.add(tiles.pop(0), events[1])
+    gc.collect()
+    assert all(one() is not None for one in alive)
+    events[0].done = True
+    copies.add(tiles.pop(0), events[2])
+    gc.collect()
+    assert [one() is not None for one in alive] == [False, True, True, True]
+    events[1].done = events[2].done = events[3].done = True
+    copies.add(tiles.pop(0), events[3])
+    gc.collect()
+    assert not any(one() is not None for one in alive)
 
 
 def test_rows_come_in_the_order_of_groups() -> None:

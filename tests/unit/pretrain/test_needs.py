@@ -48,15 +48,15 @@ def test_the_estimate_draws_nothing_from_the_jobs_generator() -> None:
 def test_what_fits_is_said_and_what_cannot_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     free = free_bytes(CPU)
-    check_memory(free / 1e4, 8, 64, CPU)
+    check_memory(free / 1e4, 2, 8, 64, CPU)
     assert "a step holds about" in caplog.text and "free" in caplog.text
-    check_memory(free / 128, 48, 48, CPU)
+    check_memory(free / 128, 2, 48, 48, CPU)
     assert caplog.records[-1].levelname == "WARNING" and "may not be enough" in caplog.text
     with pytest.raises(
         InputError,
         match=r"micro_batch_size is 512, a process's whole share.*use --run.micro_batch_size (32|16) or less",
     ):
-        check_memory(free / 128, 512, 512, CPU)
+        check_memory(free / 128, 2, 512, 512, CPU)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -6,11 +6,9 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from annotated_types import Interval
 from PIL import Image as PILImage
 from tqdm import tqdm
 
@@ -19,7 +17,7 @@ from ca2cl.common.files import fresh_folder, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.common.tables import aligned
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.config import TrackingConfig
 from ca2cl.data.decode import BadSample, Pixels, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.data.sources.image_folder import EXTENSIONS
@@ -30,6 +28,7 @@ from ca2cl.detection.engines.base import Detector
 from ca2cl.detection.engines.checkpoint import CARD
 from ca2cl.detection.engines.predictions import Detections, coco_results, label_mask
 from ca2cl.detection.engines.registry import load_detector
+from ca2cl.detection.predict.config import PredictConfig
 from ca2cl.detection.prepare.layouts import by_name, images_in
 from ca2cl.detection.scores.glas_metrics import ImageScores, compare
 from ca2cl.detection.scores.plots import draw_overlay
@@ -41,40 +40,8 @@ from ca2cl.runtime.device import find_device
 from ca2cl.store.names import WORD, full_run_id, is_stored
 
 logger = logging.getLogger(__name__)
-POSITIONAL = ("detector", "images", "out")
 PREDICTIONS = "predictions.json"
 _REMEDY = "free space or give another folder and run again, nothing was kept"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Detect glands in a folder of images.
-
-    OUT gets predictions.json (COCO, with a score for every annotation), masks/NAME.png (16 bits: 0 is background; 1, 2,
-    ... are detections from the best down) and overlays/NAME.png. It appears when it is complete.
-    """
-
-    detector: str
-    """Run id (or its first digits) or folder, of one training (cells/NAME/detector) or of a job. For a job, the first
-    training of its encoder is used."""
-    images: str
-    """Folder of images; subfolders are ignored."""
-    out: str
-    """New or empty folder to write."""
-    truth: str | None = None
-    """COCO file of the same images, as written by `ca2cl detect prepare`; if given, the predictions are scored."""
-    min_score: float = 0.5
-    """Minimum score of a detection to be in masks and overlays, and to count for F1, Dice and Hausdorff.
-    predictions.json has all detections."""
-    overlays: bool = True
-    """Draw the overlays."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow store of the run."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, min_score=Interval(gt=0, lt=1))
 
 
 def run(config: PredictConfig) -> int:

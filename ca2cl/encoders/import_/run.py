@@ -3,57 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-
-from annotated_types import Ge
 
 from ca2cl import __version__
 from ca2cl.common.files import writing
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.encoders.import_.config import ImportConfig
 from ca2cl.encoders.show import fetch_card
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, save_encoder
 from ca2cl.registry.register import DIGEST_TAG, digest_of, log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
-from ca2cl.registry.versions import ENCODER_NAME, ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
+from ca2cl.registry.versions import ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
 from ca2cl.store.open import Store, open_store, store_errors
 from ca2cl.tracking.run_record import create_mlflow_run
 
-POSITIONAL = ("source",)
 KIND = "import"
 _REMEDY = "free some space there, or set TMPDIR to a folder with more"
-_NAME = re.compile(r"[\w.-]+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportConfig:
-    """Register an encoder from elsewhere.
-
-    It gets a run of its own (kind import) and a card with its origin. The same weights for tiles of the same size are
-    registered only once: importing them again prints the existing version.
-    """
-
-    source: str
-    """timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1, a safetensors, .pth, .bin or .tar file, a run folder,
-    or any other form that --encoder takes."""
-    name: str = ENCODER_NAME
-    """Registered model that gets the encoder as a new version."""
-    arch: str | None = None
-    """Architecture, as model.arch; none uses the card's or the source's, or resnet18 where neither states one."""
-    input_size: int | None = None
-    """Side in pixels of its input tiles; none uses the card's or the source's, or 224 where neither states one."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow store to register it in. Use --name instead of register_as."""
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise InputError(f"name is {self.name!r}: use letters, digits, . - and _")
-        check_ranges(self, input_size=Ge(32))
 
 
 def run(config: ImportConfig) -> int:

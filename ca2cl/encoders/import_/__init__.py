@@ -1,0 +1,1 @@
+"""``ca2cl encoders import``: register an encoder from elsewhere."""

@@ -1,0 +1,41 @@
+"""Settings of ``ca2cl encoders import``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from annotated_types import Ge
+
+from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.errors import InputError
+from ca2cl.registry.versions import ENCODER_NAME
+
+POSITIONAL = ("source",)
+_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Register an encoder from elsewhere.
+
+    It gets a run of its own (kind import) and a card with its origin. The same weights for tiles of the same size are
+    registered only once: importing them again prints the existing version.
+    """
+
+    source: str
+    """timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1, a safetensors, .pth, .bin or .tar file, a run folder,
+    or any other form that --encoder takes."""
+    name: str = ENCODER_NAME
+    """Registered model that gets the encoder as a new version."""
+    arch: str | None = None
+    """Architecture, as model.arch; none uses the card's or the source's, or resnet18 where neither states one."""
+    input_size: int | None = None
+    """Side in pixels of its input tiles; none uses the card's or the source's, or 224 where neither states one."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow store to register it in. Use --name instead of register_as."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(f"name is {self.name!r}: use letters, digits, . - and _")
+        check_ranges(self, input_size=Ge(32))
