@@ -34,9 +34,8 @@ from ca2cl.doctor.plan.config import PlanConfig
 from ca2cl.doctor.plan.run import plan
 from ca2cl.methods.base import ViewBatch
 from ca2cl.models.backbone import build_encoder
-from ca2cl.pretrain.choices import configured_method
 from ca2cl.pretrain.config import MethodConfig
-from ca2cl.pretrain.engines import build_engine
+from ca2cl.pretrain.engines import build_engine, configured_method
 from ca2cl.runtime.accelerator import build_accelerator
 
 NAMES = dict(zip(ENGINES, ("DDP", "ZeRO-1", "ZeRO-2"), strict=True))
@@ -48,11 +47,9 @@ TINY = {"arch": "timm:test_vit", "size": 32, "tiles": 12, "micro_batches": 1, "c
 def settings(case: dict[str, Any]) -> PlanConfig:
     """The planned job of a case."""
     batch = case["tiles"] * case["processes"]
-    model: dict[str, Any] = {"arch": case["arch"], "norm": "frozen"}
-    if case["checkpoint"]:
-        model["checkpoint_activations"] = True
+    model = ModelConfig(arch=case["arch"], norm="frozen", checkpoint_activations=case["checkpoint"])
     return PlanConfig(
-        data=DataConfig(image_size=case["size"], lanes=batch), model=ModelConfig(**model),
+        data=DataConfig(image_size=case["size"], lanes=batch), model=model,
         method=MethodConfig(name=case["method"]), objective=ObjectiveConfig(adversary=case["adversary"]),
         optim=OptimConfig(name=case["optimizer"]),
         run=RunConfig(batch_size=batch, micro_batch_size=case["tiles"] // case["micro_batches"]),
@@ -70,17 +67,17 @@ def work(case: dict[str, Any]) -> None:
     """Two steps; rank 0 prints the largest of all ranks' peaks."""
     torch.set_num_threads(1)
     config, accelerator = settings(case), build_accelerator()
+    import timm  # noqa: F401 - before the network, whose memory is counted
+
     if case["engine"] != "ddp":
-        import deepspeed  # noqa: F401 - before the network, whose memory is counted
+        import deepspeed  # noqa: F401
     method, rank = configured_method(config), accelerator.process_index
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     encoder = build_encoder(config.model.arch, config.model.norm, image_size=config.data.image_size)
-    if case["checkpoint"]:
-        encoder.set_grad_checkpointing()  # type: ignore[operator]
     micro = config.run.micro_batch_size
     assert micro is not None
-    engine = build_engine(config, accelerator, method.build(encoder), micro)
+    engine = build_engine(config, accelerator, method, encoder, micro)
     del encoder
     batches = []
     for number in range(case["micro_batches"]):
@@ -175,8 +172,8 @@ def main() -> None:
     for arch, engine, processes, count, checkpoint in tqdm(cells, desc="cells", disable=None):
         case = {
             "arch": arch, "engine": engine, "processes": processes, "micro_batches": count,
-            "tiles": TILES.get(arch, 12), "checkpoint": checkpoint == "true", "size": SIZES.get(arch, 224), "method": options.method,
-            "adversary": options.adversary == "true", "optimizer": options.optimizer,
+            "tiles": TILES.get(arch, 12), "checkpoint": checkpoint == "true", "size": SIZES.get(arch, 224),
+            "method": options.method, "adversary": options.adversary == "true", "optimizer": options.optimizer,
         }  # fmt: skip
         planned, found = compared(case)
         kind = "recomputed" if case["checkpoint"] else "kept"

@@ -1,18 +1,30 @@
-"""Engine of a pre-training job: its launcher and ``run.fsdp`` decide."""
+"""Method and engine of a pre-training job, as its settings and its launcher choose them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from ca2cl.errors import InputError
-from ca2cl.methods.base import Method
+from ca2cl.methods.base import Method, MethodSettings
+from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import Backbone
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
+
+
+def configured_method(config: PretrainConfig) -> Method:
+    """The method that ``method.name`` names, with its settings.
+
+    Raises:
+        InputError: there is none of that name, or it refuses its settings.
+    """
+    accumulation: Literal["exact", "plain"] = "plain" if config.run.accumulation == "plain" else "exact"
+    settings = MethodSettings(config.objective, config.model.projection_dim, accumulation)
+    return build_method(config.method.name, settings, config.method.options)
 
 
 def check_fsdp(config: PretrainConfig, world: int, micro_batch_size: int) -> None:

@@ -26,12 +26,11 @@ from ca2cl.models.encoder_io import weights_digest
 from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed, maker
 from ca2cl.pretrain.callbacks import RunObserver
-from ca2cl.pretrain.choices import configured_method, views_dtype
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.engines import build_engine, check_fsdp
+from ca2cl.pretrain.engines import build_engine, check_fsdp, configured_method
 from ca2cl.pretrain.hand_on import hand_on
 from ca2cl.pretrain.memory import bytes_a_tile, check_memory
-from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
+from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics, views_dtype
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
 from ca2cl.pretrain.start import find_start, initial_encoder
 from ca2cl.pretrain.teacher import find_teacher
