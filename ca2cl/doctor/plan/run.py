@@ -20,8 +20,8 @@ from ca2cl.methods.base import Method, Teacher, Tiles
 from ca2cl.models.backbone import Backbone, outline
 from ca2cl.pretrain.batches import KEPT_BYTES
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.dry_step import StepMemory, step_memory
 from ca2cl.pretrain.engines import configured_method
+from ca2cl.pretrain.memory.dry_step import StepMemory, step_memory
 from ca2cl.pretrain.numerics import views_dtype
 from ca2cl.pretrain.teacher import live_teacher, resolve_teacher
 from ca2cl.training.deepspeed import BUCKET
@@ -68,7 +68,7 @@ def engine_memory(
     Args:
         engine: of ``ENGINES``.
         trained: trained parameters.
-        frozen: numbers that are not trained, buffers and their copies among them.
+        frozen: numbers that are not trained, buffers, their copies and averages among them.
         state: bytes of optimizer state for each parameter.
         processes: of the job.
         device: kind of the device.
@@ -88,8 +88,8 @@ def engine_memory(
 def optimizer_bytes(config: PretrainConfig) -> float:
     """Bytes of optimizer state for each number of a parameter, by a step of the optimizer itself."""
     layer = nn.Linear(64, 64, bias=False)
-    alike = replace(config.optim, layer_decay=None, decay_all=True, freeze_layers=0, freeze_steps=0)
-    optimizer = build_optimizer(alike, layer)
+    ungrouped = replace(config.optim, layer_decay=None, decay_all=True, freeze_layers=0, freeze_steps=0)
+    optimizer = build_optimizer(ungrouped, layer)
     layer.weight.grad = torch.zeros_like(layer.weight)
     optimizer.step()
     held = sum(x.nbytes for x in optimizer.state[layer.weight].values() if isinstance(x, torch.Tensor) and x.ndim)

@@ -18,7 +18,7 @@ from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, MethodSettings, ViewBatch
 from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import build_encoder, outline
-from ca2cl.pretrain.dry_step import LiveBytes, step_memory
+from ca2cl.pretrain.memory.dry_step import LiveBytes, step_memory
 
 CPU = torch.device("cpu")
 
@@ -52,21 +52,30 @@ def test_what_autograd_saves_lives_until_the_backward_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "name", "count"),
-    [("resnet18", "ca2cl", 1), ("timm:test_vit", "ca2cl", 2), ("timm:test_vit", "simclr", 1)],
+    ("arch", "name", "count", "recomputed"),
+    [
+        ("resnet18", "ca2cl", 1, False),
+        ("timm:test_vit", "ca2cl", 2, False),
+        ("timm:test_vit", "simclr", 1, False),
+        ("timm:test_vit", "ca2cl", 1, True),
+    ],
 )
-def test_a_steps_peak_is_a_real_steps(arch: str, name: str, count: int) -> None:
+def test_a_steps_peak_is_a_real_steps(arch: str, name: str, count: int, recomputed: bool) -> None:
     """The same step, on tensors with numbers."""
     method, size, rows = build_method(name, MethodSettings(ObjectiveConfig())), 64, 16
 
     def build() -> nn.Module:
         encoder = outline(arch, "frozen", image_size=size)
+        if recomputed:
+            encoder.set_grad_checkpointing()
         with torch.device("meta"):
             return method.build(encoder)
 
     planned = step_memory(method, build, size, torch.float32, CPU, micro_batches=count).of(rows)
     torch.manual_seed(0)
     network = method.build(build_encoder(arch, "frozen", image_size=size)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recomputed:
+        network.encoder.set_grad_checkpointing()
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     batches = [
@@ -114,6 +123,7 @@ def test_fewer_graphs_take_less() -> None:
         (OptimConfig(name="sgd"), 4),
         (OptimConfig(name="sgd", momentum=0), 0),
         (OptimConfig(name="lars"), 4),
+        (OptimConfig(name="adamw", layer_decay=0.8, decay_all=False, freeze_layers=2, freeze_steps=5, ema=0.9), 8),
     ],
 )
 def test_the_optimizers_state_is_measured(optim: OptimConfig, expected: float) -> None:
