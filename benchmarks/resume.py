@@ -45,11 +45,10 @@ from ca2cl.data.shards.index import (
     SCHEMA_VERSION,
     Manifest,
     ShardIndex,
-    ShardInfo,
-    ShardSamples,
     digest_of,
     write_index,
 )
+from ca2cl.data.shards.samples import ShardInfo, ShardSamples
 
 PER_SHARD = 1000
 SIDE = 32

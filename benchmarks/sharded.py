@@ -1,6 +1,6 @@
 """Train an encoder whose optimizer does not fit one process, under a memory limit for each process.
 
-    python -m benchmarks.sharded [--arch timm/vit_so150m_patch16_reg4_gap_256] [--processes 4] [--limit_gb 2.2]
+    python -m benchmarks.sharded [--arch timm:vit_so150m_patch16_reg4_gap_256] [--processes 4] [--limit_gb 2.2]
 
 Every process gets the limit by ``RLIMIT_DATA`` (``ulimit -d``). It counts what a process has reserved for its own
 writing: heap and private mappings, touched or not, and no shared libraries or files that are only read. It needs no

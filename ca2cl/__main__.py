@@ -2,7 +2,7 @@
 
 import sys
 
-from ca2cl.cli import main
+if __name__ == "__main__":  # processes that the job starts import this module, and run something else
+    from ca2cl.cli import main
 
-if __name__ == "__main__":
     sys.exit(main())

@@ -101,10 +101,12 @@ class ModelConfig:
 
     arch: str = "resnet18"
     """Backbone, without its classifier: resnet18, resnet34 or resnet50; timm:NAME for a timm model, such as
-    timm:vit_small_patch16_224; package.module:builder for your own code. timm:NAME,ARGUMENT=VALUE,... sets arguments of
-    a timm model, such as init_values=1e-5,reg_tokens=4."""
+    timm:vit_small_patch16_224; an installed package's name for a body; package.module:builder for your own code.
+    timm:NAME,ARGUMENT=VALUE,... sets arguments of a timm model, such as init_values=1e-5,reg_tokens=4."""
     weights: str = "random"
-    """Initial weights: random, torchvision:IMAGENET1K_V1, or any other form that --encoder takes (see ca2cl probe)."""
+    """Initial weights: random; timm:NAME.TAG; hf-hub:ORG/NAME; torchvision:IMAGENET1K_V1; a file of DINO, DINOv2,
+    DINOv3, MoCo, timm, torchvision or lightly; or any other form that --encoder takes (see ca2cl probe). They must have
+    every tensor of the backbone."""
     norm: Literal["sync", "frozen", "lane_group"] = "sync"
     """Samples that BatchNorm's statistics are computed over. sync: one forward pass on all processes; micro-batches
     then need run.accumulation plain. frozen: the running statistics, never updated. lane_group: fixed groups of lanes,
@@ -121,14 +123,30 @@ class ModelConfig:
     mean: the mean over patches. both: class token and mean, one after the other, which doubles the features."""
     projection_dim: int = 128
     """Outputs of the projector and of the group head."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the input channels, in [0, 1]; subtracted before the encoder."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of the input channels; divides the input before the encoder."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of the input channels, in [0, 1]; subtracted before the encoder. none: that of the weights where they state
+    one, and else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of the input channels; divides the input before the encoder. none: as for model.mean."""
+    drop_path: float = 0.0
+    """Drop path (stochastic depth): probability with which the last block leaves a tile out, rising linearly from 0 in
+    the first one. For timm bodies that have it. Which tiles a block leaves out follows from run.seed, the epoch and the
+    tile."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each block for the backward pass, and compute the rest again: less memory, a fifth to a
+    third more time, the same gradient."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", canonical_arch(self.arch))
-        check_ranges(self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0))
+        check_ranges(
+            self, "model", projection_dim=Ge(2), norm_group=Ge(2), norm_block=Ge(1), std=Gt(0),
+            drop_path=Interval(ge=0, lt=1),
+        )  # fmt: skip
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation; ImageNet's where they are left open."""
+        return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +227,29 @@ class OptimConfig:
     """Steps of linear warm-up from 0 before the schedule starts."""
     clip_norm: float | None = None
     """Maximum norm of the whole gradient; none: no clipping."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from one layer of the encoder to the one before it; heads have the full rate. 0.65 to
+    0.9 continues from given weights without losing what their first layers know. none: one rate for all."""
+    decay_all: bool = True
+    """Whether weight decay applies to every parameter. false: not to norms, biases, tokens and position embeddings."""
+    freeze_layers: int = 0
+    """Number of the encoder's first layers (blocks of a ViT, residual blocks of a ResNet) whose parameters, and the
+    stem's, do not change for optim.freeze_steps steps."""
+    freeze_steps: int = 0
+    """Optimizer steps for which optim.freeze_layers stay as they are."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, for pre-training: 0.999 averages about the last 1,000
+    steps. The encoder that is registered in the end then has the averaged weights. none: no average."""
 
     def __post_init__(self) -> None:
         check_ranges(
             self, "optim", lr=Gt(0), weight_decay=Ge(0), momentum=Interval(ge=0, lt=1), warmup_steps=Ge(0),
-            restart_epochs=Ge(1), clip_norm=Gt(0),
+            restart_epochs=Ge(1), clip_norm=Gt(0), layer_decay=Interval(gt=0, le=1), freeze_layers=Ge(0),
+            freeze_steps=Ge(0), ema=Interval(gt=0, lt=1),
         )  # fmt: skip
+        for one, other in (("freeze_layers", "freeze_steps"), ("freeze_steps", "freeze_layers")):
+            alone = getattr(self, one) and not getattr(self, other)
+            require(not alone, f"optim.{other}", 0, f"optim.{one} needs it; give --optim.{other} too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +323,8 @@ class TrackingConfig:
     """Registered model that gets the finished encoder (fine-tuning: the best classifier) as a new version; none
     registers nothing."""
     sinks: tuple[str, ...] = ()
-    """Further metrics trackers beside MLflow, as module:Class of your own (docs/architecture.md)."""
+    """Further metrics trackers beside MLflow, as module:Class of your own or by an installed package's name for it
+    (docs/architecture.md)."""
 
     def __post_init__(self) -> None:
         check_experiment("tracking.experiment", self.experiment)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[console])
-    for chatty in ("alembic", "mlflow", "httpx", "datasets", "timm", "detectron2", "fvcore"):
+    for chatty in ("alembic", "mlflow", "httpx", "httpx2", "datasets", "timm", "detectron2", "fvcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         code = _dispatch(arguments)
@@ -74,6 +74,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         sys.stdout.write(f"ca2cl {__version__}\n")
         return 0
+    if arguments[0] == "doctor" and "--plan" in arguments:
+        arguments = ["doctor", "plan", *(word for word in arguments[1:] if word != "--plan")]
     group = [name for name in VERBS if name.startswith(f"{arguments[0]} ")]
     if group and arguments[0] not in VERBS and arguments[1:2] in ([], ["-h"], ["--help"]):
         sys.stdout.write(_overview(group))

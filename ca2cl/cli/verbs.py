@@ -100,6 +100,9 @@ VERBS = {
     "doctor": Verb(
         "check the machine, data, views and launch of a job", "ca2cl.doctor.run", "DoctorConfig", shared=True
     ),
+    "doctor plan": Verb(
+        "memory of each process of a planned job, by engine and micro-batch", "ca2cl.doctor.plan.run", "PlanConfig"
+    ),
     "quickstart": Verb(
         "the whole pipeline on synthetic tissue, in minutes",
         "ca2cl.cli.quickstart",

@@ -5,6 +5,7 @@ Nothing here, or in any reader of this package, runs what it reads: see SECURITY
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -168,13 +169,19 @@ def lies_in(folder: Path, path: Path) -> bool:
 def load_tensors(path: str | Path) -> Any:
     """Read a file of ``torch.save``: tensors, and containers of them and of plain values.
 
+    ``argparse.Namespace`` is among the containers: DINO and others keep their settings beside the weights, and it only
+    has attributes set.
+
     Raises:
         ValueError: anything else is in it, or it is damaged; says which.
     """
     import torch
 
     try:
-        with warnings.catch_warnings():  # torch's ask for an issue where a pickle is of another protocol
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(),
+        ):  # torch's ask for an issue where a pickle is of another protocol
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     # torch's reader of plain tensors takes any bytes for instructions until one fails, in whatever way.

@@ -41,6 +41,9 @@ PILLOW_ERRORS = (
     Image.DecompressionBombError,
 )
 
+_SAMPLINGS = frozenset({"444", "422", "420", "440", "411", "Gray"})
+_MOST_REDUCED = 8
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -80,6 +83,30 @@ def decode(data: bytes, *, expect: tuple[int, int] | None = None, out_HWC: Pixel
     return out_HWC
 
 
+def measure(data: bytes, *, whole: bool) -> tuple[int, int] | None:
+    """Height and width of a JPEG or an uncompressed TIFF.
+
+    Args:
+        data: the encoded bytes.
+        whole: also find out that ``decode`` takes the image. A JPEG is decoded for that to grey at an eighth of its
+            sides: every coefficient is read, which is where damage shows, and most of the arithmetic is left out.
+
+    Returns:
+        None for every image that ``decode`` leaves to Pillow.
+
+    Raises:
+        BadSample: as ``decode``.
+    """
+    if data[:2] == b"\xff\xd8" and (found := _jpeg_header(data)) is not None:
+        size, sampling = found
+        _check_size(size, None)
+        if whole and not _reads_coefficients(data, sampling):
+            _jpeg_into(data, np.empty((*size, 3), np.uint8))
+        return size
+    pixels = _plain_tiff(data, None) if data[:4] in (b"II*\0", b"MM\0*") else None
+    return None if pixels is None else (pixels.shape[0], pixels.shape[1])
+
+
 def _check_size(size: tuple[int, int], expect: tuple[int, int] | None) -> None:
     height, width = size
     if height * width > MAX_PIXELS:
@@ -92,11 +119,31 @@ def _check_size(size: tuple[int, int], expect: tuple[int, int] | None) -> None:
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Height and width of a JPEG; None for CMYK, which is left to Pillow."""
+    found = _jpeg_header(data)
+    return found[0] if found is not None else None
+
+
+def _jpeg_header(data: bytes) -> tuple[tuple[int, int], str] | None:
+    """Height and width of a JPEG, and its subsampling; None for CMYK, which is left to Pillow."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, sampling = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise BadSample(f"JPEG header does not decode: {_one_line(error)}") from None
-    return None if colours in ("CMYK", "YCCK") else (height, width)
+    return None if colours in ("CMYK", "YCCK") else ((height, width), sampling)
+
+
+def _reads_coefficients(data: bytes, sampling: str) -> bool:
+    """True if a JPEG decodes to grey at an eighth of its sides without a warning.
+
+    A subsampling that libjpeg-turbo cannot upsample would pass, for it matters to colour alone.
+    """
+    if sampling not in _SAMPLINGS:
+        return False
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=_MOST_REDUCED)
+    except ValueError:
+        return False
+    return True
 
 
 def _jpeg_into(data: bytes, out_HWC: Pixels) -> None:

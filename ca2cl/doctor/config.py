@@ -16,7 +16,8 @@ class DoctorConfig:
 
     ``ca2cl doctor`` checks the machine. ``--shards FOLDER`` also checks the sample order and the speed of reading
     tiles. Under ``accelerate launch`` it also checks whether the processes can communicate. ``--views SHARDS OUT.png``
-    draws tiles beside their augmented views.
+    draws tiles beside their augmented views. ``--plan`` prints the memory of each process of a pre-training job, with
+    the settings of ca2cl pretrain (see ca2cl doctor plan --help).
     """
 
     shards: str | None = None

@@ -121,10 +121,18 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
         "aliases": ", ".join(entry.aliases) or "none",
         "registered" if entry.version else "started": f"{when(entry.created)} UTC",
         "architecture": f"{card['arch']}, {card['feature_dim']} features, {card['input_size']} px",
+        "pooling": card["pooling"] if card["pooling"] != "default" else None,
+        "pixels": f"{card['mpp']:g} micrometres" if card["mpp"] else None,
         "mean, std": f"{_numbers(card['mean'])}; {_numbers(card['std'])}",
         "trained": f"{card['step']} steps{_last(card['metrics'])}" if card["step"] else "elsewhere",
+        "moving average": card["weights"] if (card["weights"] or "last") != "last" else None,
         "classes seen": ", ".join(card["classes"]),
         "weights": f"sha256 {record['encoder_sha256']}",
+        "started from": f"{card['start']} ({card['start_layout']}, {card['start_tensors']} tensors)"
+        if card["start"]
+        else None,
+        "start's sha256": card["start_sha256"],
+        "licence": card["licence"],
         "imported from": card["origin"],
         "of sha256": card["origin_sha256"],
         "trained by run": card["origin_run_id"],
@@ -136,7 +144,9 @@ def _text(entry: EncoderVersion, record: dict[str, Any]) -> str:
     }
     width = max(map(len, lines))
     shown = [f"  {name:{width}}  {value}" for name, value in lines.items() if value]
-    return "\n".join([f"{entry.label} ({entry.uri})", *shown]) + "\n"
+    text = card["licence_text"]
+    licence = [f"\nlicence of {card['start']}:", *(f"  {line}".rstrip() for line in text.splitlines())] if text else []
+    return "\n".join([f"{entry.label} ({entry.uri})", *shown, *licence]) + "\n"
 
 
 def _numbers(values: Sequence[float]) -> str:

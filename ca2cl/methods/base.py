@@ -37,6 +37,8 @@ class Tiles(NamedTuple):
         positions: int64 (B,), the rows' places in the global batch.
         second_order: int64 (B,), the rows' order in which a second view's groups of ``lane_group`` normalisation are
             runs of consecutive rows (the first view's are in the order given); None: there are no groups.
+        words: int64 (2, B), a word for the strong and the weak view of each row, on the device: drop path draws from
+            it. None: the network has none.
     """
 
     pixels: Tensor
@@ -44,6 +46,7 @@ class Tiles(NamedTuple):
     epoch: int
     positions: Tensor
     second_order: Tensor | None = None
+    words: Tensor | None = None
 
 
 class Views(Protocol):
@@ -60,12 +63,44 @@ class Views(Protocol):
 
 
 class ViewBatch(NamedTuple):
-    """Two views of a micro-batch, (B, 3, S, S) each; ``positions`` and ``second_order`` are those of ``Tiles``."""
+    """Two views of a micro-batch, (B, 3, S, S) each; the other fields are those of ``Tiles``."""
 
     x1: Tensor
     x2: Tensor
     positions: Tensor
     second_order: Tensor | None = None
+    words: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A frozen encoder that a method needs, as ``pretrain.teacher`` finds it.
+
+    Attributes:
+        encoder: as ``model.weights`` names one.
+        arch: its architecture, where its weights come without a card; empty otherwise.
+        image_size: side in pixels of its input; 0: that of its card.
+        cache: folder in which its features of unaugmented tiles are kept; empty: it sees the student's view.
+    """
+
+    encoder: str
+    arch: str = ""
+    image_size: int = 0
+    cache: str = ""
+
+
+class Teacher(Protocol):
+    """A frozen encoder, outside of the network that is trained: no engine, optimizer or checkpoint holds it."""
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of its feature vectors."""
+
+    def known(self, tiles: Tiles) -> Tensor | None:
+        """Features (B, E) of the unaugmented tiles, where they are cached: unit vectors in fp32, on the device."""
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Features (B, E) of views that are normalised for the student: unit vectors in fp32, without graph."""
 
 
 class Engine(Protocol):
@@ -161,6 +196,12 @@ class Method(ABC):
     """Charts of the terms of a step; those of rate, norm and throughput are every method's."""
     accumulations: ClassVar[Sequence[str]] = ("plain",)
     """Values of ``run.accumulation`` with which a step may have several micro-batches; bitwise, only if it is named."""
+    paths: ClassVar[Sequence[str]] = ()
+    """Options that are paths of what a digest identifies: a run that is resumed may find it elsewhere."""
+    graphs: ClassVar[int] = 2
+    """Most forward passes of a micro-batch whose graphs a step holds at a time: its memory is estimated from that."""
+    teacher_source: TeacherSource | None = None
+    """The frozen encoder that the method needs, if any: it is handed over by ``take_teacher`` before ``build``."""
 
     @classmethod
     def from_settings(cls, settings: MethodSettings) -> Method:
@@ -171,9 +212,13 @@ class Method(ABC):
         """
         return cls()
 
+    def take_teacher(self, teacher: Teacher) -> None:
+        """Receive the encoder of ``teacher_source``."""
+        raise NotImplementedError(f"{type(self).__name__} names a teacher and takes none")
+
     @abstractmethod
     def build(self, encoder: Backbone) -> nn.Module:
-        """The network to train: encoder, heads, and a teacher where there is one.
+        """The network to train: encoder, heads, and a teacher that is trained with them (a moving average).
 
         It is called with images (B, 3, S, S), autocasts its passes to its attribute ``autocast_dtype`` (None: to none;
         ``models.heads.EncoderNetwork`` does), and its ``state_dict`` is what checkpoints hold.
@@ -191,7 +236,7 @@ class Method(ABC):
         """
         made = views(tiles.pixels, tiles.keys, tiles.epoch)
         x1, x2 = (x.contiguous(memory_format=torch.channels_last) for x in made)
-        return ViewBatch(x1, x2, tiles.positions, tiles.second_order)
+        return ViewBatch(x1, x2, tiles.positions, tiles.second_order, tiles.words)
 
     @abstractmethod
     def step(self, engine: Engine, micro_batches: Sequence[Any]) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from ca2cl.methods.gather import all_sum, world
 from ca2cl.methods.two_views import carry
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.models.blocks.drop_path import RowDraws, row_draws
 from ca2cl.models.perturbed_conv import Stem
 
 
@@ -98,16 +99,20 @@ class _Parameter:
 class _Layer(nn.Module):
     """A layer with parameters of its own, which goes through ``unit`` rows at a time; None: through all."""
 
-    def __init__(self, layer: nn.Module, parameters: dict[str, _Parameter], unit: int | None) -> None:
+    def __init__(
+        self, layer: nn.Module, parameters: dict[str, _Parameter], unit: int | None, draws: RowDraws | None
+    ) -> None:
         super().__init__()
-        self.layer, self.own, self.unit = layer, parameters, unit
+        self.layer, self.own, self.unit, self.draws = layer, parameters, unit, draws
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         assert self.unit is None or len(x) % self.unit == 0, (len(x), self.unit)
         parts = []
-        for rows in torch.split(x, self.unit or len(x)):
+        for number, rows in enumerate(torch.split(x, self.unit or len(x))):
             values = {name: parameter.once() for name, parameter in self.own.items()}
-            parts.append(functional_call(self.layer, values, (rows, *others)))
+            # a layer may hold others, drop path among them
+            with nullcontext() if self.draws is None else self.draws.rows(number * len(rows), len(rows), len(x)):
+                parts.append(functional_call(self.layer, values, (rows, *others)))
         return torch.cat(parts)
 
 
@@ -120,7 +125,7 @@ class UnitNetwork:
     """
 
     def __init__(self, network: Any, unit: int) -> None:
-        self.bare, self.unit = network, unit
+        self.bare, self.unit, self.draws = network, unit, row_draws(network)
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.sums = {name: _Parameter(p) for name, p in self.trained.items()}
         self.network = self._twin(network, "")
@@ -132,9 +137,9 @@ class UnitNetwork:
         if isinstance(twin, (BatchNorm, Stem)):
             twin.reproducible = True
         if isinstance(twin, BatchNorm):
-            return _Layer(twin, own, None if twin.norm == "sync" else self.unit)
+            return _Layer(twin, own, None if twin.norm == "sync" else self.unit, self.draws)
         twin._modules = {key: self._twin(child, f"{name}{key}.") for key, child in module.named_children()}
-        return _Layer(twin, own, self.unit) if own else twin
+        return _Layer(twin, own, self.unit, self.draws) if own else twin
 
     @property
     def encoder(self) -> Backbone:
@@ -150,11 +155,13 @@ class UnitNetwork:
         """What to ask the gradient of: none is returned, it is in the sums then."""
         return (parameter.handle for parameter in self.sums.values())
 
-    def __call__(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Any:
+    def __call__(
+        self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None, *words_B: Tensor
+    ) -> Any:
         """Embeddings of one view."""
         if stem_delta is None:  # the stem's gradient is then row by row here too
             stem_delta = torch.zeros_like(self.encoder.stem.weight)
-        return self.network(x_BCHW, stem_delta, slot)
+        return self.network(x_BCHW, stem_delta, slot, *words_B)
 
 
 def _channels_last(value: Tensor) -> Tensor:

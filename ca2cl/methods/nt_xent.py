@@ -74,8 +74,7 @@ def _value_and_gradients(
     columns_ND = torch.cat(rows.gather(z1_BD, z2_BD))
     pairs = len(columns_ND) // 2
     local = 2 * len(z1_BD)
-    most = _ROWS_AT_ONCE.get(z1_BD.device.type, _ROWS_ON_GPUS)
-    size = max(1, min(most, logits_at_once // len(columns_ND)))
+    size = rows_at_once(z1_BD.device, len(columns_ND), logits_at_once)
     blocks = _blocks(torch.cat([z1_BD, z2_BD]), rows.own, pairs, size)
     log_z = torch.cat([block.logits(columns_ND, temperature).logsumexp(1) for block in blocks])
     log_z_N = torch.cat(rows.gather(*log_z[:local, None].chunk(2))).squeeze(1)
@@ -88,6 +87,11 @@ def _value_and_gradients(
         gradients.append(both_RN @ columns_ND - 2 * columns_ND[block.positive_R])
     total = torch.cat(losses)[:local].sum(dtype=torch.float64)
     return total / (2 * pairs), (torch.cat(gradients)[:local] / (2 * pairs * temperature)).chunk(2)
+
+
+def rows_at_once(device: torch.device, columns: int, logits_at_once: int = LOGITS_AT_ONCE) -> int:
+    """Rows of a block of logits over ``columns`` columns."""
+    return max(1, min(_ROWS_AT_ONCE.get(device.type, _ROWS_ON_GPUS), logits_at_once // columns))
 
 
 def _blocks(rows_RD: Tensor, own_B: Tensor, pairs: int, size: int) -> list[_Block]:

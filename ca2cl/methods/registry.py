@@ -1,7 +1,8 @@
 """Registry of self-supervised methods.
 
-``method.name`` is a name of ``METHODS``, or ``package.module:Class`` for a class that Python can import. The latter
-runs code, so a configuration file cannot say it (``cli.parser``): only whoever starts the job can.
+``method.name`` is a name of ``METHODS``, one that an installed package registers in the group ``ca2cl.methods`` of
+entry points, or ``package.module:Class`` for a class that Python can import. The last runs any code, so a configuration
+file cannot say it (``cli.parser``): only whoever starts the job can.
 """
 
 from __future__ import annotations
@@ -10,13 +11,21 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from ca2cl.common.plugins import is_plugin, load_plugin
+from ca2cl.common.plugins import find_installed, installed, is_plugin, load_plugin
 from ca2cl.errors import InputError, nearest
 from ca2cl.methods.base import Method, MethodSettings
 
 DEFAULT = "ca2cl"
 """Method of runs recorded before there was a choice."""
-METHODS = {"ca2cl": "ca2cl.methods.ca2cl.method:CA2CL", "simclr": "ca2cl.methods.simclr:SimCLR"}
+METHODS = {
+    "ca2cl": "ca2cl.methods.ca2cl.method:CA2CL",
+    "simclr": "ca2cl.methods.simclr:SimCLR",
+    "distill": "ca2cl.methods.distill.method:Distill",
+}
+
+
+GROUP = "ca2cl.methods"
+"""Group of entry points by which installed packages name methods."""
 
 
 def find_method(name: str) -> type[Method]:
@@ -25,21 +34,23 @@ def find_method(name: str) -> type[Method]:
     Raises:
         InputError: the name is unknown, or not a ``Method``.
     """
-    path = METHODS.get(name, name)
+    found = find_installed(GROUP, name, "method.name", METHODS)
+    path = found.path if found else METHODS.get(name, name)
     if not is_plugin(path):
-        raise InputError(f"method.name is {name!r}: {nearest(name, [*METHODS])}; your own is package.module:Class")
-    found = load_plugin(path, "method.name")
-    if not (isinstance(found, type) and issubclass(found, Method)):
+        names = [*METHODS, *(one.name for one in installed(GROUP))]
+        raise InputError(f"method.name is {name!r}: {nearest(name, names)}; your own is package.module:Class")
+    kind = load_plugin(path, "method.name")
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise InputError(f"method.name is {name!r}: not a subclass of ca2cl.methods.base.Method")
-    return found
+    return kind
 
 
 def known_method(name: str) -> type[Method]:
-    """The class of a built-in method, ``Method`` itself for any other name.
+    """The class of a built-in method or of an installed package's, ``Method`` itself for any other name.
 
-    For names read from files: nothing is imported because a file says so.
+    For names read from files: no module is imported because a file names it.
     """
-    return find_method(name) if name in METHODS else Method
+    return find_method(name) if name in METHODS or find_installed(GROUP, name, "method.name") else Method
 
 
 def build_method(name: str, settings: MethodSettings, options: Sequence[str] = ()) -> Method:

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ca2cl.methods.base import Engine, Method, ViewBatch
-from ca2cl.methods.gather import Rows, all_sum
+from ca2cl.methods.accumulation import AccumulatedMethod
+from ca2cl.methods.base import Engine, ViewBatch
+from ca2cl.methods.gather import Rows
 from ca2cl.methods.surrogate import given_gradient
-from ca2cl.models.batch_norm import commit_statistics
 
 FIRST, SECOND = 0, 1
 """Whose running statistics a pass adds to: those of the strong view come before the weak one's."""
@@ -35,51 +35,21 @@ Outer = list[tuple[Tensor, ...]]
 """For each micro-batch the gradient with respect to its embeddings, a tensor a head."""
 
 
-class TwoViewMethod(Method):
-    """A loss of two views' embeddings, whose network is called as ``network(x, stem_delta, slot)``.
+class TwoViewMethod(AccumulatedMethod):
+    """A loss of two views' embeddings, whose network is called as ``network(x, stem_delta, slot)``. If it has drop
+    path, the rows' words are a fourth argument (``models.heads.EncoderNetwork``).
 
     Args:
-        accumulation: what several micro-batches mean. exact: the whole batch's loss, its gradient brought back to one
-            micro-batch after another; plain: the mean of the micro-batches' own losses. exact holds where a micro-batch
-            passes through the network as it would within the whole batch: not under norm sync, whose statistics are
-            then the micro-batch's.
+        accumulation: as of ``AccumulatedMethod``.
     """
-
-    accumulations = ("exact", "plain", "bitwise")
-
-    def __init__(self, accumulation: Literal["exact", "plain"] = "exact") -> None:
-        self.accumulation = accumulation
 
     @abstractmethod
     def terms(self, first: Embedded, second: Embedded, rows: Rows) -> dict[str, Tensor]:
         """This rank's share of every term, the last one ``loss``: the sum over ranks is the term, and the gradient with
         respect to the local rows is the whole term's (``nt_xent``)."""
 
-    def step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
-        """As ``Method.step``."""
-        several = len(micro_batches) > 1
-        assert not (engine.sharded and several and self.accumulation == "plain"), "pretrain.engines refuses it"
-        if engine.sharded or (several and self.accumulation == "exact"):
-            shares = self.exact_step(engine, micro_batches)
-        else:
-            shares = self._plain_step(engine, micro_batches)
-        commit_statistics(engine.bare)
-        summed = all_sum(torch.stack([value.double() for value in shares.values()]))
-        return dict(zip(shares, summed.unbind(), strict=True))
-
-    def _plain_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
-        for number in range(len(micro_batches)):
-            with engine.micro_step(last=number == len(micro_batches) - 1):
-                loss, terms = self.micro_step(engine, micro_batches[number])
-                engine.backward(loss / len(micro_batches))
-            for name, value in terms.items():
-                share = value.detach() if name in self.counters else value.detach() / len(micro_batches)
-                totals[name] = totals[name] + share if name in totals else share
-        return totals
-
     def micro_step(self, engine: Engine, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """A scalar with the gradient of this rank's share of one micro-batch's loss, and the loss's terms."""
+        """As ``AccumulatedMethod.micro_step``."""
         # Through the wrapper goes the last pass before the backward and no other: a wrapper takes every pass through it
         # for the start of a backward of its own (DistributedDataParallel's reducer, DeepSpeed's hooks on outputs).
         rows = Rows.at(views.positions)
@@ -89,7 +59,7 @@ class TwoViewMethod(Method):
         return terms["loss"], terms
 
     def exact_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
-        """Accumulate the gradient of the whole batch's loss; returns this rank's share of the terms."""
+        """As ``AccumulatedMethod.exact_step``."""
         first, second, rows, sizes = embed_all(engine, micro_batches)
         terms = self.terms(first, second, rows)
         strong, weak = outer_gradients(terms["loss"], first, second, sizes, engine)
@@ -106,7 +76,8 @@ def embed_first(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, r
         record: whether BatchNorm's running statistics take note. Only one clean pass of a view and step may: an
             adversarial one sees weights that no evaluation will.
     """
-    return network(views.x1, delta, FIRST if record else None)
+    words = () if views.words is None else (views.words[FIRST],)
+    return network(views.x1, delta, FIRST if record else None, *words)
 
 
 def embed_second(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, record: bool) -> Embedded:
@@ -119,9 +90,10 @@ def embed_second(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, 
         record: whether the pass updates BatchNorm's running statistics.
     """
     order, slot = views.second_order, SECOND if record else None
+    words = () if views.words is None else (views.words[SECOND],)
     if order is None:
-        return network(views.x2, delta, slot)
-    found = network(views.x2[order], delta, slot)
+        return network(views.x2, delta, slot, *words)
+    found = network(views.x2[order], delta, slot, *(word[order] for word in words))
     back = torch.argsort(order)
     return found._make(part[back] for part in found)
 

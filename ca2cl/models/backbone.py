@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ca2cl.common.arch_names import TIMM, canonical_arch
-from ca2cl.common.plugins import is_plugin, load_plugin
+from ca2cl.common.plugins import find_installed, installed, is_plugin, load_plugin
 from ca2cl.config import Pooling
 from ca2cl.errors import InputError
 from ca2cl.models.batch_norm import BatchNorm, Norm
+from ca2cl.models.blocks.drop_path import row_draws
+from ca2cl.models.blocks.layers import Matcher, block_modules, layer_numbers
+from ca2cl.models.blocks.recompute import recompute
 from ca2cl.models.perturbed_conv import Stem
 
 TRUSTED = "CA2CL_BACKBONES"
@@ -84,6 +87,45 @@ class Backbone(nn.Module):
         """``state`` for this image size: where tensors depend on it (position embeddings), they are resampled."""
         return state
 
+    def group_matcher(self, coarse: bool = False) -> Matcher:
+        """Regular expressions of parameter names, as a timm model has them: of the stem, and of the blocks by number.
+
+        Raises:
+            InputError: the body does not say.
+        """
+        raise InputError(
+            f"model.arch is {self.arch!r}: its layers have no order (group_matcher), which optim.layer_decay, "
+            "optim.freeze_layers and model.checkpoint_activations need; leave these out"
+        )
+
+    def no_weight_decay(self) -> Iterable[str]:
+        """Names of parameters of several dimensions that weight decay spares with ``optim.decay_all false``."""
+        return ()
+
+    def layers(self) -> dict[str, int]:
+        """The layer of every parameter by name, from 0, the stem's; what is not there is trained like heads.
+
+        Raises:
+            InputError: see ``group_matcher``.
+        """
+        return layer_numbers([name for name, _ in self.named_parameters()], self.group_matcher())
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks keep only their input for the backward pass, and compute the rest again.
+
+        Raises:
+            InputError: see ``group_matcher``.
+        """
+        recompute(self.blocks(), enable)
+
+    def blocks(self) -> list[nn.Module]:
+        """The residual or transformer blocks behind the stem.
+
+        Raises:
+            InputError: see ``group_matcher``.
+        """
+        return block_modules(self, self.layers())
+
     def renamed(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """``state`` under this body's names, where it knows other names of the same tensors."""
         return state
@@ -99,6 +141,7 @@ class BackboneOptions:
         image_size: side in pixels of the tiles that it will see.
         identity_blocks: start every residual block as the identity, as training from scratch wants; for bodies that
             have such a start.
+        drop_path: rate of drop path in the last block, for bodies that have it (``blocks.drop_path``).
         pooling: see ``Backbone``.
     """
 
@@ -106,6 +149,7 @@ class BackboneOptions:
     group: int = 16
     image_size: int = 224
     identity_blocks: bool = False
+    drop_path: float = 0.0
     pooling: Pooling = "default"
 
 
@@ -130,10 +174,21 @@ BACKBONES: dict[str, Entry] = {
 """By name, or by the beginning of names, up to and with a colon."""
 
 
+GROUP = "ca2cl.backbones"
+"""Group of entry points by which installed packages name builders."""
+
+
 def find_entry(arch: str) -> Entry | None:
-    """The registry's entry for a name; None where it has none."""
+    """The registry's entry for a name, or an installed package's; None where there is none.
+
+    Raises:
+        InputError: several packages have that name.
+    """
     prefix, colon, _ = canonical_arch(arch).partition(":")
-    return BACKBONES.get(prefix + colon)
+    if prefix + colon in BACKBONES or is_plugin(arch):
+        return BACKBONES.get(prefix + colon)
+    found = find_installed(GROUP, arch, "model.arch")
+    return Entry(found.path, (found.package,)) if found else None
 
 
 def is_arch(arch: object) -> bool:
@@ -148,10 +203,12 @@ def check_arch(arch: str, field: str = "model.arch") -> None:
     """Refuse a name that neither is known nor can be a builder's.
 
     Raises:
-        InputError: with the nearest known name.
+        InputError: with the nearest known name; or the name is a package's as well.
     """
+    find_installed(GROUP, arch, field, BACKBONES)
     if not is_arch(arch):
         names = [f"{name}NAME" if name.endswith(":") else name for name in BACKBONES]
+        names += [one.name for one in installed(GROUP)]
         close = difflib.get_close_matches(arch.lower(), names, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise InputError(
@@ -185,6 +242,7 @@ def build_encoder(
     group: int = 16,
     image_size: int = 224,
     identity_blocks: bool = False,
+    drop_path: float = 0.0,
     pooling: Pooling = "default",
 ) -> Backbone:
     """A freshly initialised backbone (from torch's global generator); a name of the user's own code is imported.
@@ -200,11 +258,16 @@ def build_encoder(
     arch = canonical_arch(arch)
     entry = find_entry(arch) or Entry(arch)
     options = BackboneOptions(
-        norm=norm, group=group, image_size=image_size, identity_blocks=identity_blocks, pooling=pooling
-    )
+        norm=norm, group=group, image_size=image_size, identity_blocks=identity_blocks, pooling=pooling,
+        drop_path=drop_path,
+    )  # fmt: skip
     builder: Builder = load_plugin(entry.builder, "model.arch")
     backbone = builder(arch, options)
     _check_contract(backbone, arch, pooling)
+    if drop_path and row_draws(backbone) is None:
+        raise InputError(
+            f"model.drop_path is {drop_path}: {arch} has no drop path; use --model.drop_path 0, or a timm body with it"
+        )
     return backbone
 
 

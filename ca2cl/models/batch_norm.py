@@ -11,8 +11,8 @@ Running statistics are updated once a view and step, on any number of micro-batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -44,6 +44,20 @@ class BatchNorm(nn.BatchNorm2d):
         self.slot: int | None = None
         self.reproducible = False
         self._recorded: dict[int, list[Tensor]] = {}
+        self._replays = False
+
+    def replay(self) -> Callable[[], AbstractContextManager[None]]:
+        """As ``blocks.recompute.PerPass.replay``: the same kernels for the same view, whose statistics are recorded."""
+        return partial(self._replaying, self.slot)
+
+    @contextmanager
+    def _replaying(self, slot: int | None) -> Iterator[None]:
+        before = self.slot
+        self.slot, self._replays = slot, True
+        try:
+            yield
+        finally:
+            self.slot, self._replays = before, False
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalise (B, C, H, W); the statistics follow ``norm`` while training and the running ones otherwise."""
@@ -90,6 +104,8 @@ class BatchNorm(nn.BatchNorm2d):
     def _record(self, mean_GC: Tensor, unbiased_var_GC: Tensor) -> None:
         """Keep the statistics of one group (C,) or of several (G, C) for the slot."""
         assert self.slot is not None
+        if self._replays:
+            return
         self._recorded.setdefault(self.slot, []).append(
             torch.cat([mean_GC, unbiased_var_GC], -1).view(-1, 2 * self.num_features)
         )

@@ -51,6 +51,8 @@ class EncoderCard:
     commit: str | None = None
     step: Count = 0
     """Optimizer steps of training."""
+    weights: str | None = None
+    """Which weights of the training these are: last, or ``ema DECAY``, their moving average. None: not known."""
     metrics: dict[str, Number | None] = field(default_factory=dict)
     """Last numbers of the journal."""
     source_run_id: str | None = None

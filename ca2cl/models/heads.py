@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.batch_norm import recording
+from ca2cl.models.blocks.drop_path import dropping
 
 
 class Projector(nn.Module):
@@ -64,16 +65,24 @@ class EncoderNetwork(nn.Module):
         """What the heads make of features: a named tuple, one tensor (B, D) a head."""
         raise NotImplementedError
 
-    def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Any:
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        stem_delta: Tensor | None = None,
+        slot: int | None = None,
+        words_B: Tensor | None = None,
+    ) -> Any:
         """Embeddings of one view, its own forward pass with its own BatchNorm statistics.
 
         Args:
             stem_delta: added to the stem's weight, see ``Backbone``.
             slot: the view that running statistics are recorded for (``norm.commit_statistics`` then moves them); None
                 records none.
+            words_B: int64, what drop path draws from; None for an encoder that has none.
         """
         with (
             recording(self, slot),
+            dropping(self, words_B),
             torch.autocast(x_BCHW.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None),
         ):
             return self.heads(self.encoder(x_BCHW, stem_delta))

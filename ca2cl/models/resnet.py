@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import Backbone, BackboneOptions, Tokens
 from ca2cl.models.batch_norm import norm_layer
+from ca2cl.models.blocks.layers import Matcher
 from ca2cl.models.perturbed_conv import Stem
 
 _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
@@ -50,6 +51,10 @@ class ResNet(torchvision.models.ResNet, Backbone):  # type: ignore[misc, unused-
     def stem(self) -> Stem:  # type: ignore[override]
         """The first convolution, 7 x 7."""
         return self.conv1
+
+    def group_matcher(self, coarse: bool = False) -> Matcher:
+        """As ``Backbone.group_matcher``; a layer is a residual block or, ``coarse``, one of layer1 to layer4."""
+        return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None) -> Tensor:
         """Features h (B, feature_dim); see ``Backbone``."""

@@ -17,13 +17,26 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ca2cl.data.loading.stream import BadTile, LaneStream, TileBatch
-from ca2cl.methods.base import Tiles
+from ca2cl.methods.base import Method, Tiles
 from ca2cl.models.bn_groups import LaneGroups
+from ca2cl.views.batch import Views
 
 MakeViews = Callable[[Tiles], Any]
 """Makes the input of a method's step from a micro-batch; a pure function."""
 KEPT_BYTES = 2 << 30
 """Most memory for views that are kept, a step."""
+
+
+def maker(method: Method, views: Views, *, words: bool) -> MakeViews:
+    """Makes a method's input; with ``words``, rows bring what drop path draws from."""
+
+    def make(tiles: Tiles) -> Any:
+        if words:
+            drawn = views.words(tiles.keys, tiles.epoch)
+            tiles = tiles._replace(words=drawn.to(tiles.pixels.device, non_blocking=True))
+        return method.views(tiles, views)
+
+    return make
 
 
 class Copies:

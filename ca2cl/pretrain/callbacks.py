@@ -22,7 +22,7 @@ from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.models.preprocess import preprocess
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.memory import peak_bytes
+from ca2cl.pretrain.memory.machine import peak_bytes
 from ca2cl.tracking.figures import curves_figure
 from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker
@@ -133,8 +133,8 @@ class RunObserver:
     @torch.no_grad()
     def _drawn(self, engine: AccelerateEngine, read: Sequence[Tensor]) -> dict[str, Any]:
         """The method's figures of tiles, batch after batch (B, H, W, 3)."""
-        model, network = self.config.model, engine.bare
-        inputs = (preprocess(x.to(engine.device), self.config.data.image_size, model.mean, model.std) for x in read)
+        (mean, std), network = self.config.model.normalisation, engine.bare
+        inputs = (preprocess(x.to(engine.device), self.config.data.image_size, mean, std) for x in read)
         training = network.training
         network.eval()
         try:

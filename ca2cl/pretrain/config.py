@@ -23,9 +23,11 @@ class MethodConfig:
 
     name: str = "ca2cl"
     """ca2cl: CA2CL, with the settings of objective; simclr: NT-Xent between the two views, with objective.temperature;
+    distill: a frozen encoder's features into model.arch; an installed package's name for a method;
     package.module:Class: your own subclass of ca2cl.methods.base.Method, on the command line only, not in YAML."""
     options: tuple[str, ...] = ()
-    """Settings of your own method, each as NAME=VALUE."""
+    """Settings of the method's own, each as NAME=VALUE. distill needs teacher=ENCODER, any form that model.weights
+    takes (docs/pretraining.md lists the others)."""
 
 
 @dataclass(frozen=True, kw_only=True)

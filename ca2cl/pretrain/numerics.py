@@ -1,4 +1,4 @@
-"""Fix and record the numerics that ``accumulation bitwise`` depends on.
+"""Choose numerics; fix and record those that ``accumulation bitwise`` depends on.
 
 Sums are evaluated in an order that depends on the number of threads and on the kernels. Launchers give their processes
 one thread each, while a bare process uses all cores.
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from ca2cl.errors import InputError
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.runtime.precision import HALF
 
 _CHOOSE_KERNELS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 
@@ -49,6 +51,12 @@ def choose_kernels(device: torch.device, *, tf32: bool) -> None:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = tf32
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def views_dtype(config: PretrainConfig) -> torch.dtype:
+    """The precision to which autocast rounds the network's input; fp32 for the sums of ``bitwise``."""
+    run = config.run
+    return HALF.get(run.precision, torch.float32) if run.accumulation != "bitwise" else torch.float32
 
 
 def check_numerics(here: dict[str, str], there: dict[str, str], whose: str) -> None:

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.common.records import parse_json
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
-from ca2cl.methods.registry import DEFAULT
+from ca2cl.methods.registry import DEFAULT, find_method
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.shares import norm_of
 from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
+from ca2cl.tracking.run import NullTracker
 from ca2cl.tracking.run_record import RUN_NAME, read_run
 from ca2cl.training.checkpoint import Checkpointer, read_state
+from ca2cl.training.loop import Progress
 
 logger = logging.getLogger(__name__)
 FREE = (
     # data are identified by their digest, not their location
     "data.shards", "data.cache_dir", "data.cache_gb", "data.fetch_timeout", "data.workers", "data.max_bad_rate",
-    "run.output_dir", "run.resume", "run.fsdp",
+    "run.output_dir", "run.resume", "run.fsdp", "model.checkpoint_activations",
     "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
     "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
     "tracking.sinks",
 )  # fmt: skip
 """Settings that do not affect the encoder's weights. All others must stay as at the run's first start."""
+_SINCE = {
+    "method.name": DEFAULT, "model.drop_path": "0.0", "optim.layer_decay": "None", "optim.decay_all": "True",
+    "optim.freeze_layers": "0", "optim.freeze_steps": "0", "optim.ema": "None",
+}  # fmt: skip
+"""Settings that the first runs did not record, with what they then were."""
 _LENGTH = ("run.steps", "run.epochs")
 _OPEN_ENDED = ("constant", "cosine_restarts")
 """Schedules whose rates do not depend on the run's length."""
@@ -35,18 +44,21 @@ _OPEN_ENDED = ("constant", "cosine_restarts")
 def may_change(name: str, config: PretrainConfig) -> bool:
     """Whether the setting may differ when the run is resumed."""
     if name == "run.micro_batch_size":  # then BatchNorm's statistics and the negatives are the same in any share
-        return config.run.accumulation != "plain" and config.model.norm != "sync"
+        return config.run.accumulation != "plain" and norm_of(config) != "sync"
     return name in FREE or name in _LENGTH
 
 
-def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manifest_digest: str, start: str) -> bool:
+def is_finished(
+    config: PretrainConfig, steps: int, steps_per_epoch: int, manifest_digest: str, origin: Mapping[str, str | None]
+) -> bool:
     """Whether the run in ``run.output_dir`` is finished, in which case a line is logged.
 
     Args:
         steps: optimizer steps that are asked for.
         steps_per_epoch: of the data.
         manifest_digest: of the data.
-        start: digest of the weights that ``model.weights`` means, kept in checkpoints as ``start_weights``.
+        origin: digests of the weights that ``model.weights`` means and of the teacher, as checkpoints hold them:
+            ``start_weights`` and ``teacher``.
 
     Raises:
         InputError: it is a run with other settings or data. The line names them, and how to go on from its weights.
@@ -54,14 +66,19 @@ def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manife
     folder = Path(config.run.output_dir)
     if config.run.resume == "never" or not (folder / RUN_NAME).exists():
         return False
-    first = {"method.name": DEFAULT, **read_run(folder).params}
+    first = {**_SINCE, **read_run(folder).params}
     first["model.arch"] = canonical_arch(first.get("model.arch", config.model.arch))
     newest = Checkpointer(folder / "checkpoints", 1).newest()
     now = {name: str(value) for name, value in flatten(config).items()}
     differing = {name for name in now if name in first and now[name] != first[name] and not may_change(name, config)}
-    if newest is not None and "model.weights" in differing and read_state(newest).get("start_weights") == start:
-        differing.remove("model.weights")  # the same file by another path
+    saved = read_state(newest) if newest is not None else {}
+    if saved.get("start_weights") == origin["start_weights"]:
+        differing.discard("model.weights")  # the same file by another path
+    if saved.get("teacher") == origin["teacher"] and _same_options(config, first.get("method.options", "[]")):
+        differing.discard("method.options")
     changes = changed(first, {name: now[name] for name in now if name in differing})
+    if saved and saved.get("teacher") != origin["teacher"] and "method.name" not in differing:
+        changes.append(f"the teacher, {saved.get('teacher')} -> {origin['teacher']}")
     trained_on = _data_of(folder)
     if trained_on not in ("", manifest_digest):
         changes.append(f"the tiles in data.shards, manifest {trained_on[:8]} -> {manifest_digest[:8]}")
@@ -80,6 +97,37 @@ def is_finished(config: PretrainConfig, steps: int, steps_per_epoch: int, manife
             "old rates", folder, steps, begun_with, config.optim.schedule, reached,
         )  # fmt: skip
     return False
+
+
+def check_progress(progress: Progress, steps: int) -> None:
+    """Refuse a length that the newest checkpoint is beyond.
+
+    Raises:
+        InputError: it is.
+    """
+    if progress.step > steps:
+        raise InputError(
+            f"run.steps is {steps}: the newest checkpoint is of step {progress.step}; ask for more, or use another "
+            "run.output_dir"
+        )
+
+
+def name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
+    """Tag the run with the checkpoint of another run that it was forked from."""
+    state = read_state(checkpoint) if checkpoint is not None else {}
+    if state.get("run_id") and tracker.run_id and state["run_id"] != tracker.run_id:
+        tracker.set_tag("ca2cl.begun_from", f"{state['run_id']} step {state['step']}")
+
+
+def _same_options(config: PretrainConfig, first: str) -> bool:
+    """Whether ``method.options`` are those of the first start, but for the paths of what its digest identifies."""
+    paths = find_method(config.method.name).paths
+
+    def told(words: Sequence[str]) -> dict[str, Any]:
+        pairs = (word.partition("=")[::2] for word in words)
+        return {name: bool(value) if name in paths else value for name, value in pairs}
+
+    return told(config.method.options) == told(parse_json(first))
 
 
 def _refusal(config: PretrainConfig, changes: list[str], what: str, newest: Path | None) -> str:

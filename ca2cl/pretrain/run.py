@@ -8,42 +8,41 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
-from ca2cl.common.files import writing
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import BadBudget, LaneStream
 from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
-from ca2cl.methods.base import Method, MethodSettings
+from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise
-from ca2cl.methods.registry import build_method
-from ca2cl.models.backbone import Backbone, build_encoder, check_arch, has_batch_norm
+from ca2cl.models.backbone import check_arch
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.models.encoder_io import EncoderCard, save_encoder, weights_digest
+from ca2cl.models.encoder_io import weights_digest
 from ca2cl.pretrain import shares
-from ca2cl.pretrain.batches import feed
+from ca2cl.pretrain.batches import feed, maker
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.engines import build_engine, check_fsdp
-from ca2cl.pretrain.held_memory import held_of
-from ca2cl.pretrain.memory import bytes_a_tile, check_memory, limit_left
-from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics
-from ca2cl.pretrain.resume import is_finished
-from ca2cl.registry.resolve import resolve_encoder
+from ca2cl.pretrain.engines import build_engine, check_fsdp, configured_method, sharing
+from ca2cl.pretrain.hand_on import hand_on
+from ca2cl.pretrain.memory.activations import bytes_a_tile
+from ca2cl.pretrain.memory.check import check_memory
+from ca2cl.pretrain.memory.held import held_bytes
+from ca2cl.pretrain.memory.machine import limit_left
+from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics, views_dtype
+from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
+from ca2cl.pretrain.start import find_start, initial_encoder
+from ca2cl.pretrain.teacher import find_teacher
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place
-from ca2cl.runtime.precision import HALF, check_precision
+from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
-from ca2cl.runtime.tensor_files import write_tensors
-from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
 from ca2cl.training.checkpoint import Checkpointer, read_state, restore
 from ca2cl.training.engine import AccelerateEngine
@@ -63,13 +62,15 @@ def run(config: PretrainConfig) -> int:
         InputError: the configuration, the data or the folder cannot be used.
     """
     _check(config)
-    method = _method(config)
+    method = configured_method(config)
+    shares.check_least(config, method)
     stop = StopFlag().install()
     with stop.joining():
         accelerator = build_accelerator()
     world = accelerator.num_processes
     policy = FetchPolicy(timeout=config.data.fetch_timeout)
     ranks = Ranks()
+    config, begun = ranks.together(lambda: find_start(config))
     numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     order = _order(config, index, world, method)
@@ -80,10 +81,14 @@ def run(config: PretrainConfig) -> int:
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
+    unit = groups.block if groups is not None and config.run.accumulation == "bitwise" else None
+    teacher = find_teacher(config, method, accelerator.device, index, ranks, unit)
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
-    encoder, earlier_manifests = ranks.together(lambda: _initial_encoder(config))
-    weights = weights_digest(encoder, config.model.mean, config.model.std)
-    engine = build_engine(config, accelerator, method.build(encoder), micro_batch)
+    encoder = ranks.together(lambda: initial_encoder(config, begun))
+    earlier = (*begun.manifests, *(teacher.manifests if teacher is not None else ()))
+    weights = weights_digest(encoder, *config.model.normalisation)
+    origin = {"start_weights": weights, "teacher": teacher.identity if teacher is not None else None}
+    engine = build_engine(config, accelerator, method, encoder, micro_batch)
     checkpointer = Checkpointer(
         Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
     )
@@ -91,7 +96,7 @@ def run(config: PretrainConfig) -> int:
         lock = ranks.together(
             lambda: start.enter_context(hold_run(config.run.output_dir)) if accelerator.is_main_process else None
         )
-        if ranks.from_first(lambda: is_finished(config, steps, order.steps_per_epoch, index.manifest.digest, weights)):
+        if ranks.from_first(lambda: is_finished(config, steps, order.steps_per_epoch, index.manifest.digest, origin)):
             stop.over()
             accelerator.end_training()
             return 0
@@ -99,12 +104,15 @@ def run(config: PretrainConfig) -> int:
         progress = Progress()
         if checkpoint is not None:
             progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, numerics, ranks)
-        _check_progress(progress, steps)
+        check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
-        _name_origin(tracker, checkpoint)
-    parts = _Parts(
-        engine, method, index, order, groups, checkpointer, stop, tracker, earlier_manifests, weights, numerics
-    )
+        name_origin(tracker, checkpoint)
+        for name, value in begun.tags().items() if checkpoint is None else ():
+            tracker.set_tag(name, value)
+        if teacher is not None:
+            tracker.set_tag("ca2cl.teacher", f"{teacher.uri}, {teacher.identity}")
+    provenance = {"earlier_manifests": earlier, **begun.facts()}
+    parts = _Parts(engine, method, index, order, groups, checkpointer, stop, tracker, provenance, origin, numerics)
     done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
     accelerator.wait_for_everyone()
@@ -125,10 +133,10 @@ class _Parts:
     checkpointer: Checkpointer
     stop: StopFlag
     tracker: NullTracker
-    earlier_manifests: tuple[str, ...]
-    """Tiles that the first weights were trained on."""
-    start_weights: str
-    """Digest of the weights that the run began with."""
+    provenance: dict[str, Any]
+    """Fields of the encoder's card: where the first weights come from, and the tiles that they and the teacher saw."""
+    origin: dict[str, str | None]
+    """Digests of the encoder that the run began with, and of its teacher."""
     numerics: dict[str, str] | None
     """What the last bit depends on, under ``run.accumulation bitwise``."""
 
@@ -159,17 +167,18 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         index, order, reader, rank=accelerator.process_index, world=accelerator.num_processes,
         workers=config.data.workers, start_step=progress.step, stop_step=steps,
     )  # fmt: skip
+    mean, std = config.model.normalisation
     views = build_views(
-        config.views, config.data.image_size, mean=config.model.mean, std=config.model.std, seed=config.run.seed,
-        dtype=_views_dtype(config),
-    )  # fmt: skip
+        config.views, config.data.image_size, mean=mean, std=std, seed=config.run.seed, dtype=views_dtype(config)
+    )
+    make = maker(method, views, words=config.model.drop_path > 0)
     budget = BadBudget(config.data.max_bad_rate)
     state = {
         "run_id": tracker.run_id,
         "config_digest": settings.digest(config),
         "manifest_digest": index.manifest.digest,
         "resume": config.run.resume,
-        "start_weights": parts.start_weights,
+        **parts.origin,
         "norm_block": config.model.norm_block,
         "numerics": parts.numerics,
         "views": VERSION,
@@ -179,7 +188,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     bitwise = Bitwise(method, parts.groups.block) if run.accumulation == "bitwise" and parts.groups else None
     job = TrainJob(
         engine=engine, method=bitwise or method,
-        data=feed(stream, lambda tiles: method.views(tiles, views), engine.device, micro_batch, parts.groups),
+        data=feed(stream, make, engine.device, micro_batch, parts.groups),
         observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, state=state, check_bad=budget.check,
         batch_size=run.batch_size, total_steps=steps, steps_per_epoch=per_epoch,
         rate=lambda step: learning_rate(config.optim, step, steps, per_epoch), clip_norm=config.optim.clip_norm,
@@ -189,16 +198,10 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     try:
         done = train(job, progress)
         if done:
-            _hand_on(config, parts, observer, progress)
+            hand_on(config, engine, method, index.manifest, parts.provenance, tracker, observer, progress.step)
     finally:
         observer.close()
     return done
-
-
-def _views_dtype(config: PretrainConfig) -> torch.dtype:
-    """The precision to which autocast rounds the network's input; fp32 for the sums of ``bitwise``."""
-    run = config.run
-    return HALF.get(run.precision, torch.float32) if run.accumulation != "bitwise" else torch.float32
 
 
 def _check(config: PretrainConfig) -> None:
@@ -210,14 +213,10 @@ def _check(config: PretrainConfig) -> None:
     if (run.epochs is None) == (run.steps is None):
         raise InputError(f"run.epochs is {run.epochs} and run.steps is {run.steps}: give exactly one of them")
     check_arch(config.model.arch)
-
-
-def _method(config: PretrainConfig) -> Method:
-    accumulation: Literal["exact", "plain"] = "plain" if config.run.accumulation == "plain" else "exact"
-    settings = MethodSettings(config.objective, config.model.projection_dim, accumulation)
-    method = build_method(config.method.name, settings, config.method.options)
-    shares.check_least(config, method)
-    return method
+    if not config.model.weights:
+        raise InputError(
+            "model.weights is not set: this recipe continues from given weights; give them, --model.weights WEIGHTS"
+        )
 
 
 def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dict[str, str] | None:
@@ -259,32 +258,18 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
     run = config.run
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
+        model, share = config.model, run.batch_size // accelerator.num_processes
         limit = limit_left() if accelerator.device.type == "cpu" else math.inf
-        a_tile = bytes_a_tile(method.build, config.model.arch, config.data.image_size, run.precision)
-        share = run.batch_size // accelerator.num_processes
-        held = held_of(config, method.build, accelerator)
-        check_memory(a_tile, micro_batch, share, accelerator.device, held, limit, sharded=run.fsdp)
-
-
-def _initial_encoder(config: PretrainConfig) -> tuple[Backbone, tuple[str, ...]]:
-    """The initial encoder, equal on all ranks, and the manifests that its weights were trained on."""
-    model = config.model
-    torch.manual_seed(config.run.seed)
-    encoder = build_encoder(
-        model.arch, model.norm, group=model.norm_group, image_size=config.data.image_size, identity_blocks=True,
-        pooling=model.pooling,
-    )  # fmt: skip
-    if not has_batch_norm(encoder) and find_place().rank == 0:
-        logger.info("model.norm %s changes nothing: %s has no BatchNorm", model.norm, model.arch)
-    if model.weights != "random":
-        given = resolve_encoder(
-            model.weights, tracking_uri=config.tracking.uri, root=config.tracking.root, arch=model.arch
-        )
-        if given.card.arch != model.arch:
-            raise InputError(f"model.weights {model.weights!r} is a {given.card.arch}: set model.arch to that")
-        encoder.load_state_dict(encoder.fitted(given.encoder.state_dict()))
-        return encoder, given.card.manifests
-    return encoder, ()
+        graphs = 1 if run.fsdp else method.graphs
+        a_tile = bytes_a_tile(
+            method.build, model.arch, config.data.image_size, run.precision, recomputed=model.checkpoint_activations,
+            graphs=graphs,
+        )  # fmt: skip
+        held = held_bytes(
+            method.build, model.arch, config.data.image_size, config.optim.name, sharing(config, accelerator),
+            accelerator.num_processes,
+        )  # fmt: skip
+        check_memory(a_tile, graphs, micro_batch, share, accelerator.device, held, limit, sharded=run.fsdp)
 
 
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
@@ -331,14 +316,6 @@ def _resume(
     return progress
 
 
-def _check_progress(progress: Progress, steps: int) -> None:
-    if progress.step > steps:
-        raise InputError(
-            f"run.steps is {steps}: the newest checkpoint is of step {progress.step}; ask for more, or use another "
-            "run.output_dir"
-        )
-
-
 def _open_tracker(
     config: PretrainConfig, accelerator: Any, progress: Progress, manifest: dict[str, Any], lock: ExitStack | None
 ) -> NullTracker:
@@ -359,42 +336,3 @@ def _open_tracker(
     if not accelerator.is_main_process:
         tracker.run_id = answer[0]
     return tracker
-
-
-def _name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
-    """Tag the run with the checkpoint of another run that it was forked from."""
-    state = read_state(checkpoint) if checkpoint is not None else {}
-    if state.get("run_id") and tracker.run_id and state["run_id"] != tracker.run_id:
-        tracker.set_tag("ca2cl.begun_from", f"{state['run_id']} step {state['step']}")
-
-
-def _hand_on(config: PretrainConfig, parts: _Parts, observer: RunObserver, progress: Progress) -> None:
-    """Write the finished encoder into the run's folder and register it."""
-    engine, tracker, manifest = parts.engine, parts.tracker, parts.index.manifest
-    encoder = parts.method.encoder(engine.bare)
-    weights = engine.weights(encoder)
-    if not engine.accelerator.is_main_process:
-        write_tensors(None, weights)
-        return
-    observer.figures(engine)
-    card = EncoderCard(
-        arch=config.model.arch,
-        feature_dim=encoder.feature_dim,
-        input_size=config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
-        pooling=config.model.pooling,
-        manifest_digest=manifest.digest,
-        earlier_manifests=parts.earlier_manifests,
-        classes=tuple(manifest.classes),
-        config_digest=settings.digest(config),
-        commit=git_commit(),
-        step=progress.step,
-        metrics=observer.last_metrics,
-        source_run_id=tracker.run_id or None,
-    )
-    folder = Path(config.run.output_dir) / "encoder"
-    with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
-        save_encoder(folder, weights, card)
-    tracker.log_encoder(folder, config.tracking.register_as)
-    logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

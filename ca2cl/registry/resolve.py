@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ca2cl.common.arch_names import canonical_arch
-from ca2cl.common.records import load_tensors, why_not_tensors
+from ca2cl.common.arch_names import RANDOM, TORCHVISION, canonical_arch
+from ca2cl.common.files import file_digest
+from ca2cl.common.records import why_not_tensors
+from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
 from ca2cl.errors import InputError
@@ -24,21 +24,22 @@ from ca2cl.models.encoder_io import (
     EncoderCard,
     load_encoder,
     make_encoder,
-    read_weights,
 )
 from ca2cl.models.resnet import require_resnet
+from ca2cl.models.timm.spelling import split_arch
 from ca2cl.registry.register import CHAMPION
 from ca2cl.registry.versions import LATEST, existing_store, find_version
 from ca2cl.store.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.store.names import WORD, full_run_id, is_stored
 from ca2cl.store.open import DEFAULT_ROOT, Store, fetch_run, open_store
+from ca2cl.weights.find import WeightsFile, find_in_folder, find_local, find_public, is_public
+from ca2cl.weights.load import DEFAULT_SIZE, Start, load_weights
 
 logger = logging.getLogger(__name__)
-_DEFAULT_SIZE = 224
 _FORMS = (
     "a run id or its first digits, a version's number, an alias such as champion, models:/NAME/VERSION, "
-    "models:/NAME@ALIAS, a run folder, a .safetensors file, "
-    "torchvision:IMAGENET1K_V1, random, or the authors' .pth or .tar"
+    "models:/NAME@ALIAS, a run folder, a .safetensors, .pth, .bin or .tar file, timm:NAME.TAG, hf-hub:ORG/NAME, "
+    "torchvision:IMAGENET1K_V1, or random"
 )
 
 
@@ -54,6 +55,8 @@ class ResolvedEncoder:
     """Name of what was resolved, without secrets: a version's number in place of its alias."""
     bare: bool = False
     """True if the weights came without a card: normalisation and size are then ImageNet's."""
+    start: Start | None = None
+    """File that the weights were read from; None for random ones."""
 
     def describe(self) -> dict[str, Any]:
         """For JSON."""
@@ -78,9 +81,10 @@ def resolve_encoder(
 
     Args:
         source: a run id or its first digits, ``runs:/ID``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, a
-            version's number or an alias (as ``find_version`` takes them); a run folder or a folder that
-            ``save_encoder`` wrote, a safetensors file (its card beside it, or ``arch``), ``torchvision:WEIGHTS``,
-            ``random`` or ``random:SEED``, or the method's authors' checkpoint (``{'net': {'module.resnet.…'}}``).
+            version's number or an alias (as ``find_version`` takes them); a run folder, a folder that
+            ``save_encoder`` wrote or one of a timm model; ``timm:NAME.TAG``, ``hf-hub:ORG/NAME[/FILE][@REVISION]``,
+            ``torchvision:WEIGHTS``, ``random`` or ``random:SEED``; or a safetensors or torch file of a layout of
+            ``weights.layouts``, with ``arch``.
             Where a file or folder has the name that a version or a run goes by, it is the file or folder.
         tracking_uri: MLflow store of runs and models; none takes MLFLOW_TRACKING_URI or the embedded store.
         root: folder of the embedded store.
@@ -94,33 +98,35 @@ def resolve_encoder(
     if arch is not None:
         check_arch(arch)
         arch = canonical_arch(arch)
-    if source == "random" or source.startswith("random:"):
+    if source == RANDOM or source.startswith(f"{RANDOM}:"):
         found = _random(source, arch or DEFAULT_ARCH)
-    elif source.startswith("torchvision:"):
+    elif source.startswith(TORCHVISION):
         found = _torchvision(source, arch or DEFAULT_ARCH)
+    elif is_public(source):
+        found = _from_weights(find_public(source), arch)
     elif is_stored(source):
         found = _from_store(source, open_store(tracking_uri, root or DEFAULT_ROOT), arch)
     elif (named := stored_name(source, tracking_uri, root)) is not None:
         found = _from_store(named, open_store(tracking_uri, root or DEFAULT_ROOT), arch)
     else:
         found = _from_path(Path(source).expanduser(), arch)
-    if arch is not None and found.card.arch != arch:
+    if arch is not None and found.card.arch != arch:  # of a card
         raise InputError(
             f"{source}: the encoder is a {found.card.arch}, not a {arch}; give --model.arch or another one"
         )
     return found
 
 
-def _without_card(encoder: Backbone, source: str) -> ResolvedEncoder:
-    """An encoder whose weights came without a card: with ImageNet's normalisation and size."""
-    card = EncoderCard(
+def _bare_card(encoder: Backbone, size: int = DEFAULT_SIZE) -> EncoderCard:
+    """Card of weights that came without one: with ImageNet's normalisation."""
+    return EncoderCard(
         arch=encoder.arch,
         feature_dim=encoder.feature_dim,
-        input_size=_DEFAULT_SIZE,
+        input_size=size,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        pooling=encoder.pooling,
     )
-    return ResolvedEncoder(encoder.eval(), card, None, source, bare=True)
 
 
 def _random(source: str, arch: str) -> ResolvedEncoder:
@@ -129,7 +135,8 @@ def _random(source: str, arch: str) -> ResolvedEncoder:
         raise InputError(f"encoder {source!r}: the seed is no number; use random or random:SEED")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on this
         torch.manual_seed(int(seed))
-        return _without_card(build_encoder(arch), source)
+        encoder = build_encoder(arch).eval()
+        return ResolvedEncoder(encoder, _bare_card(encoder), None, source, bare=True)
 
 
 def _torchvision(source: str, arch: str) -> ResolvedEncoder:
@@ -140,14 +147,18 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
     known = get_model_weights(arch).__members__
     if name not in known:
         raise InputError(f"encoder {source!r}: torchvision has {', '.join(known)} for {arch}")
+    file = Path(known[name].url).name
     try:
         state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # noqa: BLE001 - as in _foreign_state, and all that a download may meet
         raise InputError(
             f"encoder {source!r}: cannot be downloaded or read ({why_not_tensors(error)}); put "
-            f"{Path(known[name].url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
+            f"{file} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
         ) from None
-    return _without_card(make_encoder(state, arch, source), source)
+    encoder, path = make_encoder(state, arch, source), Path(torch.hub.get_dir()) / "checkpoints" / file
+    tensors = len(encoder.state_dict())
+    start = Start(source=source, layout="torchvision's", tensors=tensors, sha256=file_digest(path))
+    return ResolvedEncoder(encoder, replace(_bare_card(encoder), **_facts(start)), None, source, bare=True, start=start)
 
 
 def _from_store(source: str, store: Store, arch: str | None) -> ResolvedEncoder:
@@ -193,7 +204,8 @@ def _download(location: str, store: Store, run_id: str | None, uri: str, arch: s
         if not weights:
             raise InputError(f"{uri}: holds no {WEIGHTS_NAME}; give an encoder that ca2cl registered")
         encoder, card = load_encoder(weights[0].parent, arch)
-    return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri)
+        start = _own(weights[0].parent, encoder, uri)
+    return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri, start=start)
 
 
 def _from_path(path: Path, arch: str | None) -> ResolvedEncoder:
@@ -203,39 +215,53 @@ def _from_path(path: Path, arch: str | None) -> ResolvedEncoder:
         return _from_folder(path, arch)
     if path.name == WEIGHTS_NAME and (arch is None or (path.parent / CARD_NAME).exists()):
         return _from_folder(path.parent, arch)
-    state = read_weights(path) if path.suffix == ".safetensors" else _foreign_state(path)
-    return _without_card(make_encoder(state, arch or DEFAULT_ARCH, str(path)), str(path))
+    return _from_weights(find_local(path), arch)
 
 
 def _from_folder(path: Path, arch: str | None) -> ResolvedEncoder:
     for folder in (path / ENCODER_PATH, path):
         if (folder / WEIGHTS_NAME).exists():
             encoder, card = load_encoder(folder, arch)
-            return ResolvedEncoder(encoder, card, card.source_run_id, str(folder))
-    raise InputError(f"encoder {str(path)!r}: the folder holds no {WEIGHTS_NAME}; let its run finish, or give {_FORMS}")
-
-
-def _foreign_state(path: Path) -> dict[str, Tensor]:
-    """Backbone tensors of a ``torch.save`` file, under torchvision's names; nothing in it is executed.
-
-    The authors' checkpoint is ``{'net': {'module.resnet.conv1.weight': …, 'module.…head…': …}}``.
-    """
-    try:
-        raw = load_tensors(path)
-    except ValueError as error:
+            return ResolvedEncoder(
+                encoder, card, card.source_run_id, str(folder), start=_own(folder, encoder, str(folder))
+            )
+    file = find_in_folder(path)
+    if file is None:
         raise InputError(
-            f"encoder {str(path)!r}: not a file of plain tensors ({error}); where it was made, write the weights alone "
-            f"by torch.save(model.state_dict(), FILE) or as safetensors, or give {_FORMS}"
-        ) from None
-    for name in ("net", "state_dict", "model"):
-        if isinstance(raw, Mapping) and isinstance(raw.get(name), Mapping):
-            raw = raw[name]
-            break
-    if not isinstance(raw, Mapping):
-        raise InputError(f"encoder {str(path)!r}: holds a {type(raw).__name__}, not named tensors; give {_FORMS}")
-    state = {str(name).removeprefix("module."): value for name, value in raw.items() if isinstance(value, Tensor)}
-    for prefix in ("resnet.", "backbone.", "encoder."):
-        inner = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-        if inner:  # what lies outside is heads
-            return inner
-    return state
+            f"encoder {str(path)!r}: the folder holds no {WEIGHTS_NAME}; let its run finish, or give {_FORMS}"
+        )
+    return _from_weights(file, arch)
+
+
+def _from_weights(file: WeightsFile, arch: str | None) -> ResolvedEncoder:
+    """Weights of another program, with what their source states in place of a card."""
+    stated = file.stated
+    if arch and stated.arch and split_arch(arch)[0] != split_arch(stated.arch)[0]:
+        raise InputError(f"{file.source}: the encoder is a {stated.arch}, not a {arch}; use --model.arch {stated.arch}")
+    encoder, size, start = load_weights(file, arch or stated.arch or DEFAULT_ARCH)
+    card = replace(
+        _bare_card(encoder, size),
+        mean=stated.mean or IMAGENET_MEAN,
+        std=stated.std or IMAGENET_STD,
+        mpp=stated.mpp,
+        licence=file.licence.name,
+        licence_text=file.licence.text,
+        **_facts(start),
+    )
+    return ResolvedEncoder(encoder, card, None, file.source, bare=stated.mean is None, start=start)
+
+
+def _facts(start: Start) -> dict[str, Any]:
+    """Fields of a card."""
+    return {
+        "start": start.source,
+        "start_layout": start.layout,
+        "start_tensors": start.tensors,
+        "start_sha256": start.sha256,
+    }
+
+
+def _own(folder: Path, encoder: Backbone, source: str) -> Start:
+    """Of an encoder that ca2cl wrote."""
+    tensors, digest = len(encoder.state_dict()), file_digest(folder / WEIGHTS_NAME)
+    return Start(source=redact(source), layout="ca2cl's", tensors=tensors, sha256=digest)

@@ -1,7 +1,8 @@
 """Protocol of a metrics tracker beside MLflow, and its replayer.
 
 The journal is the truth, and a tracker only mirrors it: MLflow through ``replay``, any other through a sink. A new one
-is a class with this form, named ``--tracking.sinks module:Class``. Encoders are registered in MLflow alone.
+is a class with this form, named ``--tracking.sinks module:Class``, or by an installed package's entry point in the
+group ``ca2cl.sinks``. Encoders are registered in MLflow alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ca2cl.common.plugins import load_plugin
+from ca2cl.common.plugins import extension_path, load_plugin
 from ca2cl.tracking.bookmark import Bookmark
 from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 
@@ -34,7 +35,7 @@ class SinkReplayer:
 
     Args:
         run_dir: folder of the run.
-        sink: ``module:Class``.
+        sink: ``module:Class``, or an installed package's name for one.
         name: of the run.
         params: of the run, by their dotted names.
 
@@ -47,7 +48,8 @@ class SinkReplayer:
 
     def __init__(self, run_dir: Path, sink: str, name: str, params: Mapping[str, str]) -> None:
         self.place = sink
-        self._sink: Sink = load_plugin(sink, "tracking.sinks")(run_dir, name, params)
+        path = extension_path("ca2cl.sinks", sink, "tracking.sinks")
+        self._sink: Sink = load_plugin(path, "tracking.sinks")(run_dir, name, params)
         self._journal = run_dir / JOURNAL_NAME
         self._bookmark = Bookmark(run_dir / f"sink-{sink.replace(':', '.')}.json", self._journal)
         self.offset = self._bookmark.read("")[0]

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-\d+")
 _MODEL, _OPTIMIZER, _STATE, _LATEST = "model.safetensors", "optimizer.safetensors", "state.json", "latest"
+_EMA = "ema.safetensors"
+"""The moving average of the weights, where the run keeps one."""
 
 
 class Checkpointer:
@@ -109,6 +111,8 @@ class Checkpointer:
         """Write the checkpoint of ``step`` optimizer steps done. Every rank must call it."""
         moments, numbers = _tensors_and_numbers(engine.optimizer_state())
         files = {_MODEL: engine.weights(), _OPTIMIZER: moments}
+        if engine.ema is not None:
+            files[_EMA] = engine.average_state()
         if engine.accelerator.is_main_process:
             try:
                 self._write(step, engine, files, {"optimizer": numbers, **state})
@@ -203,7 +207,7 @@ def verify(path: Path) -> None:
     state = read_state(path)
     wanted = state.get("sha256", {})
     try:
-        files = [name for name in (_MODEL, _OPTIMIZER) if name in wanted]
+        files = [name for name in (_MODEL, _OPTIMIZER, _EMA) if name in wanted]
         changed = next((name for name in files if wanted[name] != file_digest(path / name)), None)
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
@@ -254,6 +258,8 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
                 moment, _, name = key.partition("/")
                 entries.setdefault(name, {})[moment] = value
             engine.load_optimizer_state(entries)
+        if engine.ema is not None:
+            _restore_average(path, engine)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -261,6 +267,16 @@ def restore(path: Path, engine: AccelerateEngine) -> None:
         ) from None
     if engine.scaler is not None and state["scaler"]:
         engine.scaler.load_state_dict(state["scaler"])
+
+
+def _restore_average(path: Path, engine: AccelerateEngine) -> None:
+    """Load the average of the checkpoint at ``path``, or begin one with its weights, with a warning."""
+    if (path / _EMA).exists():
+        with reading_tensors(path / _EMA) as parts:
+            engine.load_average(parts)
+        return
+    logger.warning("%s: holds no moving average of the weights; it begins with the weights of this step", path)
+    engine.load_average(None)
 
 
 def _tensors_and_numbers(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Whole], dict[str, dict[str, Any]]]:

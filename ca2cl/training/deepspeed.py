@@ -21,6 +21,7 @@ from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
 from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.engine import AccelerateEngine, OptimizerStep, Precision
+from ca2cl.training.param_groups import set_rates
 
 
 class DeepSpeedEngine(AccelerateEngine):
@@ -73,11 +74,12 @@ class DeepSpeedEngine(AccelerateEngine):
         """Accumulate the gradient of ``loss`` summed over ranks: ZeRO averages."""
         self.network.backward(self._scaled(loss))
 
-    def optimizer_step(self, lr: float, clip_norm: float | None, loss: Tensor | None = None) -> OptimizerStep:
+    def optimizer_step(
+        self, lr: float, clip_norm: float | None, loss: Tensor | None = None, step: int | None = None
+    ) -> OptimizerStep:
         """As ``AccelerateEngine.optimizer_step``; the host waits, as ZeRO does."""
         assert clip_norm == self._clip_norm, "DeepSpeed was configured with another optim.clip_norm"
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer.param_groups, lr, step)
         if loss is not None and not bool(loss.isfinite()):
             self.drop_step()
             return self._result(float("nan"), skipped=True)

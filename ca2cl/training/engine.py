@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from ca2cl.runtime.tensor_files import Part, Whole
+from ca2cl.training.ema import Ema
+from ca2cl.training.param_groups import set_rates
 
 Precision = Literal["no", "fp16", "bf16"]
 
@@ -40,6 +42,7 @@ class AccelerateEngine:
 
     Attributes:
         bare: the network inside the engine's wrapper.
+        ema: moving average of the weights, or None (``keep_average`` starts one).
         sharded: see ``methods.base.Engine``.
         scaler: torch's loss scaling for fp16, or None. Ranks agree on whether a gradient overflowed.
     """
@@ -67,6 +70,7 @@ class AccelerateEngine:
         buffers = [buffer for buffer in self.bare.buffers() if buffer is not None]
         # of one precision each, which one kernel copies
         kinds = [[buffer for buffer in buffers if buffer.dtype == kind] for kind in {one.dtype for one in buffers}]
+        self.ema: Ema | None = None
         self._kept = [(kind, [buffer.clone() for buffer in kind]) for kind in kinds]
 
     def _prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
@@ -102,18 +106,20 @@ class AccelerateEngine:
         whole = loss * self.accelerator.num_processes
         return whole if self.scaler is None else cast(Tensor, self.scaler.scale(whole))
 
-    def optimizer_step(self, lr: float, clip_norm: float | None, loss: Tensor | None = None) -> OptimizerStep:
+    def optimizer_step(
+        self, lr: float, clip_norm: float | None, loss: Tensor | None = None, step: int | None = None
+    ) -> OptimizerStep:
         """Apply the accumulated gradient, unless it is not finite, then discard it.
 
         With fused optimizers the device decides by itself, and the host does not wait for it.
 
         Args:
-            lr: learning rate.
-            clip_norm: largest norm of the whole gradient; None: any.
+            lr: learning rate, which groups scale (``param_groups``).
+            clip_norm: largest norm of the whole gradient, that of frozen parameters included; None: any.
             loss: the step's loss, the same on every rank; the step is skipped where it is not finite, too.
+            step: number of optimizer steps before this one, for groups that are frozen at first; None: none is.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer.param_groups, lr, step)
         inner = self.optimizer.optimizer
         if self.scaler is not None:
             self.scaler.unscale_(inner)
@@ -128,6 +134,29 @@ class AccelerateEngine:
         self._restore_buffers(skipped)
         self._discard_gradient()
         return OptimizerStep(norm, skipped)
+
+    def keep_average(self, decay: float | None) -> None:
+        """Average the weights of the steps from here on, and the buffers (``training.ema``); None: do not.
+
+        What is not trained, a teacher, is not averaged.
+        """
+        named = self.bare.state_dict(keep_vars=True) if decay is not None else {}
+        once = {id(x): (name, x) for name, x in named.items() if x.requires_grad or not isinstance(x, nn.Parameter)}
+        self._averaged: dict[str, Tensor] = dict(once.values())
+        self.ema = None if decay is None else Ema(self._own_parts, decay)
+
+    def _own_parts(self) -> dict[str, Tensor]:
+        """What this rank holds of every averaged tensor, sharing its memory."""
+        return {name: self._own_part(value) for name, value in self._averaged.items()}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside the block the network has its averaged weights, if an average is kept."""
+        return nullcontext() if self.ema is None else self.ema.in_place()
+
+    def average(self, outcome: OptimizerStep) -> None:
+        """Add the weights after an optimizer step to their moving average, if one is kept."""
+        if self.ema is not None:
+            self.ema.update(outcome.skipped)
 
     def _clip(self, limit: float) -> Tensor:
         """Scale the whole gradient down to a norm of ``limit``; its norm before."""
@@ -157,6 +186,35 @@ class AccelerateEngine:
             for buffer, before in zip(buffers, kept, strict=True):
                 torch.where(skipped, before, buffer, out=buffer)
 
+    def average_state(self) -> dict[str, Whole]:
+        """The averages by the names of ``weights``. Every rank calls it."""
+        own = {} if self.ema is None else self.ema.state()
+        return {name: self._whole_of(self._averaged[name], value) for name, value in own.items()}
+
+    def load_average(self, parts: Mapping[str, Part] | None) -> None:
+        """Load what ``average_state`` gave, from a file; None: begin again with the weights as they are.
+
+        Raises:
+            RuntimeError: it is of another network.
+        """
+        assert self.ema is not None
+        if parts is not None and parts.keys() != self._averaged.keys():
+            raise RuntimeError(f"another network's average: {min(parts.keys() ^ self._averaged.keys())}")
+        like = self._averaged
+        self.ema.load({name: self._read_own(like[name], part) for name, part in (parts or {}).items()})
+
+    def _own_part(self, value: Tensor) -> Tensor:
+        """What this rank holds of a tensor of ``bare``, sharing its memory."""
+        return value.detach()
+
+    def _whole_of(self, like: Tensor, own: Tensor) -> Whole:
+        """A tensor that is shared out as ``like``, of ``bare``, is."""
+        return Whole.of(own)
+
+    def _read_own(self, like: Tensor, part: Part) -> Tensor:
+        """What this rank holds of it, shared out as ``like``, of ``bare``, is."""
+        return part.read()
+
     def whole(self, parameter: Tensor) -> Tensor:
         """All of a parameter of ``bare``. Every rank calls it."""
         return parameter
@@ -175,7 +233,7 @@ class AccelerateEngine:
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         """The optimizer state by parameter: moments, ``Whole`` of the parameter's shape, and numbers."""
-        names = self._trainable_names()
+        names = self._names_by_group()
         state = self.optimizer.state_dict()["state"]
         return {
             names[number]: {key: self._moment(names[number], value) for key, value in entry.items()}
@@ -190,7 +248,7 @@ class AccelerateEngine:
         """
         entries = {
             number: {key: self._own_moment(name, value) for key, value in state[name].items()}
-            for number, name in enumerate(self._trainable_names())
+            for number, name in enumerate(self._names_by_group())
             if name in state
         }
         groups = self.optimizer.state_dict()["param_groups"]
@@ -204,8 +262,14 @@ class AccelerateEngine:
         """What this rank's optimizer keeps of a ``value`` of ``optimizer_state``."""
         return value.read() if isinstance(value, Part) else value
 
-    def _trainable_names(self) -> list[str]:
-        return [name for name, parameter in self.bare.named_parameters() if parameter.requires_grad]
+    def _names_by_group(self) -> list[str]:
+        """Names of the trained parameters in the order in which torch's optimizers number them."""
+        names = {id(self._optimized(name, parameter)): name for name, parameter in self.bare.named_parameters()}
+        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _optimized(self, name: str, parameter: Tensor) -> Tensor:
+        """What the optimizer has of a parameter."""
+        return parameter
 
     def gather_list(self, items: list[Any]) -> list[Any]:
         """The items of every rank, on every rank."""

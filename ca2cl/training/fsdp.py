@@ -112,12 +112,14 @@ class FsdpEngine(AccelerateEngine):
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def optimizer_step(self, lr: float, clip_norm: float | None, loss: Tensor | None = None) -> OptimizerStep:
+    def optimizer_step(
+        self, lr: float, clip_norm: float | None, loss: Tensor | None = None, step: int | None = None
+    ) -> OptimizerStep:
         """As ``AccelerateEngine.optimizer_step``."""
         for parameter, rows in self._shards.values():
             rows.data = _rows_of(parameter)  # FSDP2 may have put them elsewhere
             rows.grad = None if parameter.grad is None else parameter.grad.to_local()
-        return super().optimizer_step(lr, clip_norm, loss)
+        return super().optimizer_step(lr, clip_norm, loss, step)
 
     def _clip(self, limit: float) -> Tensor:
         rows = [one.rows for one in self._shards.values()]
@@ -156,16 +158,29 @@ class FsdpEngine(AccelerateEngine):
                 state[name] = part.read()
         self.bare.load_state_dict(state, strict=True)
 
+    def _own_part(self, value: Tensor) -> Tensor:
+        return _rows_of(value) if isinstance(value, DTensor) else super()._own_part(value)
+
+    def _whole_of(self, like: Tensor, own: Tensor) -> Whole:
+        if not isinstance(like, DTensor):
+            return super()._whole_of(like, own)
+        return Whole(tuple(like.shape), own.dtype, lambda: _gathered(_like(like, own)))
+
+    def _read_own(self, like: Tensor, part: Part) -> Tensor:
+        return _own_rows(like, part) if isinstance(like, DTensor) else super()._read_own(like, part)
+
+    def _optimized(self, name: str, parameter: Tensor) -> Tensor:
+        return self._shards[name].rows if name in self._shards else parameter
+
     def _moment(self, name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim == 0:
             return super()._moment(name, value)
-        like = self._shards[name].parameter
-        return Whole(tuple(like.shape), value.dtype, lambda: _gathered(_like(like, value)))
+        return self._whole_of(self._shards[name].parameter, value)
 
     def _own_moment(self, name: str, value: Any) -> Any:
         if not isinstance(value, Part) or not value.shape:
             return super()._own_moment(name, value)
-        return _own_rows(self._shards[name].parameter, value)
+        return self._read_own(self._shards[name].parameter, value)
 
 
 def _rows_of(parameter: Any) -> Tensor:

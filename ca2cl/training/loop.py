@@ -172,7 +172,8 @@ def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
             journal.settle()
             return _stopped(job, progress, saved)
         lr = job.rate(progress.step)
-        outcome = job.engine.optimizer_step(lr, job.clip_norm, terms["loss"])
+        outcome = job.engine.optimizer_step(lr, job.clip_norm, terms["loss"], progress.step)
+        job.engine.average(outcome)
         progress.step += 1
         progress.bad_samples += len(bad)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ca2cl.config import OptimConfig
+from ca2cl.training.param_groups import Layered, param_groups
 
 
 class LARS(torch.optim.Optimizer):
@@ -22,7 +23,12 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 1e-3,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
@@ -54,15 +60,21 @@ class LARS(torch.optim.Optimizer):
         parameter.add_(buffer, alpha=-group["lr"])
 
 
-def build_optimizer(config: OptimConfig, network: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimConfig, network: nn.Module, encoder: Layered | None = None, *, fused: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer that ``config`` names, over all trainable parameters of ``network``.
 
     Args:
-        config: name and rates.
+        config: name, rates and groups.
         network: what is trained.
-        fused: one kernel for all parameters, as GPUs want it; LARS has none.
+        encoder: the part of it that has layers, for ``param_groups``.
+        fused: one kernel for a group's parameters, as GPUs want it; LARS has none.
+
+    Raises:
+        InputError: see ``param_groups``.
     """
-    params = [p for p in network.parameters() if p.requires_grad]
+    params = param_groups(config, network, encoder)
     rates: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "lars":
         return LARS(params, momentum=config.momentum, **rates)

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ca2cl.views.draw.random import Draws
+from ca2cl.views.cpu.memory import Spares
+from ca2cl.views.draw.random import Draws, row_words
 from ca2cl.views.draw.table import Passes, Table, View
 
 VERSION = 2
@@ -61,6 +62,7 @@ class Views:
         self.seed = seed
         levels = torch.arange(256).expand(3, 256)
         centre, width = (255 * torch.tensor(values).double()[:, None] for values in (mean, std))
+        self._spares = Spares()
         self._raw = levels.byte()
         self._normalised = ((levels - centre) / width).to(dtype)
 
@@ -91,6 +93,11 @@ class Views:
         strong, weak = self._make(tiles_BHWC, key_hash_B, epoch, BOTH, self._raw)
         return strong, weak
 
+    def words(self, key_hash_B: Tensor, epoch: int) -> Tensor:
+        """A word for the strong and for the weak view of each tile, int64 (2, B) on the host: a network that leaves out
+        parts of itself draws from it (``models.blocks.drop_path``)."""
+        return torch.from_numpy(row_words(key_hash_B.cpu().numpy(), seed=self.seed, epoch=epoch, views=BOTH))
+
     def draw(self, key_hash_B: Tensor, epoch: int, views: Sequence[View], tile_sides: tuple[int, int]) -> Table:
         """What the views of a batch draw, (V, B)."""
         keys = key_hash_B.cpu().numpy()
@@ -111,14 +118,15 @@ class Views:
             from ca2cl.views.gpu.render import render
 
             return render(tiles, table, [self.recipe.passes(view) for view in views], colours, self.recipe.size)
-        return list(_render_on_cpu(tiles.cpu(), table, colours, self.recipe.size).to(tiles.device))
+        return list(_render_on_cpu(tiles.cpu(), table, colours, self.recipe.size, self._spares).to(tiles.device))
 
 
-def _render_on_cpu(tiles: Tensor, table: Table, colours: Tensor, size: int) -> Tensor:
+def _render_on_cpu(tiles: Tensor, table: Table, colours: Tensor, size: int, spares: Spares) -> Tensor:
     from ca2cl.views.cpu.render import render  # imports Numba
 
-    out = torch.empty((*table.shape, size, size, 3), dtype=colours.dtype)
     # NumPy has no bfloat16: what is not float32 is carried as words of its size.
     carried = {1: torch.uint8, 2: torch.int16, 4: torch.float32}[colours.element_size()]
-    render(tiles.contiguous().numpy(), table, colours.view(carried).numpy(), out.view(carried).numpy())
-    return out
+    numbers = colours.view(carried).numpy()
+    out = spares.array((*table.shape, size, size, 3), numbers.dtype)
+    render(tiles.contiguous().numpy(), table, numbers, out)
+    return torch.from_numpy(out).view(colours.dtype)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, ShardInfo, digest_of, read_manifest
+from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, digest_of, read_manifest
+from ca2cl.data.shards.samples import ShardInfo
 from ca2cl.detection.coco.files import encode_mask, instance_ids, read_coco
 from ca2cl.detection.engines.checkpoint import CARD, read_card
 from ca2cl.models.encoder_io import read_card as read_encoder_card

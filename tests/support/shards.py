@@ -20,11 +20,10 @@ from ca2cl.data.shards.index import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Manifest,
-    ShardInfo,
-    ShardSamples,
     digest_of,
     write_index,
 )
+from ca2cl.data.shards.samples import ShardInfo, ShardSamples
 
 
 def encode(pixels_HWC: npt.NDArray[np.uint8], kind: str = "PNG", **options: object) -> bytes:

@@ -28,26 +28,31 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.shards": {"data", "data.sources", "runtime"},
     "data.remote": {"data.shards"},
     "data.loading": {"data", "data.shards", "data.remote", "runtime"},
-    "models": {"runtime"},
-    "models.timm": {"models"},
+    "models": {"runtime", "models.blocks"},
+    "models.blocks": set(),
+    "models.timm": {"models", "models.blocks"},
     "views": {"views.draw", "views.cpu", "views.gpu", "data.shards", "data.remote", "data.loading"},
     "views.draw": set(),
     "views.cpu": {"views.draw"},
     "views.gpu": {"views.draw", "runtime"},
-    "methods": {"models"},
+    "methods": {"models", "models.blocks"},
     "methods.ca2cl": {"methods", "models"},
+    "methods.distill": {"methods", "models"},
     "training": {"runtime"},
-    "registry": {"data", "store", "models"},
+    "weights": {"models", "models.timm"},
+    "registry": {"data", "store", "models", "models.timm", "weights"},
     "tracking": {"store", "registry"},
     "encoders": {"store", "registry", "models"},
     "encoders.import_": {"store", "registry", "tracking", "models", "encoders"},
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
-        "registry", "tracking",
+        "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
     },
+    "pretrain.memory": {"runtime", "models", "methods", "training"},
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
+    "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory", "training"},
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
@@ -91,7 +96,8 @@ ONLY_IN = {
     "webdataset": {"data.shards"},
     "numba": {"views.cpu"},
     "triton": {"views.gpu"},
-    "timm": {"models.timm", "export"},
+    "timm": {"models.blocks", "models.timm", "export", "weights"},
+    "huggingface_hub": {"weights", "data.sources"},
     "sklearn": {"evaluation", "evaluation.probe", "report"},
 }
 """Libraries that one part of the house stands for."""
@@ -193,6 +199,16 @@ def test_a_library_is_imported_in_its_rooms_only(library: str) -> None:
         if any(one.partition(".")[0] == library for one in imports(path))
     }
     assert rooms <= ONLY_IN[library]
+
+
+@pytest.mark.parametrize("library", ["timm", "huggingface_hub"])
+def test_a_slow_import_happens_only_where_it_is_needed(library: str) -> None:
+    """``--help`` and the jobs of a ResNet do without it."""
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                named = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+                assert library not in {one.partition(".")[0] for one in named}, name
 
 
 def test_folders_are_small_enough_to_read() -> None:

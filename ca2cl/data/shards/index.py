@@ -26,6 +26,7 @@ from annotated_types import Ge, Len
 from ca2cl.common.files import file_digest
 from ca2cl.common.records import Count, parse_record, read_record
 from ca2cl.data.decode import MAX_PIXELS
+from ca2cl.data.shards.samples import ShardInfo, ShardSamples
 from ca2cl.errors import InputError
 
 INDEX_NAME = "index.arrow"
@@ -48,37 +49,6 @@ _SCHEMA = pa.schema(
         ("group", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One tar: its file name, size in bytes, SHA-256 and number of samples."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    name: str
-    bytes: Count
-    sha256: str
-    samples: Count
-
-
-@dataclass(frozen=True)
-class ShardSamples:
-    """The samples of one shard, in the order in which they lie in the tar.
-
-    ``offset`` and ``size`` (bytes) locate a tile's encoded bytes inside the tar; ``label`` is an index into the
-    manifest's classes, -1 where there is none; ``group`` is the slide or patient, or None.
-    """
-
-    key: Sequence[str]
-    ext: Sequence[str]
-    offset: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int64]
-    label: npt.NDArray[np.int32]
-    group: Sequence[str | None]
-
-    def __len__(self) -> int:
-        return len(self.offset)
 
 
 @dataclass(frozen=True)
@@ -317,7 +287,19 @@ def _record_batch(samples: ShardSamples) -> pa.RecordBatch:
 def _column(values: Any, kind: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
-    return pa.array(values if isinstance(values, np.ndarray) else list(values), type=kind)
+    if pa.types.is_string(kind):
+        return _strings(list(values))
+    numbers = np.ascontiguousarray(values, f"i{kind.byte_width}")
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _strings(values: Sequence[str | None]) -> pa.Array:
+    """Strings as an Arrow column. ``pa.array`` imports pandas, which takes half a second."""
+    encoded = [(value or "").encode() for value in values]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    present = [value is not None for value in values]
+    bits = None if all(present) else pa.py_buffer(np.packbits(present, bitorder="little"))
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)), bits)
 
 
 def write_index(file: Path | BinaryIO, parts: Iterable[tuple[ShardInfo, ShardSamples]]) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ca2cl.common.files import file_digest
-from ca2cl.data.shards.index import ShardInfo
+from ca2cl.data.shards.samples import ShardInfo
 from ca2cl.data.shards.writer import Packing, pack, read_sidecar, write_sidecar
 from ca2cl.data.sources.base import Tile, TileReader
 from ca2cl.errors import InputError

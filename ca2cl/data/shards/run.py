@@ -32,12 +32,11 @@ from ca2cl.data.shards.index import (
     SCHEMA_VERSION,
     Manifest,
     ShardIndex,
-    ShardInfo,
-    ShardSamples,
     digest_of,
     write_index,
 )
 from ca2cl.data.shards.pool import PLAN_FOLDER, sidecar_path, write_shards
+from ca2cl.data.shards.samples import ShardInfo, ShardSamples
 from ca2cl.data.shards.writer import REMEDY, Packing, image_size, read_sidecar
 from ca2cl.data.sources.base import Source, SourceOptions
 from ca2cl.data.sources.choose import open_source

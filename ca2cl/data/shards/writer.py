@@ -1,22 +1,18 @@
 """Check, encode and write one shard as a WebDataset tar.
 
-The tar's headers come from the standard library's ``TarInfo``: ``webdataset.TarWriter`` reports no offsets, which the
-index needs, and ``TarFile`` finds them only by reading the tar again. Headers carry no clock and no owner, so equal
-tiles give equal bytes.
+The tar is written by ``tar``: ``webdataset.TarWriter`` reports no offsets, which the index needs, and ``TarFile`` finds
+them only by reading the tar again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +20,17 @@ from PIL import Image, UnidentifiedImageError
 
 from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.records import parse_json
-from ca2cl.data.decode import MAX_PIXELS, BadSample, decode
+from ca2cl.data.decode import MAX_PIXELS, BadSample, decode, measure
 from ca2cl.data.orientation import as_stored, orientation_of, stored_size
 from ca2cl.data.shards.config import ShardConfig
-from ca2cl.data.shards.index import ShardInfo, ShardSamples
+from ca2cl.data.shards.samples import ShardInfo, ShardSamples
+from ca2cl.data.shards.tar import TarWriter
 from ca2cl.data.sources.base import Content, Tile, TileReader
 from ca2cl.errors import InputError
 
 REMEDY = "free some space and run again, finished shards are kept; or give another folder"
+_ABOUT = json.JSONEncoder(sort_keys=True)
+_MAGIC = {b"\xff\xd8": "jpg", b"II": "tif", b"MM": "tif"}
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp"}
 
 
@@ -118,6 +117,8 @@ def prepare(data: Content, tile: Tile, where: str, packing: Packing) -> tuple[by
     Raises:
         InputError: the tile does not decode or has another size than the reference.
     """
+    if packing.config.encode == "keep" and isinstance(data, bytes) and _passes(data, packing):
+        return data, tile.ext or _MAGIC[data[:2]]
     with _opened(data, where) as image:
         size = stored_size(image)
         if packing.tile_size is not None and size != packing.tile_size:
@@ -134,6 +135,14 @@ def prepare(data: Content, tile: Tile, where: str, packing: Packing) -> tuple[by
             return data, tile.ext or _FORMATS.get(image.format or "", "jpg")
         encode = "png" if config.encode == "keep" else config.encode
         return _encode(image, encode, config), _FORMATS[encode.upper()]
+
+
+def _passes(data: bytes, packing: Packing) -> bool:
+    """True for a JPEG or uncompressed TIFF that the decoder takes and that has the size of all."""
+    try:
+        return measure(data, whole=packing.config.check == "full") == packing.tile_size
+    except BadSample:
+        return False
 
 
 def _decode(data: bytes, where: str) -> None:
@@ -159,34 +168,6 @@ def _encode(image: Image.Image, encode: str, config: ShardConfig) -> bytes:
     return out.getvalue()
 
 
-class _TarWriter:
-    """Writes members one after another, and computes their offsets and the SHA-256 of all on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.length = 0
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.sha256.update(data)
-        self.length += len(data)
-
-    def add(self, name: str, data: bytes) -> int:
-        """Add a member; the offset of its bytes in the tar."""
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        self._write(member.tobuf(tarfile.PAX_FORMAT))
-        offset = self.length
-        self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset
-
-    def close(self) -> None:
-        """Write the end mark."""
-        end = 2 * tarfile.BLOCKSIZE
-        self._write(bytes(end + -(self.length + end) % tarfile.RECORDSIZE))
-
-
 def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing) -> Packed:
     """Write ``tiles`` as the tar ``path``, whole or not at all; equal input gives equal bytes.
 
@@ -203,7 +184,7 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
     offsets, sizes, exts, skipped = [], [], [], []
     turned = 0
     with writing(path, REMEDY), replacing(path) as file:
-        tar = _TarWriter(file)
+        tar = TarWriter(file)
         for tile in tiles:
             try:
                 came = reader.read(tile)
@@ -213,9 +194,8 @@ def pack(path: Path, tiles: Sequence[Tile], reader: TileReader, packing: Packing
                     raise
                 skipped.append(str(error))
                 continue
-            offsets.append(tar.add(f"{tile.key}.{ext}", data))
-            tar.add(f"{tile.key}.cls", str(tile.label).encode())
-            tar.add(f"{tile.key}.json", _about(tile, packing))
+            label, about = str(tile.label).encode(), _about(tile, packing)
+            offsets.append(tar.add(tile.key, {ext: data, "cls": label, "json": about}))
             kept.append(tile)
             turned += isinstance(came, bytes) and orientation_of(came) != 1
             sizes.append(len(data))
@@ -239,7 +219,7 @@ def _about(tile: Tile, packing: Packing) -> bytes:
         about["class"] = packing.classes[tile.label]
     if tile.group is not None:
         about["group"] = tile.group
-    return json.dumps(about, sort_keys=True).encode()
+    return _ABOUT.encode(about).encode()
 
 
 def write_sidecar(path: Path, packed: Packed) -> None:

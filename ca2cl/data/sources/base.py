@@ -9,6 +9,7 @@ form in a module of its own, and a line in ``choose.KINDS``; one outside this pa
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+_PLAIN = re.compile(r"[A-Za-z0-9_/-]*")
 Content = bytes | npt.NDArray[np.uint8]
 """A tile as its source has it: an encoded image, or RGB pixels (H, W, 3)."""
 
@@ -86,5 +88,7 @@ def safe_key(name: str) -> str:
 
     Stock readers cut a member's name at the first dot of its last component, so no dot may stay in a key.
     """
+    if _PLAIN.fullmatch(name):
+        return name.replace("/", "~")
     parts = (quote(os.fsencode(part), safe="").replace("~", "%7E").replace(".", "%2E") for part in name.split("/"))
     return "~".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ca2cl.common.plugins import is_plugin, load_plugin
+from ca2cl.common.plugins import find_installed, is_plugin, load_plugin
 from ca2cl.data.sources.base import Source, SourceOptions
 from ca2cl.errors import InputError
 
@@ -28,8 +28,16 @@ KINDS: tuple[tuple[Callable[[str], bool], str], ...] = (
 imported only then, since ``datasets`` takes seconds."""
 
 
+GROUP = "ca2cl.sources"
+"""Group of entry points by which installed packages name sources: ``NAME:WHERE``."""
+_OWN = ("hf",)
+
+
 def _class_of(source: str) -> tuple[str, str] | None:
     """``module:Class`` and the name that this class opens; None where no kind fits the source."""
+    name, colon, rest = source.partition(":")
+    if colon and (found := find_installed(GROUP, name, "source", _OWN)):
+        return found.path, rest
     own, _, where = source.rpartition(":")
     if is_plugin(own):
         return own, where
@@ -42,8 +50,9 @@ def is_source(source: str) -> bool:
 
 
 def open_source(source: str, options: SourceOptions | None = None, *, mixed: bool = False) -> Source:
-    """List ``source``: a folder of images, a folder by ``datasets.save_to_disk``, ``hf:NAME`` on the hub, or
-    ``module:Class:WHERE``, which opens WHERE with a class of the user's own.
+    """List ``source``: a folder of images, a folder by ``datasets.save_to_disk``, ``hf:NAME`` on the hub,
+    ``NAME:WHERE``, which opens WHERE with the source that an installed package names so, or ``module:Class:WHERE``,
+    with a class of the user's own.
 
     Args:
         source: what to list.

@@ -24,14 +24,14 @@ class ImportConfig:
     """
 
     source: str
-    """The authors' .pth or .tar, a safetensors file, a run folder, torchvision:IMAGENET1K_V1, or any other form that
-    --encoder takes."""
+    """timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1, a safetensors, .pth, .bin or .tar file, a run folder,
+    or any other form that --encoder takes."""
     name: str = ENCODER_NAME
     """Registered model that gets the encoder as a new version."""
     arch: str | None = None
-    """Architecture, as model.arch; none uses the card's, or resnet18 without a card."""
+    """Architecture, as model.arch; none uses the card's or the source's, or resnet18 where neither states one."""
     input_size: int | None = None
-    """Side in pixels of its input tiles; none uses the card's, or 224 without a card."""
+    """Side in pixels of its input tiles; none uses the card's or the source's, or 224 where neither states one."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow store to register it in. Use --name instead of register_as."""
 

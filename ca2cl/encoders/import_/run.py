@@ -6,8 +6,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import torch
-
 from ca2cl import __version__
 from ca2cl.common.files import writing
 from ca2cl.common.redact import redact
@@ -41,7 +39,7 @@ def run(config: ImportConfig) -> int:
         with writing(folder, _REMEDY):
             save_encoder(folder, found.encoder.state_dict(), card)
         digest = digest_of(folder / WEIGHTS_NAME)
-        card = dataclasses.replace(card, origin_sha256=_source_sha256(config.source, found.card.arch) or digest)
+        card = dataclasses.replace(card, origin_sha256=found.start.sha256 if found.start else digest)
         known = _registered_before(store, config.name, digest, card)
         if known:
             sys.stdout.write(f"{known.label} already has exactly these weights, nothing was registered\n")
@@ -66,19 +64,6 @@ def _card(found: ResolvedEncoder, config: ImportConfig) -> EncoderCard:
         origin_run_id=found.source_run_id,
         source_run_id=None,
     )
-
-
-def _source_sha256(source: str, arch: str) -> str | None:
-    """Of the file that the weights were read from; None where there is no one file, or the store has it."""
-    path = Path(source).expanduser()
-    if source.startswith("torchvision:"):
-        from torchvision.models import get_model_weights
-
-        url = get_model_weights(arch)[source.partition(":")[2]].url
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if path.is_dir():
-        path = next(folder / WEIGHTS_NAME for folder in (path / ENCODER_PATH, path) if (folder / WEIGHTS_NAME).exists())
-    return digest_of(path) if path.is_file() else None
 
 
 def _registered_before(store: Store, name: str, digest: str, card: EncoderCard) -> EncoderVersion | None:
@@ -107,6 +92,7 @@ def _register(
         "source_sha256": card.origin_sha256,
         "arch": card.arch,
         "input_size": card.input_size,
+        **({"licence": card.licence} if card.licence else {}),
         "ca2cl": __version__,
     }
     client = store.client

@@ -109,8 +109,12 @@ class EmbedJob:
         }
 
 
-def open_job(config: EmbedConfig) -> EmbedJob:
+def open_job(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> EmbedJob:
     """Find the tiles and the encoder.
+
+    Args:
+        config: of the job.
+        encoder: what ``config.encoder`` names, where it has been found already.
 
     Raises:
         InputError: either is not there, or ``out`` cannot be written.
@@ -125,7 +129,8 @@ def open_job(config: EmbedConfig) -> EmbedJob:
         label_column=config.label_column,
     )
     data = open_tiles(config.source, config.cache_dir, options)
-    found = resolve_encoder(config.encoder, tracking_uri=config.tracking.uri, root=config.tracking.root)
+    tracking = config.tracking
+    found = encoder or resolve_encoder(config.encoder, tracking_uri=tracking.uri, root=tracking.root)
     card = found.card
     size = config.image_size or card.input_size
     identity = {

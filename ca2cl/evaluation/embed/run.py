@@ -21,19 +21,24 @@ from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.job import EmbedJob, embed_parts, open_job
 from ca2cl.evaluation.embed.parts import KEPT, REMEDY, PartFacts, mine
 from ca2cl.evaluation.embed.writer import outputs, read_about, write_vectors
+from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: EmbedConfig) -> int:
+def run(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> int:
     """Embed ``config.source`` into ``config.out``; returns the exit code.
+
+    Args:
+        config: of the job.
+        encoder: what ``config.encoder`` names, where it has been found already.
 
     Raises:
         InputError: an unknown encoder, no tiles, an ``out`` that exists or cannot be written, too many bad tiles.
     """
     ranks = Ranks()
-    job = ranks.together(lambda: open_job(config))
+    job = ranks.together(lambda: open_job(config, encoder))
     _check_alike(ranks, job)
     with ExitStack() as held:
         finished = ranks.from_first(lambda: _begin(job, held))

@@ -13,11 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ca2cl.common.files import replacing, writing
 from ca2cl.common.records import json_line, parse_json
+from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.parts import REMEDY, parquet_writer, schema
 
 METADATA_KEY = "ca2cl"
@@ -82,6 +85,22 @@ def _write_safetensors(out: Path, tables: Tables, rows: int, dim: int, about: st
         for table in tables():
             for column in table.column("vector").chunks:
                 file.write(column.flatten().to_numpy().astype("<f4", copy=False).tobytes())
+
+
+def open_vectors(out: Path) -> npt.NDArray[np.float32]:
+    """The vectors (N, D) of a safetensors result, mapped from the file and not read.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    try:
+        with out.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            shape = parse_json(file.read(min(length, _LONGEST_HEADER)))["vectors"]["shape"]
+        rows, dim = (int(number) for number in shape)
+        return np.memmap(out, "<f4", "r", offset=8 + length, shape=(rows, dim))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out}: not a whole file of vectors ({error}); remove it, and make it again") from None
 
 
 def read_about(out: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ class FinetuneConfig:
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
-    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    .safetensors file, timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1 or random."""
     train: str
     """Shards of labelled tiles."""
     test: str
@@ -104,6 +104,8 @@ class FinetuneConfig:
         )  # fmt: skip
         if self.optim.name == "lars":
             raise InputError("optim.name is 'lars': it is for large batches without labels; use sgd or adamw")
+        if self.optim.ema is not None:
+            raise InputError(f"optim.ema is {self.optim.ema}: it is for pre-training; leave it out")
         if self.protocol == "original" and self.tracking.register_as:
             raise InputError("tracking.register_as is for the honest protocol: this one is for comparison alone")
         if self.protocol == "original" and max(self.labels) > 1:

@@ -87,7 +87,7 @@ def build_network(config: FinetuneConfig, start: ResolvedEncoder, seed: int, cla
     """
     torch.manual_seed(seed)
     size = config.image_size or start.card.input_size
-    encoder = build_encoder(start.card.arch, config.norm, image_size=size)
+    encoder = build_encoder(start.card.arch, config.norm, image_size=size, pooling=start.card.pooling)
     if start.uri != "random":  # that is another one for every seed
         encoder.load_state_dict(start.encoder.state_dict())
     encoder.requires_grad_(config.trains == "all")
@@ -158,7 +158,8 @@ class TrialRun:
                 f"{accelerator.num_processes} processes; start fewer, or give more labels"
             )
         network = build_network(config, self.start, self.trial.seed, len(self.job.train.index.classes))
-        optimizer = build_optimizer(config.optim, network, fused=accelerator.device.type == "cuda")
+        fused = accelerator.device.type == "cuda"
+        optimizer = build_optimizer(config.optim, network, network.encoder, fused=fused)
         engine = AccelerateEngine(accelerator, network, optimizer, config.precision)
         checkpointer = Checkpointer(self.folder / "checkpoints", keep_last=1)
         if accelerator.is_main_process:

@@ -37,7 +37,8 @@ def adapted(body: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found: dict[str, Tensor] = convert(given, body)
     except (KeyError, AttributeError, RuntimeError, ValueError, IndexError, AssertionError):
         return dict(state)  # not a state that it knows: what does not fit is said by name
-    return found
+    kernels = {name: one for name, one in state.items() if one.ndim == 4 and name in found}
+    return {**found, **kernels}  # at their own size: patches of another one are another architecture
 
 
 def _filter_of(body: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:

@@ -5,7 +5,7 @@ Shapes: B tiles, N tokens, P prefix tokens (class, registers), h x w patches, D 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import HEAD, Backbone, BackboneOptions, Tokens
+from ca2cl.models.blocks.layers import Matcher, layer_numbers
 from ca2cl.models.perturbed_conv import Stem
 from ca2cl.models.timm.adapt import adapted
-from ca2cl.models.timm.layers import put, replace_norms, turn_off_dropout
+from ca2cl.models.timm.layers import put, replace_drop_paths, replace_norms, turn_off_dropout
 from ca2cl.models.timm.spelling import built, create_arguments, settings_of, timm_name
 
 _BODY = "body."
@@ -25,7 +26,7 @@ _AVERAGE = ("avg", "fast", "fastavg")
 class TimmBackbone(Backbone):
     """A timm model without its classifier. The state's keys are timm's.
 
-    Dropout and stochastic depth are off, whatever timm's default: the passes of a step must see one network.
+    Dropout is off, whatever timm's default, and stochastic depth is ours: the passes of a step must see one network.
     """
 
     body: Any
@@ -33,7 +34,7 @@ class TimmBackbone(Backbone):
     def __init__(self, arch: str, options: BackboneOptions) -> None:
         super().__init__()
         settings = settings_of(arch)
-        self.body = _create(arch, options.image_size)
+        self.body = _create(arch, options.image_size, options.drop_path)
         self.arch, self.pooling = arch, options.pooling
         self.feature_dim = int(getattr(self.body, "head_hidden_size", None) or self.body.num_features)
         self._check_pooling()
@@ -48,6 +49,8 @@ class TimmBackbone(Backbone):
         self._check_size(options.image_size)
         self._replace_stem(settings.first_conv)
         replace_norms(self.body, options)
+        if options.drop_path:
+            replace_drop_paths(self.body)
         turn_off_dropout(self.body)
         self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
@@ -99,6 +102,23 @@ class TimmBackbone(Backbone):
         """``state`` under timm's names, from those of the model's first authors; resampled as by ``fitted``."""
         return adapted(self.body, state)
 
+    def group_matcher(self, coarse: bool = False) -> Matcher:
+        """timm's, for names without the attribute that holds the model."""
+        if not hasattr(self.body, "group_matcher"):
+            return super().group_matcher(coarse)
+        matcher: Matcher = self.body.group_matcher(coarse=coarse)
+        return matcher
+
+    def layers(self) -> dict[str, int]:
+        """As ``Backbone.layers``."""
+        found = layer_numbers([name for name, _ in self.body.named_parameters()], self.group_matcher())
+        return {_BODY + name: number for name, number in found.items()}
+
+    def no_weight_decay(self) -> Iterable[str]:
+        """As ``Backbone.no_weight_decay``: tokens, position embeddings, and what else timm names."""
+        names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else ()
+        return [_BODY + name for name in names]
+
     @property
     def _pools_tokens(self) -> bool:
         return self.pooling != "default" and _has_class_token(self.body)
@@ -144,7 +164,7 @@ def build(arch: str, options: BackboneOptions) -> TimmBackbone:
     return TimmBackbone(arch, options)
 
 
-def _create(arch: str, image_size: int) -> nn.Module:
+def _create(arch: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
     """Without its classifier; where it can, a ViT also takes tiles of other sizes than ``image_size`` afterwards.
 
     Raises:
@@ -154,14 +174,19 @@ def _create(arch: str, image_size: int) -> nn.Module:
 
     name, plain = timm_name(arch), create_arguments(arch, image_size)
     arguments = {**built(plain), "num_classes": 0}
-    dynamic: dict[str, Any] = {"dynamic_img_size": True} if "img_size" in plain else {}
+    wished: dict[str, Any] = {"dynamic_img_size": True} if "img_size" in plain else {}
+    if drop_path:
+        wished["drop_path_rate"] = drop_path
     try:
-        try:
-            model: nn.Module = timm.create_model(name, **arguments, **dynamic)
-        except TypeError as error:
-            if "dynamic_img_size" not in str(error):
-                raise
-            model = timm.create_model(name, **arguments)
+        while True:
+            try:
+                model: nn.Module = timm.create_model(name, **arguments, **wished)
+                break
+            except TypeError as error:  # not every body knows it
+                unknown = next((one for one in wished if one in str(error)), None)
+                if unknown is None:
+                    raise
+                del wished[unknown]
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "," not in arch:  # outline() may meet a body that meta cannot build
             raise

@@ -1,4 +1,4 @@
-"""Replace a timm model's BatchNorm by ours, and turn its dropout off."""
+"""Replace a timm model's BatchNorm and stochastic depth by ours, and turn its dropout off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ca2cl.models.backbone import BackboneOptions
 from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.models.blocks.drop_path import RowDraws
 
 
 class _NormAct(BatchNorm):
@@ -32,6 +33,16 @@ def replace_norms(body: nn.Module, options: BackboneOptions) -> None:
         own._parameters, own._buffers = layer._parameters, layer._buffers
         own._modules = layer._modules
         put(body, path, own)
+
+
+def replace_drop_paths(body: nn.Module) -> None:
+    """Put ours in the place of every stochastic depth, with its rate."""
+    from timm.layers.drop import DropPath
+
+    draws = RowDraws()
+    for path, layer in list(body.named_modules()):
+        if isinstance(layer, DropPath) and layer.drop_prob:
+            put(body, path, draws.layer(float(layer.drop_prob)))
 
 
 def put(model: nn.Module, path: str, module: Any) -> Any:

@@ -37,6 +37,21 @@ def word_of(*parts: int | str) -> np.uint64:
     return word
 
 
+def row_words(
+    key_hash_B: npt.NDArray[np.int64], *, seed: int, epoch: int, views: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """A word for each view of each sample, int64 (V, B), unrelated to what the views draw.
+
+    Args:
+        key_hash_B: int64 (B,), one word a sample.
+        seed: the run's seed.
+        epoch: number of the pass over the data.
+        views: their names.
+    """
+    streams = np.array([word_of(seed, epoch, view, "network") for view in views])
+    return mix(mix(key_hash_B.view(np.uint64)) ^ streams[:, None]).view(np.int64)
+
+
 class Draws:
     """The named draws of some views of a batch, all made at once; every number is (V, B).
 

@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.data.shards.index import ShardIndex, read_manifest
 from ca2cl.registry.resolve import resolve_encoder
 from tests.support.jobs import ROOT
 from tests.support.pages import Page
@@ -225,6 +226,25 @@ def test_the_registry_is_listed_compared_and_moved(
     assert "kept" in told("promote", worse, "--if-better", metric, "--exit-code", code=3)
 
 
+def test_the_same_tiles_become_the_same_shards(made: Path, tmp_path: Path) -> None:
+    before = made / "shards" / "test"
+    index, wanted = ShardIndex(before), read_manifest(before / "manifest.json")
+    for shard, samples in zip(index.shards, index, strict=True):
+        with tarfile.open(before / shard.name) as tar:
+            for key, ext in zip(samples.key, samples.ext, strict=True):
+                tile, about = tar.extractfile(f"{key}.{ext}"), tar.extractfile(f"{key}.json")
+                assert tile is not None and about is not None
+                path = tmp_path / "test" / json.loads(about.read())["name"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(tile.read())
+    again = tmp_path / "again"
+    settings = ("--group_pattern", "([ST][0-9])-", "--samples_per_shard", "20", "--workers", "1")
+    assert main(["shard", str(tmp_path / "test"), str(again), *settings]) == 0
+    assert read_manifest(again / "manifest.json") == wanted
+    for shard in index.shards:
+        assert (again / shard.name).read_bytes() == (before / shard.name).read_bytes()
+
+
 def test_a_probe_reads_the_shards_and_scores_as_it_did(made: Path, place: Place) -> None:
     """Of the classifiers logistic regression alone is the same: k-NN is centred now, SGD has another rate."""
     folder = place("run")
@@ -279,13 +299,16 @@ def test_a_finished_run_is_left_alone_and_may_be_made_longer(
     assert json.loads((folder / "run" / "encoder" / "card.json").read_text())["step"] == 4
 
 
-def test_a_stopped_run_goes_on_to_the_same_losses(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_goes_on_to_the_same_losses(
+    place: Place, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     folder = place("stopped")
     # Blocks have four groups by default now. A run keeps those of two that it was begun with: the line says how.
     assert main(list(STOPPED)) == 2
     assert "go on with --model.norm_block 2" in capsys.readouterr().err
     assert main(["pretrain", "--config", "stopped/config.yaml", "--model.norm_block", "2"]) == 0
     same_steps(folder / "stopped", "stopped")
+    assert any("was trained on views of version 1; it continues with version 2" in line for line in caplog.messages)
     assert lines(folder / "stopped")[-1] == {**lines(folder / "stopped")[-1], "event": "status", "status": "FINISHED"}
 
 

@@ -26,6 +26,8 @@ NEW_DEFAULTS: dict[str, dict[str, Any]] = {
         "epochs": None, "min_steps": None, "batch_size": None, "held_out": None, "patience": None, "augment": "auto",
     },
     "reproduce nct": {"batch_size": None, "augment": "auto"},
+    # those of the weights where they state some, and else ImageNet's as before
+    "pretrain": {"model.mean": None, "model.std": None},
     # the authors' own schedule
     "detect": {"warmup": 1000},
     # a bare number or alias is looked for among all models; ca2cl-encoder comes first
@@ -84,7 +86,7 @@ def test_recipes_mean_what_they_meant(name: str, tmp_path: Path) -> None:
     file.write_text(old["text"])
     for words in (["--config", str(file)], ["--recipe", name]):
         now = settings("pretrain", words)
-        assert {setting: now[setting] for setting in old["settings"]} == old["settings"]
+        assert {setting: now[setting] for setting in old["settings"]} == old["settings"] | NEW_DEFAULTS["pretrain"]
         new = now.keys() - old["settings"].keys()
         assert {setting: now[setting] for setting in new} == {
             setting: value for setting, value in settings("pretrain", []).items() if setting in new

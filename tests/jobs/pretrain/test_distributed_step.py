@@ -33,11 +33,13 @@ GROUP = GROUPS.group
 class Double(EncoderNetwork):
     """Keeps double precision where a network promises fp32."""
 
-    def forward(self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Any:
+    def forward(
+        self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None, words_B: Tensor | None = None
+    ) -> Any:
         original = Tensor.float
         Tensor.float = Tensor.double  # type: ignore[method-assign,assignment]
         try:
-            return super().forward(x, stem_delta, slot)
+            return super().forward(x, stem_delta, slot, words_B)
         finally:
             Tensor.float = original  # type: ignore[method-assign]
 
@@ -274,7 +276,9 @@ def test_plain_accumulation_is_another_loss() -> None:
 class Unlucky(DoubleNetwork):
     """Rank 1's gradient with respect to the perturbation is not a number; nothing else is touched."""
 
-    def forward(self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None) -> Embeddings:
+    def forward(
+        self, x: Tensor, stem_delta: Tensor | None = None, slot: int | None = None, words_B: Tensor | None = None
+    ) -> Embeddings:
         if stem_delta is not None and stem_delta.requires_grad and dist.is_initialized() and dist.get_rank() == 1:
             stem_delta = stem_delta.clone()
             stem_delta.register_hook(lambda grad: grad * float("nan"))

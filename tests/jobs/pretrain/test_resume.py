@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ca2cl.cli import main
 from ca2cl.cli.parser import parse
@@ -17,7 +18,9 @@ from ca2cl.config import flatten
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.numerics import fix_numerics
 from ca2cl.pretrain.resume import FREE, is_finished
+from ca2cl.views.batch import VERSION
 from tests.support.jobs import make_shards
 
 JOB = (
@@ -61,7 +64,8 @@ def look(*more: str, start: str = "") -> bool:
     """What a start of the job with these settings after its own finds."""
     config: Any = parse("pretrain", [*JOB, *more])
     manifest = ShardIndex(Path(config.data.shards)).manifest
-    return is_finished(config, config.run.steps or config.run.epochs * 2, 2, manifest.digest, start)
+    origin = {"start_weights": start, "teacher": None}
+    return is_finished(config, config.run.steps or config.run.epochs * 2, 2, manifest.digest, origin)
 
 
 def test_a_finished_run_again_changes_nothing(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -160,3 +164,33 @@ def test_the_way_on_that_a_refusal_names_works(run: Path, tmp_path: Path, capfd:
 
 def test_what_may_change_are_settings() -> None:
     assert set(FREE) <= flatten(PretrainConfig()).keys()
+
+
+def older_views(run: Path, folder: Path, **state: Any) -> Path:
+    """The run's checkpoint as of a time when views were of version 1, which states do not name or name so."""
+    checkpoint = folder / "step-000000002"
+    shutil.copytree(run / "checkpoints" / "step-000000002", checkpoint)
+    file = checkpoint / "state.json"
+    content = json.loads(file.read_text())
+    del content["views"], content["sha256"]
+    file.write_text(json.dumps(content | state))
+    return checkpoint
+
+
+def test_a_run_in_older_views_goes_on_with_a_line(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = older_views(run, tmp_path, views=1)
+    where = ("--run.resume", str(checkpoint), "--run.output_dir", str(tmp_path / "on"), "--run.steps", "3")
+    assert main(["pretrain", *JOB, *where]) == 0
+    assert f"{checkpoint}: was trained on views of version 1; it continues with version {VERSION}" in caplog.text
+    state = json.loads((tmp_path / "on" / "checkpoints" / "step-000000003" / "state.json").read_text())
+    assert state["views"] == VERSION
+
+
+def test_bitwise_refuses_older_views(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bitwise = ("--run.accumulation", "bitwise", "--model.norm_group", "8")
+    checkpoint = older_views(run, tmp_path, numerics=fix_numerics(torch.device("cpu")))
+    where = ("--run.resume", str(checkpoint), "--run.output_dir", str(tmp_path / "on"), "--run.steps", "3")
+    assert main(["pretrain", *JOB, *where, *bitwise]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert f"views is '{VERSION}' here and 'not set' in {checkpoint}" in line and "--run.accumulation exact" in line
+    assert not (tmp_path / "on" / "journal.jsonl").exists()

@@ -27,11 +27,10 @@ from ca2cl.data.shards.index import (
     MANIFEST_NAME,
     Manifest,
     ShardIndex,
-    ShardInfo,
-    ShardSamples,
     digest_of,
     write_index,
 )
+from ca2cl.data.shards.samples import ShardInfo, ShardSamples
 from ca2cl.data.sources.choose import open_source
 from ca2cl.detection.coco.files import read_coco
 from ca2cl.errors import InputError

@@ -19,12 +19,11 @@ from ca2cl.data.shards.index import (
     MANIFEST_NAME,
     Manifest,
     ShardIndex,
-    ShardInfo,
-    ShardSamples,
     digest_of,
     key_hash,
     write_index,
 )
+from ca2cl.data.shards.samples import ShardInfo, ShardSamples
 from ca2cl.errors import InputError
 
 Part = tuple[ShardInfo, ShardSamples]

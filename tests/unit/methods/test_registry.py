@@ -69,5 +69,5 @@ def test_every_method_is_made_from_its_name_alone() -> None:
     for name in METHODS:
         method = build_method(name, MethodSettings())
         assert {"loss"} <= {term for _, _, terms in method.curves for term, _ in terms}
-        with pytest.raises(InputError, match="there are none"):
+        with pytest.raises(InputError, match="method.options has .momentum.: there are"):
             build_method(name, MethodSettings(), ["momentum=1"])

@@ -20,7 +20,7 @@ from ca2cl.models.encoder_io import EncoderCard, load_encoder, make_encoder, sav
 from ca2cl.models.heads import Network
 from ca2cl.models.perturbed_conv import Stem
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.memory import bytes_a_tile
+from ca2cl.pretrain.memory.activations import bytes_a_tile
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 
@@ -156,19 +156,26 @@ def test_a_card_imports_nothing_that_the_user_has_not_named(monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def found() -> ResolvedEncoder:
+    return made(VIT)
+
+
+def made(arch: str) -> ResolvedEncoder:
     torch.manual_seed(3)
-    return ResolvedEncoder(build_encoder(VIT, image_size=SIDE).eval(), card(), None, "here")
+    encoder = build_encoder(arch, image_size=SIDE).eval()
+    return ResolvedEncoder(encoder, card(arch, encoder.feature_dim), None, "here")
 
 
+@pytest.mark.parametrize("arch", [VIT, RESNET])
 @pytest.mark.parametrize("name", ["timm", "onnx", "safetensors"])
-def test_a_timm_body_is_exported(name: str, found: ResolvedEncoder, tmp_path: Path) -> None:
+def test_a_timm_body_is_exported(name: str, arch: str, tmp_path: Path) -> None:
+    found = made(arch)
     suffix = {"timm": ".safetensors", "onnx": ".onnx"}.get(name, "")
     told = export(found, TARGETS[name], tmp_path / f"it{suffix}")
     assert "features differ by" in told  # by the other program's own reading
     if name == "timm":
         names: dict[str, Any] = {}
         exec("\n".join(told.rstrip().splitlines()[-3:]), names)  # the lines that load it
-        assert names["model"](torch.zeros(1, 3, SIDE, SIDE)).shape == (1, 64)
+        assert names["model"](torch.zeros(1, 3, SIDE, SIDE)).shape == (1, found.card.feature_dim)
 
 
 @pytest.mark.parametrize("name", ["torchvision", "detectron2"])
@@ -201,7 +208,8 @@ def test_a_body_without_batch_norm_takes_micro_batches_and_needs_no_groups() -> 
         micro_batch(PretrainConfig(data=config.data, model=ModelConfig(arch=RESNET), run=run), 2)
 
 
-def test_a_registered_timm_body_is_served(found: ResolvedEncoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", [VIT, RESNET])
+def test_a_registered_timm_body_is_served(arch: str, tmp_path: Path) -> None:
     import io
     from importlib.metadata import version
 
@@ -212,6 +220,7 @@ def test_a_registered_timm_body_is_served(found: ResolvedEncoder, tmp_path: Path
     from ca2cl.models.preprocess import preprocess
     from ca2cl.registry.register import save_pyfunc
 
+    found = made(arch)
     folder = save_encoder(tmp_path / "encoder", found.encoder.state_dict(), found.card)
     save_pyfunc(tmp_path / "model", folder, found.card)
     assert f"timm=={version('timm')}" in (tmp_path / "model" / "requirements.txt").read_text().splitlines()

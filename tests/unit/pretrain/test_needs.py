@@ -16,8 +16,10 @@ from ca2cl.errors import InputError
 from ca2cl.models.backbone import Backbone, build_encoder
 from ca2cl.models.heads import Network
 from ca2cl.pretrain.callbacks import _duration
-from ca2cl.pretrain.held_memory import held_bytes
-from ca2cl.pretrain.memory import _left_in_cgroups, bytes_a_tile, check_memory, free_bytes, limit_left
+from ca2cl.pretrain.memory.activations import bytes_a_tile
+from ca2cl.pretrain.memory.check import check_memory
+from ca2cl.pretrain.memory.held import held_bytes
+from ca2cl.pretrain.memory.machine import _left_in_cgroups, free_bytes, limit_left
 from ca2cl.runtime.precision import _has
 from tests.support.jobs import make_shards
 
@@ -53,15 +55,15 @@ def test_the_estimate_draws_nothing_from_the_jobs_generator() -> None:
 def test_what_fits_is_said_and_what_cannot_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     free = free_bytes(CPU)
-    check_memory(free / 1e4, 8, 64, CPU)
+    check_memory(free / 1e4, 2, 8, 64, CPU)
     assert "a step holds about" in caplog.text and "free" in caplog.text
-    check_memory(free / 128, 48, 48, CPU)
+    check_memory(free / 128, 2, 48, 48, CPU)
     assert caplog.records[-1].levelname == "WARNING" and "may not be enough" in caplog.text
     with pytest.raises(
         InputError,
         match=r"micro_batch_size is 512, a process's whole share.*use --run.micro_batch_size (32|16) or less",
     ):
-        check_memory(free / 128, 512, 512, CPU)
+        check_memory(free / 128, 2, 512, 512, CPU)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -154,12 +156,12 @@ def test_shards_and_two_blocks_are_held_by_each_process() -> None:
 
 def test_an_optimizer_that_does_not_fit_is_refused_with_the_way_out() -> None:
     with pytest.raises(InputError, match=r"weights, gradients and optimizer state; 1\.0 GB are free.*--run.fsdp true"):
-        check_memory(1e6, 8, 64, CPU, held=2e9, limit=1e9)
+        check_memory(1e6, 2, 8, 64, CPU, held=2e9, limit=1e9)
     with pytest.raises(InputError, match="or more processes"):
-        check_memory(1e6, 8, 64, CPU, held=2e9, limit=1e9, sharded=True)
-    check_memory(1e6, 8, 64, CPU, held=0.5e9, limit=1e9)
+        check_memory(1e6, 2, 8, 64, CPU, held=2e9, limit=1e9, sharded=True)
+    check_memory(1e6, 2, 8, 64, CPU, held=0.5e9, limit=1e9)
     with pytest.raises(InputError, match="run.micro_batch_size is 64.*beside 0.5 GB of weights"):
-        check_memory(1e7, 64, 64, CPU, held=0.5e9, limit=1e9)
+        check_memory(1e7, 2, 64, 64, CPU, held=0.5e9, limit=1e9)
 
 
 def test_a_limit_of_the_shell_counts() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from ca2cl.models.backbone import Backbone, outline
-from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.training.fsdp import blocks
 
 Sharing = Literal["ddp", "zero1", "zero2", "fsdp"]
@@ -45,16 +44,6 @@ def held_bytes(
     shards = weights + moments  # ZeRO updates a copy of the weights
     whole = 2 * weights if sharing == "zero1" else weights
     return whole + (shards if sharing == "zero1" else shards + weights) / processes
-
-
-def held_of(config: PretrainConfig, build: Callable[[Backbone], nn.Module], accelerator: Any) -> float:
-    """``held_bytes`` of a job; ``accelerator`` knows its processes and DeepSpeed's stage."""
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    sharing: Sharing = "fsdp" if config.run.fsdp else "ddp"
-    if plugin is not None:
-        sharing = "zero1" if plugin.zero_stage == 1 else "zero2"
-    arch, size, optimizer = config.model.arch, config.data.image_size, config.optim.name
-    return held_bytes(build, arch, size, optimizer, sharing, accelerator.num_processes)
 
 
 def _numbers(module: nn.Module) -> int:

@@ -1,0 +1,1 @@
+"""Layers and blocks of an encoder: their numbers, drop path, recomputed activations."""

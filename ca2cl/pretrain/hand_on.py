@@ -1,0 +1,77 @@
+"""Write the finished encoder into the run's folder and register it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ca2cl import config as settings
+from ca2cl.common.files import writing
+from ca2cl.data.shards.index import Manifest
+from ca2cl.methods.base import Method
+from ca2cl.models.encoder_card import EncoderCard
+from ca2cl.models.encoder_io import save_encoder
+from ca2cl.pretrain.callbacks import RunObserver
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.runtime.tensor_files import write_tensors
+from ca2cl.tracking.environment import git_commit
+from ca2cl.tracking.run import NullTracker
+from ca2cl.training.engine import AccelerateEngine
+
+logger = logging.getLogger(__name__)
+
+
+def hand_on(
+    config: PretrainConfig,
+    engine: AccelerateEngine,
+    method: Method,
+    manifest: Manifest,
+    provenance: Mapping[str, Any],
+    tracker: NullTracker,
+    observer: RunObserver,
+    step: int,
+) -> None:
+    """Rank 0 writes and registers the encoder, with averaged weights if the run averaged them. Every rank calls it.
+
+    Args:
+        config: the job's.
+        engine: holds the network.
+        method: knows its encoder.
+        manifest: of the tiles.
+        provenance: fields of the card that tell where the first weights and the teacher come from.
+        tracker: the run.
+        observer: draws the last figures, of the same weights.
+        step: optimizer steps done.
+    """
+    with engine.averaged():
+        encoder = method.encoder(engine.bare)
+        weights = engine.weights(encoder)
+        if not engine.accelerator.is_main_process:
+            write_tensors(None, weights)
+            return
+        observer.figures(engine)
+        mean, std = config.model.normalisation
+        card = EncoderCard(
+            arch=config.model.arch,
+            feature_dim=encoder.feature_dim,
+            input_size=config.data.image_size,
+            mean=mean,
+            std=std,
+            pooling=config.model.pooling,
+            manifest_digest=manifest.digest,
+            classes=tuple(manifest.classes),
+            config_digest=settings.digest(config),
+            commit=git_commit(),
+            step=step,
+            weights="last" if config.optim.ema is None else f"ema {config.optim.ema:g}",
+            metrics=observer.last_metrics,
+            source_run_id=tracker.run_id or None,
+            **provenance,
+        )
+        folder = Path(config.run.output_dir) / "encoder"
+        with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
+            save_encoder(folder, weights, card)
+    tracker.log_encoder(folder, config.tracking.register_as)
+    logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")

@@ -1,0 +1,1 @@
+"""Public weights: timm's and the hub's names, files, their layouts and licences."""
