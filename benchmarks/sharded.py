@@ -5,7 +5,7 @@
 Every process gets the limit by ``RLIMIT_DATA`` (``ulimit -d``). It counts what a process has reserved for its own
 writing: heap and private mappings, touched or not, and no shared libraries or files that are only read. It needs no
 rights, and an allocation beyond it fails in that process. A limit on addresses (``ulimit -v``) would mostly count
-CUDA's libraries.
+CUDA's libraries. About .75 GB of the default limit are reserved and never used: their data, and stacks of threads.
 
 A line for each job: DistributedDataParallel as ``ca2cl pretrain`` would start it, and without the estimate that refuses
 it; FSDP2 up to a checkpoint, and on from it. Peaks are the largest of all processes, read from ``/proc`` every 20 ms:
