@@ -5,8 +5,9 @@
 
 Every case is a launch of gloo processes on the CPU: two steps of the method and the optimizer on made-up views, by the
 engine of a real job. Measured is the peak of the resident memory over what the process had before it built the network,
-on the rank that takes most. Blocks of freed memory go back to the system at once (glibc's thresholds are set for that),
-for on a GPU the allocator reuses them. ``--tiles`` are those of each process.
+on the rank that takes most, less what a tiny body takes beyond its own plan in the same launch: libraries that the
+engine loads late, its kernels and its process group. Blocks of freed memory go back to the system at once (glibc's
+thresholds are set for that), for on a GPU the allocator reuses them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +39,17 @@ from ca2cl.pretrain.engines import build_engine, configured_method
 from ca2cl.runtime.accelerator import build_accelerator
 
 NAMES = dict(zip(ENGINES, ("DDP", "ZeRO-1", "ZeRO-2"), strict=True))
-SIZES = {"resnet18": 96}
+SIZES, TILES = {"resnet18": 96}, {"resnet18": 32}
+"""Side of the views, and tiles of each process, by body; of others 224 and 12."""
+TINY = {"arch": "timm:test_vit", "size": 32, "tiles": 12, "micro_batches": 1, "checkpoint": False}
 
 
 def settings(case: dict[str, Any]) -> PlanConfig:
     """The planned job of a case."""
     batch = case["tiles"] * case["processes"]
-    model: dict[str, Any] = {"arch": case["arch"], "norm": "frozen"}
-    if case["checkpoint"]:
-        model["checkpoint_activations"] = True
+    model = ModelConfig(arch=case["arch"], norm="frozen", checkpoint_activations=case["checkpoint"])
     return PlanConfig(
-        data=DataConfig(image_size=case["size"], lanes=batch), model=ModelConfig(**model),
+        data=DataConfig(image_size=case["size"], lanes=batch), model=model,
         method=MethodConfig(name=case["method"]), objective=ObjectiveConfig(adversary=case["adversary"]),
         optim=OptimConfig(name=case["optimizer"]),
         run=RunConfig(batch_size=batch, micro_batch_size=case["tiles"] // case["micro_batches"]),
@@ -65,17 +67,17 @@ def work(case: dict[str, Any]) -> None:
     """Two steps; rank 0 prints the largest of all ranks' peaks."""
     torch.set_num_threads(1)
     config, accelerator = settings(case), build_accelerator()
+    import timm  # noqa: F401 - before the network, whose memory is counted
+
     if case["engine"] != "ddp":
-        import deepspeed  # noqa: F401 - before the network, whose memory is counted
+        import deepspeed  # noqa: F401
     method, rank = configured_method(config), accelerator.process_index
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     encoder = build_encoder(config.model.arch, config.model.norm, image_size=config.data.image_size)
-    if case["checkpoint"]:
-        encoder.set_grad_checkpointing()  # type: ignore[operator]
     micro = config.run.micro_batch_size
     assert micro is not None
-    engine = build_engine(config, accelerator, method.build(encoder), micro)
+    engine = build_engine(config, accelerator, method, encoder, micro)
     del encoder
     batches = []
     for number in range(case["micro_batches"]):
@@ -122,6 +124,19 @@ def measure(case: dict[str, Any]) -> float:
         return float(json.loads(out.read_text(encoding="utf-8")))
 
 
+@cache
+def overhead(engine: str, processes: int, **others: Any) -> float:
+    """Bytes that a process takes beyond the plan, whatever its body."""
+    tiny = {**TINY, **others, "engine": engine, "processes": processes}
+    return measure(tiny) - estimate(tiny)
+
+
+def compared(case: dict[str, Any]) -> tuple[float, float]:
+    """Bytes at the peak, planned and measured."""
+    others = {name: value for name, value in case.items() if name not in TINY}
+    return estimate(case), measure(case) - overhead(**others)
+
+
 def estimate(case: dict[str, Any]) -> float:
     """Bytes at the peak, from the plan."""
     config = settings(case)
@@ -139,7 +154,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--micro_batches", type=int, nargs="+", default=[1, 2], help="of a process, a step")
     parser.add_argument("--checkpoint", nargs="+", choices=("false", "true"), default=["false"])
-    parser.add_argument("--tiles", type=int, default=32, help="of each process")
     parser.add_argument("--method", default="ca2cl", choices=("ca2cl", "simclr"))
     parser.add_argument("--adversary", default="true", choices=("false", "true"))
     parser.add_argument("--optimizer", default="adam")
@@ -157,11 +171,11 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for arch, engine, processes, count, checkpoint in tqdm(cells, desc="cells", disable=None):
         case = {
-            "arch": arch, "engine": engine, "processes": processes, "micro_batches": count, "tiles": options.tiles,
-            "checkpoint": checkpoint == "true", "size": SIZES.get(arch, 224), "method": options.method,
-            "adversary": options.adversary == "true", "optimizer": options.optimizer,
+            "arch": arch, "engine": engine, "processes": processes, "micro_batches": count,
+            "tiles": TILES.get(arch, 12), "checkpoint": checkpoint == "true", "size": SIZES.get(arch, 224),
+            "method": options.method, "adversary": options.adversary == "true", "optimizer": options.optimizer,
         }  # fmt: skip
-        planned, found = estimate(case), measure(case)
+        planned, found = compared(case)
         kind = "recomputed" if case["checkpoint"] else "kept"
         print(
             f"| {arch} | {engine} | {processes} | {count} | {kind} | {planned / 1e6:.0f} | {found / 1e6:.0f} "

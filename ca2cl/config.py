@@ -133,8 +133,8 @@ class ModelConfig:
     the first one. For timm bodies that have it. Which tiles a block leaves out follows from run.seed, the epoch and the
     tile."""
     checkpoint_activations: bool = False
-    """Keep only the input of each block for the backward pass, and compute the rest again: less memory, about a third
-    more time, the same gradient."""
+    """Keep only the input of each block for the backward pass, and compute the rest again: less memory, a fifth to a
+    third more time, the same gradient."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", canonical_arch(self.arch))

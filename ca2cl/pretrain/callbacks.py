@@ -22,7 +22,7 @@ from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.models.preprocess import preprocess
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.memory import peak_bytes
+from ca2cl.pretrain.memory.machine import peak_bytes
 from ca2cl.tracking.figures import curves_figure
 from ca2cl.tracking.journal import training_lines
 from ca2cl.tracking.run import NullTracker, RunTracker

@@ -11,6 +11,8 @@ from ca2cl.methods.base import Method, MethodSettings
 from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import Backbone
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.memory.held import Sharing
+from ca2cl.runtime.heap import return_freed_memory
 from ca2cl.runtime.launched import under_deepspeed
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
@@ -28,7 +30,7 @@ def configured_method(config: PretrainConfig) -> Method:
 
 
 def check_fsdp(config: PretrainConfig, world: int, micro_batch_size: int) -> None:
-    """Check that a job of ``world`` processes can do what it asks for under ``run.fsdp``.
+    """Check that a job of ``world`` processes can do what it asks for under ``run.fsdp``, and make ready for it.
 
     Raises:
         InputError: it cannot.
@@ -52,6 +54,15 @@ def check_fsdp(config: PretrainConfig, world: int, micro_batch_size: int) -> Non
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
         raise InputError(f"run.fsdp is true: {reason}")
+    return_freed_memory()
+
+
+def sharing(config: PretrainConfig, accelerator: Any) -> Sharing:
+    """What the engine of a job shares among its processes; ``accelerator`` knows DeepSpeed's stage."""
+    if config.run.fsdp:
+        return "fsdp"
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return "ddp" if plugin is None else "zero1" if plugin.zero_stage == 1 else "zero2"
 
 
 def build_engine(

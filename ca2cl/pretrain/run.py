@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,12 @@ from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed, maker
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.engines import build_engine, check_fsdp, configured_method
+from ca2cl.pretrain.engines import build_engine, check_fsdp, configured_method, sharing
 from ca2cl.pretrain.hand_on import hand_on
-from ca2cl.pretrain.memory import bytes_a_tile, check_memory
+from ca2cl.pretrain.memory.activations import bytes_a_tile
+from ca2cl.pretrain.memory.check import check_memory
+from ca2cl.pretrain.memory.held import held_bytes
+from ca2cl.pretrain.memory.machine import limit_left
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics, views_dtype
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
 from ca2cl.pretrain.start import find_start, initial_encoder
@@ -255,11 +259,17 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
         model, share = config.model, run.batch_size // accelerator.num_processes
+        limit = limit_left() if accelerator.device.type == "cpu" else math.inf
+        graphs = 1 if run.fsdp else method.graphs
         a_tile = bytes_a_tile(
-            method.build, model.arch, config.data.image_size, run.precision,
-            recomputed=model.checkpoint_activations, graphs=method.graphs,
+            method.build, model.arch, config.data.image_size, run.precision, recomputed=model.checkpoint_activations,
+            graphs=graphs,
         )  # fmt: skip
-        check_memory(a_tile, method.graphs, micro_batch, share, accelerator.device)
+        held = held_bytes(
+            method.build, model.arch, config.data.image_size, config.optim.name, sharing(config, accelerator),
+            accelerator.num_processes, averaged=config.optim.ema is not None,
+        )  # fmt: skip
+        check_memory(a_tile, graphs, micro_batch, share, accelerator.device, held, limit, sharded=run.fsdp)
 
 
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:

@@ -10,12 +10,10 @@ _LARGE = 1 << 20
 
 
 def return_freed_memory() -> None:
-    """Make glibc return what is freed, and from now on large blocks at once. Other C libraries are left as they are.
+    """Make glibc return large blocks of memory as soon as they are freed. Other C libraries are left as they are.
 
     By itself it keeps freed blocks of up to 32 MB once the program has used such: a network whose weights are gathered
     and freed block by block would in the end hold most of them.
     """
     with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        library.malloc_trim(0)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)

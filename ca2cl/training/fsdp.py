@@ -20,7 +20,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ca2cl.errors import InputError
-from ca2cl.runtime.heap import return_freed_memory
 from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.engine import AccelerateEngine, OptimizerStep
 
@@ -63,8 +62,6 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
         raise InputError(
             f"run.fsdp is true: torch {torch.__version__} has no FSDP2 whose gradients are sums; use torch 2.9 or newer"
         )
-    if device.type == "cpu":
-        return_freed_memory()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*blocks(network), network):
         # The root's too: between passes, parameters are then shards without exception.
@@ -72,10 +69,7 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
         # gloo takes an average for a sum (pytorch#162338)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
-    network = network.to(device)  # what is no parameter
-    if device.type == "cpu":
-        return_freed_memory()
-    return network
+    return network.to(device)  # what is no parameter
 
 
 class _Shard(NamedTuple):

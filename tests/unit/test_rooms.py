@@ -46,12 +46,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders.import_": {"store", "registry", "tracking", "models", "encoders"},
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
-        "registry", "tracking", "weights", "evaluation.embed",
+        "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
     },
+    "pretrain.memory": {"runtime", "models", "methods", "training"},
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
-    "doctor.plan": {"models", "methods", "pretrain", "training"},
+    "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory", "training"},
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",

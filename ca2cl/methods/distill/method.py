@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ca2cl.methods.base import Engine, MethodSettings, Teacher, TeacherSource, T
 from ca2cl.methods.distill.losses import feature_term, relational_term
 from ca2cl.methods.distill.network import DistillNetwork, Student
 from ca2cl.methods.gather import Rows
-from ca2cl.methods.two_views import FIRST, carry, gradients, leaf
+from ca2cl.methods.two_views import FIRST, SECOND, carry, gradients, leaf
 from ca2cl.models.backbone import Backbone
 
 Projector = Literal["linear", "mlp"]
@@ -70,12 +70,18 @@ class DistillOptions:
 
 
 class DistillBatch(NamedTuple):
-    """A view of a micro-batch (B, 3, S, S), the rows' places in the global batch, and the teacher's features (B, E)
-    where they are known already."""
+    """A view of a micro-batch (B, 3, S, S), the rows' places in the global batch, the teacher's features (B, E) where
+    they are known already, and the rows' words (B,) where the student has drop path."""
 
     x: Tensor
     positions: Tensor
     targets: Tensor | None
+    words: Tensor | None = None
+
+    def embed(self, network: Any, slot: int | None) -> Student:
+        """The student's outputs; ``slot`` is that of ``EncoderNetwork``."""
+        found: Student = network(self.x, None, slot, *(() if self.words is None else (self.words,)))
+        return found
 
 
 class Distill(AccumulatedMethod):
@@ -123,9 +129,11 @@ class Distill(AccumulatedMethod):
 
     def views(self, tiles: Tiles, views: Views) -> DistillBatch:
         """One view; a cached teacher's features beside it."""
-        make = views.weak if self.settings.view == "weak" else views.strong
+        weak = self.settings.view == "weak"
+        make = views.weak if weak else views.strong
+        words = None if tiles.words is None else tiles.words[SECOND if weak else FIRST]
         x = make(tiles.pixels, tiles.keys, tiles.epoch).contiguous(memory_format=torch.channels_last)
-        return DistillBatch(x, tiles.positions, self.teacher.known(tiles))
+        return DistillBatch(x, tiles.positions, self.teacher.known(tiles), words)
 
     def terms(self, found: Student, targets_BE: Tensor, rows: Rows) -> dict[str, Tensor]:
         """This rank's share of every term, the last one ``loss``.
@@ -146,7 +154,7 @@ class Distill(AccumulatedMethod):
     def micro_step(self, engine: Engine, views: DistillBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """As ``AccumulatedMethod.micro_step``."""
         targets = self._targets(views)
-        terms = self.terms(engine.network(views.x, None, FIRST), targets, Rows.at(views.positions))
+        terms = self.terms(views.embed(engine.network, FIRST), targets, Rows.at(views.positions))
         return terms["loss"], terms
 
     def exact_step(self, engine: Engine, micro_batches: Sequence[DistillBatch]) -> dict[str, Tensor]:
@@ -154,7 +162,7 @@ class Distill(AccumulatedMethod):
         embedded, targets, positions = [], [], []
         for views in micro_batches:
             with torch.no_grad():
-                embedded.append(engine.bare(views.x, None, None))
+                embedded.append(views.embed(engine.bare, None))
             targets.append(self._targets(views))
             positions.append(views.positions)
         found = Student._make(leaf(parts) for parts in zip(*embedded, strict=True))
@@ -163,7 +171,7 @@ class Distill(AccumulatedMethod):
         outer = [torch.split(part, sizes) for part in gradients(terms["loss"] * engine.loss_scale, found)]
         for number, views in enumerate(micro_batches):
             with engine.micro_step(last=number == len(micro_batches) - 1):
-                again = engine.network(views.x, None, FIRST)
+                again = views.embed(engine.network, FIRST)
                 pairs = [(part, gradient[number]) for part, gradient in zip(again, outer, strict=True)]
                 engine.backward(carry(pairs, engine.loss_scale))
         return terms

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, OptimConfig, ViewsConfig
 from ca2cl.data.loading.stream import TileBatch
@@ -28,7 +28,7 @@ from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.heads import Network
 from ca2cl.models.preprocess import preprocess
-from ca2cl.pretrain.batches import MicroBatches
+from ca2cl.pretrain.batches import MicroBatches, maker
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
@@ -50,11 +50,14 @@ def _keys() -> Tensor:
     return torch.randint(-(2**63), 2**63 - 1, (COUNT,), generator=torch.Generator().manual_seed(0))
 
 
-def _engine(network: nn.Module, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> AccelerateEngine:
+def _engine(
+    network: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch, optim: OptimConfig | None = None
+) -> AccelerateEngine:
     accelerator = build_accelerator()
     monkeypatch.setattr(Accelerator, "device", property(lambda _: device))
     accelerator.device_placement = False  # a fake parameter cannot be moved twice
-    return AccelerateEngine(accelerator, network, build_optimizer(OptimConfig(), network, fused=True))
+    optimizer = build_optimizer(optim or OptimConfig(), network, network.encoder, fused=True)
+    return AccelerateEngine(accelerator, network, optimizer)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -118,6 +121,32 @@ def test_a_training_step_runs_where_the_engine_is(
         reading = Reading(terms, engine.optimizer_step(1e-3, 1.0, terms["loss"]), {})
     found, _, skipped = reading.read()
     assert set(found) == set(terms) and not skipped
+
+
+@pytest.mark.parametrize("accumulation", ["exact", "bitwise"])
+def test_a_step_that_continues_given_weights_runs_where_the_engine_is(
+    accumulation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drop path, recomputed blocks, groups of parameters, and a moving average that skips what the device skips."""
+    groups, views = LaneGroups(8, COUNT, 2, 4), _views("crop")
+    tiles, rows = torch.zeros(COUNT, SIDE, SIDE, 3, dtype=torch.uint8), torch.arange(COUNT)
+    batch = TileBatch(0, 0, tiles, _keys(), rows, rows, [str(row) for row in rows], [])
+    plain = CA2CL(ObjectiveConfig(clusters=4, lloyd_iterations=2))
+    method = Bitwise(plain, groups.block) if accumulation == "bitwise" else plain
+    optim = OptimConfig(name="adamw", layer_decay=0.8, decay_all=False, freeze_layers=1, freeze_steps=2)
+    with strict_meta() as gpu:
+        encoder = build_encoder("timm:test_vit", image_size=SIDE, drop_path=0.3)
+        encoder.set_grad_checkpointing()
+        engine = _engine(Network(encoder).train(), gpu, monkeypatch, optim)
+        engine.keep_average(0.9)
+        micro_batches = MicroBatches(batch, maker(plain, views, words=True), gpu, COUNT // 2, groups)
+        assert micro_batches[0].words.device == gpu
+        engine.keep_buffers()
+        terms = method.step(engine, micro_batches)
+        assert all(p.grad is not None and p.grad.device == gpu for p in engine.bare.parameters())
+        outcome = engine.optimizer_step(1e-3, 1.0, terms["loss"], 0)
+        engine.average(outcome)
+        assert {whole.gather().device for whole in engine.average_state().values()} == {gpu}
 
 
 def test_features_are_extracted_on_the_device() -> None:

@@ -29,6 +29,7 @@ class Mutation(NamedTuple):
 
 STEP = "jobs/pretrain/test_distributed_step.py"
 FSDP = "jobs/pretrain/test_fsdp.py"
+TUNED = "jobs/pretrain/test_tuned_step.py"
 DEVICES = "jobs/pretrain/test_devices.py"
 PROTOCOL = "jobs/evaluation/test_finetune_protocol.py"
 MUTATIONS = [
@@ -166,6 +167,37 @@ MUTATIONS = [
         "nothing but held-out tiles chooses the epoch by either protocol", "evaluation/finetune/trial.py",
         "if protocol.selects_on_test:\n            return", "if False:\n            return",
         PROTOCOL, "have_no_say",
+    ),
+    Mutation(
+        "the weak view's rows draw for others", "methods/two_views.py",
+        "*(word[order] for word in words)", "*words",
+        TUNED, "rows_leave_out and test_vit-exact",
+    ),
+    Mutation(
+        "bitwise gives every unit the first one's draws", "methods/bitwise.py",
+        "self.draws.rows(number * len(rows), len(rows), len(x))", "self.draws.rows(0, len(rows), len(x))",
+        TUNED, "rows_leave_out and test_vit-bitwise",
+    ),
+    Mutation(
+        "statistics are recorded again in the backward pass", "models/batch_norm.py",
+        "self.slot, self._replays = slot, True", "self.slot, self._replays = slot, False",
+        "unit/models/test_recompute.py", "statistics_are_the_same and test_resnet",
+    ),
+    Mutation(
+        "recomputed blocks draw as the pass that was last", "models/blocks/drop_path.py",
+        "return partial(self.draws.set, self.draws.table_LB)", "return nullcontext",
+        "unit/models/test_recompute.py", "statistics_are_the_same and test_vit",
+    ),
+    Mutation(
+        "a step that was skipped is averaged", "training/ema.py",
+        "(~skipped).double()", "skipped.logical_or(~skipped).double()",
+        "unit/training/test_ema.py", "definition_to_the_last_bit",
+    ),
+    Mutation(
+        "moments go to parameters in the network's order", "training/engine.py",
+        'for group in self.optimizer.param_groups for parameter in group["params"]]',
+        "for parameter in self.bare.parameters()]",
+        "unit/training/test_param_groups.py", "goes_on_bit_for_bit or one_group_to_many",
     ),
 ]  # fmt: skip
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ca2cl.cli import main
+from ca2cl.config import ModelConfig, OptimConfig, RunConfig
 from ca2cl.models.encoder_io import load_encoder
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.run import _warn_of_the_start
 from tests.support.jobs import make_shards, pretrain, training_lines
 
 JOB = (
@@ -116,10 +121,42 @@ def test_groups_and_average_go_from_one_engine_to_another(
     same(expected, found)
 
 
-def test_settings_that_change_the_result_may_not_change_on_resume(shards: Path, expected: Path) -> None:
-    for name, value in (("optim.ema", "0.99"), ("model.drop_path", "0.2"), ("optim.layer_decay", "0.7")):
-        done = pretrain(
-            expected.parent, *JOB, "--data.shards", str(shards), "--run.output_dir", "run", f"--{name}", value
-        )
-        assert done.returncode == 2 and name in done.stderr.splitlines()[-1], done.stderr
-    assert json.loads((expected / "encoder" / "card.json").read_text())["weights"] == "ema 0.9"
+@pytest.mark.parametrize("older", [False, True])
+def test_settings_that_change_the_result_may_not_change_on_resume(
+    shards: Path, expected: Path, tmp_path: Path, older: bool
+) -> None:
+    """An older version's run did not record them, and had none of them."""
+    shutil.copytree(expected, tmp_path / "run")
+    changes = {"optim.ema": "0.99", "model.drop_path": "0.2", "optim.layer_decay": "0.7"}
+    if older:
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        record["params"] = {name: value for name, value in record["params"].items() if name not in changes}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    words = [word for name, value in changes.items() for word in (f"--{name}", value)]
+    done = pretrain(tmp_path, *JOB, "--data.shards", str(shards), "--run.output_dir", "run", *words)
+    before = ("None", "0.0", "None") if older else ("0.9", "0.3", "0.8")
+    assert done.returncode == 2
+    for was, (name, value) in zip(before, changes.items(), strict=True):
+        assert f"{name} {was} -> {value}" in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize("recipe", ["continue_vit_small", "continue_resnet50"])
+def test_a_recipe_that_continues_needs_weights(
+    shards: Path, tmp_path: Path, recipe: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--data.shards", str(shards), "--run.output_dir", str(tmp_path / "run"))
+    assert main(["pretrain", "--recipe", recipe, *where]) == 2
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1 and "model.weights is not set" in told[0] and "--model.weights WEIGHTS" in told[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfit_start_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    optim = OptimConfig(layer_decay=0.8, ema=0.999)
+    _warn_of_the_start(PretrainConfig(optim=optim, run=RunConfig(batch_size=64, steps=100)))
+    assert "model.weights is random, and optim.layer_decay" in caplog.text
+    assert "100 steps are few for an average of about 1000" in caplog.text
+    caplog.clear()
+    given = ModelConfig(weights="torchvision:IMAGENET1K_V1")
+    _warn_of_the_start(PretrainConfig(model=given, optim=optim, run=RunConfig(batch_size=64, steps=5000)))
+    assert not caplog.text

@@ -9,14 +9,21 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ca2cl.config import OptimConfig
 from ca2cl.methods.base import ViewBatch
 from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.backbone import build_encoder
 from ca2cl.models.blocks.drop_path import DropPath
 from ca2cl.models.heads import Network
+from ca2cl.runtime.accelerator import build_accelerator
+from ca2cl.training.checkpoint import Checkpointer, restore
+from ca2cl.training.engine import AccelerateEngine
+from ca2cl.training.fsdp import FsdpEngine, shard
+from ca2cl.training.optim import build_optimizer
 from tests.jobs.pretrain.test_distributed_step import (
     BATCH,
     CLEAN,
@@ -30,6 +37,9 @@ from tests.jobs.pretrain.test_distributed_step import (
 )
 from tests.support.forked import on_ranks
 
+OPTIM = OptimConfig(
+    name="adamw", weight_decay=0.05, layer_decay=0.7, decay_all=False, freeze_layers=1, freeze_steps=1, ema=0.9
+)
 WORDS = torch.randint(-(2**63), 2**63 - 1, (2, BATCH), generator=torch.Generator().manual_seed(7))
 
 
@@ -76,7 +86,12 @@ def awake(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("arch", "kind"), [("timm:test_vit", "exact"), ("timm:test_vit", "bitwise"), ("timm:test_resnet", "exact")]
+    ("arch", "kind"),
+    [
+        ("timm:test_vit", "exact"),
+        pytest.param("timm:test_vit", "bitwise", marks=pytest.mark.slow),  # test_tuned_runs has it
+        pytest.param("timm:test_resnet", "exact", marks=pytest.mark.slow),
+    ],
 )
 def test_rows_leave_out_the_same_branches_on_any_hardware(arch: str, kind: str, tmp_path: Path) -> None:
     """In double precision 1e-9, in ``bitwise`` and single precision every bit."""
@@ -105,10 +120,10 @@ def test_rows_leave_out_the_same_branches_on_any_hardware(arch: str, kind: str, 
 @pytest.mark.parametrize(
     ("arch", "norm", "count", "kind"),
     [
-        ("timm:test_vit", "sync", 2, "exact"),
+        pytest.param("timm:test_vit", "sync", 2, "exact", marks=pytest.mark.slow),
         ("timm:test_resnet", "sync", 1, "exact"),  # collectives in forward passes, those of backward passes included
-        ("timm:test_resnet", "lane_group", 2, "exact"),
-        ("timm:test_vit", "sync", 2, "bitwise"),
+        pytest.param("timm:test_resnet", "lane_group", 2, "exact", marks=pytest.mark.slow),
+        pytest.param("timm:test_vit", "sync", 2, "bitwise", marks=pytest.mark.slow),
     ],
 )
 def test_recomputed_activations_change_no_bit_of_a_step(
@@ -123,7 +138,10 @@ def test_recomputed_activations_change_no_bit_of_a_step(
     assert all(torch.equal(found[name], value) for name, value in kept.items())
 
 
-@pytest.mark.parametrize(("count", "clean"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("count", "clean"),
+    [(2, False), pytest.param(1, False, marks=pytest.mark.slow), pytest.param(2, True, marks=pytest.mark.slow)],
+)
 def test_bitwise_and_recomputed_blocks_with_parameters_of_their_own(count: int, clean: bool) -> None:
     """ConvNeXt's blocks have a layer scale: ``bitwise`` takes such a block some rows at a time."""
     torch.manual_seed(0)
@@ -133,3 +151,44 @@ def test_bitwise_and_recomputed_blocks_with_parameters_of_their_own(count: int, 
     found = step(network, 0, 1, count, "bitwise", clean=clean)
     for name in (name for name in expected if not name.startswith("term")):
         assert torch.equal(found[name], expected[name]), name
+
+
+def tuned(rank: int, world: int, given: nn.Module, sharded: bool, folder: str) -> None:
+    """Two steps with groups, drop path, recomputed blocks and an average, a checkpoint after each."""
+    accelerator = build_accelerator()
+    network: Any = copy.deepcopy(given)
+    network.encoder.set_grad_checkpointing()
+    if sharded:
+        network = shard(network, accelerator.device)
+    optimizer = build_optimizer(OPTIM, network, network.encoder)
+    engine = (FsdpEngine if sharded else AccelerateEngine)(accelerator, network, optimizer)
+    engine.keep_average(OPTIM.ema)
+    keeper = Checkpointer(Path(folder), 9)
+    for number in range(2):
+        views = [_typed(one, torch.float64) for one in micro_batches(rank, world, 1)]
+        terms = CA2CL(WHOLE).step(engine, views)
+        engine.average(engine.optimizer_step(1e-3, None, terms["loss"], number))
+        keeper.save(number + 1, engine, {})
+    before = {name: whole.gather().clone() for name, whole in engine.average_state().items()}
+    restore(Path(folder) / "step-000000001", engine)
+    restored = {name: whole.gather().clone() for name, whole in engine.average_state().items()}
+    assert any(not torch.equal(restored[name], value) for name, value in before.items())
+    restore(Path(folder) / "step-000000002", engine)
+    found = {name: whole.gather() for name, whole in engine.average_state().items()}
+    assert all(torch.equal(found[name], value) for name, value in before.items())
+    accelerator.end_training()
+
+
+@pytest.mark.slow
+def test_groups_and_average_are_the_same_in_shards(tmp_path: Path) -> None:
+    """FSDP2 on two processes, whose optimizer and average know their own rows alone, beside one process."""
+    torch.manual_seed(0)
+    encoder = build_encoder("timm:test_vit", image_size=32, drop_path=0.4)
+    network = awake(DoubleNetwork(encoder).double()).train()
+    on_ranks(tuned, 1, 1, network, False, str(tmp_path / "one"))
+    on_ranks(tuned, 2, 2, network, True, str(tmp_path / "two"))
+    for file in ("model", "ema"):
+        ours, theirs = (load_file(tmp_path / run / "step-000000002" / f"{file}.safetensors") for run in ("one", "two"))
+        assert ours.keys() == theirs.keys() and len(ours) > 70
+        for name, value in ours.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-7, atol=1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,27 @@ def test_a_step_has_the_slow_loops_gradient(options: tuple[str, ...], micro_batc
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         assert parameter.grad is not None
         assert float((parameter.grad - gradient).norm() / gradient.norm().clamp(min=1e-9)) < 1e-3, name
+
+
+def test_a_student_leaves_out_the_branches_of_its_views_words() -> None:
+    torch.manual_seed(0)
+    method = distill("view=strong")
+    network = method.build(build_encoder("timm:test_vit", image_size=32, drop_path=0.5)).train()
+    pixels, rows = torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.arange(4)
+    words = torch.randint(-(2**63), 2**63 - 1, (2, 4))
+    views = SimpleNamespace(strong=lambda *_: torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    batch = method.views(Tiles(pixels, rows, 0, rows, None, words), views)
+    assert torch.equal(batch.words, words[0])
+    whole, halves = (
+        method.step(LocalEngine(copy.deepcopy(network)), [_rows(batch, part) for part in rows.split(size)])
+        for size in (4, 2)
+    )
+    torch.testing.assert_close(halves, whole)
+
+
+def _rows(batch: DistillBatch, rows: Tensor) -> DistillBatch:
+    assert batch.words is not None
+    return DistillBatch(batch.x[rows], batch.positions[rows], None, batch.words[rows])
 
 
 def test_plain_accumulation_compares_the_rows_of_a_micro_batch_only() -> None:

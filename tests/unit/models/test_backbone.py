@@ -20,7 +20,7 @@ from ca2cl.models.encoder_io import EncoderCard, load_encoder, make_encoder, sav
 from ca2cl.models.heads import Network
 from ca2cl.models.perturbed_conv import Stem
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.memory import bytes_a_tile
+from ca2cl.pretrain.memory.activations import bytes_a_tile
 from ca2cl.pretrain.shares import lane_groups, micro_batch
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 

@@ -13,7 +13,7 @@ from ca2cl.errors import InputError
 from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import BatchNorm, commit_statistics
 from ca2cl.models.heads import Network
-from ca2cl.pretrain.memory import _kept_bytes, _Saved, bytes_a_tile
+from ca2cl.pretrain.memory.activations import _kept_bytes, _Saved, bytes_a_tile
 from tests.unit.models.test_drop_path import words
 
 BODIES = [

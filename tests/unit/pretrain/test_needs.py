@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import resource
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ca2cl.cli import main
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import build_encoder
+from ca2cl.models.backbone import Backbone, build_encoder
 from ca2cl.models.heads import Network
 from ca2cl.pretrain.callbacks import _duration
-from ca2cl.pretrain.memory import _left_in_cgroups, bytes_a_tile, check_memory, free_bytes
+from ca2cl.pretrain.memory.activations import bytes_a_tile
+from ca2cl.pretrain.memory.check import check_memory
+from ca2cl.pretrain.memory.held import held_bytes
+from ca2cl.pretrain.memory.machine import _left_in_cgroups, free_bytes, limit_left
 from ca2cl.runtime.precision import _has
 from tests.support.jobs import make_shards
 
@@ -103,3 +110,76 @@ def test_fp16_is_refused_where_it_is_emulated(shards: Path, tmp_path: Path, capf
     line = capfd.readouterr().err.splitlines()[-1]
     assert "run.precision is fp16, which this CPU emulates" in line and line.endswith("use --run.precision no")
     assert not run.exists()
+
+
+def test_the_estimates_network_is_freed() -> None:
+    """Autograd's hooks once kept it for the rest of the job: as much memory as the weights."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def build(encoder: Backbone) -> Network:
+        network = Network(encoder)
+        to_empty = network.to_empty
+
+        def watched(**where: Any) -> Network:
+            moved = to_empty(**where)
+            made.extend(weakref.ref(parameter) for parameter in moved.parameters())
+            return moved
+
+        network.to_empty = watched  # type: ignore[method-assign, assignment]
+        return network
+
+    bytes_a_tile(build, "timm/test_vit", 32, "no")
+    gc.collect()
+    assert made and not any(ref() is not None for ref in made)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sharing", "expected"),
+    [
+        ("adamw", "ddp", 16), ("sgd", "ddp", 12), ("adam", "zero1", 8 + 12 / 4), ("adam", "zero2", 4 + 16 / 4),
+        ("sgd", "zero2", 4 + 12 / 4),
+    ],
+)  # fmt: skip
+def test_bytes_of_a_parameter(optimizer: str, sharing: Any, expected: float) -> None:
+    numbers = sum(p.numel() for p in Network(build_encoder("resnet18")).parameters())
+    assert held_bytes(Network, "resnet18", 96, optimizer, sharing, 4) / numbers == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("sharing", "more"), [("ddp", 4), ("zero1", 4), ("zero2", 4), ("fsdp", 1)])
+def test_an_average_is_whole_but_in_shards(sharing: Any, more: float) -> None:
+    numbers = sum(p.numel() for p in Network(build_encoder("resnet18")).parameters())
+    without, averaged = (
+        held_bytes(Network, "resnet18", 96, "sgd_plain", sharing, 4, averaged=averaged) for averaged in (False, True)
+    )
+    assert (averaged - without) / numbers == pytest.approx(more)
+
+
+def test_shards_and_two_blocks_are_held_by_each_process() -> None:
+    network = Network(build_encoder("timm/test_vit", image_size=32))
+    numbers, block = (
+        sum(p.numel() for p in module.parameters()) for module in (network, network.encoder.body.blocks[0])
+    )
+    expected = 16 * numbers / 4 + 2 * 8 * block
+    assert held_bytes(Network, "timm/test_vit", 32, "adam", "fsdp", 4) == pytest.approx(expected)
+
+
+def test_an_optimizer_that_does_not_fit_is_refused_with_the_way_out() -> None:
+    with pytest.raises(InputError, match=r"weights, gradients and optimizer state; 1\.0 GB are free.*--run.fsdp true"):
+        check_memory(1e6, 2, 8, 64, CPU, held=2e9, limit=1e9)
+    with pytest.raises(InputError, match="or more processes"):
+        check_memory(1e6, 2, 8, 64, CPU, held=2e9, limit=1e9, sharded=True)
+    check_memory(1e6, 2, 8, 64, CPU, held=0.5e9, limit=1e9)
+    with pytest.raises(InputError, match="run.micro_batch_size is 64.*beside 0.5 GB of weights"):
+        check_memory(1e7, 2, 64, 64, CPU, held=0.5e9, limit=1e9)
+
+
+def test_a_limit_of_the_shell_counts() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    assert limit_left() == float("inf") or soft != resource.RLIM_INFINITY
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (16 << 30, hard))
+        left = limit_left()
+        taken = bytearray(1 << 28)
+        assert 1 << 30 < left < 16 << 30 and left - limit_left() == pytest.approx(len(taken), rel=0.1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import Backbone, build_encoder
+from ca2cl.models.classifier import Classifier
 from ca2cl.models.heads import Network
 from ca2cl.models.perturbed_conv import Stem
 from ca2cl.runtime.accelerator import build_accelerator
@@ -56,6 +57,15 @@ def test_every_parameter_has_the_rate_and_decay_of_its_layer_and_kind(arch: str,
         assert group["lr_scale"] == pytest.approx(0.5 ** (heads - layer(name))), name
         assert group["weight_decay"] == (0.0 if parameter.ndim < 2 or name in SPARED else 0.05), name
         assert group["frozen_steps"] == (3 if layer(name) <= 2 else 0), name
+
+
+def test_a_classifiers_head_has_the_full_rate() -> None:
+    """Fine-tuning takes the same settings."""
+    network = Classifier(build_encoder("resnet18"), 3)
+    groups = build_optimizer(LAYERS, network, network.encoder).param_groups
+    (scale,) = {group["lr_scale"] for group in groups for p in group["params"] if p is network.head.weight}
+    (stem,) = {group["lr_scale"] for group in groups for p in group["params"] if p is network.encoder.stem.weight}
+    assert (scale, stem) == (1.0, 0.5**9)
 
 
 def test_settings_that_tell_no_parameters_apart_make_one_group() -> None:

@@ -1,0 +1,1 @@
+"""Memory of a pre-training step: estimated, and compared with what there is."""
