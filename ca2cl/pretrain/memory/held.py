@@ -20,7 +20,13 @@ _GATHERED = 2
 
 
 def held_bytes(
-    build: Callable[[Backbone], nn.Module], arch: str, image_size: int, optimizer: str, sharing: Sharing, processes: int
+    build: Callable[[Backbone], nn.Module],
+    arch: str,
+    image_size: int,
+    optimizer: str,
+    sharing: Sharing,
+    processes: int,
+    copies: int = 0,
 ) -> float:
     """Bytes of a process for weights, gradients and optimizer state.
 
@@ -31,19 +37,20 @@ def held_bytes(
         optimizer: ``optim.name``.
         sharing: what the engine shares among the processes.
         processes: how many share it.
+        copies: half-precision copies of all weights: autocast keeps one in each graph, for its backward pass.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = build(outline(arch, "frozen", image_size=image_size))
     weights = _NUMBER * _numbers(network)
-    moments = _MOMENTS[optimizer] * weights
+    moments, halves = _MOMENTS[optimizer] * weights, copies * weights / 2
     if sharing == "ddp":
-        return 2 * weights + moments
+        return 2 * weights + moments + halves
     if sharing == "fsdp":
         largest = max((_NUMBER * _numbers(block) for block in blocks(network)), default=weights)
-        return (2 * weights + moments) / processes + 2 * _GATHERED * largest
+        return (2 * weights + moments) / processes + 2 * _GATHERED * largest + halves
     shards = weights + moments  # ZeRO updates a copy of the weights
     whole = 2 * weights if sharing == "zero1" else weights
-    return whole + (shards if sharing == "zero1" else shards + weights) / processes
+    return whole + (shards if sharing == "zero1" else shards + weights) / processes + halves
 
 
 def _numbers(module: nn.Module) -> int:
