@@ -28,15 +28,24 @@ def run(command: Sequence[str], checkout: Path, folder: Path) -> tuple[Cost, str
     Raises:
         SystemExit: with the command's own words where it fails.
     """
-    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    before, began = os.times(), time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    after, wall = os.times(), time.perf_counter() - began
+    used, began = children_cpu(), time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment(checkout), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed in {checkout}:\n{done.stderr[-3000:]}")
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Cost(cpu, wall), done.stdout
+    return Cost(children_cpu() - used, time.perf_counter() - began), done.stdout
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    """The environment of a command that imports a checkout's ``ca2cl``."""
+    here = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    here.pop("MLFLOW_TRACKING_URI", None)
+    return here
+
+
+def children_cpu() -> float:
+    """CPU seconds of all child processes that have ended, and of theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def in_turn(

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[console])
-    for chatty in ("alembic", "mlflow", "httpx", "datasets", "timm", "detectron2", "fvcore"):
+    for chatty in ("alembic", "mlflow", "httpx", "httpx2", "datasets", "timm", "detectron2", "fvcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         code = _dispatch(arguments)

@@ -132,6 +132,7 @@ def _nothing(config: ListConfig, store: Store | None) -> str:
     return (
         f"{what} in {where}.\n"
         "`ca2cl pretrain --recipe NAME --data.shards SHARDS --run.output_dir DIR` trains and registers one,\n"
-        "`ca2cl encoders import torchvision:IMAGENET1K_V1` or `... import FILE` registers one that there is;\n"
+        "`ca2cl encoders import timm:NAME.TAG`, `... import hf-hub:ORG/NAME` or `... import FILE` registers public "
+        "weights;\n"
         "--tracking.uri and --tracking.root look in another store.\n"
     )

@@ -22,7 +22,7 @@ class ExportConfig:
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
-    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    .safetensors file, timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1 or random."""
     to: str
     """torchvision: state dict of a ResNet without fc (.pth). timm: a ResNet or a timm model for
     create_model(checkpoint_path=...) (.safetensors or .pth). detectron2: a ResNet for DetectionCheckpointer (.pth, and

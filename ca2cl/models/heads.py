@@ -80,10 +80,12 @@ class EncoderNetwork(nn.Module):
                 records none.
             words_B: int64, what drop path draws from; None for an encoder that has none.
         """
+        half = self.autocast_dtype
         with (
             recording(self, slot),
             dropping(self, words_B),
-            torch.autocast(x_BCHW.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None),
+            # A weight is used once in a pass: the cache would only keep a half-precision copy of each until its end.
+            torch.autocast(x_BCHW.device.type, half, enabled=half is not None, cache_enabled=False),
         ):
             return self.heads(self.encoder(x_BCHW, stem_delta))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -101,15 +103,34 @@ def save_pyfunc(target: Path, folder: Path, card: EncoderCard) -> None:
         code = "serve_encoder.py"
         signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, card.feature_dim))]))
     entry = find_entry(card.arch)  # None for code outside this package, of whose needs nothing is known
-    mlflow.pyfunc.save_model(
-        path=str(target),
-        python_model=str(Path(__file__).with_name(code)),
-        artifacts={"encoder": str(folder)},
-        code_paths=[str(Path(ca2cl.__file__).parent)],
-        pip_requirements=[_requirement(name) for name in (*_RUNTIME, *(entry.packages if entry else ()))],
-        signature=signature,
-        input_example=[_example(card.input_size)],
-    )
+    with _unchecked_requirements():
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            python_model=str(Path(__file__).with_name(code)),
+            artifacts={"encoder": str(folder)},
+            code_paths=[str(Path(ca2cl.__file__).parent)],
+            pip_requirements=[_requirement(name) for name in (*_RUNTIME, *(entry.packages if entry else ()))],
+            signature=signature,
+            input_example=[_example(card.input_size)],
+        )
+
+
+@contextmanager
+def _unchecked_requirements() -> Iterator[None]:
+    """Leave out MLflow's comparison of the requirements with this environment, which they were just read from: it reads
+    the list of files of every installed distribution, about a second."""
+    from mlflow.utils import environment
+
+    name = "warn_dependency_requirement_mismatches"
+    check = getattr(environment, name, None)
+    if check is None:
+        yield
+        return
+    setattr(environment, name, lambda _requirements: None)
+    try:
+        yield
+    finally:
+        setattr(environment, name, check)
 
 
 def _requirement(package: str) -> str:

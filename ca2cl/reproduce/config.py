@@ -38,7 +38,7 @@ class NctConfig:
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
-    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    .safetensors file, timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1 or random."""
     data: str
     """Folder that has, or with --download gets, the published folders NCT-CRC-HE-100K and CRC-VAL-HE-7K."""
     output_dir: str = "reproduce-nct"

@@ -23,6 +23,7 @@ from ca2cl.common.mlflow_names import check_tracking_uri
 from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
 from ca2cl.store.databases import database_of, sqlite_uri
+from ca2cl.store.template import start_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -163,6 +164,8 @@ def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check
         except OSError as error:
             raise InputError(f"tracking.root is {str(root)!r}: {error.strerror}; use a folder you can write") from None
     with _locked(folder), store_errors(chosen):
+        if folder is not None:
+            start_database(folder / _DATABASE)
         client = MlflowClient(tracking_uri=chosen, registry_uri=chosen)
         if check:
             client.search_experiments(max_results=1)

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from ca2cl.errors import InputError
-from ca2cl.store.artifacts import moved_place
+from ca2cl.store.artifacts import local_path, moved_place
 from ca2cl.store.open import Store, away_errors, reason
 
 
@@ -54,19 +54,24 @@ def _copy(path: Path, target: Path) -> None:
 
 def _upload(store: Store, run_id: str, path: Path, to: str | None) -> None:
     client = store.client
+    local = local_path(str(client.get_run(run_id).info.artifact_uri))
     (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), to)
     if not path.is_dir():
-        _check(store, run_id, to, {path.name: path.stat().st_size})
+        _check(store, run_id, to, {path.name: path.stat().st_size}, local)
         return
     for folder in (path, *(entry for entry in sorted(path.rglob("*")) if entry.is_dir())):
         files = {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
         inside = "/".join([*([to] if to else []), *folder.relative_to(path).parts])
         if files:
-            _check(store, run_id, inside or None, files)
+            _check(store, run_id, inside or None, files, local)
 
 
-def _check(store: Store, run_id: str, to: str | None, files: dict[str, int]) -> None:
-    found = {entry.path.rpartition("/")[2]: entry.file_size for entry in store.client.list_artifacts(run_id, to)}
+def _check(store: Store, run_id: str, to: str | None, files: dict[str, int], local: Path | None) -> None:
+    if local is not None:
+        there = (local / (to or "")).iterdir()
+        found = {entry.name: entry.stat().st_size for entry in there if entry.is_file()}
+    else:
+        found = {entry.path.rpartition("/")[2]: entry.file_size for entry in store.client.list_artifacts(run_id, to)}
     for name, size in files.items():
         if name not in found or found[name] not in (size, None):  # not every store lists sizes
             raise LostUpload(f"it took {name} and does not have it")

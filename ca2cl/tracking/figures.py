@@ -40,7 +40,12 @@ def curves_figure(journal: str | Path, terms: Sequence[Panel] = ()) -> Figure:
     columns = columns_of(list(training_lines(journal)))
     panels = [panel for panel in (*terms, *PANELS) if any(name in columns for name, _ in panel[2])]
     rows = max(1, -(-len(panels) // 2))
-    figure = Figure(figsize=(11, 2.8 * rows), layout="constrained")
+    height = 2.8 * rows
+    figure = Figure(figsize=(11, height))
+    # margins in inches: a layout engine draws everything once more to find them
+    figure.subplots_adjust(
+        left=0.7 / 11, right=1 - 0.15 / 11, bottom=0.5 / height, top=1 - 0.35 / height, wspace=0.2, hspace=0.45
+    )
     for place, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(rows, 2, place + 1), columns, panel)
     return figure

@@ -18,9 +18,8 @@ from ca2cl.config import ModelConfig, ObjectiveConfig, OptimConfig, RunConfig
 from ca2cl.methods.base import ViewBatch
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.backbone import build_encoder
-from ca2cl.models.heads import Network
 from ca2cl.pretrain.config import PretrainConfig
-from ca2cl.pretrain.run import _engine
+from ca2cl.pretrain.engines import build_engine
 from ca2cl.runtime.accelerator import build_accelerator
 
 ROWS = 8
@@ -52,10 +51,10 @@ def on_rank(_rank: int, out: Path, precision: str, steps: Sequence[str]) -> None
     torch.manual_seed(0)
     accelerator = build_accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
-    engine = _engine(config, accelerator, Network(build_encoder(identity_blocks=True)).train(), ROWS)
+    method, overflowing = CA2CL(ObjectiveConfig(clusters=3, epsilon=0.1, epsilon_mode="relative")), False
+    engine = build_engine(config, accelerator, method, build_encoder(identity_blocks=True).train(), ROWS)
     if engine.scaler is not None:
         engine.scaler._init_scale = 2.0**10  # at torch's first scale the stem's gradient overflows in every step
-    method, overflowing = CA2CL(ObjectiveConfig(clusters=3, epsilon=0.1, epsilon_mode="relative")), False
 
     def overflow(grad: Tensor) -> Tensor:
         return grad * float("inf") if overflowing and rank == 1 else grad

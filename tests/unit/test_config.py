@@ -61,7 +61,7 @@ def test_the_digest_is_frozen() -> None:
 
 
 def test_flattened_names_are_the_command_lines() -> None:
-    flat = c.flatten(PretrainConfig())
+    flat = c.flatten(PretrainConfig(model=c.ModelConfig(mean=c.IMAGENET_MEAN)))
     assert flat["objective.temperature"] == 0.2
     assert flat["model.mean"] == "[0.485, 0.456, 0.406]"
     groups = {f.name for f in dataclasses.fields(PretrainConfig)}

@@ -28,7 +28,7 @@ class EmbedConfig:
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
-    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    .safetensors file, timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1 or random."""
     source: str
     """Tiles: shards (folder or URL), folder of images (nested or not), folder written by datasets.save_to_disk,
     hf:NAME, or module:Class:WHERE for your own source."""

@@ -28,7 +28,7 @@ class FinetuneConfig:
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
-    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    .safetensors file, timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1 or random."""
     train: str
     """Shards of labelled tiles."""
     test: str

@@ -87,7 +87,7 @@ def build_network(config: FinetuneConfig, start: ResolvedEncoder, seed: int, cla
     """
     torch.manual_seed(seed)
     size = config.image_size or start.card.input_size
-    encoder = build_encoder(start.card.arch, config.norm, image_size=size)
+    encoder = build_encoder(start.card.arch, config.norm, image_size=size, pooling=start.card.pooling)
     if start.uri != "random":  # that is another one for every seed
         encoder.load_state_dict(start.encoder.state_dict())
     encoder.requires_grad_(config.trains == "all")

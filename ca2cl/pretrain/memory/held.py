@@ -28,6 +28,7 @@ def held_bytes(
     processes: int,
     *,
     averaged: bool = False,
+    copies: int = 0,
 ) -> float:
     """Bytes of a process for weights, gradients, optimizer state and a moving average of the weights.
 
@@ -39,18 +40,19 @@ def held_bytes(
         sharing: what the engine shares among the processes.
         processes: how many share it.
         averaged: whether there is an average (``optim.ema``), whole but under FSDP2.
+        copies: half-precision copies of all weights: autocast keeps one in each graph, for its backward pass.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = build(outline(arch, "frozen", image_size=image_size))
     weights = _NUMBER * _numbers(network)
-    moments, average = _MOMENTS[optimizer] * weights, averaged * weights
+    moments, average, halves = _MOMENTS[optimizer] * weights, averaged * weights, copies * weights / 2
     if sharing == "ddp":
-        return 2 * weights + moments + average
+        return 2 * weights + moments + average + halves
     if sharing == "fsdp":
         largest = max((_NUMBER * _numbers(block) for block in blocks(network)), default=weights)
-        return (2 * weights + moments + average) / processes + 2 * _GATHERED * largest
+        return (2 * weights + moments + average) / processes + 2 * _GATHERED * largest + halves
     shards = weights + moments  # ZeRO updates a copy of the weights
-    whole = average + (2 * weights if sharing == "zero1" else weights)
+    whole = average + halves + (2 * weights if sharing == "zero1" else weights)
     return whole + (shards if sharing == "zero1" else shards + weights) / processes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from ca2cl.cli import main
 from ca2cl.models.backbone import build_encoder
@@ -19,6 +19,7 @@ from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.registry.evaluation_run import log_evaluation
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import Store, open_store
+from tests.support.hub import COMMIT, Hub, Repo
 from tests.support.servers import Server
 from tests.support.shards import encode, random_tiles
 
@@ -229,3 +230,38 @@ def test_a_classifier_is_imported_as_the_encoder_behind_its_head(
     model = mlflow.pyfunc.load_model("models:/headless/1")
     mlflow.set_tracking_uri(before)
     assert model.predict([encode(random_tiles(1, 48)[0])]).shape == (1, 512)
+
+
+def test_weights_of_the_hub_are_registered_with_their_licence(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    torch.manual_seed(8)
+    state = build_encoder("timm:test_vit,reg_tokens=2", image_size=64).state_dict()
+    config = {
+        "architecture": "test_vit",
+        "model_args": {"img_size": 64, "reg_tokens": 2},
+        "pretrained_cfg": {"mean": [0.7, 0.6, 0.5], "std": [0.2, 0.2, 0.2], "input_size": [3, 64, 64]},
+    }
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": save(state),
+        "README.md": b"---\nlicense: cc-by-nc-nd-4.0\n---\n",
+        "LICENSE": b"Creative Commons, of a kind\n",
+    }
+    with Hub() as hub:
+        hub.repos["tissue/vit"] = Repo(files)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        told = imported(capfd, "hf-hub:tissue/vit", *at(store, "public"))
+    digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    assert f"timm:test_vit,reg_tokens=2, 64 px, from hf-hub:tissue/vit@{COMMIT} (sha256 {digest})" in told
+    found = resolve_encoder("models:/public/1", tracking_uri=store.uri)
+    assert found.card.licence == "cc-by-nc-nd-4.0" and found.card.mean == (0.7, 0.6, 0.5)
+    assert all(torch.equal(one, state[name]) for name, one in found.encoder.state_dict().items())
+    assert main(["encoders", "show", "1", "--name", "public", "--tracking.root", str(store.root)]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "licence cc-by-nc-nd-4.0" in shown and "Creative Commons, of a kind" in shown
+    assert f"started from hf-hub:tissue/vit@{COMMIT}" in shown

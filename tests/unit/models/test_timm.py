@@ -29,6 +29,7 @@ LARGE = {
     "convnext_tiny": (224, 160),
     "efficientnet_lite0": (224, 160),
     "tf_efficientnet_lite0": (224, 161),
+    "resnet10t": (64, 96),
     "resnet50d": (224, 160),
 }
 SMALL = {
@@ -37,7 +38,6 @@ SMALL = {
     "test_vit3": (160, 64),
     "test_convnext": (160, 96),
     "test_efficientnet": (160, 97),
-    "resnet10t": (64, 96),
 }
 
 
@@ -178,8 +178,8 @@ def test_pooling_of_a_vit_is_that_of_its_tokens(pooling: Pooling, tmp_path: Path
     read, _ = load_encoder(save_encoder(tmp_path / "encoder", encoder.state_dict(), card))
     torch.testing.assert_close(read(x), features)
     found = ResolvedEncoder(encoder, card, None, "here")
-    assert "features differ by" in export(found, TARGETS["onnx"], tmp_path / "it.onnx")
     if pooling == "both":
+        assert "features differ by" in export(found, TARGETS["onnx"], tmp_path / "it.onnx")
         with pytest.raises(InputError, match="timm has no pooling of class token and mean"):
             export(found, TARGETS["timm"], tmp_path / "it.safetensors")
     else:

@@ -165,12 +165,12 @@ def test_shards_and_two_blocks_are_held_by_each_process() -> None:
 
 def test_an_optimizer_that_does_not_fit_is_refused_with_the_way_out() -> None:
     with pytest.raises(InputError, match=r"weights, gradients and optimizer state; 1\.0 GB are free.*--run.fsdp true"):
-        check_memory(1e6, 8, 64, CPU, held=2e9, limit=1e9)
+        check_memory(1e6, 2, 8, 64, CPU, held=2e9, limit=1e9)
     with pytest.raises(InputError, match="or more processes"):
-        check_memory(1e6, 8, 64, CPU, held=2e9, limit=1e9, sharded=True)
-    check_memory(1e6, 8, 64, CPU, held=0.5e9, limit=1e9)
+        check_memory(1e6, 2, 8, 64, CPU, held=2e9, limit=1e9, sharded=True)
+    check_memory(1e6, 2, 8, 64, CPU, held=0.5e9, limit=1e9)
     with pytest.raises(InputError, match="run.micro_batch_size is 64.*beside 0.5 GB of weights"):
-        check_memory(1e7, 64, 64, CPU, held=0.5e9, limit=1e9)
+        check_memory(1e7, 2, 64, 64, CPU, held=0.5e9, limit=1e9)
 
 
 def test_a_limit_of_the_shell_counts() -> None:
