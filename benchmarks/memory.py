@@ -47,11 +47,9 @@ TINY = {"arch": "timm:test_vit", "size": 32, "tiles": 12, "micro_batches": 1, "c
 def settings(case: dict[str, Any]) -> PlanConfig:
     """The planned job of a case."""
     batch = case["tiles"] * case["processes"]
-    model: dict[str, Any] = {"arch": case["arch"], "norm": "frozen"}
-    if case["checkpoint"]:
-        model["checkpoint_activations"] = True
+    model = ModelConfig(arch=case["arch"], norm="frozen", checkpoint_activations=case["checkpoint"])
     return PlanConfig(
-        data=DataConfig(image_size=case["size"], lanes=batch), model=ModelConfig(**model),
+        data=DataConfig(image_size=case["size"], lanes=batch), model=model,
         method=MethodConfig(name=case["method"]), objective=ObjectiveConfig(adversary=case["adversary"]),
         optim=OptimConfig(name=case["optimizer"]),
         run=RunConfig(batch_size=batch, micro_batch_size=case["tiles"] // case["micro_batches"]),
@@ -69,17 +67,17 @@ def work(case: dict[str, Any]) -> None:
     """Two steps; rank 0 prints the largest of all ranks' peaks."""
     torch.set_num_threads(1)
     config, accelerator = settings(case), build_accelerator()
+    import timm  # noqa: F401 - before the network, whose memory is counted
+
     if case["engine"] != "ddp":
-        import deepspeed  # noqa: F401 - before the network, whose memory is counted
+        import deepspeed  # noqa: F401
     method, rank = configured_method(config), accelerator.process_index
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     encoder = build_encoder(config.model.arch, config.model.norm, image_size=config.data.image_size)
-    if case["checkpoint"]:
-        encoder.set_grad_checkpointing()  # type: ignore[operator]
     micro = config.run.micro_batch_size
     assert micro is not None
-    engine = build_engine(config, accelerator, method.build(encoder), micro)
+    engine = build_engine(config, accelerator, method, encoder, micro)
     del encoder
     batches = []
     for number in range(case["micro_batches"]):

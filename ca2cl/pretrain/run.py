@@ -267,7 +267,8 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
         )  # fmt: skip
         held = held_bytes(
             method.build, model.arch, config.data.image_size, config.optim.name, sharing(config, accelerator),
-            accelerator.num_processes, copies=0 if run.precision == "no" or model.checkpoint_activations else graphs,
+            accelerator.num_processes, averaged=config.optim.ema is not None,
+            copies=0 if run.precision == "no" or model.checkpoint_activations else graphs,
         )  # fmt: skip
         check_memory(a_tile, graphs, micro_batch, share, accelerator.device, held, limit, sharded=run.fsdp)
 

@@ -23,6 +23,9 @@ from ca2cl.runtime.tensor_files import Part, Whole
 from ca2cl.training.engine import AccelerateEngine, OptimizerStep, Precision
 from ca2cl.training.param_groups import set_rates
 
+BUCKET = 500_000_000
+"""Most numbers in the buffer through which gradients are exchanged; DeepSpeed's own default."""
+
 
 class DeepSpeedEngine(AccelerateEngine):
     """``AccelerateEngine`` with gradients and optimizer state sharded by ZeRO.
@@ -56,6 +59,10 @@ class DeepSpeedEngine(AccelerateEngine):
         for half in ("fp16", "bf16"):
             if plugin.deepspeed_config.get(half, {}).get("enabled") is True:
                 raise InputError(f"{half} is enabled in DeepSpeed's configuration: leave it out, run.precision decides")
+        # By default a buffer of 2 GB; one of the model's size exchanges the gradient in one piece as well.
+        numbers = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        zero = plugin.deepspeed_config.setdefault("zero_optimization", {})
+        zero.setdefault("reduce_bucket_size", min(BUCKET, numbers))
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=micro_batch_size,
             gradient_accumulation_steps=1,

@@ -25,7 +25,7 @@ class PlanConfig(PretrainConfig):
     memory_gb: float | None = None
     """Memory of a device in 10^9 bytes: what does not fit is marked. none: that of this machine's first GPU, if any."""
     device: Literal["gpu", "cpu"] = "gpu"
-    """Kind of device of the planned job. On a GPU DeepSpeed's buffer for gradients has its full size from the start."""
+    """Kind of device of the planned job. On a GPU DeepSpeed's buffer for gradients takes memory before it is filled."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

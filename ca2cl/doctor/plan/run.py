@@ -17,19 +17,18 @@ from ca2cl.common.tables import aligned
 from ca2cl.doctor.plan.config import PlanConfig
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method, Teacher, Tiles
-from ca2cl.models.backbone import outline
+from ca2cl.models.backbone import Backbone, outline
 from ca2cl.pretrain.batches import KEPT_BYTES
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import configured_method
 from ca2cl.pretrain.memory.dry_step import StepMemory, step_memory
 from ca2cl.pretrain.numerics import views_dtype
 from ca2cl.pretrain.teacher import live_teacher, resolve_teacher
+from ca2cl.training.deepspeed import BUCKET
 from ca2cl.training.optim import build_optimizer
 
 ENGINES = ("DDP", "ZeRO-1", "ZeRO-2")
 _FLOAT = 4
-_BUCKET = 500_000_000
-"""Numbers in the buffer through which DeepSpeed exchanges gradients (its reduce_bucket_size)."""
 
 
 class EngineMemory(NamedTuple):
@@ -40,20 +39,29 @@ class EngineMemory(NamedTuple):
         gradients: while activations are at their peak.
         exchange: gradients and their buffers once a step's last backward is done, when activations are gone.
         optimizer: its state.
+        average: the moving average of the weights (``optim.ema``), whole on every process.
     """
 
     weights: float
     gradients: float
     exchange: float
     optimizer: float
+    average: float
 
     def peak(self, step: float, views: float) -> float:
         """Bytes at the peak of a step that holds ``step`` in activations."""
-        return self.weights + self.optimizer + views + max(self.gradients + step, self.exchange)
+        return self.weights + self.optimizer + self.average + views + max(self.gradients + step, self.exchange)
 
 
 def engine_memory(
-    engine: str, trained: int, frozen: int, state: float, processes: int, device: Literal["gpu", "cpu"] = "gpu"
+    engine: str,
+    trained: int,
+    frozen: int,
+    state: float,
+    processes: int,
+    device: Literal["gpu", "cpu"] = "gpu",
+    *,
+    average: bool = False,
 ) -> EngineMemory:
     """The memory of one engine.
 
@@ -64,15 +72,17 @@ def engine_memory(
         state: bytes of optimizer state for each parameter.
         processes: of the job.
         device: kind of the device.
+        average: whether a moving average of the weights is kept.
     """
     whole, rest, shard = _FLOAT * trained, _FLOAT * frozen, _FLOAT * trained / processes
+    mean = float(whole) if average else 0.0
     if engine == "DDP":  # gradients are views of its buckets, which are there from the start
-        return EngineMemory(whole + rest, whole, whole, state * trained)
-    bucket = _FLOAT * (_BUCKET if device == "gpu" else min(_BUCKET, trained))
+        return EngineMemory(whole + rest, whole, whole, state * trained, mean)
+    bucket = _FLOAT * min(BUCKET, trained)
     # shards of the gradient: averaged, and flat for the optimizer
     exchange = bucket + 2 * shard + (max(0, whole - bucket) if engine == "ZeRO-1" else 0)
     during = bucket if device == "gpu" else 0  # on a CPU, memory that is not written to yet takes none
-    return EngineMemory(whole + shard + rest, during, exchange, state * trained / processes)
+    return EngineMemory(whole + shard + rest, during, exchange, state * trained / processes, mean)
 
 
 def optimizer_bytes(config: PretrainConfig) -> float:
@@ -118,14 +128,15 @@ def plan(config: PlanConfig) -> Plan:
     network = _build(config, method, recomputed=False)()
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
-    buffers = sum(b.numel() for b in network.buffers())
-    frozen += 2 * buffers  # the engine keeps a copy of them
-    frozen += trained + buffers if config.optim.ema is not None else 0  # whole on every process
+    frozen += 2 * sum(b.numel() for b in network.buffers())  # the engine keeps a copy of them
     state, share = optimizer_bytes(config), config.run.batch_size // config.processes
     engines = {
-        engine: engine_memory(engine, trained, frozen, state, config.processes, config.device) for engine in ENGINES
+        engine: engine_memory(
+            engine, trained, frozen, state, config.processes, config.device, average=config.optim.ema is not None
+        )
+        for engine in ENGINES
     }
-    recomputed = _steps(config, method, share, recomputed=True) if _can_recompute(network) else {}
+    recomputed = _steps(config, method, share, recomputed=True) if _can_recompute(network.encoder) else {}
     kept = _steps(config, method, share, recomputed=False)
     return Plan(trained, share, _views_bytes(config, share), engines, kept, recomputed)
 
@@ -145,6 +156,7 @@ def run(config: PlanConfig) -> int:
     )
     names = {
         "weights": "weights", "gradients": "gradients", "gradients, exchanged": "exchange", "optimizer": "optimizer",
+        "moving average": "average",
     }  # fmt: skip
     parts = [(name, *(_gb(getattr(one, field)) for one in found.engines.values())) for name, field in names.items()]
     parts.append(("views", *[_gb(found.views)] * len(ENGINES)))
@@ -191,10 +203,11 @@ def _give_teacher(config: PlanConfig, method: Method) -> None:
     method.take_teacher(teacher)
 
 
-def _can_recompute(network: Any) -> bool:
+def _can_recompute(encoder: Backbone) -> bool:
+    """Whether the body's blocks are known."""
     try:
-        return bool(network.encoder.blocks())
-    except InputError:  # a body that does not name them
+        return bool(encoder.blocks())
+    except InputError:
         return False
 
 
@@ -225,7 +238,7 @@ def _sizes(share: int) -> list[int]:
 def _build(config: PretrainConfig, method: Method, *, recomputed: bool) -> Callable[[], Any]:
     def build() -> nn.Module:
         # frozen: sync would wait for the other ranks
-        encoder = outline(config.model.arch, "frozen", image_size=config.data.image_size)
+        encoder = outline(config.model.arch, "frozen", image_size=config.data.image_size, pooling=config.model.pooling)
         if recomputed:
             encoder.set_grad_checkpointing()
         with torch.random.fork_rng(devices=[]), torch.device("meta"):

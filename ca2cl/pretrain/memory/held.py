@@ -14,7 +14,7 @@ from ca2cl.training.fsdp import blocks
 Sharing = Literal["ddp", "zero1", "zero2", "fsdp"]
 _NUMBER = 4
 """Bytes of an fp32 number, which every precision keeps."""
-_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "lars": 1}
+_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "sgd_plain": 1, "lars": 1}
 _GATHERED = 2
 """Blocks whose weights, and gradients, are whole at a time: one is computed while the next is fetched."""
 
@@ -26,9 +26,11 @@ def held_bytes(
     optimizer: str,
     sharing: Sharing,
     processes: int,
+    *,
+    averaged: bool = False,
     copies: int = 0,
 ) -> float:
-    """Bytes of a process for weights, gradients and optimizer state.
+    """Bytes of a process for weights, gradients, optimizer state and a moving average of the weights.
 
     Args:
         build: of the method, the network around an encoder.
@@ -37,20 +39,21 @@ def held_bytes(
         optimizer: ``optim.name``.
         sharing: what the engine shares among the processes.
         processes: how many share it.
+        averaged: whether there is an average (``optim.ema``), whole but under FSDP2.
         copies: half-precision copies of all weights: autocast keeps one in each graph, for its backward pass.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = build(outline(arch, "frozen", image_size=image_size))
     weights = _NUMBER * _numbers(network)
-    moments, halves = _MOMENTS[optimizer] * weights, copies * weights / 2
+    moments, average, halves = _MOMENTS[optimizer] * weights, averaged * weights, copies * weights / 2
     if sharing == "ddp":
-        return 2 * weights + moments + halves
+        return 2 * weights + moments + average + halves
     if sharing == "fsdp":
         largest = max((_NUMBER * _numbers(block) for block in blocks(network)), default=weights)
-        return (2 * weights + moments) / processes + 2 * _GATHERED * largest + halves
+        return (2 * weights + moments + average) / processes + 2 * _GATHERED * largest + halves
     shards = weights + moments  # ZeRO updates a copy of the weights
-    whole = 2 * weights if sharing == "zero1" else weights
-    return whole + (shards if sharing == "zero1" else shards + weights) / processes + halves
+    whole = average + halves + (2 * weights if sharing == "zero1" else weights)
+    return whole + (shards if sharing == "zero1" else shards + weights) / processes
 
 
 def _numbers(module: nn.Module) -> int:
