@@ -223,7 +223,7 @@ def _from_folder(path: Path, arch: str | None) -> ResolvedEncoder:
         if (folder / WEIGHTS_NAME).exists():
             encoder, card = load_encoder(folder, arch)
             return ResolvedEncoder(
-                encoder, card, card.source_run_id, str(folder), start=_own(folder, encoder, str(folder))
+                encoder, card, card.source_run_id, str(folder), start=_own(folder, encoder, str(folder.resolve()))
             )
     file = find_in_folder(path)
     if file is None:

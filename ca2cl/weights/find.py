@@ -59,7 +59,8 @@ def find_local(path: Path) -> WeightsFile:
         InputError: the configuration is damaged.
     """
     config = path.parent / CONFIG
-    return WeightsFile(path, str(path), read_config(config if config.is_file() else None, str(path)), beside(path))
+    facts = read_config(config if config.is_file() else None, str(path))
+    return WeightsFile(path, str(path.resolve()), facts, beside(path))
 
 
 def find_in_folder(folder: Path) -> WeightsFile | None:
@@ -80,7 +81,7 @@ def find_in_folder(folder: Path) -> WeightsFile | None:
         return folder / name if (folder / name).is_file() else None
 
     facts = read_config(folder / CONFIG, str(folder))
-    return WeightsFile(path, str(path), facts, stated(get, facts.licence))
+    return WeightsFile(path, str(path.resolve()), facts, stated(get, facts.licence))
 
 
 def _of_hub(source: str) -> WeightsFile:

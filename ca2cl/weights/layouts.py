@@ -62,7 +62,9 @@ LAYOUTS = (
     Layout("a student", ("student",), ""),
 )
 """In order of preference: of two encoders in a file, the teacher or the one that its authors evaluate comes first."""
-_LEFT_OUT = re.compile(r"mask_token$|(^|\.)rope_embed\.periods$|\.bias_mask$|^local_cls_norm\.")
+_LEFT_OUT = re.compile(
+    r"mask_token$|(^|\.)rope_embed\.periods$|\.bias_mask$|^local_cls_norm\.|\.relative_position_index$|\.attn_mask$"
+)
 """Tensors that only pre-training needs, or that are constants of the architecture."""
 _ENOUGH = 0.5  # share of a body's names by which a layout is recognised; what is missing is then an error
 _CHUNKED = re.compile(r"blocks\.\d+\.(\d+)\.")

@@ -54,7 +54,7 @@ def load_weights(file: WeightsFile, arch: str) -> tuple[Backbone, int, Start]:
     Raises:
         InputError: not plain tensors, or a tensor of the body or of the file without its counterpart; names five.
     """
-    source = str(file.path) if file.source == str(file.path) else file.source
+    source = str(file.path) if file.source == str(file.path.resolve()) else file.source
     body = outline(arch, image_size=_any_size(file, arch))
     taken = take(read_tensors(file.path), body.state_dict(), source)
     size = file.stated.input_size or _size_of(taken.state, body) or _any_size(file, arch)

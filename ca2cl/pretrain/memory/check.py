@@ -54,7 +54,7 @@ def check_memory(
     free -= _SURE * held
     estimate = (
         f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for "
-        f"{graphs} passes of {micro_batch} tiles at a time, beside {_size(held)} of weights, "
+        f"{graphs} pass{'es' * (graphs > 1)} of {micro_batch} tiles at a time, beside {_size(held)} of weights, "
         f"gradients and optimizer state; {there}"
     )
     fits = int(free / _LIKELY / graphs / a_tile)

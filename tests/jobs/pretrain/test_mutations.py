@@ -171,7 +171,7 @@ MUTATIONS = [
     Mutation(
         "the weak view's rows draw for others", "methods/two_views.py",
         "*(word[order] for word in words)", "*words",
-        TUNED, "rows_leave_out and test_vit-exact",
+        TUNED, "order_of_rows",
     ),
     Mutation(
         "bitwise gives every unit the first one's draws", "methods/bitwise.py",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ca2cl.config import OptimConfig
-from ca2cl.methods.base import ViewBatch
+from ca2cl.methods.base import LocalEngine, ViewBatch
 from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.backbone import build_encoder
@@ -115,6 +115,20 @@ def test_rows_leave_out_the_same_branches_on_any_hardware(arch: str, kind: str, 
             layer.draws._rates = [0.0 for _ in layer.draws._rates]
     others = step(network, 0, 1, 1, kind)
     assert abs(float(others["term nt_xent"] - expected["term nt_xent"])) > 1e-4  # something was left out
+
+
+def test_the_order_of_rows_does_not_show() -> None:
+    """The weak view has groups of its own; without BatchNorm these change nothing, and a row keeps its draws."""
+    torch.manual_seed(0)
+    network = awake(DoubleNetwork(build_encoder("timm:test_vit", image_size=32, drop_path=0.4)).double()).train()
+    (views,) = (_typed(one, torch.float64) for one in micro_batches(0, 1, 1))
+    assert views.second_order is not None and not torch.equal(views.second_order, torch.arange(BATCH))
+    found = []
+    for one in (views, views._replace(second_order=None)):
+        twin = copy.deepcopy(network)
+        CA2CL(WHOLE).step(LocalEngine(twin), [one])
+        found.append({name: p.grad for name, p in twin.named_parameters() if p.grad is not None})
+    compare(*found)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def twice(network: Network, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]
     with torch.no_grad():  # a pass between, as of the perturbed stem: the second backward is not through this one
         network(x.flip(0), direction, None, words(len(x), seed=1))
     (found.z[:, 0].sum() + found.g[:, 3].sum()).backward()
+    for layer in (layer for layer in network.modules() if isinstance(layer, BatchNorm)):
+        assert [sum(map(len, groups)) for groups in layer._recorded.values()] == [len(x) // layer.group], "once each"
     commit_statistics(network)
     grads = [p.grad for p in network.parameters() if p.grad is not None]
     return [direction, *grads], dict(network.named_buffers())

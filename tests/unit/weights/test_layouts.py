@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import build_encoder
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
+from ca2cl.weights.layouts import left_out
 
 State = dict[str, Tensor]
 VIT, REGISTERS = "timm:test_vit", "timm:test_vit,init_values=1e-05,no_embed_class=true,reg_tokens=2"
@@ -241,6 +242,22 @@ def test_dinov3_comes_under_timms_names_and_its_biases_must_be_zero(tmp_path: Pa
     biased["blocks.1.attn.qkv.bias"] = torch.ones(192)
     with pytest.raises(InputError, match=r"1 unexpected \(first blocks.1.attn.qkv.bias\)"):
         resolved(tmp_path, biased, DINOV3)
+
+
+@pytest.mark.parametrize(
+    ("name", "out"),
+    [
+        ("layers.0.blocks.0.attn.relative_position_index", True),  # of Swin's authors
+        ("layers.0.blocks.1.attn_mask", True),
+        ("vit.mask_token", True),
+        ("rope_embed.periods", True),
+        ("blocks.0.attn.relative_position_bias_table", False),
+        ("blocks.0.attn.qkv.bias", False),
+        ("norm.weight", False),
+    ],
+)
+def test_only_constants_and_what_pre_training_needs_are_left_out(name: str, out: bool) -> None:
+    assert left_out(name, torch.ones(3)) is out
 
 
 def test_what_is_left_over_on_either_side_is_named(tmp_path: Path) -> None:
