@@ -154,6 +154,12 @@ def test_an_average_is_whole_but_in_shards(sharing: Any, more: float) -> None:
     assert (averaged - without) / numbers == pytest.approx(more)
 
 
+def test_graphs_in_half_precision_keep_copies_of_the_weights() -> None:
+    numbers = sum(p.numel() for p in Network(build_encoder("resnet18")).parameters())
+    none, two = (held_bytes(Network, "resnet18", 96, "sgd", "ddp", 4, copies=copies) for copies in (0, 2))
+    assert (two - none) / numbers == pytest.approx(2 * 2)
+
+
 def test_shards_and_two_blocks_are_held_by_each_process() -> None:
     network = Network(build_encoder("timm/test_vit", image_size=32))
     numbers, block = (
