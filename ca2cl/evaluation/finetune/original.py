@@ -28,6 +28,7 @@ _BOTH: dict[str, Any] = {
     "batch_size": 128, "micro_batch_size": None, "min_steps": 1, "norm": "sync", "augment": "strong",
     "precision": "no", "optim.name": "sgd_plain", "optim.momentum": 0.9, "optim.weight_decay": 0.0,
     "optim.schedule": "cosine_restarts", "optim.restart_epochs": 5, "optim.warmup_steps": 0, "optim.clip_norm": None,
+    "optim.layer_decay": None, "optim.decay_all": True, "optim.freeze_layers": 0,
 }  # fmt: skip
 THEIRS: dict[Trains, dict[str, Any]] = {
     "all": {**_BOTH, "optim.lr": 3e-4, "held_out": 0.2, "patience": 5},

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def snapshot(*folders: Path) -> Snapshot:
 def look(*more: str, start: str = "") -> bool:
     """What a start of the job with these settings after its own finds."""
     config: Any = parse("pretrain", [*JOB, *more])
+    mean, std = config.model.normalisation  # filled in by a job before it looks
+    config = replace(config, model=replace(config.model, mean=mean, std=std))
     manifest = ShardIndex(Path(config.data.shards)).manifest
     origin = {"start_weights": start, "teacher": None}
     return is_finished(config, config.run.steps or config.run.epochs * 2, 2, manifest.digest, origin)

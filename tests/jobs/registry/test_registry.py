@@ -126,7 +126,9 @@ def test_truncated_weights_are_one_clear_line(tmp_path: Path) -> None:
 def test_every_backbone_tensor_must_be_given_and_used() -> None:
     state = weights(0)
     missing = {name: tensor for name, tensor in state.items() if not name.startswith("layer4.1.conv")}
-    with pytest.raises(InputError, match=r"118 of 120 .* 2 missing \(first layer4.1.conv1.weight\)"):
+    with pytest.raises(
+        InputError, match=r"118 of 120 .* 2 missing \(first layer4.1.conv1.weight, layer4.1.conv2.weight\)"
+    ):
         make_encoder(missing, "resnet18", "x")
     with pytest.raises(InputError, match=r"1 unexpected \(first stray\)"):
         make_encoder({**state, "stray": torch.zeros(1)}, "resnet18", "x")

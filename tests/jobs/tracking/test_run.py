@@ -75,7 +75,7 @@ def test_a_run_from_start_to_end(config: PretrainConfig, store: Store, tmp_path:
     names = {file.path for file in store.client.list_artifacts(tracker.run_id)}
     assert names == {"config.yaml", "manifest.json", "environment.json", "requirements.txt", "figures"}
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert written["run"]["steps"] == 4 and written["model"]["mean"] == list(config.model.mean)
+    assert written["run"]["steps"] == 4 and written["views"]["crop_scale"] == list(config.views.crop_scale)
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert "torch==" in (tmp_path / "run" / "requirements.txt").read_text()

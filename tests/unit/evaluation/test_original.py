@@ -37,10 +37,12 @@ from ca2cl.views.paper import STRONG
 
 BUDGETS = (0.01, 0.1, 0.5, 1.0)
 # Settings of which the list says nothing: the job's data, encoders and place, how many seeds and processes; the size in
-# pixels stands in the table's own line, and the protocol is what the list is about.
+# pixels stands in the table's own line, the protocol is what the list is about, fine-tuning refuses an
+# average, and steps are frozen only with layers.
 ELSEWHERE = {
     "encoder", "train", "test", "output_dir", "against", "labels", "seeds", "draw_by", "trains", "protocol",
-    "note_protocol", "image_size", "workers", "cache_dir",
+    "note_protocol", "image_size", "workers", "cache_dir", "optim.ema",
+    "optim.freeze_steps",
 }  # fmt: skip
 UNUSED: dict[Trains, set[str]] = {"all": set(), "head": {"held_out", "patience"}}
 """The test tiles choose the head's epoch."""
@@ -131,18 +133,22 @@ CHANGES: dict[str, Any] = {
     "norm": "frozen", "augment": "crop", "precision": "fp16",
     "optim": {
         "name": "adam", "lr": 0.5, "weight_decay": 0.01, "momentum": 0.5, "schedule": "constant", "restart_epochs": 4,
-        "warmup_steps": 3, "clip_norm": 1.0,
+        "warmup_steps": 3, "clip_norm": 1.0, "layer_decay": 0.8, "decay_all": False, "freeze_layers": 2,
     },
 }  # fmt: skip
 
 
 def changed(trains: Trains) -> list[tuple[str, FinetuneConfig]]:
     optim = CHANGES["optim"]
-    assert set(optim) == {field.name for field in fields(OptimConfig)}
+    assert set(optim) == {field.name for field in fields(OptimConfig)} - {"ema", "freeze_steps"}
     flat = [(name, config(trains, **{name: value})) for name, value in CHANGES.items() if name != "optim"]
     base = config(trains)
     return flat + [
-        (f"optim.{name}", replace(base, optim=replace(base.optim, **{name: value}))) for name, value in optim.items()
+        (
+            f"optim.{name}",
+            replace(base, optim=replace(base.optim, **{name: value}, freeze_steps=name == "freeze_layers")),
+        )
+        for name, value in optim.items()
     ]
 
 
