@@ -142,14 +142,11 @@ def changed(trains: Trains) -> list[tuple[str, FinetuneConfig]]:
     optim = CHANGES["optim"]
     assert set(optim) == {field.name for field in fields(OptimConfig)} - {"ema", "freeze_steps"}
     flat = [(name, config(trains, **{name: value})) for name, value in CHANGES.items() if name != "optim"]
-    base = config(trains)
-    return flat + [
-        (
-            f"optim.{name}",
-            replace(base, optim=replace(base.optim, **{name: value}, freeze_steps=name == "freeze_layers")),
-        )
+    optims = {
+        name: replace(config(trains).optim, **{name: value}, freeze_steps=int(name == "freeze_layers"))
         for name, value in optim.items()
-    ]
+    }
+    return flat + [(f"optim.{name}", replace(config(trains), optim=one)) for name, one in optims.items()]
 
 
 @BOTH
