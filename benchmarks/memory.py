@@ -38,7 +38,6 @@ from ca2cl.pretrain.config import MethodConfig
 from ca2cl.pretrain.engines import build_engine, configured_method
 from ca2cl.runtime.accelerator import build_accelerator
 
-NAMES = dict(zip(ENGINES, ("DDP", "ZeRO-1", "ZeRO-2"), strict=True))
 SIZES, TILES = {"resnet18": 96}, {"resnet18": 32}
 """Side of the views, and tiles of each process, by body; of others 224 and 12."""
 TINY = {"arch": "timm:test_vit", "size": 32, "tiles": 12, "micro_batches": 1, "checkpoint": False}
@@ -142,9 +141,10 @@ def estimate(case: dict[str, Any]) -> float:
     config = settings(case)
     found = plan(config)
     steps = found.recomputed if case["checkpoint"] else found.kept
-    step = steps[min(2, case["micro_batches"])].of(case["tiles"] // case["micro_batches"])
+    assert steps is not None, case
+    step = steps.of(case["engine"], case["tiles"] // case["micro_batches"], case["tiles"])
     views = 2 * case["tiles"] * 3 * config.data.image_size**2 * 4  # there are no tiles here
-    return found.engines[NAMES[case["engine"]]].peak(step, views)
+    return found.engines[case["engine"]].peak(step, views)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise
-from ca2cl.models.backbone import check_arch
+from ca2cl.models.backbone import check_arch, outline
 from ca2cl.models.bn_groups import LaneGroups
 from ca2cl.models.encoder_io import weights_digest
 from ca2cl.pretrain import shares
@@ -266,8 +266,8 @@ def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro
             graphs=graphs,
         )  # fmt: skip
         held = held_bytes(
-            method.build, model.arch, config.data.image_size, config.optim.name, sharing(config, accelerator),
-            accelerator.num_processes, averaged=config.optim.ema is not None,
+            lambda: method.build(outline(model.arch, "frozen", image_size=config.data.image_size)), config.optim,
+            sharing(config, accelerator), accelerator.num_processes, accelerator.device,
             copies=0 if run.precision == "no" or model.checkpoint_activations else graphs,
         )  # fmt: skip
         check_memory(a_tile, graphs, micro_batch, share, accelerator.device, held, limit, sharded=run.fsdp)

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
-    "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory", "training"},
+    "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory"},
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",

@@ -1,14 +1,11 @@
-"""Memory of a process of a planned job, by engine and micro-batch.
-
-Weights are fp32 under every engine and precision: autocast rounds copies of them (``runtime.accelerator``).
-"""
+"""Memory of a process of a planned job, by engine and micro-batch."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,78 +19,33 @@ from ca2cl.pretrain.batches import KEPT_BYTES
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import configured_method
 from ca2cl.pretrain.memory.dry_step import StepMemory, step_memory
+from ca2cl.pretrain.memory.held import Held, Numbers, Sharing, held, optimizer_bytes
 from ca2cl.pretrain.numerics import views_dtype
 from ca2cl.pretrain.teacher import live_teacher, resolve_teacher
-from ca2cl.training.deepspeed import BUCKET
-from ca2cl.training.optim import build_optimizer
 
-ENGINES = ("DDP", "ZeRO-1", "ZeRO-2")
-_FLOAT = 4
+ENGINES: dict[Sharing, str] = {"ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "fsdp": "FSDP2"}
 
 
-class EngineMemory(NamedTuple):
-    """Bytes that one process holds of the model, under one engine.
+class Steps(NamedTuple):
+    """Activations of a step.
 
     Attributes:
-        weights: in fp32, and ZeRO's shard of them that the optimizer updates.
-        gradients: while activations are at their peak.
-        exchange: gradients and their buffers once a step's last backward is done, when activations are gone.
-        optimizer: its state.
-        average: the moving average of the weights (``optim.ema``), whole on every process.
+        direct: of a process's whole share at a time.
+        accumulated: of several micro-batches.
+        sharded: of one micro-batch or several under FSDP2, which holds one graph at a time; None for one process.
     """
 
-    weights: float
-    gradients: float
-    exchange: float
-    optimizer: float
-    average: float
+    direct: StepMemory
+    accumulated: StepMemory
+    sharded: StepMemory | None
 
-    def peak(self, step: float, views: float) -> float:
-        """Bytes at the peak of a step that holds ``step`` in activations."""
-        return self.weights + self.optimizer + self.average + views + max(self.gradients + step, self.exchange)
-
-
-def engine_memory(
-    engine: str,
-    trained: int,
-    frozen: int,
-    state: float,
-    processes: int,
-    device: Literal["gpu", "cpu"] = "gpu",
-    *,
-    average: bool = False,
-) -> EngineMemory:
-    """The memory of one engine.
-
-    Args:
-        engine: of ``ENGINES``.
-        trained: trained parameters.
-        frozen: numbers that are not trained, buffers, their copies and averages among them.
-        state: bytes of optimizer state for each parameter.
-        processes: of the job.
-        device: kind of the device.
-        average: whether a moving average of the weights is kept.
-    """
-    whole, rest, shard = _FLOAT * trained, _FLOAT * frozen, _FLOAT * trained / processes
-    mean = float(whole) if average else 0.0
-    if engine == "DDP":  # gradients are views of its buckets, which are there from the start
-        return EngineMemory(whole + rest, whole, whole, state * trained, mean)
-    bucket = _FLOAT * min(BUCKET, trained)
-    # shards of the gradient: averaged, and flat for the optimizer
-    exchange = bucket + 2 * shard + (max(0, whole - bucket) if engine == "ZeRO-1" else 0)
-    during = bucket if device == "gpu" else 0  # on a CPU, memory that is not written to yet takes none
-    return EngineMemory(whole + shard + rest, during, exchange, state * trained / processes, mean)
-
-
-def optimizer_bytes(config: PretrainConfig) -> float:
-    """Bytes of optimizer state for each number of a parameter, by a step of the optimizer itself."""
-    layer = nn.Linear(64, 64, bias=False)
-    ungrouped = replace(config.optim, layer_decay=None, decay_all=True, freeze_layers=0, freeze_steps=0)
-    optimizer = build_optimizer(ungrouped, layer)
-    layer.weight.grad = torch.zeros_like(layer.weight)
-    optimizer.step()
-    held = sum(x.nbytes for x in optimizer.state[layer.weight].values() if isinstance(x, torch.Tensor) and x.ndim)
-    return held / layer.weight.numel()
+    def of(self, sharing: Sharing, rows: int, share: int) -> float:
+        """Bytes under an engine, of a micro-batch of ``rows`` of a process's ``share``."""
+        step = self.direct if rows == share else self.accumulated
+        if sharing == "fsdp":
+            assert self.sharded is not None
+            step = self.sharded
+        return step.of(rows)
 
 
 @dataclass(frozen=True)
@@ -105,16 +57,16 @@ class Plan:
         share: tiles of a process.
         views: of its share, and the tiles themselves.
         engines: what each holds of the model.
-        kept: a step's activations: of the whole share at a time (1), and of several micro-batches (2).
-        recomputed: the same with activation checkpointing; empty for a body without it.
+        kept: a step's activations.
+        recomputed: the same with activation checkpointing; None for a body without it.
     """
 
     trained: int
     share: int
     views: float
-    engines: dict[str, EngineMemory]
-    kept: dict[int, StepMemory]
-    recomputed: dict[int, StepMemory]
+    engines: dict[Sharing, Held]
+    kept: Steps
+    recomputed: Steps | None
 
 
 def plan(config: PlanConfig) -> Plan:
@@ -126,19 +78,20 @@ def plan(config: PlanConfig) -> Plan:
     method = configured_method(config)
     _give_teacher(config, method)
     network = _build(config, method, recomputed=False)()
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
-    frozen += 2 * sum(b.numel() for b in network.buffers())  # the engine keeps a copy of them
-    state, share = optimizer_bytes(config), config.run.batch_size // config.processes
+    numbers, state, share = (
+        Numbers.of(network),
+        optimizer_bytes(config.optim),
+        config.run.batch_size // config.processes,
+    )
+    average, on_gpu = config.optim.ema is not None, config.device == "gpu"
     engines = {
-        engine: engine_memory(
-            engine, trained, frozen, state, config.processes, config.device, average=config.optim.ema is not None
-        )
-        for engine in ENGINES
+        sharing: held(sharing, numbers, state, config.processes, on_gpu=on_gpu, average=average)
+        for sharing in ENGINES
+        if sharing != "fsdp" or config.processes > 1
     }
-    recomputed = _steps(config, method, share, recomputed=True) if _can_recompute(network.encoder) else {}
+    recomputed = _steps(config, method, share, recomputed=True) if _can_recompute(network.encoder) else None
     kept = _steps(config, method, share, recomputed=False)
-    return Plan(trained, share, _views_bytes(config, share), engines, kept, recomputed)
+    return Plan(numbers.trained, share, _views_bytes(config, share), engines, kept, recomputed)
 
 
 def run(config: PlanConfig) -> int:
@@ -159,24 +112,27 @@ def run(config: PlanConfig) -> int:
         "moving average": "average",
     }  # fmt: skip
     parts = [(name, *(_gb(getattr(one, field)) for one in found.engines.values())) for name, field in names.items()]
-    parts.append(("views", *[_gb(found.views)] * len(ENGINES)))
-    sys.stdout.write(aligned(("memory of a process, GB", *ENGINES), parts))
+    parts.append(("views", *[_gb(found.views)] * len(found.engines)))
+    heads = [ENGINES[sharing] for sharing in found.engines]
+    sys.stdout.write(aligned(("memory of a process, GB", *heads), parts))
     for title, steps in (("kept", found.kept), ("recomputed (model.checkpoint_activations)", found.recomputed)):
-        if steps:
+        if steps is not None:
             sys.stdout.write(f"\npeak by tiles of a micro-batch, activations {title}, GB\n")
             sys.stdout.write(_peaks(found, steps, config.memory_gb or _first_gpu(config)))
     sys.stdout.flush()
     return 0
 
 
-def _peaks(found: Plan, steps: dict[int, StepMemory], limit: float | None) -> str:
+def _peaks(found: Plan, steps: Steps, limit: float | None) -> str:
     rows = []
     for size in _sizes(found.share):
-        step = steps[1 if size == found.share else 2].of(size)
-        peaks = [engine.peak(step, found.views) for engine in found.engines.values()]
+        peaks = [
+            engine.peak(steps.of(sharing, size, found.share), found.views) for sharing, engine in found.engines.items()
+        ]
         marks = ["" if limit is None or peak <= 1e9 * limit else " (too much)" for peak in peaks]
-        rows.append((str(size), _gb(step), *(f"{_gb(peak)}{mark}" for peak, mark in zip(peaks, marks, strict=True))))
-    return aligned(("tiles", "activations", *ENGINES), rows)
+        cells = [f"{_gb(peak)}{mark}" for peak, mark in zip(peaks, marks, strict=True)]
+        rows.append((str(size), _gb(steps.of("ddp", size, found.share)), *cells))
+    return aligned(("tiles", "activations", *(ENGINES[sharing] for sharing in found.engines)), rows)
 
 
 class _AllKnown:
@@ -211,12 +167,16 @@ def _can_recompute(encoder: Backbone) -> bool:
         return False
 
 
-def _steps(config: PlanConfig, method: Method, share: int, *, recomputed: bool) -> dict[int, StepMemory]:
+def _steps(config: PlanConfig, method: Method, share: int, *, recomputed: bool) -> Steps:
     build, device = _build(config, method, recomputed=recomputed), _device(config)
     size, dtype = config.data.image_size, views_dtype(config)
-    counts = (1, 2) if share > 1 else (1,)
+
+    def step(micro_batches: int, *, sharded: bool = False) -> StepMemory:
+        return step_memory(method, build, size, dtype, device, micro_batches=micro_batches, sharded=sharded)
+
     try:
-        return {count: step_memory(method, build, size, dtype, device, micro_batches=count) for count in counts}
+        direct = step(1)
+        return Steps(direct, step(2) if share > 1 else direct, step(1, sharded=True) if config.processes > 1 else None)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise InputError(
             f"method.name is {config.method.name!r}: its step cannot be followed without numbers "

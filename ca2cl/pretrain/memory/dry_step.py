@@ -45,6 +45,7 @@ def step_memory(
     device: torch.device,
     *,
     micro_batches: int,
+    sharded: bool = False,
 ) -> StepMemory:
     """Run ``method.step`` on fake tensors and follow which of them are alive; nothing is computed or allocated.
 
@@ -58,14 +59,21 @@ def step_memory(
         view_dtype: of the views.
         device: whose operators are followed; cuda needs a GPU.
         micro_batches: 1: a process's whole share at a time; 2: the way of several micro-batches.
+        sharded: the way of an engine whose ranks share the parameters (``methods.base.Engine``).
     """
-    few, many = (_peak(method, build(), rows, image_size, view_dtype, device, micro_batches) for rows in _ROWS)
+    engine = _ShardedEngine if sharded else LocalEngine
+    few, many = (_peak(method, engine, build(), rows, image_size, view_dtype, device, micro_batches) for rows in _ROWS)
     a_tile = (many - few) / (_ROWS[1] - _ROWS[0])
     return StepMemory(max(0.0, few - a_tile * _ROWS[0]), a_tile)
 
 
+class _ShardedEngine(LocalEngine):
+    sharded = True
+
+
 def _peak(
     method: Method,
+    engine: type[LocalEngine],
     network: nn.Module,
     rows: int,
     image_size: int,
@@ -79,7 +87,7 @@ def _peak(
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         batches = [_batch(method, rows, image_size, dtype, device, number) for number in range(micro_batches)]
         with LiveBytes() as live:
-            method.step(LocalEngine(network.train()), batches)
+            method.step(engine(network.train()), batches)
     return int(live.peak)
 
 

@@ -13,12 +13,12 @@ from benchmarks.memory import compared
 from ca2cl.cli import main
 from ca2cl.config import ObjectiveConfig, OptimConfig
 from ca2cl.doctor.plan.config import PlanConfig
-from ca2cl.doctor.plan.run import EngineMemory, engine_memory, optimizer_bytes
 from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, MethodSettings, ViewBatch
 from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import build_encoder, outline
 from ca2cl.pretrain.memory.dry_step import LiveBytes, step_memory
+from ca2cl.pretrain.memory.held import Held, Numbers, held, optimizer_bytes
 
 CPU = torch.device("cpu")
 
@@ -52,15 +52,16 @@ def test_what_autograd_saves_lives_until_the_backward_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "name", "count", "recomputed"),
+    ("arch", "name", "count", "recomputed", "sharded"),
     [
-        ("resnet18", "ca2cl", 1, False),
-        ("timm:test_vit", "ca2cl", 2, False),
-        ("timm:test_vit", "simclr", 1, False),
-        ("timm:test_vit", "ca2cl", 1, True),
+        ("resnet18", "ca2cl", 1, False, False),
+        ("timm:test_vit", "ca2cl", 2, False, False),
+        ("timm:test_vit", "simclr", 1, False, False),
+        ("timm:test_vit", "ca2cl", 1, True, False),
+        ("timm:test_vit", "ca2cl", 1, False, True),
     ],
 )
-def test_a_steps_peak_is_a_real_steps(arch: str, name: str, count: int, recomputed: bool) -> None:
+def test_a_steps_peak_is_a_real_steps(arch: str, name: str, count: int, recomputed: bool, sharded: bool) -> None:
     """The same step, on tensors with numbers."""
     method, size, rows = build_method(name, MethodSettings(ObjectiveConfig())), 64, 16
 
@@ -71,7 +72,7 @@ def test_a_steps_peak_is_a_real_steps(arch: str, name: str, count: int, recomput
         with torch.device("meta"):
             return method.build(encoder)
 
-    planned = step_memory(method, build, size, torch.float32, CPU, micro_batches=count).of(rows)
+    planned = step_memory(method, build, size, torch.float32, CPU, micro_batches=count, sharded=sharded).of(rows)
     torch.manual_seed(0)
     network = method.build(build_encoder(arch, "frozen", image_size=size)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recomputed:
@@ -85,8 +86,10 @@ def test_a_steps_peak_is_a_real_steps(arch: str, name: str, count: int, recomput
         )
         for number in range(count)
     ]
+    engine = LocalEngine(network.train())
+    engine.sharded = sharded
     with LiveBytes() as live:
-        method.step(LocalEngine(network.train()), batches)
+        method.step(engine, batches)
     assert planned == pytest.approx(live.peak, rel=0.01)
 
 
@@ -127,16 +130,20 @@ def test_fewer_graphs_take_less() -> None:
     ],
 )
 def test_the_optimizers_state_is_measured(optim: OptimConfig, expected: float) -> None:
-    assert optimizer_bytes(PlanConfig(optim=optim)) == expected
+    assert optimizer_bytes(optim) == expected
 
 
 def test_engines_share_what_they_say() -> None:
     """A billion parameters on 8 processes, in GB; DeepSpeed's bucket has 2."""
-    ddp, zero1, zero2 = (engine_memory(name, 10**9, 0, 8, 8) for name in ("DDP", "ZeRO-1", "ZeRO-2"))
-    assert ddp == EngineMemory(4e9, 4e9, 4e9, 8e9, 0)
-    assert zero1 == EngineMemory(4.5e9, 2e9, 2e9 + 1e9 + 2e9, 1e9, 0)
-    assert zero2 == EngineMemory(4.5e9, 2e9, 2e9 + 1e9, 1e9, 0)
-    assert engine_memory("ZeRO-2", 10**9, 0, 8, 8, average=True) == zero2._replace(average=4e9)
+    numbers = Numbers(10**9, 0, 10**7)
+    ddp, zero1, zero2, fsdp = (held(one, numbers, 8, 8) for one in ("ddp", "zero1", "zero2", "fsdp"))
+    assert ddp == Held(4e9, 4e9, 4e9, 8e9, 0)
+    assert zero1 == Held(4.5e9, 2e9, 2e9 + 1e9 + 2e9, 1e9, 0)
+    assert zero2 == Held(4.5e9, 2e9, 2e9 + 1e9, 1e9, 0)
+    assert fsdp == Held(0.58e9, 0.58e9, 0.58e9, 1e9, 0), "an eighth, and two blocks of ten million"
+    assert held("zero2", numbers, 8, 8, average=True) == zero2._replace(average=4e9)
+    assert held("fsdp", numbers, 8, 8, average=True) == fsdp._replace(average=0.5e9)
+    assert held("zero1", numbers, 8, 8, on_gpu=False) == zero1._replace(gradients=0)
     assert zero2.peak(step=1.5e9, views=0.25e9) == 4.5e9 + 1e9 + 0.25e9 + 3.5e9
     assert zero2.peak(step=0.5e9, views=0) == 4.5e9 + 1e9 + 3e9, "the exchange outweighs few activations"
 
@@ -146,7 +153,7 @@ def test_the_plan_is_printed_and_marks_what_does_not_fit(capfd: pytest.CaptureFi
     assert main([*job, "--memory_gb", "0.001"]) == 0
     out = capfd.readouterr().out
     assert "2 processes, 16 tiles of a batch of 32 each" in out and "method ca2cl" in out
-    for line in ("weights", "gradients", "optimizer", "views", "DDP", "ZeRO-1", "ZeRO-2"):
+    for line in ("weights", "gradients", "optimizer", "views", "DDP", "ZeRO-1", "ZeRO-2", "FSDP2"):
         assert line in out
     rows = [line.split() for line in out.splitlines() if line[:1].isdigit() and not line.startswith("2 processes")]
     assert [row[0] for row in rows][:4] == ["2", "4", "8", "16"] and "(too" in rows[3]

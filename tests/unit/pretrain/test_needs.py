@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import Backbone, build_encoder
 from ca2cl.models.heads import Network
@@ -133,40 +134,41 @@ def test_the_estimates_network_is_freed() -> None:
     assert made and not any(ref() is not None for ref in made)
 
 
+def held_by(sharing: Any, arch: str = "resnet18", copies: int = 0, **optim: Any) -> float:
+    """Bytes of each of four CPU processes."""
+    return held_bytes(lambda: Network(build_encoder(arch)), OptimConfig(**optim), sharing, 4, CPU, copies=copies)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "sharing", "expected"),
     [
-        ("adamw", "ddp", 16), ("sgd", "ddp", 12), ("adam", "zero1", 8 + 12 / 4), ("adam", "zero2", 4 + 16 / 4),
-        ("sgd", "zero2", 4 + 12 / 4),
+        ("adamw", "ddp", 16), ("sgd", "ddp", 12), ("adam", "zero1", 4 + 12 / 4), ("adam", "zero2", 4 + 12 / 4),
+        ("sgd", "zero2", 4 + 8 / 4),
     ],
 )  # fmt: skip
-def test_bytes_of_a_parameter(optimizer: str, sharing: Any, expected: float) -> None:
-    numbers = sum(p.numel() for p in Network(build_encoder("resnet18")).parameters())
-    assert held_bytes(Network, "resnet18", 96, optimizer, sharing, 4) / numbers == pytest.approx(expected)
+def test_bytes_of_a_parameter(optimizer: Any, sharing: Any, expected: float) -> None:
+    network = Network(build_encoder("resnet18"))
+    numbers, buffers = sum(p.numel() for p in network.parameters()), sum(b.numel() for b in network.buffers())
+    assert held_by(sharing, name=optimizer) == pytest.approx(expected * numbers + 2 * 4 * buffers)
 
 
 @pytest.mark.parametrize(("sharing", "more"), [("ddp", 4), ("zero1", 4), ("zero2", 4), ("fsdp", 1)])
 def test_an_average_is_whole_but_in_shards(sharing: Any, more: float) -> None:
     numbers = sum(p.numel() for p in Network(build_encoder("resnet18")).parameters())
-    without, averaged = (
-        held_bytes(Network, "resnet18", 96, "sgd_plain", sharing, 4, averaged=averaged) for averaged in (False, True)
-    )
-    assert (averaged - without) / numbers == pytest.approx(more)
+    assert (held_by(sharing, ema=0.9) - held_by(sharing)) / numbers == pytest.approx(more)
 
 
 def test_graphs_in_half_precision_keep_copies_of_the_weights() -> None:
     numbers = sum(p.numel() for p in Network(build_encoder("resnet18")).parameters())
-    none, two = (held_bytes(Network, "resnet18", 96, "sgd", "ddp", 4, copies=copies) for copies in (0, 2))
-    assert (two - none) / numbers == pytest.approx(2 * 2)
+    assert (held_by("ddp", copies=2) - held_by("ddp")) / numbers == pytest.approx(2 * 2)
 
 
 def test_shards_and_two_blocks_are_held_by_each_process() -> None:
-    network = Network(build_encoder("timm/test_vit", image_size=32))
+    network = Network(build_encoder("timm:test_vit"))
     numbers, block = (
         sum(p.numel() for p in module.parameters()) for module in (network, network.encoder.body.blocks[0])
     )
-    expected = 16 * numbers / 4 + 2 * 8 * block
-    assert held_bytes(Network, "timm/test_vit", 32, "adam", "fsdp", 4) == pytest.approx(expected)
+    assert held_by("fsdp", "timm:test_vit") == pytest.approx(16 * numbers / 4 + 2 * 8 * block)
 
 
 def test_an_optimizer_that_does_not_fit_is_refused_with_the_way_out() -> None:
