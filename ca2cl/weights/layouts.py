@@ -131,7 +131,9 @@ def _renumbered(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without DINOv2's chunks of blocks (``blocks.CHUNK.BLOCK``), and with a ResNet's names in place of numbers."""
     blocks = [name for name in state if name.startswith("blocks.")]
     if blocks and all(_CHUNKED.match(name) for name in blocks):
-        state = {_CHUNKED.sub(r"blocks.\1.", name, count=1): one for name, one in state.items()}
+        whole = {_CHUNKED.sub(r"blocks.\1.", name, count=1): one for name, one in state.items()}
+        # DINOv2 numbers blocks through all chunks; an EfficientNet's (blocks.STAGE.BLOCK) begin again in each stage
+        state = whole if len(whole) == len(state) else state
     if "0.weight" in state and "4.0.conv1.weight" in state:
         state = {_by_name(name): one for name, one in state.items()}
     return state

@@ -165,6 +165,14 @@ def test_each_layout_gives_the_encoder(name: str, tmp_path: Path) -> None:
     assert found.card.start_layout == found.start.layout and found.card.input_size == SIDE  # of its embeddings
 
 
+def test_blocks_of_an_efficientnets_stages_are_no_chunks(tmp_path: Path) -> None:
+    """Its names are ``blocks.STAGE.BLOCK``, too, but a block's number says nothing without the stage's."""
+    arch = "timm:test_efficientnet"
+    wanted = {name: x.detach().clone() for name, x in build_encoder(arch, image_size=SIDE).state_dict().items()}
+    found = resolved(tmp_path, wanted, arch).encoder.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [
