@@ -39,8 +39,8 @@ class TimmBackbone(Backbone):
         self.feature_dim = int(getattr(self.body, "head_hidden_size", None) or self.body.num_features)
         self._check_pooling()
         self.feature_dim *= 2 if self.pooling == "both" else 1
-        patches = getattr(self.body, "patch_embed", None)
-        self.patch_size = int(getattr(patches, "patch_size", (1,))[0])
+        side = getattr(getattr(self.body, "patch_embed", None), "patch_size", 1)  # XCiT has a number, ViTs a pair
+        self.patch_size = int(side if isinstance(side, int) else side[0])
         # True and False are of ViTs; other bodies with position embeddings see one size only
         self._any_size = not settings.fixed_input_size or bool(getattr(self.body, "dynamic_img_size", False))
         self._image_size = options.image_size

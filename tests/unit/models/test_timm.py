@@ -31,6 +31,7 @@ LARGE = {
     "tf_efficientnet_lite0": (224, 161),
     "resnet10t": (64, 96),
     "resnet50d": (224, 160),
+    "xcit_nano_12_p16_224": (224, 160),
 }
 SMALL = {
     "test_vit": (160, 96),
