@@ -158,7 +158,9 @@ def test_any_number_of_processes_and_micro_batches_gives_the_gradient_of_one(
     compare(expected, found)
 
 
-@pytest.mark.parametrize(("world", "count"), [(2, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("world", "count"), [pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(1, 4, marks=pytest.mark.slow), (2, 2)]
+)
 @pytest.mark.parametrize("kind", ["exact", "bitwise"])
 def test_simclr_is_as_exact(world: int, count: int, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -177,6 +177,7 @@ def hosts() -> Iterator[dict[str, str]]:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
+@pytest.mark.slow
 def test_two_hosts_give_the_run_of_one_process(
     shards: Path, expected: Path, tmp_path: Path, hosts: dict[str, str]
 ) -> None:

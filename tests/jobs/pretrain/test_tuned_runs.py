@@ -72,7 +72,7 @@ def same(ours: Path, theirs: Path, step: int = 3) -> None:
         pytest.param("deepspeed_zero1", 1, 32, marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("deepspeed_zero1", 1, 16, marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("deepspeed_zero1", 2, 16, marks=[needs_deepspeed, pytest.mark.slow]),
-        pytest.param("deepspeed_zero1", 2, 8, marks=needs_deepspeed),
+        pytest.param("deepspeed_zero1", 2, 8, marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("deepspeed_zero2", 2, 8, marks=[needs_deepspeed, pytest.mark.slow]),
     ],
 )
