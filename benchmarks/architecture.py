@@ -45,7 +45,7 @@ class Layout:
         for room in sorted(graph, key=lambda room: -self.floor[room]):  # up to its importers: shorter arrows
             above = [self.floor[other] for other in graph if room in graph[other]]
             self.floor[room] = min(above, default=self.floor[room] + 1) - 1
-        self.edges = self._edges()
+        self.edges = sorted(self._edges())  # means of places would round by the order of a set
         self.rows: list[list[Node]] = [[] for _ in range(max(self.floor.values()) + 1)]
         for node in sorted({node for edge in self.edges for node in edge} | set(self.floor.items())):
             self.rows[node[1]].append(node)

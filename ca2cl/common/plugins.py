@@ -1,4 +1,4 @@
-"""Extensions by dotted name, and by the names that installed packages give them.
+"""Extensions by dotted name or by an installed entry point.
 
 ``module:attribute`` is imported from the user's own Python path. Only names that a user gave on the command line or in
 Python may come there: a file, which may be from elsewhere (YAML, a card, an index, a checkpoint), must never choose

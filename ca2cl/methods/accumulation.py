@@ -1,4 +1,4 @@
-"""Methods whose loss is of the global batch: steps of one or several micro-batches."""
+"""Methods with a global-batch loss, over one or several micro-batches."""
 
 from __future__ import annotations
 

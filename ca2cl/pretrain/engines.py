@@ -1,4 +1,7 @@
-"""Method and engine of a pre-training job, as its settings and its launcher choose them."""
+"""Method and engine of a pre-training job.
+
+The job's settings and its launcher choose them.
+"""
 
 from __future__ import annotations
 

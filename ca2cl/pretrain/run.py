@@ -36,8 +36,8 @@ from ca2cl.pretrain.memory.held import held_bytes
 from ca2cl.pretrain.memory.machine import limit_left
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics, views_dtype
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
-from ca2cl.pretrain.start import find_start, initial_encoder
-from ca2cl.pretrain.teacher import find_teacher
+from ca2cl.pretrain.start import RunStart, find_start, initial_encoder
+from ca2cl.pretrain.teacher import FoundTeacher, find_teacher
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place
@@ -81,8 +81,7 @@ def run(config: PretrainConfig) -> int:
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
-    unit = groups.block if groups is not None and config.run.accumulation == "bitwise" else None
-    teacher = find_teacher(config, method, accelerator.device, index, ranks, unit)
+    teacher = find_teacher(config, method, accelerator.device, index, ranks, _unit(config, groups))
     ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
     encoder = ranks.together(lambda: initial_encoder(config, begun))
     earlier = (*begun.manifests, *(teacher.manifests if teacher is not None else ()))
@@ -106,11 +105,7 @@ def run(config: PretrainConfig) -> int:
             progress = _resume(config, checkpoint, engine, index.manifest.digest, groups, numerics, ranks)
         check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
-        name_origin(tracker, checkpoint)
-        for name, value in begun.tags().items() if checkpoint is None else ():
-            tracker.set_tag(name, value)
-        if teacher is not None:
-            tracker.set_tag("ca2cl.teacher", f"{teacher.uri}, {teacher.identity}")
+        _tag_start(tracker, checkpoint, begun, teacher)
     provenance = {"earlier_manifests": earlier, **begun.facts()}
     parts = _Parts(engine, method, index, order, groups, checkpointer, stop, tracker, provenance, origin, numerics)
     done = _train_tracked(config, parts, progress, steps, micro_batch)
@@ -119,6 +114,20 @@ def run(config: PretrainConfig) -> int:
     stop.over()
     accelerator.end_training()
     return 0 if done else stop.exit_code
+
+
+def _unit(config: PretrainConfig, groups: LaneGroups | None) -> int | None:
+    """Rows that ``bitwise`` passes through a network at a time; None for other accumulations."""
+    return groups.block if groups is not None and config.run.accumulation == "bitwise" else None
+
+
+def _tag_start(tracker: NullTracker, checkpoint: Path | None, begun: RunStart, teacher: FoundTeacher | None) -> None:
+    """Tag the run with the checkpoint or weights that it begins with, and its teacher."""
+    name_origin(tracker, checkpoint)
+    for name, value in begun.tags().items() if checkpoint is None else ():
+        tracker.set_tag(name, value)
+    if teacher is not None:
+        tracker.set_tag("ca2cl.teacher", f"{teacher.uri}, {teacher.identity}")
 
 
 @dataclass(frozen=True)

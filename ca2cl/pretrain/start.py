@@ -1,4 +1,4 @@
-"""Start of a run: the encoder that it begins with, and what its weights state."""
+"""Initial encoder of a run, and the metadata of its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Offset up to which a journal was sent, in a file beside it."""
+"""Offset up to which a journal has been sent.
+
+It lies in a file beside the journal.
+"""
 
 from __future__ import annotations
 

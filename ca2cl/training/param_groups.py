@@ -1,4 +1,4 @@
-"""Parameter groups of an optimizer: rates by layer, weight decay by kind, first layers frozen at first.
+"""Optimizer parameter groups: layer-wise rates, weight decay and frozen layers.
 
 A group is a dictionary as torch's optimizers take it, with two entries of our own: ``lr_scale`` (timm's name) is a
 factor on the rate, and ``frozen_steps`` is the number of steps for which the rate is 0.

@@ -1,4 +1,4 @@
-"""Files of repositories on the Hugging Face hub, through huggingface_hub and its cache.
+"""Files of Hugging Face repositories, through huggingface_hub and its cache.
 
 The user's token comes from HF_TOKEN or ``hf auth login``; HF_ENDPOINT names another hub, HF_HUB_OFFLINE=1 uses the
 cache alone.

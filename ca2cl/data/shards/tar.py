@@ -1,4 +1,4 @@
-"""Write a tar of samples, with the offset of each and a digest of all.
+"""Tar writer with the offset of each sample and a digest.
 
 Headers carry no clock and no owner, so equal samples give equal bytes. They are those of ``tarfile.TarInfo`` in the PAX
 format, which takes longer to make one than a tile's bytes take to be hashed.

@@ -1,4 +1,4 @@
-"""Loss terms of a distillation over the global batch, with their gradients written out.
+"""Distillation losses over the global batch, with explicit gradients.
 
 Shapes: B local batch, G global batch, R rows of a block, d features of the student, E features of the teacher.
 """

@@ -1,4 +1,4 @@
-"""Student of a distillation: an encoder and a projector to the teacher's features.
+"""Student network: an encoder and a projector to the teacher's features.
 
 Shapes: B local batch, d features of the student, E features of the teacher.
 """

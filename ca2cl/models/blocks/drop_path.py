@@ -1,4 +1,4 @@
-"""Drop path (stochastic depth, arXiv 1603.09382) that is a pure function of the row.
+"""Drop path (arXiv 1603.09382) as a pure function of the row.
 
 A residual branch is left out for some rows of a batch, and scaled by 1 / (1 - p) for the others. The passes of a step
 must see one network: exact accumulation runs micro-batches again, the adversary sees the strong view a second time, and

@@ -1,4 +1,6 @@
-"""Activation checkpointing: a block keeps its input and computes the rest again in the backward pass.
+"""Activation checkpointing: blocks are computed again in the backward pass.
+
+A block keeps only its input.
 
 torch's own (non-reentrant) ``checkpoint`` does it. It runs a block's forward after the pass has ended, when the layers
 no longer know which pass that was: the view that BatchNorm records running statistics for, the rows' draws of drop

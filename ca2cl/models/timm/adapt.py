@@ -1,4 +1,4 @@
-"""Adapt a state to a timm model, by timm's own filter of that model's checkpoints.
+"""Adapt a checkpoint to a timm model by timm's own filter.
 
 The filter renames what the model's first authors called otherwise (DINOv2 and DINOv3, Swin, ConvNeXt, EVA, ...), and
 resamples position embeddings and tables of relative positions to the model's size.

@@ -1,4 +1,4 @@
-"""Replace a timm model's BatchNorm and stochastic depth by ours, and turn its dropout off."""
+"""Replace a timm model's BatchNorm, stochastic depth and dropout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak memory of a step, from the step itself on tensors without numbers.
+"""Peak memory of a step, followed on fake tensors.
 
 Legend: B rows of a micro-batch, S side of a view in pixels.
 """

@@ -1,4 +1,4 @@
-"""Memory that weights, gradients and optimizer state take of each process, by engine.
+"""Memory of weights, gradients and optimizer state by engine.
 
 Weights are fp32 under every engine and precision: autocast rounds copies of them (``runtime.accelerator``).
 """

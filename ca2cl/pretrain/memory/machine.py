@@ -1,4 +1,4 @@
-"""Memory of this machine that a process may use, and the most that it has used."""
+"""Memory available to a process, and its peak use."""
 
 from __future__ import annotations
 

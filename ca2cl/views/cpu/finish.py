@@ -1,4 +1,4 @@
-"""The last pass of a view: hue, saturation and value, black frame and hole, the encoder's numbers."""
+"""Last pass of a view: colour, black frame and hole, normalisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Blur and noise, of planes uint8 (3, S, S), in place; ``p`` is a row of the table."""
+"""Blur and noise, in place, of planes uint8 (3, S, S).
+
+``p`` is a row of the table.
+"""
 
 from __future__ import annotations
 

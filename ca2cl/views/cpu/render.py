@@ -1,4 +1,6 @@
-"""Render views on a CPU: a few passes over one tile after another, which stays in a core's cache.
+"""Render views on a CPU, tile by tile.
+
+A tile goes through a few passes, and stays in a core's cache.
 
 8 bits between the passes, as image augmentation has it.
 """

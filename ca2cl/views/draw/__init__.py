@@ -1,1 +1,1 @@
-"""What views draw: random numbers by name, maps of coordinates, the table of a batch."""
+"""Random draws of a batch's views, in one table."""

@@ -1,4 +1,4 @@
-"""Lightness of 8-bit colours in whole numbers, so that every device finds the same level.
+"""Integer lightness of 8-bit colours, the same on every device.
 
 The tables of CLAHE turn one pixel more in a bin into many levels of a pixel: rounding must not decide it.
 """

@@ -1,4 +1,7 @@
-"""Affine maps of coordinates, by the six numbers a, b, c, d, e, f of x' = a x + b y + c and y' = d x + e y + f."""
+"""Affine maps of coordinates, as six numbers.
+
+The numbers a, b, c, d, e, f are those of x' = a x + b y + c and y' = d x + e y + f.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of what a batch's views draw: one row for each view of each tile, float32 columns.
+"""Table of draws: a float32 row for each view of each tile.
 
 Drawn on the host (``paper``, ``crop``), copied to the device once, and all that a renderer (``cpu``, ``triton``) needs
 beside the tiles. Coordinates are torch's: x to the right and y down, -1 and 1 the outer edges of an image, so that a

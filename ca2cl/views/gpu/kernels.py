@@ -1,6 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, disable-error-code="untyped-decorator, misc"
 # Triton reads annotations, too, and takes those of constants alone.
-"""Triton kernels of the views. A program makes a block of pixels of one view; nothing is decided on the host.
+"""Triton kernels of the views.
+
+A program makes a block of pixels of one view; nothing is decided on the host.
 
 Images are uint8 (B, S, S, 3), ``table`` is float32 (B, columns) as in ``draw.table``.
 """

@@ -1,4 +1,6 @@
-"""Kernels of the views as operators of torch: one launch each, with the shape of its result for tensors without data.
+"""Triton kernels as torch operators, one launch each.
+
+Each operator also knows the shape of its result, for tensors without data.
 
 ``rows`` are float32 (B, columns) of ``draw.table``, ``constants`` float32: what levels become (3 x 256), then
 ``draw.lightness``; images are uint8 (B, S, S, 3). Triton is imported by the first launch: tensors that have a shape

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, disable-error-code="untyped-decorator, misc"
 # Triton reads annotations, too, and takes those of constants alone.
-"""The parts of Triton kernels that several of them have: a block of pixels of one view is read, finished and stored.
+"""Common parts of the Triton kernels: read, finish and store pixels.
 
 Images are uint8 (B, S, S, 3), ``table`` is float32 (B, columns) as in ``draw.table``.
 """

@@ -1,4 +1,7 @@
-"""Render views on a GPU, the whole batch at once: 1 to 5 launches a view, one copy of the table."""
+"""Render views on a GPU, the whole batch at once.
+
+It takes 1 to 5 launches a view, and one copy of the table.
+"""
 
 from __future__ import annotations
 
