@@ -188,7 +188,8 @@ def _create(arch: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
                     raise
                 del wished[unknown]
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "," not in arch:  # outline() may meet a body that meta cannot build
+        outlined = torch.get_default_device().type == "meta"  # outline() may meet a body that meta cannot build
+        if isinstance(error, RuntimeError) and (outlined or "," not in arch):
             raise
         raise InputError(
             f"model.arch is {arch!r}: timm cannot build it ({str(error)[:200]}); see timm's {name}"
