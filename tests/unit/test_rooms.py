@@ -18,7 +18,7 @@ GROUND = {"errors", "common", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "common": {"errors"},
-    "config": {"errors", "common"},
+    "config": {"common"},
     "runtime": {"errors"},
     "cli": {"runtime", "store", "data.synthetic"},
     "store": set(),
