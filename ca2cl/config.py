@@ -20,6 +20,8 @@ from ca2cl.common.ranges import check_ranges, require
 from ca2cl.common.redact import redact_all
 
 Pooling = Literal["default", "class", "mean", "both"]
+Pooled = Literal["class", "mean", "both"]
+"""Ways to pool the tokens of a ViT: its class token, the mean of its patch tokens, or one after the other."""
 """How a backbone pools its features over positions."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
