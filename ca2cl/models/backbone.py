@@ -55,6 +55,18 @@ class Encoded(NamedTuple):
     tokens: Tokens
 
 
+class Level(NamedTuple):
+    """One of a body's feature maps.
+
+    Attributes:
+        channels: of the map.
+        stride: pixels of the image, on both axes, for one position of the map.
+    """
+
+    channels: int
+    stride: int
+
+
 class Backbone(nn.Module):
     """Base class of encoder bodies: normalised tiles to pooled features.
 
@@ -126,6 +138,27 @@ class Backbone(nn.Module):
                 lacks = "no class token; use mean" if self.poolings else "no tokens to pool; leave it out"
                 raise InputError(f"tokens is {way!r}: encoder {source!r}, a {self.arch}, has {lacks}")
 
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Maps that ``maps`` returns, from fine to coarse: a plain ViT has one, other bodies one for each of their
+        strides. Empty for a body without maps."""
+        return ()
+
+    def maps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Feature maps (B, channels, H / stride, W / stride) of normalised images, one for each of ``levels``.
+
+        Args:
+            x_BCHW: images whose sides the largest stride divides; of other sizes than the tiles after
+                ``take_any_size``.
+
+        Raises:
+            InputError: the body has none.
+        """
+        raise InputError(f"{self.arch} has no feature maps; use a convolutional body, a Swin or a ViT")
+
+    def take_any_size(self) -> None:
+        """Prepare ``maps`` for images of other sizes than the tiles. Tensors stay as they are."""
+
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """``state`` for this image size: where tensors depend on it (position embeddings), they are resampled."""
         return state
@@ -145,13 +178,16 @@ class Backbone(nn.Module):
         """Names of parameters of several dimensions that weight decay spares with ``optim.decay_all false``."""
         return ()
 
-    def layers(self) -> dict[str, int]:
+    def layers(self, coarse: bool = False) -> dict[str, int]:
         """The layer of every parameter by name, from 0, the stem's; what is not there is trained like heads.
+
+        Args:
+            coarse: number the stages of a body that has any, and not its blocks.
 
         Raises:
             InputError: see ``group_matcher``.
         """
-        return layer_numbers([name for name, _ in self.named_parameters()], self.group_matcher())
+        return layer_numbers([name for name, _ in self.named_parameters()], self.group_matcher(coarse))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks keep only their input for the backward pass, and compute the rest again.

@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ca2cl.config import Pooling
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import Backbone, BackboneOptions, Encoded, Tokens
+from ca2cl.models.backbone import Backbone, BackboneOptions, Encoded, Level, Tokens
 from ca2cl.models.batch_norm import norm_layer
 from ca2cl.models.blocks.layers import Matcher
 from ca2cl.models.perturbed_conv import Stem
@@ -73,10 +73,26 @@ class ResNet(torchvision.models.ResNet, Backbone):  # type: ignore[misc, unused-
         map_BDhw = self._map(x_BCHW, None)
         return Encoded({way: self.avgpool(map_BDhw).flatten(1) for way in poolings}, _by_position(map_BDhw))
 
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """One for each of layer1 to layer4; see ``Backbone``."""
+        return tuple(Level(self.feature_dim >> (3 - number), 4 << number) for number in range(4))
+
+    def maps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Outputs of layer1 to layer4; see ``Backbone``."""
+        x, found = self._stem_map(x_BCHW, None), []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            found.append(x)
+        return found
+
     def _map(self, x_BCHW: Tensor, stem_delta: Tensor | None) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW, stem_delta))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self._stem_map(x_BCHW, stem_delta)))))
         assert isinstance(x, Tensor)
+        return x
+
+    def _stem_map(self, x_BCHW: Tensor, stem_delta: Tensor | None) -> Tensor:
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW, stem_delta))))
         return x
 
 

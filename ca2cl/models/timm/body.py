@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ca2cl.config import Pooling
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import HEAD, Backbone, BackboneOptions, Encoded, Tokens
+from ca2cl.models.backbone import HEAD, Backbone, BackboneOptions, Encoded, Level, Tokens
 from ca2cl.models.blocks.layers import Matcher, layer_numbers
 from ca2cl.models.perturbed_conv import Stem
 from ca2cl.models.timm.adapt import adapted
 from ca2cl.models.timm.layers import put, replace_drop_paths, replace_norms, turn_off_dropout
+from ca2cl.models.timm.maps import find_levels, find_maps, keep_windows
 from ca2cl.models.timm.spelling import built, create_arguments, settings_of, timm_name
 
 _BODY = "body."
@@ -125,6 +126,20 @@ class TimmBackbone(Backbone):
             raise InputError(f"{self.arch} has no features by patch; use a ViT or a convolutional body")
         return height // stride, width // stride
 
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """As ``Backbone.levels``."""
+        return tuple(find_levels(self.body))
+
+    def maps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """As ``Backbone.maps``: outputs of stages, or of a plain ViT's last block behind the last norm."""
+        places = find_levels(self.body)
+        return find_maps(self.body, x_BCHW, list(places.values())) if places else super().maps(x_BCHW)
+
+    def take_any_size(self) -> None:
+        """As ``Backbone.take_any_size``."""
+        keep_windows(self.body)
+
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """``state`` with position embeddings resampled to this image size, as timm does."""
         own = self.state_dict()
@@ -143,9 +158,9 @@ class TimmBackbone(Backbone):
         matcher: Matcher = self.body.group_matcher(coarse=coarse)
         return matcher
 
-    def layers(self) -> dict[str, int]:
+    def layers(self, coarse: bool = False) -> dict[str, int]:
         """As ``Backbone.layers``."""
-        found = layer_numbers([name for name, _ in self.body.named_parameters()], self.group_matcher())
+        found = layer_numbers([name for name, _ in self.body.named_parameters()], self.group_matcher(coarse))
         return {_BODY + name: number for name, number in found.items()}
 
     def no_weight_decay(self) -> Iterable[str]:
