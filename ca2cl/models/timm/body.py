@@ -237,7 +237,7 @@ def _create(arch: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
                     raise
                 del wished[unknown]
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        outlined = torch.get_default_device().type == "meta"  # outline() may meet a body that meta cannot build
+        outlined = torch.empty(0).device.type == "meta"  # outline() may meet a body that meta cannot build
         if isinstance(error, RuntimeError) and (outlined or "," not in arch):
             raise
         raise InputError(
