@@ -20,17 +20,11 @@ from ca2cl.models.encoder_io import EncoderCard, load_encoder, save_encoder
 from ca2cl.models.timm.spelling import join_arch, split_arch
 from ca2cl.registry.resolve import ResolvedEncoder
 
+# others are in tests/jobs/registry/test_public_bodies.py
 LARGE = {
-    "vit_small_patch16_224": (224, 160),
-    "vit_base_patch16_reg4_gap_256": (256, 160),
-    "vit_base_patch14_reg4_dinov2": (224, 140),
     "deit_small_distilled_patch16_224": (224, 160),
-    "swin_tiny_patch4_window7_224": (224, 128),
-    "convnext_tiny": (224, 160),
-    "efficientnet_lite0": (224, 160),
     "tf_efficientnet_lite0": (224, 161),
     "resnet10t": (64, 96),
-    "resnet50d": (224, 160),
     "xcit_nano_12_p16_224": (224, 160),
 }
 SMALL = {
