@@ -341,7 +341,7 @@ def _open_tracker(
         try:
             tracker = open_run(
                 config.run.output_dir, config, resume=config.run.resume != "never", step=progress.step,
-                manifest=manifest, held=lock,
+                manifest=manifest, held=lock, later=True,
             )  # fmt: skip
             answer = [tracker.run_id, ""]
         except InputError as error:
