@@ -14,7 +14,7 @@ from torch import Tensor
 
 MARK = "embeddings.cls_token"
 """A tensor that all of them have, and no other layout."""
-_BLOCK = re.compile(r"(?:model\.)?(?:encoder\.)?layer\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"(?:model\.)?(?:encoder\.)?layers?\.(\d+)\.(.+)")
 _PARTS = ("query", "key", "value"), ("q_proj", "k_proj", "v_proj")
 _IN_BLOCK = {
     "attention.output.dense": "attn.proj",
