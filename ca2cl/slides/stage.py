@@ -168,14 +168,11 @@ def _without_twins(job: CutJob, records: list[SlideRecord]) -> list[SlideRecord]
 
 
 def summary(records: list[SlideRecord]) -> str:
-    """Two lines: slides and why some gave nothing, tiles and why others were dropped."""
-    failed = [record for record in records if record.error is not None]
-    empty = sum(record.kept == 0 for record in records) - len(failed)
+    """Two lines: slides that gave tiles, and tiles that were dropped, by reason."""
+    failed = sum(record.error is not None for record in records)
+    empty = sum(record.kept == 0 for record in records) - failed
     dropped = Counter[str]()
     for record in records:
         dropped.update(record.dropped)
-    why = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common())
-    return (
-        f"slides   {len(records) - len(failed)} of {len(records)} read, {empty} of them without a tile\n"
-        f"tiles    {sum(record.kept for record in records)} kept" + (f"; dropped: {why}" if why else "")
-    )
+    why = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "none"
+    return f"slides   {len(records) - failed - empty} of {len(records)}; {failed} failed, {empty} gave no tile\ndropped  {why}"

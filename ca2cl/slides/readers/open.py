@@ -28,7 +28,11 @@ def open_slide(path: Path) -> SlideReader:
     if path.suffix[1:].lower() in PICTURES:
         return PictureReader(path)
     try:
-        return OpenSlideReader(path)
+        slide = OpenSlideReader(path)
+        if not slide.is_ome:
+            return slide
+        slide.close()
+        return TiffReader(path)
     except SlideError as error:
         if head not in _TIFF:
             raise SlideError(f"{error}; restore it, convert it to a pyramidal TIFF, or take it off the list") from None

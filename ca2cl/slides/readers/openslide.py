@@ -28,7 +28,6 @@ class OpenSlideReader:
         except (library.OpenSlideError, OSError) as error:
             raise SlideError(f"{path}: OpenSlide cannot open it ({one_line(error)})") from None
         self._path = path
-        # level 0 is kept in memory by a cache of its own; tiles are read once
         properties = self._slide.properties
         self.levels = tuple(
             Level(width, height, float(downsample))
@@ -43,6 +42,8 @@ class OpenSlideReader:
         self.vendor = str(properties.get("openslide.vendor", "unknown"))
         quick = properties.get("openslide.quickhash-1")
         self.digest = f"quickhash-1:{quick}" if quick else sampled_digest(path)
+        self.is_ome = "<OME " in properties.get("tiff.ImageDescription", "")
+        """True for an OME-TIFF, of which OpenSlide knows neither pyramid nor resolution."""
         self._background = _colour(properties.get("openslide.background-color", "FFFFFF"))
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:

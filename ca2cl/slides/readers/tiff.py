@@ -33,7 +33,7 @@ class TiffReader:
             shape = tuple(size for size in series.shape if size != 1)
             if series.dtype != np.uint8 or len(shape) != 3 or shape[0 if self._channels_first else 2] != 3:
                 raise SlideError(f"{path}: {series.dtype} {series.axes} {series.shape}; only 8-bit RGB slides are read")
-            self._levels = [zarr.open(level.aszarr(), mode="r") for level in series.levels]
+            self._levels = [zarr.open(series.aszarr(level=number), mode="r") for number in range(len(series.levels))]
         except SlideError:
             raise
         except Exception as error:  # noqa: BLE001 - tifffile, its codecs and zarr have errors of many kinds
