@@ -31,6 +31,8 @@ class SlideOptions:
     dropped, and their classes become the tiles' classes."""
     mask_share: float = 0.5
     """Least share of a tile that its class covers."""
+    mask_exclude: tuple[str, ...] = ()
+    """Classes of the annotations whose area is cut out of all others, such as _2 of CAMELYON16."""
     max_tiles: int | None = None
     """Most tiles of a slide, drawn by the seed; none keeps all."""
     assume_mpp: tuple[str, ...] = ()

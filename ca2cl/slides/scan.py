@@ -144,7 +144,7 @@ def _classify(
         return labels, classes
     whole = reader.levels[0]
     try:
-        regions = read_regions(file)
+        regions = read_regions(file, options.mask_exclude)
         check_inside(regions, whole.width, whole.height)
     except InputError as error:
         raise SlideError(str(error)) from None

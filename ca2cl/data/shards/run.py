@@ -44,7 +44,7 @@ from ca2cl.errors import InputError
 from ca2cl.slides.config import SlideOptions, slide_settings
 
 if TYPE_CHECKING:
-    from ca2cl.slides.job import SlideJob
+    from ca2cl.slides.collection import SlideJob
 
 _LOG_SECONDS = 10.0
 _SIZED_TILES = 32  # enough for the usual size to be the most frequent where edge tiles are smaller
@@ -105,7 +105,7 @@ def run(config: ShardConfig) -> int:
 
 
 def _slides(config: ShardConfig) -> SlideJob:
-    from ca2cl.slides.job import SlideJob
+    from ca2cl.slides.collection import SlideJob
 
     form = "jpeg" if config.encode == "keep" else config.encode
     folder = Path(config.out) / PLAN_FOLDER / "slides"
