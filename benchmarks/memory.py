@@ -150,7 +150,7 @@ def estimate(case: dict[str, Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", nargs="+", default=["resnet18", "timm:vit_small_patch16_224"])
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["ddp", "zero1", "zero2"])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--micro_batches", type=int, nargs="+", default=[1, 2], help="of a process, a step")
     parser.add_argument("--checkpoint", nargs="+", choices=("false", "true"), default=["false"])

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from annotated_types import Ge
 
+from ca2cl.common.ranges import check_ranges
 from ca2cl.common.records import parse_json
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.store.databases import sqlite_uri
 

@@ -43,6 +43,30 @@ class Tokens(NamedTuple):
     patches: Tensor
 
 
+class Encoded(NamedTuple):
+    """Features of one pass.
+
+    Attributes:
+        pooled: features (B, D) by pooling; ``default`` is the encoder's own, what ``forward`` gives.
+        tokens: features by position.
+    """
+
+    pooled: dict[Pooling, Tensor]
+    tokens: Tokens
+
+
+class Level(NamedTuple):
+    """One of a body's feature maps.
+
+    Attributes:
+        channels: of the map.
+        stride: pixels of the image, on both axes, for one position of the map.
+    """
+
+    channels: int
+    stride: int
+
+
 class Backbone(nn.Module):
     """Base class of encoder bodies: normalised tiles to pooled features.
 
@@ -57,6 +81,8 @@ class Backbone(nn.Module):
         stem: first convolution, or patch embedding; the adversary perturbs its weight.
         patch_size: the side of a tile must be a multiple of it.
         heads: beginnings of tensors that a file of this architecture may hold beside the backbone's.
+        poolings: the ways in which ``encode`` pools its tokens, beside ``default``; none for bodies without tokens.
+        any_size: False for bodies that take tiles of the size that they were built for only.
     """
 
     arch: str
@@ -65,6 +91,8 @@ class Backbone(nn.Module):
     stem: Stem
     patch_size: int = 1
     heads: tuple[str, ...] = (HEAD,)
+    poolings: tuple[Pooling, ...] = ()
+    any_size: bool = True
 
     def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None) -> Tensor:
         """Features h (B, feature_dim) of normalised tiles (B, 3, H, W).
@@ -82,6 +110,54 @@ class Backbone(nn.Module):
             InputError: it has none.
         """
         raise InputError(f"{self.arch} has no features by patch; use a ViT or a convolutional body")
+
+    def encode(self, x_BCHW: Tensor, poolings: Iterable[Pooling] = ("default",)) -> Encoded:
+        """Features of normalised tiles (B, 3, H, W), pooled in several ways, and by position.
+
+        Args:
+            poolings: ``default``, or of the attribute ``poolings``.
+
+        Raises:
+            InputError: the body has no features by position.
+        """
+        tokens = self.tokens(x_BCHW)
+        return Encoded({way: self(x_BCHW) if way == "default" else _pool(tokens, way) for way in poolings}, tokens)
+
+    def check_tokens(self, poolings: Iterable[Pooling], source: str) -> None:
+        """Refuse a pooling that ``encode`` cannot make.
+
+        Args:
+            poolings: the setting ``tokens``.
+            source: name of the encoder, for the message.
+
+        Raises:
+            InputError: the body has no such tokens.
+        """
+        for way in poolings:
+            if way not in self.poolings:
+                lacks = "no class token; use mean" if self.poolings else "no tokens to pool; leave it out"
+                raise InputError(f"tokens is {way!r}: encoder {source!r}, a {self.arch}, has {lacks}")
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Maps that ``maps`` returns, from fine to coarse: a plain ViT has one, other bodies one for each of their
+        strides. Empty for a body without maps."""
+        return ()
+
+    def maps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Feature maps (B, channels, H / stride, W / stride) of normalised images, one for each of ``levels``.
+
+        Args:
+            x_BCHW: images whose sides the largest stride divides; of other sizes than the tiles after
+                ``take_any_size``.
+
+        Raises:
+            InputError: the body has none.
+        """
+        raise InputError(f"{self.arch} has no feature maps; use a convolutional body, a Swin or a ViT")
+
+    def take_any_size(self) -> None:
+        """Prepare ``maps`` for images of other sizes than the tiles. Tensors stay as they are."""
 
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """``state`` for this image size: where tensors depend on it (position embeddings), they are resampled."""
@@ -102,13 +178,16 @@ class Backbone(nn.Module):
         """Names of parameters of several dimensions that weight decay spares with ``optim.decay_all false``."""
         return ()
 
-    def layers(self) -> dict[str, int]:
+    def layers(self, coarse: bool = False) -> dict[str, int]:
         """The layer of every parameter by name, from 0, the stem's; what is not there is trained like heads.
+
+        Args:
+            coarse: number the stages of a body that has any, and not its blocks.
 
         Raises:
             InputError: see ``group_matcher``.
         """
-        return layer_numbers([name for name, _ in self.named_parameters()], self.group_matcher())
+        return layer_numbers([name for name, _ in self.named_parameters()], self.group_matcher(coarse))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks keep only their input for the backward pass, and compute the rest again.
@@ -129,6 +208,11 @@ class Backbone(nn.Module):
     def renamed(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """``state`` under this body's names, where it knows other names of the same tensors."""
         return state
+
+
+def _pool(tokens: Tokens, pooling: Pooling) -> Tensor:
+    parts = {"class": tokens.prefix[:, :1], "mean": tokens.patches.flatten(1, 2)}
+    return torch.cat([one.mean(1) for name, one in parts.items() if pooling in (name, "both")], 1)
 
 
 @dataclass(frozen=True, kw_only=True)

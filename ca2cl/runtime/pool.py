@@ -34,15 +34,12 @@ class _SpawnedExecutor(ProcessPoolExecutor):
 
 
 @contextmanager
-def worker_pool(workers: int) -> Iterator[Executor]:
+def process_pool(workers: int) -> Iterator[Executor]:
     """An executor of ``workers`` processes. When the block ends, tasks that were not yet started are dropped.
 
     Raises:
         InputError: a process was killed.
     """
-    if workers == 1 or not processes_can_share():
-        yield _HereExecutor()
-        return
     # spawned: a forked child would inherit the threads' locks of whatever the caller has loaded
     pool = _SpawnedExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=begin_worker)
     try:
@@ -51,3 +48,13 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         raise InputError("a writing process was killed (out of memory?): use fewer --workers and run again") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[Executor]:
+    """As ``process_pool``; one worker is this process, and so are all where processes cannot share memory."""
+    if workers == 1 or not processes_can_share():
+        yield _HereExecutor()
+        return
+    with process_pool(workers) as pool:
+        yield pool

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from ca2cl.config import check_ranges, require
+from ca2cl.common.ranges import check_ranges, require
 from ca2cl.errors import InputError
 
 

@@ -62,6 +62,17 @@ class StoredScan:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """Arrays for a slide's picture. ``reasons``: code of every tile of the grid; the others lie on the overview."""
+
+    overview: npt.NDArray[np.uint8]
+    reasons: npt.NDArray[np.uint8]
+    tissue: npt.NDArray[np.bool_]
+    artefacts: dict[str, npt.NDArray[np.bool_]]
+    mpp: float
+
+
+@dataclass(frozen=True)
 class Piece:
     """Encoded tiles of one task. ``numbers``: positions in ``StoredScan.kept`` of those that were written."""
 
@@ -97,6 +108,7 @@ class Staging:
             arrays = {"kept": scan.kept, "labels": scan.labels[scan.kept]}
             if preview and scan.mask is not None:
                 arrays |= {"reasons": scan.reasons, "overview": scan.overview, "tissue": scan.mask.tissue}
+                arrays |= {f"is_{name}": where for name, where in scan.mask.artefacts.items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         write_atomic(self.folder / f"{slide:06d}.npz", buffer.getvalue(), REMEDY)
@@ -121,13 +133,25 @@ class Staging:
             return StoredScan(record, content["state"], tuple(content["classes"]), grid, kept, labels)
         return None
 
-    def picture(self, slide: int) -> tuple[dict[str, npt.NDArray[Any]], float] | None:
-        """Arrays ``reasons``, ``overview`` and ``tissue`` of a slide's picture and the mask's resolution, or None."""
+    def picture(self, slide: int) -> Picture | None:
+        """What a slide's picture needs, or None if its scan left none."""
         with suppress(*_Damaged):
             content = json.loads((self.folder / f"{slide:06d}.json").read_text())
             with np.load(self.folder / f"{slide:06d}.npz") as arrays:
-                return {name: arrays[name] for name in ("reasons", "overview", "tissue", "kept")}, content["mask_mpp"]
+                artefacts = {name[3:]: arrays[name] for name in arrays if name.startswith("is_")}
+                return Picture(
+                    arrays["overview"], arrays["reasons"], arrays["tissue"], artefacts, float(content["mask_mpp"])
+                )
         return None
+
+    def blurred(self, slide: int) -> list[int]:
+        """Numbers in the grid of the tiles that were cut and then dropped as blurred."""
+        scan = self.read_scan(slide)
+        if scan is None:
+            return []
+        found = [self.read_piece(slide, piece) for piece in range(scan.pieces)]
+        written = {number for piece in found if piece is not None for number in piece.numbers}
+        return [int(tile) for number, tile in enumerate(scan.kept) if number not in written]
 
     def write_piece(self, slide: int, piece: int, data: bytes, found: Piece) -> None:
         """Keep the encoded tiles of a task."""

@@ -18,7 +18,7 @@ GROUND = {"errors", "common", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "common": {"errors"},
-    "config": {"errors", "common"},
+    "config": {"common"},
     "runtime": {"errors"},
     "cli": {"runtime", "store", "data.synthetic"},
     "store": set(),
@@ -68,7 +68,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
-    "detection.engines": {"runtime", "data", "data.sources", "models", "registry", "training", "detection.coco"},
+    "detection.network": {"models", "training"},
+    "detection.engines": {
+        "runtime", "data", "data.sources", "models", "registry", "training", "detection.coco", "detection.network",
+    },
     "detection.prepare": {"data", "data.sources", "detection.coco"},
     "detection.predict": {
         "runtime", "store", "data", "data.sources", "registry", "detection.coco", "detection.engines",

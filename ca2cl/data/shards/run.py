@@ -35,12 +35,21 @@ from ca2cl.data.shards.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.shards.pool import PLAN_FOLDER, sidecar_path, write_shards
 from ca2cl.data.shards.samples import ShardInfo, ShardSamples
-from ca2cl.data.shards.writer import REMEDY, Packing, image_size, read_sidecar
+from ca2cl.data.shards.writer import (
+    PLAN_FOLDER,
+    REMEDY,
+    Packing,
+    image_size,
+    make_shard,
+    read_sidecar,
+    shard_path,
+    sidecar_path,
+)
 from ca2cl.data.sources.base import Source, SourceOptions
 from ca2cl.data.sources.choose import open_source
 from ca2cl.errors import InputError
+from ca2cl.runtime.lifetime import processes_can_share
 from ca2cl.slides.config import SlideOptions, slide_settings
 
 if TYPE_CHECKING:
@@ -198,17 +207,29 @@ def _write_shards(out: Path, plan: Plan, source: Source) -> list[ShardInfo]:
     """Write all shards; their infos in shard order."""
     infos: dict[int, ShardInfo] = {}
     shards = plan.shards()
-    tiles = (source.tiles(rows) for rows in shards)
-    workers = min(plan.packing.config.workers, len(shards))
     logged = time.monotonic()
     with tqdm(total=len(source), unit="tile", disable=None, desc="shard") as bar:
-        for shard, info in write_shards(out, tiles, source.reader, plan.packing, workers):
+        for shard, info in _written(out, plan, source, shards):
             infos[shard] = info
             bar.update(len(shards[shard]))
             if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
                 logger.info("%d of %d shards written", len(infos), len(shards))
     return [infos[shard] for shard in range(len(shards))]
+
+
+def _written(
+    out: Path, plan: Plan, source: Source, shards: Sequence[npt.NDArray[np.int64]]
+) -> Iterator[tuple[int, ShardInfo]]:
+    tiles = (source.tiles(rows) for rows in shards)
+    workers = min(plan.packing.config.workers, len(shards))
+    if workers > 1 and processes_can_share():
+        from ca2cl.data.shards.pool import write_shards
+
+        return write_shards(out, tiles, len(shards), source.reader, plan.packing, workers)
+    return enumerate(
+        make_shard(shard_path(out, number), some, source.reader, plan.packing) for number, some in enumerate(tiles)
+    )
 
 
 class _Parts:

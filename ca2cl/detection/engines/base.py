@@ -51,7 +51,9 @@ from ca2cl.detection.engines.checkpoint import DetectorCard, load_weights, read_
 from ca2cl.detection.engines.detectron2_weights import RECIPE
 from ca2cl.detection.engines.predictions import Detections
 from ca2cl.detection.engines.settings import EngineName, Head, Schedule
+from ca2cl.detection.network.body import check_body
 from ca2cl.errors import InputError, LocalError
+from ca2cl.models.backbone import check_trusted
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder
@@ -223,6 +225,16 @@ class Engine(ABC):
             other = f"; {RECIPE}" if self.name == "torchvision" else ""
             raise InputError(f"head is {head!r}: the engine {self.name} has {', '.join(self.heads)}{other}")
 
+    def check_encoder(self, encoder: ResolvedEncoder, head: Head, schedule: Schedule) -> None:
+        """Refuse an encoder that the engine cannot build this detector on.
+
+        Raises:
+            InputError: it cannot, or not with this schedule.
+        """
+        check_body(encoder.encoder, schedule.frozen_stages)
+        if schedule.layer_decay is not None:
+            encoder.encoder.layers()
+
     def build(self, job: TrainJob) -> Detector:
         """A detector whose body has the encoder's weights.
 
@@ -231,10 +243,11 @@ class Engine(ABC):
                 encoder did not give; a head or a setting that the engine does not have.
         """
         self.check_head(job.head)
+        self.check_encoder(job.encoder, job.head, job.schedule)
         schedule, encoder = job.schedule, job.encoder.card
         card = DetectorCard(
             head=job.head, arch=encoder.arch, classes=tuple(job.classes), mean=encoder.mean, std=encoder.std,
-            test_side=schedule.test_side, longest_side=schedule.longest_side,
+            test_side=schedule.test_side, longest_side=schedule.longest_side, input_size=encoder.input_size,
             norm="sync" if schedule.sync_norm else "frozen", engine=self.name, engine_version=self.version,
         )  # fmt: skip
         torch.manual_seed(schedule.seed)
@@ -244,11 +257,12 @@ class Engine(ABC):
         """A detector that ``Detector.save`` wrote, to predict with.
 
         Raises:
-            InputError: nothing there, damaged, or another engine's.
+            InputError: nothing there, damaged, another engine's, or on a body of code that the user does not trust.
         """
         card = read_card(folder)
         if card.engine != self.name:
             raise InputError(f"{folder}: a detector of engine {card.engine}; load it with that")
+        check_trusted(card.arch, str(folder))
         detector = self._detector(card, device)
         load_weights(folder, detector.model)
         return detector

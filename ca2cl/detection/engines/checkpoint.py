@@ -12,15 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.files import write_atomic, write_record
 from ca2cl.common.records import Number, read_record
 from ca2cl.detection.engines.settings import Head
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import is_arch
 from ca2cl.models.batch_norm import Norm
-from ca2cl.models.resnet import ARCHITECTURES
 
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had no ``input_size``."""
 KEPT = "free some space and start again: finished detectors and the last checkpoint are kept"
 _Side = Annotated[int, Interval(ge=1, le=2**15)]  # beyond that a card would only ask for memory
 
@@ -33,6 +35,9 @@ class DetectorCard:
 
     head: Head
     arch: str
+    """Of the encoder, as in its card."""
+    input_size: _Side = 224
+    """Side of the tiles that the encoder was trained on: its position embeddings are for it."""
     classes: Annotated[tuple[str, ...], Len(1, 10_000)]
     mean: Annotated[tuple[Number, ...], Len(3, 3)]
     std: Annotated[tuple[Annotated[Number, Gt(0)], ...], Len(3, 3)]
@@ -45,8 +50,9 @@ class DetectorCard:
     schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise ValueError(f"arch is {self.arch!r}, not one of {', '.join(ARCHITECTURES)}")
+        if not is_arch(self.arch):
+            raise ValueError(f"arch is {self.arch!r:.100}, which is no architecture that this version knows")
+        object.__setattr__(self, "arch", canonical_arch(self.arch))
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes is {self.classes!r:.100} and names one twice")
 

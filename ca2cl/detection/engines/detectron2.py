@@ -31,11 +31,15 @@ from ca2cl.detection.engines.base import Detector, Engine, TrainJob, Watch
 from ca2cl.detection.engines.checkpoint import KEPT, DetectorCard
 from ca2cl.detection.engines.detectron2_weights import RECIPE
 from ca2cl.detection.engines.predictions import Detections
-from ca2cl.detection.engines.settings import Head
+from ca2cl.detection.engines.settings import Head, Schedule
+from ca2cl.detection.network.body import load_body
 from ca2cl.errors import InputError
+from ca2cl.models.resnet import ARCHITECTURES
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+
+    from ca2cl.registry.resolve import ResolvedEncoder
 
 HEADS: tuple[Head, ...] = ("mask_rcnn_fpn", "mask_rcnn_c4", "retinanet_fpn")
 CONFIG = "detectron2.yaml"
@@ -75,16 +79,34 @@ class Detectron2Engine(Engine):
     def _detector(self, card: DetectorCard, device: str, job: TrainJob | None = None) -> Detectron2Detector:
         from detectron2.modeling import build_model
 
-        from ca2cl.detection.engines.detectron2_model import configuration, load_body
+        from ca2cl.detection.engines import detectron2_model
 
         if job is None:
-            cfg = configuration(card, device)
+            cfg = detectron2_model.configuration(card, device)
             return Detectron2Detector(card, cfg, build_model(cfg))
         _check_precision(job)
-        cfg = configuration(card, device, job.schedule)
+        cfg = detectron2_model.configuration(card, device, job.schedule)
         network = build_model(cfg)
-        load_body(network, job.encoder.encoder.state_dict(), job.encoder.uri)
+        state, uri = job.encoder.encoder.state_dict(), job.encoder.uri
+        if card.arch in ARCHITECTURES:
+            detectron2_model.load_body(network, state, uri)
+        else:
+            load_body(network.backbone.pyramid.body, state, uri)
         return Detectron2Detector(card, cfg, network, job)
+
+    def check_encoder(self, encoder: ResolvedEncoder, head: Head, schedule: Schedule) -> None:
+        """As ``Engine.check_encoder``."""
+        super().check_encoder(encoder, head, schedule)
+        arch = encoder.card.arch
+        if arch not in ARCHITECTURES and head == "mask_rcnn_c4":
+            raise InputError(
+                f"head is {head!r}: detectron2 has it for {', '.join(ARCHITECTURES)}, not for {arch}; use mask_rcnn_fpn"
+            )
+        if arch in ARCHITECTURES and (schedule.optimizer != "sgd" or schedule.layer_decay is not None):
+            raise InputError(
+                f"optimizer is {schedule.optimizer!r}, layer_decay {schedule.layer_decay}: engine detectron2 trains a "
+                f"{arch} by sgd at one rate; use these, or engine torchvision"
+            )
 
 
 def _check_precision(job: TrainJob) -> None:

@@ -7,11 +7,12 @@ commit (``weights.COMMIT``), with the names that the release 0.6 has too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
-from detectron2 import model_zoo
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
@@ -20,14 +21,15 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ca2cl.detection.engines.checkpoint import DetectorCard
-from ca2cl.detection.engines.detectron2_weights import detectron2_names, settings
+from ca2cl.detection.engines.detectron2_backbone import describe
+from ca2cl.detection.engines.detectron2_weights import detectron2_names, pixel_settings, settings
 from ca2cl.detection.engines.settings import Head, Schedule
 from ca2cl.errors import InputError
+from ca2cl.models.resnet import ARCHITECTURES
 
 ZOO: dict[Head, str] = {
     "mask_rcnn_fpn": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml",
     "mask_rcnn_c4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x.yaml",
-    "retinanet_fpn": "COCO-Detection/retinanet_R_50_FPN_3x.yaml",
 }
 """The configuration of detectron2's own that a head begins from; depth, norm and weights are the encoder's."""
 _BLOCKS: dict[int, tuple[type[nn.Module], int]] = {
@@ -58,20 +60,27 @@ class NormedRes5ROIHeads(Res5ROIHeads):
 
 def configuration(card: DetectorCard, device: str, schedule: Schedule | None = None) -> CfgNode:
     """The whole configuration of a detector for detectron2; with a schedule also of its training."""
-    cfg = model_zoo.get_config(ZOO[card.head])
+    cfg = get_cfg()
+    if card.head == "retinanet_fpn":
+        _retinanet(cfg)
+    else:  # by its path: detectron2.model_zoo needs pkg_resources, which setuptools has no longer
+        zoo = Path(detectron2.__file__).parent / "model_zoo" / "configs"
+        cfg.merge_from_file(str(zoo / ZOO[card.head]), allow_unsafe=False)
     if card.head == "mask_rcnn_c4":
         cfg.MODEL.ROI_HEADS.NAME = NormedRes5ROIHeads.__name__
-    own = settings(card.arch, card.mean, card.std)
-    for name, value in own["MODEL"].pop("RESNETS").items():
-        if name != "OUT_FEATURES":  # the head's: C4 ends at res4, RetinaNet begins at res3
-            cfg.MODEL.RESNETS[name] = value
-    cfg.MODEL.update(own["MODEL"])
+    cfg.MODEL.update(pixel_settings(card.mean, card.std))
+    if card.arch in ARCHITECTURES:
+        for name, value in settings(card.arch, card.mean, card.std)["MODEL"]["RESNETS"].items():
+            if name != "OUT_FEATURES":  # the head's: C4 ends at res4, RetinaNet begins at res3
+                cfg.MODEL.RESNETS[name] = value
+    else:
+        describe(cfg, card)
     cfg.MODEL.WEIGHTS = ""  # set tensor by tensor, in load_body
     cfg.MODEL.DEVICE = device
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(card.classes)
     cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM = _norms(card, device)
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.INPUT.FORMAT = own["INPUT"]["FORMAT"]
+    cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = card.test_side, card.longest_side
     cfg.INPUT.MASK_FORMAT = "bitmask"
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
@@ -79,6 +88,17 @@ def configuration(card: DetectorCard, device: str, schedule: Schedule | None = N
     if schedule is not None:
         _train(cfg, schedule)
     return cfg
+
+
+def _retinanet(cfg: CfgNode) -> None:
+    """The settings of Lin et al., arXiv 1708.02002, section 4: detectron2's own file of them has code in it."""
+    model, stages = cfg.MODEL, ["res3", "res4", "res5"]
+    model.META_ARCHITECTURE = "RetinaNet"
+    model.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    model.RESNETS.OUT_FEATURES, model.FPN.IN_FEATURES = stages, stages
+    model.ANCHOR_GENERATOR.SIZES = [[side * 2 ** (third / 3) for third in range(3)] for side in (32, 64, 128, 256, 512)]
+    model.RETINANET.IOU_THRESHOLDS, model.RETINANET.IOU_LABELS = [0.4, 0.5], [0, -1, 1]
+    model.RETINANET.SMOOTH_L1_LOSS_BETA = 0.0
 
 
 def _norms(card: DetectorCard, device: str) -> tuple[str, str]:

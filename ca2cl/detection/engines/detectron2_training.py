@@ -31,8 +31,10 @@ from ca2cl.detection.coco.segmentations import Json
 from ca2cl.detection.engines.base import REMEDY, Detector, TrainJob, Watch
 from ca2cl.detection.engines.checkpoint import KEPT
 from ca2cl.detection.engines.data import AnnotatedImages, draw_word, read_batches
-from ca2cl.detection.engines.settings import has_masks
+from ca2cl.detection.engines.settings import Schedule, has_masks
+from ca2cl.detection.network.optimizer import detector_optimizer
 from ca2cl.errors import InputError, LocalError
+from ca2cl.training.param_groups import set_rates
 
 _NAME = re.compile(r"model_\w+\.pth")
 Example = dict[str, Any]
@@ -129,6 +131,16 @@ class _Stopped(BaseException):
     """Ends the trainer's loop after a step. Not an ``Exception``: those it logs, with their traceback."""
 
 
+def _optimizer(cfg: CfgNode, schedule: Schedule, network: Any) -> torch.optim.Optimizer:
+    """detectron2's, or ``detector_optimizer``'s for what detectron2's configuration has no words for."""
+    if schedule.optimizer == "sgd" and schedule.layer_decay is None:
+        made: torch.optim.Optimizer = build_optimizer(cfg, network)
+        return made
+    optimizer = detector_optimizer(schedule.optim, network, network.backbone.pyramid.body)
+    set_rates(optimizer.param_groups, schedule.lr)  # from which detectron2's schedule goes on, group by group
+    return optimizer
+
+
 class Training:
     """One training: trainer, checkpointer and data, put together.
 
@@ -147,7 +159,7 @@ class Training:
         if comm.get_world_size() > 1:
             ids = [torch.cuda.current_device()] if self.pin else None
             wrapped = DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=False)
-        optimizer = build_optimizer(cfg, wrapped)
+        optimizer = _optimizer(cfg, job.schedule, self.network)
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self.trainer = kind(wrapped, self._from_start(), optimizer)
         self.start = 0

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ca2cl.common.optional import need
-from ca2cl.models.resnet import require_resnet
+from ca2cl.errors import InputError
+from ca2cl.models.resnet import ARCHITECTURES
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 """Of 2026-06-06, the one that this code was tried with; the release 0.6 of 2021 was not."""
@@ -69,9 +70,13 @@ def settings(arch: str, mean: Sequence[float], std: Sequence[float], weights: Pa
         std: of the channels.
 
     Raises:
-        InputError: ``arch`` is no ResNet.
+        InputError: detectron2 has no such backbone.
     """
-    require_resnet(arch, "detectron2")
+    if arch not in ARCHITECTURES:
+        raise InputError(
+            f"detectron2 has no {arch}, only {', '.join(ARCHITECTURES)}; export --to timm or onnx, or train a detector "
+            "on it with `ca2cl detect --engine detectron2`"
+        )
     depth = int(arch.removeprefix("resnet"))
     resnets: dict[str, Any] = {
         "DEPTH": depth,
@@ -80,13 +85,21 @@ def settings(arch: str, mean: Sequence[float], std: Sequence[float], weights: Pa
     }
     if depth < 50:
         resnets["RES2_OUT_CHANNELS"] = 64  # detectron2 refuses depth 18 and 34 without it
-    model = {
-        "WEIGHTS": "" if weights is None else str(weights),
+    model = {"WEIGHTS": "" if weights is None else str(weights), **pixel_settings(mean, std), "RESNETS": resnets}
+    return {"VERSION": 2, "MODEL": model, "INPUT": {"FORMAT": "RGB"}}
+
+
+def pixel_settings(mean: Sequence[float], std: Sequence[float]) -> dict[str, list[float]]:
+    """Normalisation of the input under ``MODEL``.
+
+    Args:
+        mean: of the channels, in [0, 1]; detectron2 counts from 0 to 255.
+        std: of the channels.
+    """
+    return {
         "PIXEL_MEAN": [round(255 * value, 6) for value in mean],
         "PIXEL_STD": [round(255 * value, 6) for value in std],
-        "RESNETS": resnets,
     }
-    return {"VERSION": 2, "MODEL": model, "INPUT": {"FORMAT": "RGB"}}
 
 
 def load_backbone(weights: Path, config: Path) -> Callable[[Tensor], Tensor]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 
-from ca2cl.config import check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
 
 EngineName = Literal["torchvision", "detectron2"]
@@ -35,8 +36,12 @@ class Schedule:
     """Steps in which the rate rises linearly to ``lr``."""
     milestones: tuple[int, ...]
     """Steps after which it is divided by 10."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    layer_decay: float | None = None
+    """Factor on the rate from one layer of the body to the one before it (Li et al., arXiv 2203.16527, appendix A.2);
+    None: one rate for all."""
     train_sides: tuple[int, ...] = (800,)
     """Shorter sides in pixels that a training image is resized to, one drawn at random."""
     test_side: int = 800
@@ -48,7 +53,8 @@ class Schedule:
     precise_norm: bool = False
     """Statistics estimated again over training images before an evaluation, with the weights held."""
     frozen_stages: int = 0
-    """Stem and stages that are not trained, from the input: 2 is detectron2's default, 0 the MoCo protocol's."""
+    """Stem and stages (of a ViT: blocks) that are not trained, from the input: 2 is detectron2's default, 0 the MoCo
+    protocol's."""
     checkpoint_every: int = 1000
     evaluate_every: int = 0
     """Steps between evaluations; 0 evaluates at the end only."""
@@ -58,15 +64,22 @@ class Schedule:
         check_ranges(
             self, iterations=Ge(1), batch_size=Ge(1), test_side=Ge(1), checkpoint_every=Ge(1), warmup=Ge(0),
             weight_decay=Ge(0), momentum=Ge(0), evaluate_every=Ge(0), lr=Gt(0), train_sides=Ge(1),
+            layer_decay=Interval(gt=0, le=1), frozen_stages=Ge(0),
         )  # fmt: skip
-        if not 0 <= self.frozen_stages <= 5:
-            raise InputError(f"frozen_stages is {self.frozen_stages}: use 0 to 5, the stem and four stages")
         if list(self.milestones) != sorted({step for step in self.milestones if 0 < step < self.iterations}):
             raise InputError(f"milestones is {self.milestones}: use rising steps between 0 and {self.iterations}")
         if not self.train_sides:
             raise InputError(f"train_sides is {self.train_sides}: use one or more numbers of pixels")
         if self.longest_side < max(self.test_side, *self.train_sides):
             raise InputError(f"longest_side is {self.longest_side}: use at least the longest of the shorter sides")
+
+    @property
+    def optim(self) -> OptimConfig:
+        """Its part that ``detector_optimizer`` takes."""
+        return OptimConfig(
+            name="adamw" if self.optimizer == "adamw" else "sgd_plain", lr=self.lr, weight_decay=self.weight_decay,
+            momentum=self.momentum, layer_decay=self.layer_decay,
+        )  # fmt: skip
 
     @property
     def precise_steps(self) -> int:

@@ -25,7 +25,9 @@ from ca2cl.detection.engines.checkpoint import DetectorCard
 from ca2cl.detection.engines.data import ImageStep, TrainingImages, draw_word, image_steps
 from ca2cl.detection.engines.predictions import Detections
 from ca2cl.detection.engines.settings import Schedule, has_masks
-from ca2cl.detection.engines.torchvision_model import HEADS, DetectionNetwork, build_network, load_body
+from ca2cl.detection.engines.torchvision_model import HEADS, DetectionNetwork, build_network
+from ca2cl.detection.network.body import load_body
+from ca2cl.detection.network.optimizer import detector_optimizer
 from ca2cl.models.batch_norm import BatchNorm, commit_statistics
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training import loop
@@ -51,7 +53,7 @@ class TorchvisionEngine(Engine):
         if job is None:
             return TorchvisionDetector(card, build_network(card).to(device))
         network = build_network(card, job.schedule.train_sides, job.schedule.frozen_stages)
-        load_body(network, job.encoder.encoder.state_dict(), job.encoder.uri)
+        load_body(network.body, job.encoder.encoder.state_dict(), job.encoder.uri)
         return TorchvisionDetector(card, network, job)
 
 
@@ -69,7 +71,8 @@ class TorchvisionDetector(Detector):
         schedule = job.schedule
         images = TrainingImages(job.train, job.classes, schedule.batch_size, schedule.seed, masks=has_masks(job.head))
         accelerator = build_accelerator()
-        engine = AccelerateEngine(accelerator, self.network, _optimizer(self.network, schedule), schedule.precision)
+        optimizer = detector_optimizer(schedule.optim, self.network, self.network.body)
+        engine = AccelerateEngine(accelerator, self.network, optimizer, schedule.precision)
 
         def steps(those: range) -> Iterator[ImageStep]:
             ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes}
@@ -121,18 +124,6 @@ def learning_rate(schedule: Schedule, step: int) -> float:
     if step < schedule.warmup:
         return schedule.lr * (step + 1) / schedule.warmup
     return schedule.lr * 0.1 ** sum(step >= milestone for milestone in schedule.milestones)
-
-
-def _optimizer(network: DetectionNetwork, schedule: Schedule) -> torch.optim.Optimizer:
-    decayed: list[Tensor] = []
-    norms: list[Tensor] = []
-    for module in network.modules():
-        group = norms if isinstance(module, BatchNorm) else decayed
-        group += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": decayed}]
-    if norms:
-        groups.append({"params": norms, "weight_decay": 0.0})  # as detectron2's SOLVER.WEIGHT_DECAY_NORM
-    return torch.optim.SGD(groups, schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
 class _Losses(loop.Method):
@@ -198,6 +189,8 @@ def precise_statistics(network: DetectionNetwork, steps: Iterable[ImageStep]) ->
     """Set BatchNorm's running statistics to their mean over the batches of ``steps``, with the weights held (Wu and
     Johnson, arXiv 2105.07576, section 3). Every rank calls it."""
     layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
+    if not layers:
+        return
     momenta, training = [layer.momentum for layer in layers], network.training
     network.train()
     for step in steps:

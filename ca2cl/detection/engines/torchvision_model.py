@@ -1,30 +1,25 @@
 """torchvision detectors on an encoder's backbone: Mask R-CNN and RetinaNet.
 
-The body is the encoder itself, tensor by tensor, and not a copy under other names, so none of it can be left behind;
-that is checked all the same.
+The body is the encoder itself, tensor by tensor, and not a copy under other names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from ca2cl.detection.engines.checkpoint import DetectorCard
 from ca2cl.detection.engines.settings import Head
-from ca2cl.errors import InputError
-from ca2cl.models.backbone import BackboneOptions
-from ca2cl.models.batch_norm import BatchNorm, recording
-from ca2cl.models.resnet import ResNet, build
+from ca2cl.detection.network.body import build_body
+from ca2cl.detection.network.pyramid import CHANNELS, Pyramid
+from ca2cl.models.backbone import Backbone
+from ca2cl.models.batch_norm import recording
 
-_PYRAMID = 256  # channels of every level (Lin et al., arXiv 1612.03144, section 3)
-_STAGES = ("layer1", "layer2", "layer3", "layer4")
 HEADS: tuple[Head, ...] = ("mask_rcnn_fpn", "retinanet_fpn")
 
 
@@ -45,6 +40,13 @@ class DetectionNetwork(nn.Module):
         # torchvision's Mask R-CNN counts the background as class 0, its RetinaNet has none
         self.first_label = 1 if isinstance(model, MaskRCNN) else 0
         self.train()
+
+    @property
+    def body(self) -> Backbone:
+        """The encoder inside it."""
+        pyramid = self.model.backbone
+        assert isinstance(pyramid, Pyramid)
+        return pyramid.body
 
     def train(self, mode: bool = True) -> DetectionNetwork:
         """Set the mode (``eval`` calls this, too), and with it the sides that images are resized to."""
@@ -79,47 +81,15 @@ def build_network(card: DetectorCard, sides: Sequence[int] = (), frozen_stages: 
         card: what it is.
         sides: shorter sides that training images are resized to, one drawn at random.
         frozen_stages: stem and stages, from the input, that are not trained.
+
+    Raises:
+        InputError: no pyramid can be built on the body, or it has fewer stages.
     """
-    body = build(card.arch, BackboneOptions(norm=card.norm))
-    _freeze(body, frozen_stages)
-    # a new encoder's statistics are no good, so beside frozen BatchNorm the pyramid, which is new, has none
-    norm = partial(BatchNorm, norm=card.norm) if card.norm != "frozen" else None
+    body = build_body(card.arch, card.norm, card.input_size, frozen_stages)
     how: dict[str, Any] = {"max_size": card.longest_side, "image_mean": list(card.mean), "image_std": list(card.std)}
     model: MaskRCNN | RetinaNet
     if card.head == "mask_rcnn_fpn":
-        levels = _pyramid(body, _STAGES, LastLevelMaxPool(), norm)
-        model = MaskRCNN(levels, len(card.classes) + 1, **how)
+        model = MaskRCNN(Pyramid(body, 4, LastLevelMaxPool(), card.norm), len(card.classes) + 1, **how)
     else:
-        levels = _pyramid(body, _STAGES[1:], LastLevelP6P7(_PYRAMID, _PYRAMID), norm)
-        model = RetinaNet(levels, len(card.classes), **how)
+        model = RetinaNet(Pyramid(body, 8, LastLevelP6P7(CHANNELS, CHANNELS), card.norm), len(card.classes), **how)
     return DetectionNetwork(model, tuple(sides), card.test_side)
-
-
-def _pyramid(body: ResNet, stages: Sequence[str], extra: nn.Module, norm: partial[BatchNorm] | None) -> nn.Module:
-    first = body.feature_dim // 8
-    channels = [first * 2 ** _STAGES.index(stage) for stage in stages]
-    levels = {stage: str(number) for number, stage in enumerate(stages)}
-    return BackboneWithFPN(body, levels, channels, _PYRAMID, extra, norm)  # type: ignore[no-any-return, arg-type, unused-ignore]
-
-
-def _freeze(body: ResNet, stages: int) -> None:
-    parts: list[list[nn.Module]] = [[body.conv1, body.bn1], *([getattr(body, stage)] for stage in _STAGES)]
-    for module in (module for part in parts[:stages] for module in part):
-        module.requires_grad_(False)
-        for layer in module.modules():
-            if isinstance(layer, BatchNorm):
-                layer.norm = "frozen"
-
-
-def load_body(network: DetectionNetwork, encoder: Mapping[str, Tensor], source: str) -> None:
-    """Give the body the encoder's tensors.
-
-    Raises:
-        InputError: a tensor that either side has and the other has not, or of another shape.
-    """
-    body: nn.Module = network.model.backbone.body  # type: ignore[assignment, union-attr, unused-ignore]
-    try:
-        body.load_state_dict(dict(encoder), strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{source}: does not fill the detector's backbone exactly ({reason}); give another") from None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Interval
 
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import TrackingConfig
 from ca2cl.detection.engines.settings import EngineChoice, Head, Schedule
 from ca2cl.errors import InputError
 
@@ -31,6 +32,15 @@ _PUBLISHED = {
 }
 
 
+class _Rates(NamedTuple):
+    lr: float
+    weight_decay: float
+
+
+# of torchvision and detectron2 for ResNets; of Swin, ConvNeXt and ViTDet for AdamW
+_RATES = {"auto": _Rates(0.02, 1e-4), "sgd": _Rates(0.02, 1e-4), "adamw": _Rates(1e-4, 0.05)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectConfig:
     """Train a gland detector from an encoder on one split, and score it on the others.
@@ -41,7 +51,7 @@ class DetectConfig:
 
     encoder: str
     """Run id or its first digits, version number, alias (champion, latest), models:/NAME/VERSION, run folder,
-    .safetensors file, torchvision:IMAGENET1K_V1 or random."""
+    .safetensors file, timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1 or random."""
     dataset: DataSet
     """Data set, which sets schedule and image sizes: glas (5,000 iterations at 400 to 522 pixels), crag (15,000 at 768
     to 1,024), or coco for any COCO files of instances (90,000 at 640 to 800, so set iterations)."""
@@ -64,8 +74,14 @@ class DetectConfig:
     """Optimizer steps; none uses the published number multiplied by `times`."""
     batch_size: int = 16
     """Images in an optimizer step, over all processes."""
-    lr: float = 0.02
-    """Peak learning rate; change it together with batch_size."""
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    """sgd: momentum .9, decay 1e-4; adamw: decay .05, but not of norms, biases and position embeddings; auto: sgd for
+    an encoder with BatchNorm, adamw for one without, as the authors of either train them."""
+    lr: float | None = None
+    """Peak learning rate; change it together with batch_size. none uses .02 with sgd, 1e-4 with adamw."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from one layer of the encoder to the one before it, .7 to .9 for a ViT; none: one
+    rate for all."""
     warmup: int = 1_000
     """Warm-up steps; at most a fifth of the iterations."""
     train_sides: tuple[int, ...] = ()
@@ -83,7 +99,8 @@ class DetectConfig:
     """Estimate BatchNorm statistics again with fixed weights before a detector is scored, over 200 batches or, if
     fewer, as many as it was trained on."""
     frozen_stages: int = 0
-    """Stages that are not trained, counted from the input: 0 none, 1 the stem, 5 the stem and all four stages."""
+    """Stages that are not trained, counted from the input: 0 none, 1 the stem, 5 the stem and all four stages of a
+    ResNet, ConvNeXt or Swin. The stages of a ViT are its blocks."""
     checkpoint_every: int = 500
     """Optimizer steps between checkpoints."""
     evaluate_every: int = 0
@@ -103,6 +120,13 @@ class DetectConfig:
             raise InputError(f"against names one encoder twice: {', '.join(self.against)}")
         self.schedule(0)
 
+    def resolved(self, *, batch_norm: bool) -> DetectConfig:
+        """These settings with optimizer and rate for an encoder with or without BatchNorm."""
+        optimizer = self.optimizer
+        if optimizer == "auto":
+            optimizer = "sgd" if batch_norm else "adamw"
+        return replace(self, optimizer=optimizer, lr=self.lr or _RATES[optimizer].lr)
+
     def schedule(self, seed: int) -> Schedule:
         """The schedule of one training.
 
@@ -121,5 +145,8 @@ class DetectConfig:
             "train_sides": self.train_sides or published.train_sides,
             "test_side": self.test_side or published.test_side,
             "precise_norm": self.precise_norm and self.norm == "sync",
+            "optimizer": "adamw" if self.optimizer == "adamw" else "sgd",
+            "lr": _RATES[self.optimizer].lr if self.lr is None else self.lr,
+            "weight_decay": _RATES[self.optimizer].weight_decay,
         }
         return Schedule(**given, sync_norm=self.norm == "sync", seed=seed)

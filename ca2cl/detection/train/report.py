@@ -95,7 +95,8 @@ def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> d
     """Settings and versions that all trainings share: no mean is taken over those of two engines."""
     made = [{k: v for k, v in result.items() if k not in _OF_ONE_TRAINING} for result in results.values()]
     for trial, one in zip(results, made, strict=True):
-        changed = [name for name in one if one[name] != made[0].get(name)]
+        # of an earlier version's result some settings are not known: they had no other value then
+        changed = [name for name in one if name in made[0] and one[name] != made[0][name]]
         if changed:
             raise InputError(
                 f"{grid[trial].parent}: trained with another {', '.join(changed)} than the first; delete that "

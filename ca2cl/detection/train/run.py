@@ -21,7 +21,7 @@ from ca2cl.detection.train.report import report
 from ca2cl.detection.train.split_checks import check_splits, find_shared
 from ca2cl.detection.train.trial import FIRST, Trial, TrialRun, trial_grid
 from ca2cl.errors import InputError
-from ca2cl.models.resnet import require_resnet
+from ca2cl.models.backbone import has_batch_norm
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place, under_deepspeed
@@ -55,8 +55,11 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
     stop = StopFlag().install()
     engine = find_engine(config.engine, hint=find_place().rank == 0)
     engine.check_head(config.head)
-    config = replace(config, engine=engine.name)  # what auto means may change from one start to the next
     starts = _starts(config)
+    first = starts[FIRST.start]
+    # what auto and none mean may change from one start to the next
+    config = replace(config.resolved(batch_norm=has_batch_norm(first.encoder)), engine=engine.name)
+    engine.check_encoder(first, config.head, config.schedule(0))
     with stop.joining():
         accelerator = build_accelerator()
     check_precision(config.precision, accelerator.device, "precision")
@@ -86,7 +89,6 @@ def _starts(config: DetectConfig) -> dict[str, ResolvedEncoder]:
 
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
-    require_resnet(first.card.arch, "detect")
     others = {name: resolve_encoder(name, arch=first.card.arch, **where) for name in config.against}
     return {FIRST.start: first, **others}
 

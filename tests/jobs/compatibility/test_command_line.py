@@ -28,8 +28,8 @@ NEW_DEFAULTS: dict[str, dict[str, Any]] = {
     "reproduce nct": {"batch_size": None, "augment": "auto"},
     # those of the weights where they state some, and else ImageNet's as before
     "pretrain": {"model.mean": None, "model.std": None},
-    # the authors' own schedule
-    "detect": {"warmup": 1000},
+    # the authors' own schedule; the rate left open is that of the optimizer, of SGD as before
+    "detect": {"warmup": 1000, "lr": None},
     # a bare number or alias is looked for among all models; ca2cl-encoder comes first
     **{f"encoders {verb}": {"name": None} for verb in ("show", "compare", "promote")},
 }  # fmt: skip

@@ -25,7 +25,7 @@ from ca2cl.detection.engines.torchvision import (
     learning_rate,
     precise_statistics,
 )
-from ca2cl.detection.engines.torchvision_model import load_body
+from ca2cl.detection.network.body import load_body
 from ca2cl.detection.prepare.config import PrepareConfig
 from ca2cl.detection.prepare.run import run as run_prepare
 from ca2cl.errors import InputError
@@ -133,16 +133,16 @@ def test_the_body_is_the_encoder(split: CocoSplit, tmp_path: Path) -> None:
     body, encoder = detector.network.eval().model.backbone.body, job.encoder.encoder
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        levels = body(x)
+        levels = body.maps(x)
         h = encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(x))))
         for number, stage in enumerate((encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)):
             h = stage(h)
-            torch.testing.assert_close(levels[str(number)], h, rtol=0, atol=0)
+            torch.testing.assert_close(levels[number], h, rtol=0, atol=0)
     state = dict(encoder.state_dict())
     assert set(body.state_dict()) == set(state)
     for wrong in ({k: v for k, v in state.items() if k != "layer4.1.bn2.bias"}, {**state, "layer5.weight": x}):
         with pytest.raises(InputError, match="does not fill the detector's backbone exactly"):
-            load_body(detector.network, wrong, "random:5")
+            load_body(detector.network.body, wrong, "random:5")
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(split: CocoSplit, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ca2cl.cli import main
 from ca2cl.config import DataConfig, ModelConfig, RunConfig
 from ca2cl.errors import InputError
 from ca2cl.export.run import TARGETS, export
@@ -178,23 +177,19 @@ def test_a_timm_body_is_exported(name: str, arch: str, tmp_path: Path) -> None:
         assert names["model"](torch.zeros(1, 3, SIDE, SIDE)).shape == (1, found.card.feature_dim)
 
 
-@pytest.mark.parametrize("name", ["torchvision", "detectron2"])
-def test_what_is_of_resnets_says_so(name: str, found: ResolvedEncoder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"{name} is not for timm:test_vit, only for resnet18, resnet34, resnet50"):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("torchvision", "is not for timm:test_vit, only for resnet18, resnet34, resnet50"),
+        ("detectron2", "has no timm:test_vit, only resnet18, resnet34, resnet50; export --to timm or onnx, or train"),
+    ],
+)
+def test_what_is_of_resnets_says_so(name: str, told: str, found: ResolvedEncoder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{name} {told}"):
         export(found, TARGETS[name], tmp_path / "it.pth")
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="'torchvision:IMAGENET1K_V1' is not for timm:test_vit"):
         resolve_encoder("torchvision:IMAGENET1K_V1", arch=VIT)
-
-
-def test_detect_refuses_a_body_that_is_no_resnet(
-    found: ResolvedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = save_encoder(tmp_path / "encoder", found.encoder.state_dict(), found.card)
-    out = str(tmp_path / "out")
-    job = ["detect", "--encoder", str(folder), "--dataset", "glas", "--data", str(tmp_path), "--output_dir", out]
-    assert main([*job, "--engine", "torchvision"]) == 2
-    assert "detect is not for timm:test_vit, only for resnet18, resnet34, resnet50" in capsys.readouterr().err
 
 
 def test_a_body_without_batch_norm_takes_micro_batches_and_needs_no_groups() -> None:

@@ -152,7 +152,8 @@ def test_a_second_use_needs_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch
             "builds test_vit with block_fn='x', which model.arch cannot set",
         ),
         ("hf-hub:tissue/vit", {"config.json": b'{"architecture": "test_vit", "mean": [1, 2]}'}, "mean is [1, 2]"),
-        ("hf-hub:tissue/vit", {"config.json": b'{"model_type": "dinov2"}'}, "not a resnet18: 0 of"),
+        ("hf-hub:tissue/vit", {"config.json": b'{"model_type": "clip"}'}, "not a resnet18: 0 of"),
+        ("hf-hub:tissue/vit", {"config.json": b'{"model_type": "dinov2"}'}, "hidden_size"),
         ("hf-hub:tissue/vit", {"model.safetensors": b"short"}, "not a whole safetensors file"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Body, feature pyramid and optimizer of a detector, for every engine."""
