@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,20 +23,18 @@ def area_mean(
         scale: input pixels to an output pixel.
         width, height: of the output.
     """
-    rows = _sums(pixels_HWC, top + scale * np.arange(height + 1))
-    both = _sums(rows.transpose(1, 0, 2), left + scale * np.arange(width + 1)).transpose(1, 0, 2)
-    return np.clip(np.rint(both / scale**2), 0, 255).astype(np.uint8)
+    rows = _sums(pixels_HWC, top, scale, height)
+    means = _sums(rows.transpose(1, 0, 2), left, scale, width).transpose(1, 0, 2) / scale**2
+    return np.asarray(np.clip(np.rint(means), 0, 255), np.uint8)
 
 
-def _sums(values_NXC: npt.NDArray[np.generic], edges_K: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Integrals along the first axis between consecutive edges, (K - 1, X, C): differences of the running sum, which
-    is linear within a pixel."""
-    count = len(values_NXC)
-    edges = np.clip(edges_K, 0, count)
-    whole = np.minimum(edges.astype(np.int64), count - 1)
+def _sums(values_NXC: npt.NDArray[Any], first: float, scale: float, count: int) -> npt.NDArray[np.float64]:
+    """Integrals along the first axis over ``count`` steps of ``scale`` from ``first``, (count, X, C): differences of
+    the running sum, which is linear within a pixel."""
+    length = len(values_NXC)
+    edges = np.clip(first + scale * np.arange(count + 1), 0, length)
+    whole = np.minimum(edges.astype(np.int64), length - 1)
     part = (edges - whole)[:, None, None]
-    kind = np.uint64 if values_NXC.dtype.kind == "u" else np.float64
-    running = np.cumsum(values_NXC, axis=0, dtype=kind)
+    running = np.cumsum(values_NXC, axis=0, dtype=np.uint64 if values_NXC.dtype == np.uint8 else np.float64)
     before = np.where((whole > 0)[:, None, None], running[whole - 1], 0).astype(np.float64)
-    integral = before + part * values_NXC[whole]
-    return np.diff(integral, axis=0)
+    return np.diff(before + part * values_NXC[whole], axis=0)

@@ -27,11 +27,12 @@ from ca2cl.slides.tissue.mask import TissueMask
 KEPT = "kept"
 SHEET_SLIDES = 100
 """Slides on a sheet, which is drawn in memory; a page has all of them."""
-_COLUMNS, _CELL = 10, 320
+_COLUMNS, _LEAST_COLUMNS, _CELL = 10, 3, 320
 _SIDES = ((100, 1000), (1000, 600))
 _LEAST_SIDE = 320
 _LINE, _SIZE, _MARGIN = 22, 14, 6
-_WHITE, _INK = (255, 255, 255), (0, 0, 0)
+_WHITE, _INK, _ERROR = (255, 255, 255), (0, 0, 0), (170, 0, 0)
+_CUT = " ..."
 _COLOURS = {  # Okabe and Ito (2008): told apart with any colour vision
     KEPT: (0, 158, 115),
     "background": (190, 190, 190),
@@ -219,20 +220,22 @@ def _page(entries: Iterable[Preview], total: int) -> Iterator[str]:
 
 
 def _sheet(entries: Sequence[Preview], total: int) -> Image.Image:
-    """Up to ``SHEET_SLIDES`` slides in rows."""
-    columns = min(_COLUMNS, max(math.isqrt(len(entries)), 1))
-    rows = -(-len(entries) // columns)
-    cell = _CELL + 2 * _LINE
-    sheet = Image.new("RGB", (columns * _CELL, max(rows, 1) * cell + _LINE), _WHITE)
+    """Up to ``SHEET_SLIDES`` slides in rows; below them a line for each that could not be drawn."""
+    drawn = [entry.picture for entry in entries if entry.picture is not None]
+    notes = [f"{entry.title}: {entry.note}" for entry in entries if entry.picture is None]
+    columns = min(_COLUMNS, max(math.isqrt(len(drawn)), _LEAST_COLUMNS))
+    rows, cell = -(-len(drawn) // columns), _CELL + 2 * _LINE
+    bottom = rows * cell + _LINE
+    sheet = Image.new("RGB", (columns * _CELL, bottom + _LINE * len(notes)), _WHITE)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_SIZE)
     shown = f"the first {len(entries)} of {total} slides" if total > len(entries) else f"{total} slides"
     draw.text((_MARGIN, 2), shown, fill=_INK, font=font)
-    for place, entry in enumerate(entries):
-        top, left = _LINE + place // columns * cell, place % columns * _CELL
-        if entry.picture is None:
-            draw.text((left + _MARGIN, top + 2), f"{entry.title}\n{entry.note}"[:200], fill=(170, 0, 0), font=font)
-            continue
-        small = entry.picture.copy()
+    for place, picture in enumerate(drawn):
+        small = picture.copy()
         small.thumbnail((_CELL - _MARGIN, cell - _MARGIN))
-        sheet.paste(small, (left, top))
+        sheet.paste(small, (place % columns * _CELL, _LINE + place // columns * cell))
+    for place, note in enumerate(notes):
+        while font.getlength(note) > sheet.width - 2 * _MARGIN:
+            note = note[: -len(_CUT) - 1] + _CUT  # noqa: PLW2901
+        draw.text((_MARGIN, bottom + place * _LINE), note, fill=_ERROR, font=font)
     return sheet

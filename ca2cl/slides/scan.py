@@ -134,7 +134,7 @@ def _classify(
     reasons: npt.NDArray[np.uint8],
 ) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:  # fmt: skip
     """Classes of tiles by the slide's annotation or label; marks tiles outside of all annotations."""
-    classes = (slide.label,) if slide.label else ()
+    classes: tuple[str, ...] = (slide.label,) if slide.label else ()
     labels = np.full(len(boxes), 0 if slide.label else _NO_CLASS, np.int32)
     if options.mask is None:
         return labels, classes

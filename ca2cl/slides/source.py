@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.data.encode import EXTENSIONS
-from ca2cl.data.sources.base import Tile, safe_key
+from ca2cl.data.sources.base import Tile, TileReader, safe_key
 from ca2cl.errors import InputError
 from ca2cl.slides.records import SlideRecord
 from ca2cl.slides.staging import Staging
@@ -32,7 +32,7 @@ class SlideSource:
             staging.write_tiles(staging.table_parts(len(records), tuple(self.classes)))
         self._table: npt.NDArray[Any] = np.load(staging.tiles_path, mmap_mode="r")
         self.labels = np.ascontiguousarray(self._table["label"])
-        self.reader = StagedReader(str(staging.folder))
+        self.reader: TileReader = StagedReader(str(staging.folder))
 
     def __len__(self) -> int:
         return len(self._table)

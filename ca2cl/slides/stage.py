@@ -96,13 +96,16 @@ class _Dispatch:
         while len(self._pending) < self._most:
             if self._pieces:
                 slide, piece = self._pieces.popleft()
-                future = self._pool.submit(
+                assert job.options.mpp is not None
+                future: Future[Any] = self._pool.submit(
                     cut_piece, job.staging, slide, piece, job.path(slide), job.options.mpp, job.options.sharpness,
                     job.form, job.quality,
                 )  # fmt: skip
             elif (slide := next(self._scans, -1)) >= 0:
                 piece = _SCAN
-                future = self._pool.submit(_scan, job, slide, job.listing.slides[slide])
+                future = self._pool.submit(
+                    _scan, job.staging, slide, job.listing.slides[slide], job.path(slide), job.options, job.seed
+                )
             else:
                 break
             self._pending[future] = (slide, piece)
@@ -119,15 +122,15 @@ class _Dispatch:
             self._pieces = deque(one for one in self._pieces if one[0] != slide)
 
 
-def _scan(job: CutJob, number: int, slide: SlideFile) -> int:
+def _scan(staging: Staging, number: int, slide: SlideFile, path: Path, options: SlideOptions, seed: int) -> int:
     """Scan a slide, unless an earlier run has; the number of its pieces."""
-    known = job.staging.read_scan(number)
+    known = staging.read_scan(number)
     if known is not None and known.state == list(slide.state) and known.record.error is None:
         return known.pieces
-    job.staging.forget(number)
-    scan = scan_slide(slide, job.path(number), job.options, job.seed)
-    job.staging.write_scan(number, slide.state, scan, job.options.preview is not None)
-    known = job.staging.read_scan(number)
+    staging.forget(number)
+    scan = scan_slide(slide, path, options, seed)
+    staging.write_scan(number, slide.state, scan, options.preview is not None)
+    known = staging.read_scan(number)
     assert known is not None
     return known.pieces
 
@@ -174,5 +177,6 @@ def summary(records: list[SlideRecord]) -> str:
     dropped = Counter[str]()
     for record in records:
         dropped.update(record.dropped)
+    good = len(records) - failed - empty
     why = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "none"
-    return f"slides   {len(records) - failed - empty} of {len(records)}; {failed} failed, {empty} gave no tile\ndropped  {why}"
+    return f"slides   {good} of {len(records)}; {failed} failed, {empty} gave no tile\ndropped  {why}"

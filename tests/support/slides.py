@@ -14,7 +14,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def tissue_picture(width: int, height: int, seed: int = 0) -> Pixels:
-    """Pink and purple blobs on white glass, (height, width, 3). The left upper quarter is tissue, the right lower glass."""
+    """Pink and purple blobs on white glass, (height, width, 3); tissue from the left upper corner on."""
     random = np.random.default_rng(seed)
     texture = ndimage.gaussian_filter(random.standard_normal((height, width)), 1.5) * 6
     texture = np.clip(texture + ndimage.gaussian_filter(random.standard_normal((height, width)), 6) * 20, -1, 1)

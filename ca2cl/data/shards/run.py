@@ -84,7 +84,7 @@ def run(config: ShardConfig) -> int:
     out = Path(config.out)
     slides = _slides(config) if config.mpp is not None else None
     options = SourceOptions(**{name: getattr(config, name) for name in SourceOptions.__dataclass_fields__})
-    source = open_source(config.source, options) if slides is None else None
+    source: Source | None = open_source(config.source, options) if slides is None else None
     job = job_dir(out)
     with job.locked(0.0):
         listed = slides or source

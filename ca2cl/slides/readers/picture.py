@@ -33,8 +33,10 @@ class PictureReader:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise SlideError(f"{path}: not an image that Pillow decodes ({one_line(error)})") from None
         height, width, _ = self._pixels.shape
-        self.levels = (Level(width, height, 1.0),)
-        self.mpp, self.magnification, self.vendor = None, None, "image"
+        self.levels: tuple[Level, ...] = (Level(width, height, 1.0),)
+        self.mpp: float | None = None
+        self.magnification: float | None = None
+        self.vendor = "image"
         self.digest = sampled_digest(path)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:

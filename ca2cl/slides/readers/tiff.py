@@ -42,7 +42,7 @@ class TiffReader:
         sizes = [self._size(array.shape) for array in self._levels]
         self.levels = tuple(Level(width, height, sizes[0][0] / width) for width, height in sizes)
         self.mpp = _mpp(self._file)
-        self.magnification = None
+        self.magnification: float | None = None
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
         self.digest = sampled_digest(path)
 
@@ -58,12 +58,13 @@ class TiffReader:
         if left >= right or top >= bottom:
             return out
         array = self._levels[level]
-        ahead = (0,) * (array.ndim - 3)
+        ahead: tuple[Any, ...] = (0,) * (array.ndim - 3)
+        inside = slice(top, bottom), slice(left, right)
         try:
             if self._channels_first:
-                found = np.moveaxis(array[(*ahead, slice(None), slice(top, bottom), slice(left, right))], 0, -1)
+                found = np.moveaxis(array[ahead + (slice(None), *inside)], 0, -1)
             else:
-                found = array[(*ahead, slice(top, bottom), slice(left, right), slice(None))]
+                found = array[ahead + (*inside, slice(None))]
         except Exception as error:  # noqa: BLE001 - as above
             raise SlideError(f"{self._path}: level {level} does not decode ({one_line(error)})") from None
         out[top - y : bottom - y, left - x : right - x] = found
