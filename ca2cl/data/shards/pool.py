@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 from ca2cl.data.shards.samples import ShardInfo
 from ca2cl.data.shards.writer import Packing, make_shard, shard_path
 from ca2cl.data.sources.base import Tile, TileReader
-from ca2cl.errors import InputError
-from ca2cl.runtime.lifetime import begin_worker, starting_workers
+from ca2cl.runtime.pool import process_pool
 
 
 def write_shards(
@@ -33,26 +30,18 @@ def write_shards(
     """
     tasks = ((shard_path(out, number), tiles, reader, packing) for number, tiles in enumerate(shards))
     others = workers - 1
-    # spawned: a forked child would inherit the threads' locks of whatever the caller has loaded
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(others, mp_context=context, initializer=begin_worker)
     pending: dict[Future[ShardInfo], int] = {}
-    try:
+    with process_pool(others) as pool:
         for number, task in enumerate(tasks):
             # a second one waits for each of the others, which would idle while this process writes; not at the end
             most = 2 * others if count - number > 2 * workers else others
             if len(pending) < most:
-                with starting_workers():  # the pool's first task does
-                    pending[pool.submit(make_shard, *task)] = number
+                pending[pool.submit(make_shard, *task)] = number
             else:
                 yield number, make_shard(*task)
                 yield from _collect(pending, timeout=0)
         while pending:
             yield from _collect(pending)
-    except BrokenProcessPool:
-        raise InputError("a writing process was killed (out of memory?): use fewer --workers and run again") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _collect(pending: dict[Future[ShardInfo], int], timeout: float | None = None) -> Iterator[tuple[int, ShardInfo]]:
