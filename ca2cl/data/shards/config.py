@@ -23,7 +23,7 @@ class ShardConfig(SlideOptions):
     """
 
     source: str
-    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, hf:NAME, or
+    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, Parquet files, hf:NAME, or
     module:Class:WHERE for your own source (docs/architecture.md). With --mpp: a slide, a folder or quoted pattern of
     slides, or a CSV."""
     out: str
