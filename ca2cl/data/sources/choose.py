@@ -62,7 +62,9 @@ def is_source(source: str) -> bool:
 
 
 def open_source(source: str, options: SourceOptions | None = None, *, mixed: bool = False) -> Source:
-    """List ``source``: a folder of images, a folder by ``datasets.save_to_disk``, Parquet files, ``hf:NAME`` on the hub,
+    """List ``source``.
+
+    It is a folder of images, a folder by ``datasets.save_to_disk``, Parquet files, ``hf:NAME`` on the hub,
     ``NAME:WHERE``, which opens WHERE with the source that an installed package names so, or ``module:Class:WHERE``,
     with a class of the user's own.
 
