@@ -15,9 +15,9 @@ from accelerate.utils import broadcast_object_list
 from ca2cl import config as settings
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import BadBudget, LaneStream
-from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise

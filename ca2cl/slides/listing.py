@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ca2cl.data.sources.names import is_clutter, shown
+from ca2cl.data.transfer.errors import shown as redacted
 from ca2cl.errors import InputError
 from ca2cl.slides.readers.base import SlideError, plausible_mpp
 from ca2cl.slides.readers.open import PICTURES, PYRAMIDS
@@ -37,9 +39,9 @@ class SlideFile:
     """Size and modification time of a local file."""
 
     @property
-    def group(self) -> str:
-        """Patient, or the slide itself."""
-        return self.patient or self.name
+    def where(self) -> str:
+        """Its path for people; of a URL without passwords and signatures."""
+        return redacted(self.path) if is_remote(self.path) else self.path
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ def list_slides(source: str, split: str | None = None) -> Listing:
     path = Path(source).expanduser()
     if path.suffix.lower() == ".csv" and path.is_file():
         return _listing(path.stem, _read_csv(path, split), path.parent)
+    if is_remote(source):
+        if Path(source).suffix[1:].lower() in PYRAMIDS | PICTURES:
+            return _listing(Path(source).stem, [{"slide": source}], Path())
+        raise InputError(f"{source}: not a slide; give the URL of one, or a CSV with a URL in each line")
     if split is not None:
         raise InputError(f"split is {split!r}: slides have splits in a CSV's column only; give a CSV, or leave it out")
     if path.is_dir():
@@ -173,7 +179,7 @@ def _listing(name: str, rows: Sequence[dict[str, str]], folder: Path) -> Listing
         path = given if is_remote(given) else str(folder / Path(given).expanduser())
         slides.append(
             SlideFile(
-                name=shown(stem if unique else given),
+                name=shown(stem if unique else _whole(given)),
                 path=path,
                 patient=row.get("patient") or None,
                 label=row.get("label") or None,
@@ -190,8 +196,15 @@ def _listing(name: str, rows: Sequence[dict[str, str]], folder: Path) -> Listing
 
 
 def _stem(path: str) -> str:
+    """A slide's path without its extension; of a URL that in its store."""
+    if is_remote(path):
+        path = urlsplit(path).path.lstrip("/")
     head, slash, last = path.rpartition("/")
     return head + slash + (last.rpartition(".")[0] or last)
+
+
+def _whole(path: str) -> str:
+    return "".join(urlsplit(path)[1:3]) if is_remote(path) else path
 
 
 def _state(path: str) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ class _Scanner:
     """Scan of one slide. ``record`` has what is known of it so far, also after an error."""
 
     def __init__(self, slide: SlideFile, options: SlideOptions, seed: int) -> None:
-        self.record = SlideRecord(slide.name, slide.path, slide.patient, slide.label)
+        self.record = SlideRecord(slide.name, slide.where, slide.patient, slide.label)
         self._slide, self._options, self._seed = slide, options, seed
 
     def _note(self, **facts: Any) -> None:

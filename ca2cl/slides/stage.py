@@ -13,10 +13,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ca2cl.data.transfer.download import FetchPolicy, fetch
+from ca2cl.data.transfer.errors import DiskFull
+from ca2cl.errors import InputError
 from ca2cl.runtime.pool import worker_pool
 from ca2cl.slides.config import SlideOptions
 from ca2cl.slides.cut import cut_piece
-from ca2cl.slides.listing import Listing, SlideFile
+from ca2cl.slides.listing import Listing, SlideFile, is_remote
 from ca2cl.slides.readers.base import SlideError
 from ca2cl.slides.records import SlideRecord
 from ca2cl.slides.scan import Scan, scan_slide
@@ -39,8 +42,8 @@ class CutJob:
     quality: int
 
     def path(self, number: int) -> Path:
-        """The slide's local file."""
-        return Path(self.listing.slides[number].path)
+        """The slide's local file; of a remote one the copy, which lasts until its tiles are written."""
+        return self.staging.local_path(number, self.listing.slides[number].path)
 
 
 def cut_slides(job: CutJob, workers: int) -> list[SlideRecord]:
@@ -125,14 +128,41 @@ class _Dispatch:
 def _scan(staging: Staging, number: int, slide: SlideFile, path: Path, options: SlideOptions, seed: int) -> int:
     """Scan a slide, unless an earlier run has; the number of its pieces."""
     known = staging.read_scan(number)
-    if known is not None and known.state == list(slide.state) and known.record.error is None:
+    current = known is not None and known.state == list(slide.state) and known.record.error is None
+    if known is not None and current:
+        if is_remote(slide.path) and not all(staging.read_piece(number, piece) for piece in range(known.pieces)):
+            _fetch(slide, path)
         return known.pieces
     staging.forget(number)
-    scan = scan_slide(slide, path, options, seed)
+    try:
+        if is_remote(slide.path):
+            _fetch(slide, path)
+        scan = scan_slide(slide, path, options, seed)
+    except SlideError as error:
+        reason = str(error).removeprefix(f"{slide.where}: ")
+        scan = Scan(SlideRecord(slide.name, slide.where, slide.patient, slide.label).failed(reason))
     staging.write_scan(number, slide.state, scan, options.preview is not None)
     known = staging.read_scan(number)
     assert known is not None
     return known.pieces
+
+
+def _fetch(slide: SlideFile, path: Path) -> None:
+    """Copy a remote slide, unless it is there.
+
+    Raises:
+        SlideError: it cannot be fetched.
+        DiskFull: there is no room for it.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(exist_ok=True)
+    try:
+        fetch(slide.path, path, FetchPolicy())
+    except DiskFull:
+        raise
+    except InputError as error:
+        raise SlideError(str(error)) from None
 
 
 def _close(job: CutJob, number: int, error: str | None) -> SlideRecord:
@@ -140,6 +170,7 @@ def _close(job: CutJob, number: int, error: str | None) -> SlideRecord:
     scan = job.staging.read_scan(number)
     assert scan is not None
     record = scan.record
+    job.staging.drop_local(number)
     if error is not None:
         record = record.failed(error.removeprefix(f"{job.path(number)}: "))
         job.staging.forget(number)

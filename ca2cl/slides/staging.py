@@ -13,8 +13,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -97,9 +98,11 @@ class Staging:
         """Of the encoded tiles of a task."""
         return self.folder / f"{slide:06d}-{piece:04d}.bin"
 
-    def local_path(self, slide: int, name: str) -> Path:
-        """Of the copy of a remote slide."""
-        return self.folder / f"{slide:06d}.slide" / name
+    def local_path(self, slide: int, path: str) -> Path:
+        """Of the slide at ``path``, or of the copy of a remote one."""
+        if "://" not in path:
+            return Path(path)
+        return self.folder / f"{slide:06d}.slide" / PurePosixPath(urlsplit(path).path).name
 
     def write_scan(self, slide: int, state: tuple[int, ...], scan: Scan, preview: bool) -> None:
         """Keep a scan; with what its picture needs if ``preview``."""

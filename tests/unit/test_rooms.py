@@ -26,9 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.sources": set(),
     "data.synthetic": set(),
     "data.shards": {"data", "data.sources", "runtime", "slides"},
-    "data.remote": {"data.shards"},
+    "data.transfer": set(),
+    "data.remote": {"data.shards", "data.transfer"},
     "data.loading": {"data", "data.shards", "data.remote", "runtime"},
-    "slides": {"data", "data.sources", "runtime", "slides.readers", "slides.regions", "slides.tissue"},
+    "slides": {"data", "data.sources", "data.transfer", "runtime", "slides.readers", "slides.regions", "slides.tissue"},
     "slides.readers": set(),
     "slides.regions": set(),
     "slides.tissue": set(),
@@ -49,8 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders": {"store", "registry", "models"},
     "encoders.import_": {"store", "registry", "tracking", "models", "encoders"},
     "pretrain": {
-        "runtime", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "training",
-        "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
+        "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "models", "views", "methods",
+        "training", "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
     },
     "pretrain.memory": {"runtime", "models", "methods", "training"},
     "doctor": {
@@ -88,8 +89,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tracking", "evaluation",
     },
     "reproduce": {
-        "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "models", "registry", "evaluation",
-        "evaluation.embed", "evaluation.probe", "evaluation.finetune",
+        "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
+        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",
     },
 }  # fmt: skip
 ONLY_IN = {

@@ -24,6 +24,7 @@ from ca2cl.data.shards.run import run
 from ca2cl.errors import InputError
 from ca2cl.slides.readers.open import open_slide
 from tests.support.slides import tissue_picture, write_svs
+from tests.support.stores import BUCKET, http_store, in_turn, s3_store
 
 SIDE = 64
 CHILD = """
@@ -216,6 +217,33 @@ def test_any_number_of_processes_and_any_kill_give_one_digest(slides: Path, tmp_
     shard(slides, out, samples_per_shard=50)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert time.time() - started < 60
+
+
+def test_remote_slides_are_copied_one_at_a_time_and_removed(slides: Path, tmp_path: Path) -> None:
+    """From S3, and from an HTTP server that breaks off, hangs up, and has lost a file."""
+    import boto3
+
+    faults = {"s0.svs": ["cut", "500"], "s9.svs": ["404"] * 99}
+    with s3_store(), http_store(slides, fault=in_turn(faults)) as (url, handler):
+        boto3.client("s3").upload_file(str(slides / "s1.svs"), BUCKET, "a/s1.svs")
+        table = tmp_path / "cohort.csv"
+        table.write_text(
+            f"slide,patient\n{url}/s0.svs?signature=secret,p0\ns3://{BUCKET}/a/s1.svs,p1\n{url}/s9.svs,p9\n"
+        )
+        shard(table, tmp_path / "out", samples_per_shard=50)
+        asked = len(handler.requests)
+        shard(table, tmp_path / "out", samples_per_shard=50)
+    assert len(handler.requests) == asked
+    found = rows(tmp_path / "out")
+    assert (found["s0"]["path"], found["a/s1"]["error"]) == (f"{url}/s0.svs", None)
+    assert found["s9"]["error"].startswith("not found; check the address")
+    assert not list((tmp_path / "out").rglob("*.svs"))
+    local = shard(slides, tmp_path / "local")
+    assert local.manifest.samples == sum(row["kept"] for row in found.values())
+    remote = sorted(data for _, data in tiles(tmp_path / "out").values())
+    assert remote == sorted(data for _, data in tiles(tmp_path / "local").values())
+    written = "".join(path.read_text(errors="replace") for path in (tmp_path / "out").rglob("*.json*"))
+    assert "secret" not in written
 
 
 def test_a_changed_slide_is_not_mixed_with_tiles_cut_before(tmp_path: Path) -> None:
