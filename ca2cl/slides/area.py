@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 
 def area_mean(
@@ -23,6 +24,9 @@ def area_mean(
         scale: input pixels to an output pixel.
         width, height: of the output.
     """
+    if scale == round(scale) and left == top == 0 and pixels_HWC.shape[2] == 3:  # Pillow's is 20 times as fast
+        whole = pixels_HWC[: round(height * scale), : round(width * scale)]
+        return np.asarray(Image.fromarray(whole).reduce(round(scale)))
     rows = _sums(pixels_HWC, top, scale, height)
     means = _sums(rows.transpose(1, 0, 2), left, scale, width).transpose(1, 0, 2) / scale**2
     return np.asarray(np.clip(np.rint(means), 0, 255), np.uint8)

@@ -13,7 +13,6 @@ from ca2cl.common.files import write_atomic
 from ca2cl.errors import InputError
 from ca2cl.slides.config import SlideOptions
 from ca2cl.slides.listing import list_slides
-from ca2cl.slides.previews import write_previews
 from ca2cl.slides.records import SLIDES_NAME, SlideRecord, write_rows
 from ca2cl.slides.source import SlideSource
 from ca2cl.slides.stage import CutJob, cut_slides, summary
@@ -65,6 +64,8 @@ class SlideJob:
             write_rows(out / SLIDES_NAME, records, REMEDY)
             _warn(records, out / SLIDES_NAME, options.strict)
             if options.preview is not None:
+                from ca2cl.slides.previews import write_previews
+
                 write_previews(Path(options.preview), records, staging)
         assert options.mpp is not None
         source = SlideSource(self.name, self.digest, records, staging, options.mpp, self._job.form)

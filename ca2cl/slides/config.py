@@ -39,11 +39,16 @@ class SlideOptions:
     """PATTERN=VALUE: micrometres a pixel of slides that state none, by their name, such as "*.svs=0.25". There is no
     default: a guess would be silent, and wrong for half of the slides."""
     sharpness: float | None = None
-    """Least sharpness of a tile; none uses the default, 0 keeps blurred tiles."""
+    """Least sharpness of a tile; none uses the default, or 0 if tissue is 0, which keeps all tiles."""
     strict: bool = False
     """End with exit code 2 if any slide failed. Otherwise it is a line of slides.jsonl, and the others go on."""
     preview: str | None = None
     """File to draw slides in, with tissue and tiles: NAME.html for all slides, NAME.png for the first ones."""
+
+    @property
+    def least_sharpness(self) -> float | None:
+        """The setting, with its default for ``tissue`` 0."""
+        return 0.0 if self.sharpness is None and self.tissue == 0 else self.sharpness
 
     def check_slides(self) -> None:
         """Refuse values that no slide could be cut by.

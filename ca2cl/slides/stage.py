@@ -101,7 +101,7 @@ class _Dispatch:
                 slide, piece = self._pieces.popleft()
                 assert job.options.mpp is not None
                 future: Future[Any] = self._pool.submit(
-                    cut_piece, job.staging, slide, piece, job.path(slide), job.options.mpp, job.options.sharpness,
+                    cut_piece, job.staging, slide, piece, job.path(slide), job.options.mpp, job.options.least_sharpness,
                     job.form, job.quality,
                 )  # fmt: skip
             elif (slide := next(self._scans, -1)) >= 0:

@@ -101,7 +101,7 @@ def run(config: ShardConfig) -> int:
             _summarise(manifest, None)
             return 0
         if slides is not None:
-            source, config = slides.cut(out, config.workers), replace(config, encode="keep")
+            source, config = slides.cut(out, config.workers), replace(config, encode="keep", check="header")
         assert source is not None
         _warn_of_ungrouped(source)
         plan = make_plan(source, config)

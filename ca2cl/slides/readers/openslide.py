@@ -54,13 +54,11 @@ class OpenSlideReader:
             region = self._slide.read_region(corner, level, (width, height))
         except self._error as error:
             raise SlideError(f"{self._path}: level {level} does not decode ({one_line(error)})") from None
-        rgba = np.asarray(region)
-        rgb: Pixels = rgba[..., :3]
-        outside = rgba[..., 3] == 0
-        if outside.any():  # not scanned, or beyond the edge
-            rgb = rgb.copy()
-            rgb[outside] = self._background
-        return np.ascontiguousarray(rgb)
+        rgb: Pixels = np.array(region.convert("RGB"))
+        alpha = region.getchannel("A")
+        if alpha.getextrema()[0] == 0:  # not scanned, or beyond the edge
+            rgb[np.asarray(alpha) == 0] = self._background
+        return rgb
 
     def close(self) -> None:
         """Close the file."""
