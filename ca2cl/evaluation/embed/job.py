@@ -71,7 +71,7 @@ class EmbedJob:
         return Path(self.config.out)
 
     def encode(self, tiles_BHWC: Tensor, resized: Mapping[int, npt.NDArray[np.float32]]) -> Numbers:
-        """Vectors (B, D) of tiles, and patch tokens (B, h, w, C) where these are asked for; ``resized`` holds the
+        """Vectors (B, D) of tiles, and patch tokens (B, h, w, C) where the settings say so; ``resized`` has the
         encoder's input of those that have another size than usual."""
         autocast = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
         with torch.inference_mode(), torch.autocast(self.device.type, autocast, self.config.precision != "no"):
@@ -84,7 +84,7 @@ class EmbedJob:
         grid = self.parts.grid
         if grid is None or patches is None:
             return Numbers(vectors, None)
-        tokens = grid.cast(patches.float().cpu().numpy())
+        tokens = patches.to(getattr(torch, grid.dtype)).cpu().numpy()  # what does not fit is infinite, and refused
         self._check_finite("patch tokens", tokens, " or --token_dtype float32" if grid.dtype == "float16" else "")
         return Numbers(vectors, tokens)
 
@@ -175,7 +175,7 @@ def open_job(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> Emb
 
 
 def _shape(config: EmbedConfig, found: ResolvedEncoder, size: int) -> tuple[int, TokenGrid | None]:
-    """Length of a vector, and the grid of patch tokens where these are asked for.
+    """Length of a vector, and the grid of patch tokens where these are written.
 
     Raises:
         InputError: the encoder has no such tokens.
@@ -193,7 +193,7 @@ def _shape(config: EmbedConfig, found: ResolvedEncoder, size: int) -> tuple[int,
 
 
 def _features(config: EmbedConfig, encoder: Backbone, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Vectors (B, D) and, where they are asked for, patch tokens (B, h, w, C) of the encoder's input."""
+    """Vectors (B, D) and, where they are written, patch tokens (B, h, w, C) of the encoder's input."""
     if not config.tokens:
         return encoder(x_BCHW), None
     found = encoder.encode(x_BCHW, [config.pooling])

@@ -21,7 +21,7 @@ from ca2cl.errors import InputError
 
 SUFFIX = ".tokens"
 _BLOCK = 1 << 24  # bytes that are copied at a time
-_CODES = {"float16": ("<f2", "F16"), "float32": ("<f4", "F32")}
+_CODES = {"float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,12 @@ class TokenGrid:
     @property
     def tile_bytes(self) -> int:
         """Bytes of a tile's tokens."""
-        return self.height * self.width * self.dim * np.dtype(_CODES[self.dtype][0]).itemsize
+        return self.height * self.width * self.dim * np.dtype(self.dtype).itemsize
 
     @property
     def code(self) -> str:
         """Its type's name in a safetensors file."""
-        return _CODES[self.dtype][1]
-
-    def cast(self, tokens_BhwD: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The numbers as they are stored."""
-        with np.errstate(over="ignore"):  # what does not fit is infinite, and refused
-            return tokens_BhwD.astype(_CODES[self.dtype][0])
+        return _CODES[self.dtype]
 
     def describe(self) -> dict[str, Any]:
         """For the result's metadata; sizes are in pixels of the encoder's input."""
@@ -84,7 +79,7 @@ def token_writer(path: Path, remedy: str) -> Iterator[Callable[[npt.NDArray[Any]
         def append(tokens_BhwD: npt.NDArray[Any] | None) -> None:
             assert tokens_BhwD is not None
             with writing(path, remedy):
-                file.write(tokens_BhwD.tobytes())
+                file.write(tokens_BhwD.astype(tokens_BhwD.dtype.newbyteorder("<"), copy=False).tobytes())
 
         yield append
         with writing(path, remedy):

@@ -1,6 +1,6 @@
 """Write vectors as one Parquet or safetensors file, part by part.
 
-Safetensors holds the vectors, and the patch tokens where these are asked for. Keys, labels and sources lie in
+Safetensors holds the vectors, and patch tokens where the job makes them. Keys, labels and sources lie in
 ``NAME.keys.jsonl`` beside it, line i for row i: safetensors' readers refuse a header above 100 MB, which the keys of a
 million tiles fill, and parse all of it whenever they open the file.
 """
