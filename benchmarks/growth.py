@@ -13,6 +13,8 @@ import argparse
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import BatchNorm
 from ca2cl.models.heads import Network
@@ -26,6 +28,10 @@ COLUMNS = (
 MESSAGES = 14
 """Collectives of a step whatever its size: gathers of places, of embeddings (3) and of log Z (2); the direction,
 running statistics, loss terms, stop flag, the gradient's norm, and three buckets of gradients."""
+
+GATHERS, REDUCTIONS = 11, 3
+"""Times that a micro-batch's step gathers every weight under FSDP2, and reduces every gradient: weights for each of
+seven passes forward and four backward (``tests/jobs/pretrain/test_fsdp.py`` counts them)."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +55,26 @@ class Model(NamedTuple):
     parameters: int
     norm_layers: int
     norm_channels: int
+    stem: int
 
     @classmethod
-    def of(cls, arch: str) -> Model:
-        network = Network(build_encoder(arch), DIM)
+    def of(cls, arch: str, image_size: int = 224) -> Model:
+        with torch.device("meta"):
+            network = Network(build_encoder(arch, image_size=image_size), DIM)
         layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
-        count = sum(p.numel() for p in network.parameters())
-        return cls(count, len(layers), sum(layer.num_features for layer in layers))
+        count, stem = sum(p.numel() for p in network.parameters()), network.encoder.stem.weight.numel()
+        return cls(count, len(layers), sum(layer.num_features for layer in layers), stem)
 
 
 def gradient_bytes(model: Model, world: int, number: int = 4) -> float:
     """What one process sends in a ring all-reduce of every parameter's gradient, ``number`` bytes each."""
     return 2 * (world - 1) / world * number * model.parameters
+
+
+def sharded_bytes(model: Model, world: int, micro_batches: int = 1) -> float:
+    """What one process sends under FSDP2, in rings: gloo reduces whole gradients, and cuts them afterwards."""
+    whole = (world - 1) / world * 4 * model.parameters
+    return micro_batches * (GATHERS + 2 * REDUCTIONS) * whole
 
 
 def gather_bytes(batch: int, world: int) -> float:
@@ -69,8 +83,8 @@ def gather_bytes(batch: int, world: int) -> float:
 
 
 def statistics_bytes(model: Model, world: int) -> float:
-    """The direction (9,408 numbers) and lane_group's running statistics of two views, in double precision."""
-    return 2 * (world - 1) / world * 8 * (9408 + 2 * (2 * model.norm_channels + model.norm_layers))
+    """The direction (a number a weight of the stem) and lane_group's running statistics of two views, in double."""
+    return 2 * (world - 1) / world * 8 * (model.stem + 2 * (2 * model.norm_channels + model.norm_layers))
 
 
 def loss_seconds(batch: int, world: int, machine: Machine) -> float:

@@ -15,7 +15,7 @@ from ca2cl.data.shards.run import run as shard
 from ca2cl.data.synthetic.tissue import write_tissue
 
 CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
-ENGINES = {"ddp": "cpu", "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2"}
+ENGINES = {"ddp": "cpu", "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2", "fsdp": "cpu"}
 LANES = 16
 
 
@@ -35,6 +35,11 @@ def write_shards(folder: Path) -> Path:
     return out
 
 
+def accumulation(cell: Cell, wanted: str) -> str:
+    """The kind that a cell runs: FSDP2 has no ``bitwise``."""
+    return "exact" if cell.engine == "fsdp" else wanted
+
+
 def train(cell: Cell, out: Path, shards: Path, options: argparse.Namespace, *before: str) -> str:
     """Run one cell into the folder ``out``; returns what it printed. ``before`` is put before the command.
 
@@ -45,19 +50,21 @@ def train(cell: Cell, out: Path, shards: Path, options: argparse.Namespace, *bef
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     name = ENGINES[cell.engine] if cell.processes > 1 or cell.engine != "ddp" else "single_gpu"
+    fsdp = cell.engine == "fsdp"
     command = [
         *before,
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml"),
         "--num_processes", str(cell.processes), "--main_process_port", str(port), "--dynamo_backend", "no",
-        "-m", "ca2cl", "pretrain", "--data.shards", str(shards), "--data.image_size", "32",
-        "--data.lanes", str(LANES), "--data.workers", "0", "--views.recipe", "crop", "--model.norm", options.norm,
-        "--model.norm_group", str(options.group), "--model.norm_block", str(options.block),
+        "-m", "ca2cl", "pretrain", "--data.shards", str(shards), "--data.image_size", str(options.image_size),
+        "--data.lanes", str(LANES), "--data.workers", "0", "--views.recipe", "crop", "--model.arch", options.arch,
+        "--model.norm", options.norm, "--model.norm_group", str(options.group),
+        "--model.norm_block", str(options.block),
         "--objective.epsilon", "0.1", "--objective.epsilon_mode", "relative",
         "--optim.name", options.optimizer, "--optim.lr", str(options.lr), "--optim.schedule", "constant",
         "--run.batch_size", str(options.batch), "--run.steps", str(options.steps), "--run.output_dir", str(out),
         "--run.micro_batch_size", str(options.batch // cell.processes // cell.micro_batches),
-        "--run.accumulation", options.accumulation, "--tracking.root", str(out.parent / "store"),
-        "--tracking.register_as", "null",
+        "--run.accumulation", accumulation(cell, options.accumulation), "--run.fsdp", str(fsdp).lower(),
+        "--tracking.root", str(out.parent / "store"), "--tracking.register_as", "null",
     ]  # fmt: skip
     device = {"CUDA_VISIBLE_DEVICES": "-1", "DS_ACCELERATOR": "cpu"}
     environment = {**os.environ, **device, "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,6 @@
 """Memory of a step: what ``ca2cl doctor --plan`` says beside what processes take.
 
-    python -m benchmarks.memory [--archs resnet18 timm:vit_small_patch16_224] [--engines ddp zero1 zero2]
+    python -m benchmarks.memory [--archs resnet18 timm:vit_small_patch16_224] [--engines ddp zero1 zero2 fsdp]
                                 [--processes 1 2] [--micro_batches 1 2] [--checkpoint false true]
 
 Every case is a launch of gloo processes on the CPU: two steps of the method and the optimizer on made-up views, by the
@@ -51,7 +51,9 @@ def settings(case: dict[str, Any]) -> PlanConfig:
         data=DataConfig(image_size=case["size"], lanes=batch), model=model,
         method=MethodConfig(name=case["method"]), objective=ObjectiveConfig(adversary=case["adversary"]),
         optim=OptimConfig(name=case["optimizer"]),
-        run=RunConfig(batch_size=batch, micro_batch_size=case["tiles"] // case["micro_batches"]),
+        run=RunConfig(
+            batch_size=batch, micro_batch_size=case["tiles"] // case["micro_batches"], fsdp=case["engine"] == "fsdp"
+        ),
         processes=case["processes"], device="cpu",
     )  # fmt: skip
 
@@ -68,7 +70,7 @@ def work(case: dict[str, Any]) -> None:
     config, accelerator = settings(case), build_accelerator()
     import timm  # noqa: F401 - before the network, whose memory is counted
 
-    if case["engine"] != "ddp":
+    if case["engine"].startswith("zero"):
         import deepspeed  # noqa: F401
     method, rank = configured_method(config), accelerator.process_index
     before = resident("VmRSS")
@@ -142,15 +144,14 @@ def estimate(case: dict[str, Any]) -> float:
     found = plan(config)
     steps = found.recomputed if case["checkpoint"] else found.kept
     assert steps is not None, case
-    step = steps.of(case["engine"], case["tiles"] // case["micro_batches"], case["tiles"])
     views = 2 * case["tiles"] * 3 * config.data.image_size**2 * 4  # there are no tiles here
-    return found.engines[case["engine"]].peak(step, views)
+    return found.peak(case["engine"], steps, case["tiles"] // case["micro_batches"], views)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", nargs="+", default=["resnet18", "timm:vit_small_patch16_224"])
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["ddp", "zero1", "zero2"])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--micro_batches", type=int, nargs="+", default=[1, 2], help="of a process, a step")
     parser.add_argument("--checkpoint", nargs="+", choices=("false", "true"), default=["false"])

@@ -135,7 +135,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="timm/vit_so150m_patch16_reg4_gap_256")
+    parser.add_argument("--arch", default="timm:vit_so150m_patch16_reg4_gap_256")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--batch", type=int, default=8)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,50 +16,15 @@ from annotated_types import Ge, Gt, Interval
 
 from ca2cl.common.arch_names import canonical_arch
 from ca2cl.common.mlflow_names import check_experiment, check_model_name, check_run_name, check_tracking_uri
+from ca2cl.common.ranges import check_ranges, require
 from ca2cl.common.redact import redact_all
-from ca2cl.errors import InputError
 
 Pooling = Literal["default", "class", "mean", "both"]
+Pooled = Literal["class", "mean", "both"]
+"""Ways to pool the tokens of a ViT: its class token, the mean of its patch tokens, or one after the other."""
 """How a backbone pools its features over positions."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def require(holds: bool, name: str, value: object, remedy: str) -> None:
-    """Refuse a setting unless ``holds``.
-
-    Args:
-        holds: the condition.
-        name: dotted name of the setting.
-        value: its value.
-        remedy: what to use instead.
-
-    Raises:
-        InputError: it does not.
-    """
-    if not holds:
-        raise InputError(f"{name} is {value!r}: {remedy}")
-
-
-_BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "ge": ("{} or more", operator.ge), "gt": ("more than {}", operator.gt),
-    "le": ("up to {}", operator.le), "lt": ("below {}", operator.lt),
-}  # fmt: skip
-
-
-def check_ranges(config: object, group: str = "", **ranges: Ge | Gt | Interval) -> None:
-    """Compare settings with their ranges; of a tuple every value. None is in any range.
-
-    Raises:
-        InputError: one is outside of its range.
-    """
-    for name, bounds in ranges.items():
-        given = getattr(config, name)
-        values = given if isinstance(given, tuple) else (given,)
-        limits = [(*_BOUNDS[kind], limit) for kind in _BOUNDS if (limit := getattr(bounds, kind, None)) is not None]
-        inside = all(value is None or holds(value, limit) for value in values for _, holds, limit in limits)
-        remedy = ", ".join(words.format(limit) for words, _, limit in limits)
-        require(inside, f"{group}.{name}" if group else name, given, f"use {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)

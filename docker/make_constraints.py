@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-CA2CL = f"{HERE.parent}[deepspeed,s3,gcs,export,detection]"
+CA2CL = f"{HERE.parent}[deepspeed,s3,gcs,export,detection,slides]"
 # what detectron2's setup.py asks for at the Dockerfile's commit, which cannot be resolved without a compiler
 DETECTRON2 = (
     "black", "cloudpickle", "fvcore>=0.1.5,<0.1.6", "hydra-core>=1.1", "iopath>=0.1.7,<0.1.10", "omegaconf>=2.1,<2.4",

@@ -1,12 +1,15 @@
 """A small job on two processes, disturbed until it is done, and beside it the same job left alone.
 
-    python -m tests.chaos [--rounds 30] [--seed 0] [--elastic] [--folder FOLDER]
+    python -m tests.chaos [--rounds 30] [--seed 0] [--elastic] [--arch resnet18] [--steps N] [--folder FOLDER]
+                          [SETTINGS OF ca2cl pretrain]
 
 Every round starts the job (or goes on with it), does one thing to it at a random instant, and waits until all of its
 processes are gone: a signal (KILL, TERM, USR1, INT) to one rank, to all, or to the launcher; MLflow's server away and
 back; the newest checkpoint damaged before the start; with --elastic another number of processes. In the end the job is
 let finish, and compared with the other one: weights (bit for bit, or with --elastic to 1e-5), the journal (every step
 once, in order, with the same losses), MLflow (one run, every metric of every step once). Exit code 0 when all holds.
+
+A body whose steps are quick needs more of them, or the job is done before it was disturbed often.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,12 +40,12 @@ from tests.support.servers import Server, free_port
 STEPS, ELASTIC_STEPS = 160, 80
 PATIENCE, WHOLE = 180.0, 3600.0  # seconds that a disturbed job may take to end, and an undisturbed one
 JOB = (
-    "--recipe", "smoke", "--run.steps", str(STEPS), "--run.checkpoint_every", "5", "--run.batch_size", "16",
+    "--recipe", "smoke", "--run.checkpoint_every", "5", "--run.batch_size", "16",
     "--optim.lr", "0.001", "--tracking.register_as", "null", "--run.figures_every", "0",
 )  # fmt: skip
 # `bitwise`, because in `exact` rounding errors grow on another number of processes (docs/reproducibility.md).
 ELASTIC = (
-    "--run.steps", str(ELASTIC_STEPS), "--run.batch_size", "32", "--run.accumulation", "bitwise",
+    "--run.batch_size", "32", "--run.accumulation", "bitwise",
     "--model.norm", "lane_group", "--model.norm_group", "2",
 )  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -50,9 +54,9 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class Job:
     """The job in its folder: started, disturbed, waited for."""
 
-    def __init__(self, folder: Path, shards: Path, server: Server, elastic: bool) -> None:
-        self.folder, self.shards, self.server = folder, shards, server
-        self.settings, self.total = ((*JOB, *ELASTIC), ELASTIC_STEPS) if elastic else (JOB, STEPS)
+    def __init__(self, folder: Path, shards: Path, server: Server, steps: int, settings: Sequence[str]) -> None:
+        self.folder, self.shards, self.server, self.total = folder, shards, server, steps
+        self.settings = ("--run.steps", str(steps), *settings)
         self.run = folder / "run"
         folder.mkdir()
 
@@ -204,8 +208,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--elastic", action="store_true", help="1, 2 or 4 processes, drawn every round")
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--steps", type=int, help=f"of the job; default: {STEPS}, with --elastic {ELASTIC_STEPS}")
     parser.add_argument("--folder", type=Path, help="a new one; default: a temporary folder")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
+    steps = options.steps or (ELASTIC_STEPS if options.elastic else STEPS)
+    settings = (*JOB, *(ELASTIC if options.elastic else ()), "--model.arch", options.arch, *more)
     torch.set_num_threads(1)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +221,7 @@ def main() -> int:
     shards = make_shards(folder, tiles_per_class=40)
     server.start()
     try:
-        alone, job = (Job(folder / name, shards, server, options.elastic) for name in ("alone", "disturbed"))
+        alone, job = (Job(folder / name, shards, server, steps, settings) for name in ("alone", "disturbed"))
         finish(alone)
         for number in range(1, options.rounds + 1):
             one_round(draw, job, seen, options.elastic)

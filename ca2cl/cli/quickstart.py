@@ -16,8 +16,9 @@ from pathlib import Path
 
 from annotated_types import Ge
 
+from ca2cl.common.ranges import check_ranges
 from ca2cl.common.records import parse_json
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.store.databases import sqlite_uri
 
@@ -85,14 +86,11 @@ def _draw(folder: Path, tiles_per_class: int) -> None:
 
 def commands(config: QuickstartConfig) -> list[list[str]]:
     """Commands up to the trained encoder, as a user would type them in the folder."""
-    threads = str(len(os.sched_getaffinity(0)))
-    launch = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
-              "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads]  # fmt: skip
     return [
         ["ca2cl", "shard", "tissue/train", "shards/train"],
         ["ca2cl", "shard", "tissue/test", "shards/test"],
         ["ca2cl", "doctor", "--views", "shards/train", "views.png", "--recipe", "crop", "--image_size", "48"],
-        [*launch, "-m", "ca2cl", "pretrain", "--recipe", "smoke", "--data.shards", "shards/train",
+        ["ca2cl", "pretrain", "--recipe", "smoke", "--data.shards", "shards/train",
          "--data.image_size", "48", "--optim.name", "adamw", "--optim.lr", "0.001",
          "--run.steps", str(config.steps), "--run.checkpoint_every", "40", "--run.output_dir", "run"],
     ]  # fmt: skip
@@ -101,11 +99,10 @@ def commands(config: QuickstartConfig) -> list[list[str]]:
 def _start(command: Sequence[str], folder: Path) -> int:
     """Run a command in ``folder``, whether or not the environment's programs are on the path."""
     _say("\n$ " + shlex.join(command))
-    modules = {"ca2cl": ["-m", "ca2cl"], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}
     # made-up tissue needs no network, so nothing asks for one
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    arguments = [sys.executable, *modules[command[0]], *command[1:]]
+    arguments = [sys.executable, "-m", *command]
     return subprocess.run(arguments, cwd=folder, env=environment, check=False).returncode
 
 

@@ -31,7 +31,7 @@ _CELLS_KEPT = "finished cells and checkpoints are kept, and the same command goe
 # A verb of two words belongs to the group that its first word names; that word may be a verb by itself, too.
 VERBS = {
     "shard": Verb(
-        "tiles in folders or a Hugging Face data set -> WebDataset shards",
+        "slides, or tiles in folders or a Hugging Face data set -> WebDataset shards",
         "ca2cl.data.shards.run",
         "ShardConfig",
         kept="finished shards are kept, and the same command goes on",

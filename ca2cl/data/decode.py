@@ -4,7 +4,8 @@ JPEG goes through libjpeg-turbo (simplejpeg) with the accurate DCT and smooth ch
 Pillow's; the fast variants differ by a few grey levels and would make a tile depend on who decoded it. What
 libjpeg-turbo warns of (damaged or missing data, which it would paint over in grey) is a bad sample. Uncompressed
 RGB TIFF, the format of NCT-CRC-HE, is a header in front of pixels and is copied straight out of it. The rest is
-Pillow's. In every format pixels are as they are stored, however they are to be shown (``orientation``).
+Pillow's, which is imported only for it. In every format pixels are as they are stored, however they are to be shown
+(``orientation``).
 Legend: H, W height and width in pixels.
 """
 
@@ -16,7 +17,6 @@ import struct
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
 
 from ca2cl.data.orientation import as_stored, stored_size
 
@@ -26,7 +26,7 @@ MAX_PIXELS = 64 * 2**20
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 # Wider than 8 bits: Pillow's conversion to RGB clips instead of scaling, which would be a silent error.
 _WIDE_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
-# What Pillow's parsers raise on damaged bytes. A programming error of ours is none of these.
+# What Pillow's parsers raise on damaged bytes beside its own errors. A programming error of ours is none of these.
 PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -38,7 +38,6 @@ PILLOW_ERRORS = (
     OverflowError,
     MemoryError,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 _SAMPLINGS = frozenset({"444", "422", "420", "440", "411", "Gray"})
@@ -226,6 +225,8 @@ def _tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
 
 
 def _pillow(data: bytes, expect: tuple[int, int] | None) -> Pixels:
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(stored_size(image), expect)
@@ -236,7 +237,7 @@ def _pillow(data: bytes, expect: tuple[int, int] | None) -> Pixels:
         raise
     except UnidentifiedImageError:  # its own text names an object's address
         raise BadSample(f"does not decode: not a whole {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
-    except PILLOW_ERRORS as error:
+    except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         raise BadSample(f"does not decode: {_one_line(error)}") from None
 
 

@@ -13,22 +13,24 @@ import io
 import struct
 import warnings
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from ca2cl.errors import InputError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 TAG = 274
 _BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_90",
+    7: "TRANSVERSE",
+    8: "ROTATE_270",
 }
-"""Undoes what Pillow does to a TIFF of that orientation."""
+"""Pillow's transposition that undoes what it does to a TIFF of that orientation."""
 _ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
 _UPRIGHT = "save it upright and without the tag (PIL.ImageOps.exif_transpose, mogrify -auto-orient)"
 
@@ -52,7 +54,11 @@ def as_stored(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", None)
     turned = tags.get(TAG) if tags is not None and image.format == "TIFF" else None
     image.load()
-    return image.transpose(_BACK[turned]) if turned in _BACK else image
+    if turned not in _BACK:
+        return image
+    from PIL import Image
+
+    return image.transpose(Image.Transpose[_BACK[turned]])
 
 
 def orientation_of(data: bytes) -> int:
@@ -60,12 +66,17 @@ def orientation_of(data: bytes) -> int:
     try:
         if not _may_say(data):
             return 1
+    except (*_ERRORS, struct.error):
+        return 1  # it does not decode, and decoding it reports that
+    from PIL import Image
+
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged tags
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF", "WEBP")) as image:
                 found = image.getexif().get(TAG, 1)
     except (*_ERRORS, struct.error, Image.DecompressionBombError):
-        return 1  # it does not decode, and decoding it reports that
+        return 1
     return found if isinstance(found, int) and found in _BACK else 1
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from annotated_types import Ge, Gt
 
-from ca2cl.config import ModelConfig, RunConfig, TrackingConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import ModelConfig, RunConfig, TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

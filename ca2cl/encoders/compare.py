@@ -31,6 +31,7 @@ _NEUTRAL = (
     "imagenet",
     "against",
     "classifiers",
+    "tokens",  # of the terms
     "draw_by",  # drawn_by says what it came to
 )
 

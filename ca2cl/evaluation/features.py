@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ca2cl.common.redact import redact
+from ca2cl.config import Pooled
 from ca2cl.errors import InputError
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.preprocess import preprocess
 
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.floating[Any]]
-Extractor = Callable[[Tensor], Tensor]
-"""uint8 tiles (B, H, W, 3) on the device → float features (B, D)."""
+Extractor = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
+"""uint8 tiles (B, H, W, 3) on the device → float features (B, D), or several of one pass by their names."""
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 """uint8 tiles (B, H, W, 3), labels (B,), sample numbers (B,)."""
 
@@ -45,7 +47,10 @@ class Features:
         return len(self.labels_N)
 
 
-def frozen(encoder: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Extractor:
+def frozen(
+    encoder: Backbone, size: int, mean: tuple[float, ...], std: tuple[float, ...],
+    named: Mapping[str, Pooled] | None = None,
+) -> Extractor:  # fmt: skip
     """The encoder behind the preprocessing that its card states. Puts the encoder in ``eval()`` mode, for good.
 
     Args:
@@ -53,13 +58,18 @@ def frozen(encoder: nn.Module, size: int, mean: tuple[float, ...], std: tuple[fl
         size: side of its input in pixels.
         mean: of the input's channels, in [0, 1].
         std: of the channels.
+        named: pooling of the tokens by the name of the features; none gives the encoder's own alone.
     """
     encoder.eval()
     encoder.to(memory_format=torch.channels_last)
 
-    def extract_batch(tiles_BHWC: Tensor) -> Tensor:
-        features: Tensor = encoder(preprocess(tiles_BHWC, size, mean, std))
-        return features
+    def extract_batch(tiles_BHWC: Tensor) -> Tensor | Mapping[str, Tensor]:
+        x_BCHW = preprocess(tiles_BHWC, size, mean, std)
+        if not named:
+            features: Tensor = encoder(x_BCHW)
+            return features
+        pooled = encoder.encode(x_BCHW, named.values()).pooled
+        return {name: pooled[way] for name, way in named.items()}
 
     return extract_batch
 
@@ -77,7 +87,7 @@ def extract(
     Raises:
         InputError: no tile came, or a feature is not finite.
     """
-    values: dict[str, list[Tensor]] = {name: [] for name in extractors}
+    values: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     samples: list[Tensor] = []
     pixels: list[bytes] = []
@@ -88,7 +98,9 @@ def extract(
             pixels.extend(pixel_digests(tiles_BHWC))
             on_device = tiles_BHWC.to(device, non_blocking=True)
             for name, extractor in extractors.items():
-                values[name].append(extractor(on_device).float().cpu())
+                made = extractor(on_device)
+                for key, features in made.items() if isinstance(made, Mapping) else [(name, made)]:
+                    values.setdefault(key, []).append(features.float().cpu())
             labels.append(labels_B.cpu().long())
             samples.append(samples_B.cpu().long())
             bar.update(len(tiles_BHWC))

@@ -200,6 +200,9 @@ class Method(ABC):
     """Options that are paths of what a digest identifies: a run that is resumed may find it elsewhere."""
     graphs: ClassVar[int] = 2
     """Most forward passes of a micro-batch whose graphs a step holds at a time: its memory is estimated from that."""
+    carried: int = 0
+    """Gradients of all parameters that a step carries beside the one that the engine accumulates; under a sharded
+    engine none."""
     teacher_source: TeacherSource | None = None
     """The frozen encoder that the method needs, if any: it is handed over by ``take_teacher`` before ``build``."""
 

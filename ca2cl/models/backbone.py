@@ -43,6 +43,18 @@ class Tokens(NamedTuple):
     patches: Tensor
 
 
+class Encoded(NamedTuple):
+    """Features of one pass.
+
+    Attributes:
+        pooled: features (B, D) by pooling; ``default`` is the encoder's own, what ``forward`` gives.
+        tokens: features by position.
+    """
+
+    pooled: dict[Pooling, Tensor]
+    tokens: Tokens
+
+
 class Level(NamedTuple):
     """One of a body's feature maps.
 
@@ -69,6 +81,8 @@ class Backbone(nn.Module):
         stem: first convolution, or patch embedding; the adversary perturbs its weight.
         patch_size: the side of a tile must be a multiple of it.
         heads: beginnings of tensors that a file of this architecture may hold beside the backbone's.
+        poolings: the ways in which ``encode`` pools its tokens, beside ``default``; none for bodies without tokens.
+        any_size: False for bodies that take tiles of the size that they were built for only.
     """
 
     arch: str
@@ -77,6 +91,8 @@ class Backbone(nn.Module):
     stem: Stem
     patch_size: int = 1
     heads: tuple[str, ...] = (HEAD,)
+    poolings: tuple[Pooling, ...] = ()
+    any_size: bool = True
 
     def forward(self, x_BCHW: Tensor, stem_delta: Tensor | None = None) -> Tensor:
         """Features h (B, feature_dim) of normalised tiles (B, 3, H, W).
@@ -94,6 +110,33 @@ class Backbone(nn.Module):
             InputError: it has none.
         """
         raise InputError(f"{self.arch} has no features by patch; use a ViT or a convolutional body")
+
+    def encode(self, x_BCHW: Tensor, poolings: Iterable[Pooling] = ("default",)) -> Encoded:
+        """Features of normalised tiles (B, 3, H, W), pooled in several ways, and by position.
+
+        Args:
+            poolings: ``default``, or of the attribute ``poolings``.
+
+        Raises:
+            InputError: the body has no features by position.
+        """
+        tokens = self.tokens(x_BCHW)
+        return Encoded({way: self(x_BCHW) if way == "default" else _pool(tokens, way) for way in poolings}, tokens)
+
+    def check_tokens(self, poolings: Iterable[Pooling], source: str) -> None:
+        """Refuse a pooling that ``encode`` cannot make.
+
+        Args:
+            poolings: the setting ``tokens``.
+            source: name of the encoder, for the message.
+
+        Raises:
+            InputError: the body has no such tokens.
+        """
+        for way in poolings:
+            if way not in self.poolings:
+                lacks = "no class token; use mean" if self.poolings else "no tokens to pool; leave it out"
+                raise InputError(f"tokens is {way!r}: encoder {source!r}, a {self.arch}, has {lacks}")
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -165,6 +208,11 @@ class Backbone(nn.Module):
     def renamed(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """``state`` under this body's names, where it knows other names of the same tensors."""
         return state
+
+
+def _pool(tokens: Tokens, pooling: Pooling) -> Tensor:
+    parts = {"class": tokens.prefix[:, :1], "mean": tokens.patches.flatten(1, 2)}
+    return torch.cat([one.mean(1) for name, one in parts.items() if pooling in (name, "both")], 1)
 
 
 @dataclass(frozen=True, kw_only=True)

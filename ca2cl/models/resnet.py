@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from ca2cl.config import Pooling
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import Backbone, BackboneOptions, Level, Tokens
+from ca2cl.models.backbone import Backbone, BackboneOptions, Encoded, Level, Tokens
 from ca2cl.models.batch_norm import norm_layer
 from ca2cl.models.blocks.layers import Matcher
 from ca2cl.models.perturbed_conv import Stem
@@ -63,8 +66,12 @@ class ResNet(torchvision.models.ResNet, Backbone):  # type: ignore[misc, unused-
 
     def tokens(self, x_BCHW: Tensor, stem_delta: Tensor | None = None) -> Tokens:
         """The last map as patches; see ``Backbone``."""
-        patches_BhwD = self._map(x_BCHW, stem_delta).permute(0, 2, 3, 1)
-        return Tokens(patches_BhwD.new_zeros(len(x_BCHW), 0, patches_BhwD.shape[-1]), patches_BhwD)
+        return _by_position(self._map(x_BCHW, stem_delta))
+
+    def encode(self, x_BCHW: Tensor, poolings: Iterable[Pooling] = ("default",)) -> Encoded:
+        """As ``Backbone.encode``, in one pass."""
+        map_BDhw = self._map(x_BCHW, None)
+        return Encoded({way: self.avgpool(map_BDhw).flatten(1) for way in poolings}, _by_position(map_BDhw))
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -87,6 +94,11 @@ class ResNet(torchvision.models.ResNet, Backbone):  # type: ignore[misc, unused-
     def _stem_map(self, x_BCHW: Tensor, stem_delta: Tensor | None) -> Tensor:
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW, stem_delta))))
         return x
+
+
+def _by_position(map_BDhw: Tensor) -> Tokens:
+    patches_BhwD = map_BDhw.permute(0, 2, 3, 1)
+    return Tokens(patches_BhwD.new_zeros(len(map_BDhw), 0, patches_BhwD.shape[-1]), patches_BhwD)
 
 
 def build(arch: str, options: BackboneOptions) -> ResNet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from ca2cl.common.ranges import require
 from ca2cl.config import (
     DataConfig,
     ModelConfig,
@@ -13,7 +14,6 @@ from ca2cl.config import (
     RunConfig,
     TrackingConfig,
     ViewsConfig,
-    require,
 )
 
 

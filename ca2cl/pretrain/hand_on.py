@@ -52,6 +52,7 @@ def hand_on(
             write_tensors(None, weights)
             return
         observer.figures(engine)
+        tracker.await_run()
         mean, std = config.model.normalisation
         card = EncoderCard(
             arch=config.model.arch,

@@ -15,9 +15,9 @@ from accelerate.utils import broadcast_object_list
 from ca2cl import config as settings
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import BadBudget, LaneStream
-from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise
@@ -30,7 +30,7 @@ from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import build_engine, check_fsdp, configured_method, sharing
 from ca2cl.pretrain.hand_on import hand_on
-from ca2cl.pretrain.memory.activations import bytes_a_tile
+from ca2cl.pretrain.memory.activations import quick_step
 from ca2cl.pretrain.memory.check import check_memory
 from ca2cl.pretrain.memory.held import held_bytes
 from ca2cl.pretrain.memory.machine import limit_left
@@ -82,7 +82,7 @@ def run(config: PretrainConfig) -> int:
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
 
     teacher = find_teacher(config, method, accelerator.device, index, ranks, _unit(config, groups))
-    ranks.together(lambda: _check_needs(config, method, accelerator, micro_batch))
+    ranks.together(lambda: _check_needs(config, method, teacher, accelerator, micro_batch))
     encoder = ranks.together(lambda: initial_encoder(config, begun))
     earlier = (*begun.manifests, *(teacher.manifests if teacher is not None else ()))
     weights = weights_digest(encoder, *config.model.normalisation)
@@ -262,24 +262,30 @@ def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int
         )  # fmt: skip
 
 
-def _check_needs(config: PretrainConfig, method: Method, accelerator: Any, micro_batch: int) -> None:
-    """Check that precision and memory allow a step on this machine."""
+def _check_needs(
+    config: PretrainConfig, method: Method, teacher: FoundTeacher | None, accelerator: Any, micro_batch: int
+) -> None:
+    """Check that precision and memory allow a step on this machine; a teacher's weights are on the device by now."""
     run = config.run
     check_precision(run.precision, accelerator.device, "run.precision")
     if accelerator.is_local_main_process or accelerator.device.type == "cuda":
         model, share = config.model, run.batch_size // accelerator.num_processes
         limit = limit_left() if accelerator.device.type == "cpu" else math.inf
-        graphs = 1 if run.fsdp else method.graphs
-        a_tile = bytes_a_tile(
-            method.build, model.arch, config.data.image_size, run.precision, recomputed=model.checkpoint_activations,
-            graphs=graphs,
+        step = quick_step(
+            method, model.arch, config.data.image_size, run.precision, recomputed=model.checkpoint_activations,
+            sharded=run.fsdp,
         )  # fmt: skip
+        graphs = 1 if run.fsdp else method.graphs
         held = held_bytes(
             lambda: method.build(outline(model.arch, "frozen", image_size=config.data.image_size)), config.optim,
             sharing(config, accelerator), accelerator.num_processes, accelerator.device,
             copies=0 if run.precision == "no" or model.checkpoint_activations else graphs,
         )  # fmt: skip
-        check_memory(a_tile, graphs, micro_batch, share, accelerator.device, held, limit, sharded=run.fsdp)
+        a_tile = teacher.pass_bytes(config.data.image_size, views_dtype(config)) if teacher is not None else 0.0
+        check_memory(
+            lambda rows: max(step.of(rows), a_tile * rows), micro_batch, share, accelerator.device, held, limit,
+            sharded=run.fsdp,
+        )  # fmt: skip
 
 
 def _checkpoint_to_resume(config: PretrainConfig, checkpointer: Checkpointer, ranks: Ranks) -> Path | None:
@@ -335,7 +341,7 @@ def _open_tracker(
         try:
             tracker = open_run(
                 config.run.output_dir, config, resume=config.run.resume != "never", step=progress.step,
-                manifest=manifest, held=lock,
+                manifest=manifest, held=lock, later=True,
             )  # fmt: skip
             answer = [tracker.run_id, ""]
         except InputError as error:

@@ -71,8 +71,8 @@ def find_start(config: PretrainConfig) -> tuple[PretrainConfig, RunStart]:
     """
     model, given = config.model, None
     if model.weights != _RANDOM:
-        where = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
-        given = resolve_encoder(model.weights, arch=model.arch, **where)
+        tracking = config.tracking
+        given = resolve_encoder(model.weights, arch=model.arch, tracking_uri=tracking.uri, root=tracking.root)
     filled = _filled(model, given)
     if find_place().rank == 0:
         logger.info("start: %s", _described(config, given))

@@ -29,6 +29,8 @@ from ca2cl.methods.base import Method, Teacher, TeacherSource, Tiles
 from ca2cl.models.backbone import check_trusted
 from ca2cl.models.encoder_io import weights_digest
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.memory.check import check_teacher
+from ca2cl.pretrain.memory.held import weights_bytes
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.runtime.device import to_device
 from ca2cl.runtime.distributed import Ranks
@@ -52,6 +54,19 @@ class FoundTeacher:
     uri: str
     identity: str
     manifests: tuple[str, ...]
+
+    def pass_bytes(self, image_size: int, view_dtype: torch.dtype) -> float:
+        """Bytes that a pass of views holds for each tile.
+
+        Args:
+            image_size: side of the views in pixels.
+            view_dtype: of the views.
+        """
+        from ca2cl.pretrain.memory.dry_step import teacher_bytes  # not every job needs torch's fake tensors
+
+        if not isinstance(self.teacher, LiveTeacher):
+            return 0.0
+        return teacher_bytes(self.teacher, image_size, view_dtype, self.teacher.device)
 
 
 def find_teacher(
@@ -93,6 +108,8 @@ def find_teacher(
     if source.cache:
         teacher = _cached(config, source, found, f"{digest[:16]}-{index.manifest.digest[:16]}-{size}", device, ranks)
     else:
+        if device.type != "cpu":
+            ranks.together(lambda: check_teacher(weights_bytes(encoder), device))
         teacher = live_teacher(config, source, found, device, unit)
     method.take_teacher(teacher)
     return FoundTeacher(teacher, found.uri, f"{digest} at {size} px", card.manifests)
@@ -171,6 +188,7 @@ class LiveTeacher:
         device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         factors = torch.stack([std / own_std, (mean - own_mean) / own_std]).float().view(2, 1, 3, 1, 1)
         self._scale, self._shift = factors.to(device)
+        self.device = device
 
     @property
     def feature_dim(self) -> int:

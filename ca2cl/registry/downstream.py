@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ca2cl.common.tables import short
-from ca2cl.registry.evaluation_run import LEAK_TAG, SOURCE_RUN_TAG, TRAINED_ON_TEST
+from ca2cl.registry.evaluation_run import LEAK_TAG, SOURCE_RUN_TAG, TOKENS_TAG, TRAINED_ON_TEST
 from ca2cl.registry.versions import EncoderVersion
 from ca2cl.store.open import Store, all_pages, store_errors
 
@@ -29,6 +29,8 @@ class Terms(NamedTuple):
     new tiles: they rank no encoder."""
     leak: str = ""
     """Overlap of the test set with the training data, such as slides; empty where none is known."""
+    tokens: str = ""
+    """Tokens of a ViT that the features were made of; empty for each encoder's own pooling."""
 
     @property
     def rank(self) -> bool:
@@ -43,12 +45,14 @@ class Terms(NamedTuple):
             "test_manifest_digest": self.test,
             "protocol": self.protocol,
             "leak": self.leak or None,
+            "tokens": self.tokens or None,
         }
 
     def __str__(self) -> str:
+        tokens = f", tokens {self.tokens}" if self.tokens else ""
         protocol = "" if self.protocol == HONEST else f", protocol {self.protocol}"
         leak = f", LEAK ({self.leak})" if self.leak else ""
-        return f"{self.kind}, train {short(self.train)}, test {short(self.test)}{protocol}{leak}"
+        return f"{self.kind}, train {short(self.train)}, test {short(self.test)}{tokens}{protocol}{leak}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def _downstream(run: Any) -> Downstream:
         tags.get("ca2cl.test_manifest_digest"),
         protocol or HONEST,
         tags.get(LEAK_TAG, ""),
+        tags.get(TOKENS_TAG, ""),
     )
     # A run with floors has the encoder's metrics under a prefix of their own.
     own = {name: value for name, value in run.data.metrics.items() if name.startswith(_OWN)}

@@ -19,6 +19,8 @@ from ca2cl.store.upload import upload
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
 LEAK_TAG = "ca2cl.leak"
 """Overlap of the test set with the data that the encoder or the classifier has seen; absent where none is known."""
+TOKENS_TAG = "ca2cl.tokens"
+"""Tokens of a ViT that the features were made of; absent for the encoder's own pooling."""
 TRAINED_ON_TEST = "encoder trained on the test shards"
 _PARAM_LENGTH = 6000  # MLflow's limit on a parameter's value
 _BATCH = 100  # parameters or tags in one request; MLflow takes 1,000 metrics but no more than 100 of these

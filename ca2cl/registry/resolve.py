@@ -65,9 +65,20 @@ class ResolvedEncoder:
     def beside(self, first: ResolvedEncoder) -> ResolvedEncoder:
         """This encoder in a comparison with ``first``: bare weights see tiles at its size, or they would be compared by
         that, too."""
-        if not self.bare:
+        return self.at(first.card.input_size) if self.bare else self
+
+    def at(self, size: int) -> ResolvedEncoder:
+        """This encoder for tiles of ``size`` pixels. A body that is made for one size only (Swin) is built again.
+
+        Raises:
+            InputError: the body cannot take such tiles.
+        """
+        if size == self.card.input_size:
             return self
-        return replace(self, card=replace(self.card, input_size=first.card.input_size))
+        encoder, card = self.encoder, replace(self.card, input_size=size)
+        if not encoder.any_size:
+            encoder = make_encoder(encoder.state_dict(), card.arch, self.uri, size, card.pooling)
+        return replace(self, encoder=encoder, card=card)
 
 
 def resolve_encoder(
@@ -76,6 +87,7 @@ def resolve_encoder(
     tracking_uri: str | None = None,
     root: str | Path | None = None,
     arch: str | None = None,
+    like: EncoderCard | None = None,
 ) -> ResolvedEncoder:
     """Find and load an encoder.
 
@@ -90,6 +102,7 @@ def resolve_encoder(
         root: folder of the embedded store.
         arch: the architecture that is wanted, as the user named it; none takes the card's, or resnet18 where there is
             no card.
+        like: card of the encoder that random weights are compared with: they have its input and its pooling.
 
     Raises:
         InputError: nothing there, the store cannot be reached, another architecture, or weights that do not fill every
@@ -99,7 +112,7 @@ def resolve_encoder(
         check_arch(arch)
         arch = canonical_arch(arch)
     if source == RANDOM or source.startswith(f"{RANDOM}:"):
-        found = _random(source, arch or DEFAULT_ARCH)
+        found = _random(source, arch or DEFAULT_ARCH, like)
     elif source.startswith(TORCHVISION):
         found = _torchvision(source, arch or DEFAULT_ARCH)
     elif is_public(source):
@@ -129,14 +142,18 @@ def _bare_card(encoder: Backbone, size: int = DEFAULT_SIZE) -> EncoderCard:
     )
 
 
-def _random(source: str, arch: str) -> ResolvedEncoder:
+def _random(source: str, arch: str, like: EncoderCard | None) -> ResolvedEncoder:
     seed = source.partition(":")[2] or "0"
     if not seed.isdecimal():
         raise InputError(f"encoder {source!r}: the seed is no number; use random or random:SEED")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on this
         torch.manual_seed(int(seed))
-        encoder = build_encoder(arch).eval()
-        return ResolvedEncoder(encoder, _bare_card(encoder), None, source, bare=True)
+        if like is None or like.arch != arch:
+            encoder = build_encoder(arch).eval()
+            return ResolvedEncoder(encoder, _bare_card(encoder), None, source, bare=True)
+        encoder = build_encoder(arch, image_size=like.input_size, pooling=like.pooling).eval()
+        card = replace(_bare_card(encoder, like.input_size), mean=like.mean, std=like.std)
+        return ResolvedEncoder(encoder, card, None, source, bare=True)
 
 
 def _torchvision(source: str, arch: str) -> ResolvedEncoder:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from annotated_types import Ge, Interval
 
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 
 POSITIONAL = ("run", "out")

@@ -107,7 +107,8 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
             "run %s: its JSON is not as this version writes it (%r); only metrics are shown", run.run_id, error
         )
         return _metrics(run)
-    own = [row.features == ENCODER for row in rows]
+    names = {ENCODER, *(f"{ENCODER} ({way})" for way in content.get("tokens") or ())}
+    own = [row.features in names for row in rows]
     largest = max((row.budget for row, mine in zip(rows, own, strict=True) if mine), key=_size, default=None)
     shown = [row for row, mine in zip(rows, own, strict=True) if mine and row.budget == largest]
     confusions = [_confusion(row, classes) for row in shown]

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from ca2cl.common.files import file_digest, writing
 from ca2cl.common.records import parse_json
-from ca2cl.data.remote.download import FetchPolicy, fetch
+from ca2cl.data.transfer.download import FetchPolicy, fetch
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from annotated_types import Ge
 
-from ca2cl.config import OptimConfig, TrackingConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import OptimConfig, TrackingConfig
 from ca2cl.errors import InputError, nearest
 from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.finetune.config import OPTIM, Augmentation, FinetuneConfig, Trains

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ca2cl.common.records import is_text
 from ca2cl.errors import InputError
+
+_PLAIN = re.compile(r"sqlite:///([A-Za-z0-9._/-]+)")
+"""An address that SQLAlchemy, whose import takes a while, need not take apart."""
 
 
 def sqlite_uri(path: Path) -> str:
@@ -26,11 +30,13 @@ def sqlite_uri(path: Path) -> str:
 
 def database_of(uri: str) -> Path | None:
     """The SQLite file that a tracking URI names; None where it names something else."""
+    if not uri.startswith("sqlite"):
+        return None
+    if plain := _PLAIN.fullmatch(uri):
+        return Path(plain[1])
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
-    if not uri.startswith("sqlite"):
-        return None
     try:
         name = make_url(uri).database
     except ArgumentError:

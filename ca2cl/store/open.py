@@ -6,13 +6,13 @@ folder side by side under one root, both written down as absolute paths so that 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,7 +23,8 @@ from ca2cl.common.mlflow_names import check_tracking_uri
 from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
 from ca2cl.store.databases import database_of, sqlite_uri
-from ca2cl.store.template import start_database
+from ca2cl.store.quiet import quiet_mlflow
+from ca2cl.store.template import lacks_nothing, start_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,30 +32,6 @@ if TYPE_CHECKING:
 DEFAULT_ROOT = "ca2cl-runs"
 _DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
-# MLflow's own patience (120 s a request, 7 retries with doubling pauses, and as long as a server's Retry-After says)
-# would hide an outage for many minutes; the mirror retries by itself. A user's setting stays.
-_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-    # a training cluster does not phone home, and often cannot
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # stdout is for results: scripts read it
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-_CHATTER = (
-    "alembic",
-    "urllib3.connectionpool",
-    "mlflow.pyfunc",
-    "mlflow.store.db.utils",
-    "mlflow.utils.git_utils",
-    "mlflow.tracking.context.git_context",
-)
-
-
 _UNAUTHORIZED = frozenset({"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"})
 # answers that waiting does not change; every other failure of a server is an outage
 _FINAL = _UNAUTHORIZED | {
@@ -87,12 +64,25 @@ class StoreAway(InputError):
 
 @dataclass(frozen=True)
 class Store:
-    """An open tracking store and registry: its URI (secrets and all: never written down) and a client for it."""
+    """An open tracking store and registry."""
 
     uri: str
-    client: MlflowClient
+    """Secrets and all: it is never written down."""
     root: Path | None
     """Folder of the embedded store; None for any other."""
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's client for it. The first one imports MLflow, which takes seconds.
+
+        Raises:
+            InputError: MLflow cannot use such a store.
+        """
+        quiet_mlflow()
+        from mlflow import MlflowClient
+
+        with store_errors(self.uri):
+            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     @property
     def public_uri(self) -> str:
@@ -123,6 +113,13 @@ class Store:
             )
         return str(found.experiment_id)
 
+    def surely_takes(self, experiment: str) -> bool:
+        """True if a look at the embedded store's file shows that MLflow will take a run of ``experiment``.
+
+        MLflow refuses a database of another version, one that it cannot write, and a deleted experiment.
+        """
+        return self.root is not None and lacks_nothing(self.root / _DATABASE, experiment)
+
 
 def resolve_uri(uri: str | None, root: str | Path = DEFAULT_ROOT) -> tuple[str, Path | None]:
     """The tracking URI to use, and the root folder when it is an embedded store's.
@@ -149,15 +146,13 @@ def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check
     Args:
         uri: tracking URI; None takes MLFLOW_TRACKING_URI, or the embedded store.
         root: folder of the embedded store.
-        check: False leaves the check out.
+        check: False leaves the check out, and with it MLflow's import.
 
     Raises:
         InputError: unknown scheme, unreachable server, unwritable folder.
     """
     chosen, folder = resolve_uri(uri, root)
-    quiet_mlflow()
-    from mlflow import MlflowClient
-
+    store = Store(chosen, folder)
     if folder is not None:
         try:
             (folder / ARTIFACTS).mkdir(parents=True, exist_ok=True)
@@ -166,20 +161,9 @@ def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check
     with _locked(folder), store_errors(chosen):
         if folder is not None:
             start_database(folder / _DATABASE)
-        client = MlflowClient(tracking_uri=chosen, registry_uri=chosen)
         if check:
-            client.search_experiments(max_results=1)
-    return Store(chosen, client, folder)
-
-
-def quiet_mlflow() -> None:
-    """Import MLflow with short HTTP limits, and without its messages about migrations and git."""
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401  its import configures logging, so levels are set after it
-
-    for name in _CHATTER:
-        logging.getLogger(name).setLevel(logging.ERROR)
+            store.client.search_experiments(max_results=1)
+    return store
 
 
 @contextmanager

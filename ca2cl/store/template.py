@@ -11,10 +11,13 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from ca2cl.common.files import replacing
+from ca2cl.store.quiet import quiet_mlflow
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +39,8 @@ def start_database(path: Path) -> None:
 
 def _template() -> Path:
     """The empty database of this MLflow, made where it is not there or damaged."""
-    import mlflow
-
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ca2cl"
-    template = cache / f"mlflow-{mlflow.__version__}.db"
+    template = cache / f"mlflow-{metadata.version('mlflow')}.db"
     if not _is_whole(template):
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
@@ -54,17 +55,39 @@ def _is_whole(template: Path) -> bool:
     if not template.is_file() or template.stat().st_uid != os.getuid():
         return False
     try:
-        with closing(sqlite3.connect(f"{template.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with _opened(template, "ro") as database:
             (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
             runs = database.execute("SELECT count(*) FROM runs").fetchone()
-            heads = database.execute("SELECT version_num FROM alembic_version").fetchall()
+            return sound == "ok" and runs == (0,) and len(_heads(database)) == 1
     except sqlite3.Error:
         return False
-    return sound == "ok" and runs == (0,) and len(heads) == 1
+
+
+def lacks_nothing(path: Path, experiment: str) -> bool:
+    """True if a database has this MLflow's version, can be written now, and ``experiment`` was not deleted in it."""
+    try:
+        with _opened(_template(), "ro") as template, _opened(path, "rw") as database:
+            database.execute("BEGIN IMMEDIATE").close()
+            database.rollback()
+            gone = "SELECT 1 FROM experiments WHERE name = ? AND lifecycle_stage <> 'active'"
+            return _heads(template) == _heads(database) and database.execute(gone, (experiment,)).fetchone() is None
+    except Exception as error:  # noqa: BLE001 - whatever is wrong here, MLflow will say
+        logger.debug("%s is left to MLflow: %r", path, error)
+        return False
+
+
+def _opened(path: Path, mode: str) -> AbstractContextManager[sqlite3.Connection]:
+    return closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True))
+
+
+def _heads(database: sqlite3.Connection) -> list[Any]:
+    """The version of the tables, in Alembic's words."""
+    return database.execute("SELECT version_num FROM alembic_version").fetchall()
 
 
 def _migrate(path: Path) -> None:
     """Make the database as MLflow's own store does on its first start."""
+    quiet_mlflow()
     from mlflow.store.db import utils
     from sqlalchemy import create_engine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 import ca2cl
 from ca2cl.common.redact import redact
+
+_FIELD = re.compile(r"^(Name|Version):[ \t]*(\S+)", re.MULTILINE)
 
 
 def environment() -> dict[str, Any]:
@@ -38,12 +41,15 @@ def environment() -> dict[str, Any]:
 @cache
 def requirements() -> str:
     """Every installed distribution as ``name==version`` lines, what ``pip freeze`` would say."""
-    # every access to a distribution's metadata reads and parses its file again
-    parsed = (dist.metadata for dist in metadata.distributions())
-    found = {(fields["Name"] or "").lower(): fields["Version"] for fields in parsed}
-    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name)
+    # parsing the files whole, as importlib does, takes 20 times as long
+    texts = (dist.read_text("METADATA") or dist.read_text("PKG-INFO") or "" for dist in metadata.distributions())
+    heads = (text.partition("\n\n")[0] for text in texts)
+    fields = (dict(_FIELD.findall(head)) for head in heads)
+    found = {one["Name"].lower(): one["Version"] for one in fields if len(one) == 2}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
 
+@cache
 def git_commit() -> str | None:
     """Commit of the checkout that this package runs from, ``+changed`` if it has edits; None outside one."""
     here = Path(__file__).resolve().parent

@@ -81,6 +81,9 @@ class NullTracker:
     def set_tag(self, name: str, value: str) -> None:
         """Set a tag of the MLflow run."""
 
+    def await_run(self) -> None:
+        """Return once MLflow has the run or is known to be away."""
+
     def finish(self, status: Status, timeout: float | None = None) -> bool:
         """End the run; returns whether MLflow has everything, after waiting for that at most ``timeout`` seconds (None:
         ``FINISH_S``, or ``KILLED_S``)."""
@@ -97,6 +100,7 @@ class RunTracker(NullTracker):
         store: Store,
         rewind_to: int | None = None,
         sinks: Sequence[str] = (),
+        later: bool = False,
     ) -> None:
         self.run_dir, self.record, self._store, self._held = run_dir, record, store, ExitStack()
         self.journal = Journal(run_dir / JOURNAL_NAME)
@@ -104,12 +108,13 @@ class RunTracker(NullTracker):
             self.journal.rewind_to_step(rewind_to)
         self._replayer = replayer_of(run_dir, record, store)
         self._mirror = Mirror(self._replayer)
+        self._later = self._waits = later
         self._sinks = [Mirror(SinkReplayer(run_dir, sink, record.name, record.params)) for sink in sinks]
         self._sampler = SystemSampler(self.journal, run_dir, record.created)
 
     @property
     def run_id(self) -> str:  # type: ignore[override]
-        """MLflow's id of the run; empty as long as its server was away."""
+        """MLflow's id of the run; empty as long as its server was away, or the run waits for the first step."""
         return self._replayer.run_id
 
     def connect(self) -> None:
@@ -118,8 +123,11 @@ class RunTracker(NullTracker):
         Raises:
             InputError: the store refuses the run.
         """
-        for mirror in (self._mirror, *self._sinks):
-            mirror.start()
+        for sink in self._sinks:
+            sink.start()
+        if self._later:
+            return
+        self._mirror.start()
         self._mirror.wait_for_run(START_S if is_server(self._store.uri) else None)
 
     def start(self, held: ExitStack) -> RunTracker:
@@ -131,6 +139,19 @@ class RunTracker(NullTracker):
     def log_step(self, record: Mapping[str, Any]) -> None:
         assert "step" in record and "loss" in record and "event" not in record
         self.journal.append(record)
+        self._stop_waiting()
+        if self._mirror.refusal is not None:
+            raise self._mirror.refusal
+
+    def _stop_waiting(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._mirror.start()
+
+    def await_run(self) -> None:
+        if self._later:
+            self._stop_waiting()
+            self._mirror.wait_for_run(None)
 
     def log_event(self, event: str, **fields: Any) -> None:
         assert "step" not in fields, "a line with a step is a training line"
@@ -161,6 +182,7 @@ class RunTracker(NullTracker):
         self._sampler.stop()
         self.log_event("status", status=status)
         self.journal.sync()
+        self._stop_waiting()
         complete = self._mirror.close(timeout)
         for sink in self._sinks:
             if not sink.close(timeout):
@@ -210,6 +232,7 @@ def open_run(
     step: int = 0,
     manifest: Mapping[str, Any] | None = None,
     held: ExitStack | None = None,
+    later: bool = False,
 ) -> RunTracker:
     """Create the run of ``run_dir``, or go on with the one that is there.
 
@@ -219,6 +242,8 @@ def open_run(
         step: optimizer steps done in the checkpoint that training goes on from.
         manifest: the data's manifest, kept with the run.
         held: what ``hold_run`` gave for the folder, which ends with the run then; None: it is called here.
+        later: let a new run wait for its first training line before MLflow is imported and makes it, if it will surely
+            be taken (``Store.surely_takes``). Until then ``run_id`` is empty.
 
     Raises:
         InputError: the folder holds a run and ``resume`` is False, or cannot be written; the store refuses (wrong
@@ -227,12 +252,15 @@ def open_run(
     """
     if held is None:
         with hold_run(run_dir) as held:
-            return open_run(run_dir, config, resume=resume, step=step, manifest=manifest, held=held)
+            return open_run(run_dir, config, resume=resume, step=step, manifest=manifest, held=held, later=later)
     folder = Path(run_dir)
     try:
         again = _used(folder, resume)
-        store, record = _continue_run(folder, config.tracking) if again else _begin_run(folder, config)
-        tracker = RunTracker(folder, record, store, rewind_to=step if again else None, sinks=config.tracking.sinks)
+        store, later = _store(folder, config.tracking, again, later)
+        record = read_run(folder) if again else _begin_run(folder, config, store)
+        tracker = RunTracker(
+            folder, record, store, rewind_to=step if again else None, sinks=config.tracking.sinks, later=later
+        )
         _connect(tracker, again)
         _write_description(tracker, config, manifest)
     except OSError as error:
@@ -266,25 +294,29 @@ def _params(config: Tracked) -> dict[str, str]:
     return {name: str(value) for name, value in flatten(config).items()}
 
 
-def _begin_run(folder: Path, config: Tracked) -> tuple[Store, RunRecord]:
-    tracking = config.tracking
+def _store(folder: Path, tracking: TrackingConfig, again: bool, later: bool) -> tuple[Store, bool]:
+    """The store of a run, and whether the run may wait for its first training line."""
+    if again:
+        return store_of(folder, read_run(folder), tracking.uri, tracking.root), False
     store = open_store(tracking.uri, tracking.root, check=False)
+    if later and store.surely_takes(tracking.experiment):
+        return store, True
     if is_server(store.uri):
         check_host(store.uri)
     else:  # nothing that comes back by itself
         store = open_store(tracking.uri, tracking.root)
+    return store, False
+
+
+def _begin_run(folder: Path, config: Tracked, store: Store) -> RunRecord:
+    tracking = config.tracking
     record = RunRecord(
         "", store.public_uri, tracking.experiment, time.time(), _params(config),
         tracking.run_name or folder.resolve().name[:LONGEST_RUN_NAME], {**system_tags(), KEY_TAG: uuid.uuid4().hex},
         beside(folder, store),
     )  # fmt: skip
     write_run(folder, record)
-    return store, record
-
-
-def _continue_run(folder: Path, tracking: TrackingConfig) -> tuple[Store, RunRecord]:
-    record = read_run(folder)
-    return store_of(folder, record, tracking.uri, tracking.root), record
+    return record
 
 
 def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[str, Any] | None) -> None:

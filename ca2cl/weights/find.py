@@ -59,7 +59,7 @@ def find_local(path: Path) -> WeightsFile:
         InputError: the configuration is damaged.
     """
     config = path.parent / CONFIG
-    facts = read_config(config if config.is_file() else None, str(path))
+    facts = read_config(config if config.is_file() else None, str(path), _beside(path.parent))
     return WeightsFile(path, str(path.resolve()), facts, beside(path))
 
 
@@ -77,11 +77,18 @@ def find_in_folder(folder: Path) -> WeightsFile | None:
             f"encoder {str(folder)!r}: a {CONFIG} without weights; put one of {', '.join(FILES)} beside it"
         )
 
+    get = _beside(folder)
+    facts = read_config(folder / CONFIG, str(folder), get)
+    return WeightsFile(path, str(path.resolve()), facts, stated(get, facts.licence))
+
+
+def _beside(folder: Path) -> Callable[[str], Path | None]:
+    """A reader of files of a folder."""
+
     def get(name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
 
-    facts = read_config(folder / CONFIG, str(folder))
-    return WeightsFile(path, str(path.resolve()), facts, stated(get, facts.licence))
+    return get
 
 
 def _of_hub(source: str) -> WeightsFile:
@@ -89,7 +96,7 @@ def _of_hub(source: str) -> WeightsFile:
     path = repository.get(file) if file else _weights(repository)
     commit = commit_of(path)
     fixed = replace(repository, revision=commit or repository.revision)  # what belongs to these very weights
-    facts = read_config(fixed.find(CONFIG), source)
+    facts = read_config(fixed.find(CONFIG), source, _optional(fixed))
     shown = f"{HUB}{repository.name}{f'/{file}' if file else ''}{f'@{commit}' if commit else ''}"
     return WeightsFile(path, shown, facts, stated(_optional(fixed), facts.licence))
 

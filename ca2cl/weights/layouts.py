@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ca2cl.errors import InputError
+from ca2cl.weights.transformers_names import is_transformers, timm_names
 
 _ANY = ("state_dict", "model", "net", "")
+_TRANSFORMERS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class Layout(NamedTuple):
@@ -58,6 +60,7 @@ LAYOUTS = (
     Layout("lightly's momentum encoder", _ANY, "backbone_momentum."),
     Layout("a plain encoder, as timm's and torchvision's", _ANY, ""),
     Layout("a plain encoder", _ANY, "model."),
+    *(Layout("transformers' encoder beside a head", ("",), f"{name}.") for name in _TRANSFORMERS),
     Layout("a teacher", ("teacher",), ""),
     Layout("a student", ("student",), ""),
 )
@@ -118,6 +121,8 @@ def _candidates(raw: Mapping[str, Any]) -> Iterator[Taken]:
             inner = {name[len(layout.prefix) :]: one for name, one in state.items() if name.startswith(layout.prefix)}
             if inner:
                 where = ", ".join([f"in {key!r}"] * bool(key) + [f"under {layout.prefix}*"] * bool(layout.prefix))
+                if is_transformers(inner):
+                    yield Taken(timm_names(inner), f"transformers'{f' ({where})' if where else ''}")
                 yield Taken(_renumbered(inner), f"{layout.name}{f' ({where})' if where else ''}")
 
 

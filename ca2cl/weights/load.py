@@ -108,11 +108,11 @@ def _any_size(file: WeightsFile, arch: str) -> int:
     if file.stated.input_size:
         return file.stated.input_size
     if arch.startswith(TIMM):
-        from ca2cl.models.timm.spelling import settings_of
+        from ca2cl.models.timm.spelling import settings_of, split_arch
 
-        settings = settings_of(arch)
+        settings, patch = settings_of(arch), split_arch(arch)[1].get("patch_size", 1)
         if settings.fixed_input_size:
-            return int(settings.input_size[1])
+            return int(max(1, settings.input_size[1] // patch) * patch)
     return DEFAULT_SIZE
 
 

@@ -1,7 +1,8 @@
-"""``config.json`` of a timm model on the hub: architecture, input and licence."""
+"""``config.json`` of a model on the hub: architecture, input and licence."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from annotated_types import Gt, Len
 from ca2cl.common.records import Number, read_record
 from ca2cl.errors import InputError
 from ca2cl.models.timm.spelling import ARGUMENTS, join_arch, timm_name
+from ca2cl.weights.transformers_config import PREPROCESSOR, is_transformers_config, read_architecture, read_input
 
 CONFIG = "config.json"
 _NOT_STRUCTURE = (
@@ -58,13 +60,24 @@ class Stated:
     licence: str | None = None
 
 
-def read_config(path: Path | None, source: str) -> Stated:
-    """What a timm ``config.json`` states; nothing where there is none, or it is another program's.
+def read_config(path: Path | None, source: str, find: Callable[[str], Path | None]) -> Stated:
+    """What a ``config.json`` of timm or transformers states; nothing where there is none, or it is of another model.
+
+    Args:
+        path: of the file.
+        source: name of the weights, for messages.
+        find: gives the path of another file beside it, or None.
 
     Raises:
         InputError: damaged, an unknown architecture, or an argument that ``model.arch`` may not set.
     """
-    if path is None or "architecture" not in read_record(path, dict[str, Any], "get the weights again"):
+    if path is None:
+        return Stated()
+    record = read_record(path, dict[str, Any], "get the weights again")
+    if is_transformers_config(record):
+        arch, side = read_architecture(path, source)
+        return Stated(**{"arch": arch, "input_size": side, **read_input(find(PREPROCESSOR))})
+    if "architecture" not in record:
         return Stated()
     config = read_record(path, _Config, "get the weights again")
     own = config.pretrained_cfg or config  # timm before 0.9 has no inner part

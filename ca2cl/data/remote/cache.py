@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ca2cl.common.locks import Locked, exclusive_lock
-from ca2cl.data.remote.download import parts_of
-from ca2cl.data.remote.errors import DiskFull
+from ca2cl.data.transfer.download import parts_of
+from ca2cl.data.transfer.errors import DiskFull
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

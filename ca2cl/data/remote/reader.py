@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.data.remote.cache import GB, SHARDS, ShardCache, locked
-from ca2cl.data.remote.download import FetchPolicy, fetch, join
-from ca2cl.data.remote.errors import shown
 from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, read_manifest
+from ca2cl.data.transfer.download import FetchPolicy, fetch, join
+from ca2cl.data.transfer.errors import shown
 from ca2cl.errors import InputError
 
 

@@ -8,26 +8,29 @@ from typing import Literal
 
 from annotated_types import Ge, Interval
 
-from ca2cl.config import check_ranges
+from ca2cl.common.ranges import check_ranges
 from ca2cl.errors import InputError
+from ca2cl.slides.config import SlideOptions
 
 POSITIONAL = ("source", "out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardConfig:
-    """Write tiles as WebDataset shards with an index and a manifest.
+class ShardConfig(SlideOptions):
+    """Write tiles as WebDataset shards with an index and a manifest; from slides, with ``--mpp``.
 
     If it is killed, run it again to resume.
     """
 
     source: str
-    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, hf:NAME, or
-    module:Class:WHERE for your own source (docs/architecture.md)."""
+    """Folder of class folders, folder of images, folder written by datasets.save_to_disk, Parquet files, hf:NAME, or
+    module:Class:WHERE for your own source (docs/architecture.md). With --mpp: a slide, a folder or quoted pattern of
+    slides, or a CSV."""
     out: str
     """Folder for the shards, the index and the manifest."""
     encode: Literal["keep", "jpeg", "webp", "png"] = "keep"
-    """keep: the tiles' original bytes; otherwise every tile is re-encoded in this format."""
+    """keep: the tiles' original bytes, and JPEG for tiles cut from slides; otherwise every tile is encoded in this
+    format."""
     quality: int = 95
     """Quality of jpeg and webp, from 1 to 100."""
     resize: int | None = None
@@ -51,7 +54,7 @@ class ShardConfig:
     """Regular expression that finds a tile's slide or patient in its path below the source (its first group, if any).
     Files that do not match are counted in a warning, and each counts as a slide of its own."""
     split: str | None = None
-    """Split of a Hugging Face dataset; needed if it has several."""
+    """Split of a Hugging Face dataset or of a CSV of slides; needed if it has several."""
     image_column: str | None = None
     """Image column of a Hugging Face dataset; found by type by default."""
     label_column: str | None = None
@@ -61,5 +64,8 @@ class ShardConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, samples_per_shard=Ge(1), workers=Ge(1), quality=Interval(ge=1, le=100), seed=Ge(0))
+        self.check_slides()
+        if self.resize is not None and self.mpp is not None:
+            raise InputError(f"resize is {self.resize}: tiles of slides have the side --tile; set mpp for their scale")
         if self.resize is not None and (self.resize < 1 or self.encode == "keep"):
             raise InputError(f"resize is {self.resize}: use a positive number and --encode jpeg, webp or png")

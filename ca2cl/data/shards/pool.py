@@ -1,86 +1,49 @@
-"""Process pool that writes shards, each once over all runs."""
+"""Write shards by several processes."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
-from ca2cl.common.files import file_digest
 from ca2cl.data.shards.samples import ShardInfo
-from ca2cl.data.shards.writer import Packing, pack, read_sidecar, write_sidecar
+from ca2cl.data.shards.writer import Packing, make_shard, shard_path
 from ca2cl.data.sources.base import Tile, TileReader
-from ca2cl.errors import InputError
-from ca2cl.runtime.lifetime import begin_worker, processes_can_share, starting_workers
-
-PLAN_FOLDER = ".plan"
-
-
-def sidecar_path(out: Path, name: str) -> Path:
-    return out / PLAN_FOLDER / f"{name}.json"
-
-
-def make_shard(path: Path, tiles: list[Tile], reader: TileReader, packing: Packing) -> ShardInfo:
-    """Write one shard, unless an earlier run finished it.
-
-    Args:
-        path: of the tar.
-        tiles: in order.
-        reader: reads them.
-        packing: checks and encoding.
-    """
-    sidecar = sidecar_path(path.parent, path.name)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = read_sidecar(sidecar)
-        info = known.info
-        wanted = not known.skipped or packing.config.bad == "skip"
-        if wanted and path.stat().st_size == info.bytes and file_digest(path) == info.sha256:
-            return info
-    packed = pack(path, tiles, reader, packing)
-    write_sidecar(sidecar, packed)
-    return packed.info
+from ca2cl.runtime.pool import process_pool
 
 
 def write_shards(
-    out: Path, shards: Iterable[list[Tile]], reader: TileReader, packing: Packing, workers: int
+    out: Path, shards: Iterable[list[Tile]], count: int, reader: TileReader, packing: Packing, workers: int
 ) -> Iterator[tuple[int, ShardInfo]]:
     """Write shards of these tiles; yields shard numbers and infos in order of completion.
 
     Args:
         out: folder.
         shards: the tiles of each shard.
+        count: number of shards.
         reader: reads them.
         packing: checks and encoding.
-        workers: processes.
+        workers: writing processes, two or more. This one is the first: another one costs as much as some hundred tiles.
 
     Raises:
         InputError: from a task, or because a process was killed; tasks not yet started are dropped.
     """
-    tasks = ((out / f"shard-{number:06d}.tar", tiles, reader, packing) for number, tiles in enumerate(shards))
-    if workers == 1 or not processes_can_share():
-        yield from enumerate(make_shard(*task) for task in tasks)
-        return
-    # spawned: a forked child would inherit the threads' locks of whatever the caller has loaded
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
+    tasks = ((shard_path(out, number), tiles, reader, packing) for number, tiles in enumerate(shards))
+    others = workers - 1
     pending: dict[Future[ShardInfo], int] = {}
-    try:
+    with process_pool(others) as pool:
         for number, task in enumerate(tasks):
-            with starting_workers():  # the pool's first task does
+            # a second one waits for each of the others, which would idle while this process writes; not at the end
+            most = 2 * others if count - number > 2 * workers else others
+            if len(pending) < most:
                 pending[pool.submit(make_shard, *task)] = number
-            if len(pending) >= 2 * workers:
-                yield from _collect(pending)
+            else:
+                yield number, make_shard(*task)
+                yield from _collect(pending, timeout=0)
         while pending:
             yield from _collect(pending)
-    except BrokenProcessPool:
-        raise InputError("a writing process was killed (out of memory?): use fewer --workers and run again") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-def _collect(pending: dict[Future[ShardInfo], int]) -> Iterator[tuple[int, ShardInfo]]:
-    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+def _collect(pending: dict[Future[ShardInfo], int], timeout: float | None = None) -> Iterator[tuple[int, ShardInfo]]:
+    for future in wait(pending, timeout, return_when=FIRST_COMPLETED).done:
         yield pending.pop(future), future.result()

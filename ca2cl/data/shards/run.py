@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +35,25 @@ from ca2cl.data.shards.index import (
     digest_of,
     write_index,
 )
-from ca2cl.data.shards.pool import PLAN_FOLDER, sidecar_path, write_shards
 from ca2cl.data.shards.samples import ShardInfo, ShardSamples
-from ca2cl.data.shards.writer import REMEDY, Packing, image_size, read_sidecar
+from ca2cl.data.shards.writer import (
+    PLAN_FOLDER,
+    REMEDY,
+    Packing,
+    image_size,
+    make_shard,
+    read_sidecar,
+    shard_path,
+    sidecar_path,
+)
 from ca2cl.data.sources.base import Source, SourceOptions
 from ca2cl.data.sources.choose import open_source
 from ca2cl.errors import InputError
+from ca2cl.runtime.lifetime import processes_can_share
+from ca2cl.slides.config import SlideOptions, slide_settings
+
+if TYPE_CHECKING:
+    from ca2cl.slides.collection import SlideJob
 
 _LOG_SECONDS = 10.0
 _SIZED_TILES = 32  # enough for the usual size to be the most frequent where edge tiles are smaller
@@ -52,11 +65,8 @@ logger = logging.getLogger(__name__)
 class Plan:
     """Assignment of tiles to shards: ``order`` (N,) holds row numbers of the source."""
 
-    digest: str
     order: npt.NDArray[np.int64]
     packing: Packing
-    about: dict[str, Any]
-    """The settings and the source, by which a folder of other ones is refused."""
 
     def shards(self) -> list[npt.NDArray[np.int64]]:
         """Row numbers in the source of every shard's tiles, in their order in the tar."""
@@ -71,25 +81,44 @@ def run(config: ShardConfig) -> int:
         InputError: bad source, bad tile, or a folder that cannot be written or holds something else.
     """
     started = time.monotonic()
-    options = SourceOptions(**{name: getattr(config, name) for name in SourceOptions.__dataclass_fields__})
-    source = open_source(config.source, options)
-    _warn_of_ungrouped(source)
     out = Path(config.out)
+    slides = _slides(config) if config.mpp is not None else None
+    options = SourceOptions(**{name: getattr(config, name) for name in SourceOptions.__dataclass_fields__})
+    source: Source | None = open_source(config.source, options) if slides is None else None
     job = job_dir(out)
     with job.locked(0.0):
-        plan = make_plan(source, config)
-        record = {"digest": plan.digest, "about": plan.about}
+        listed = slides or source
+        assert listed is not None
+        digest, about = identify(listed, config)
+        record = {"digest": digest, "about": about}
         if not job.check(record):
             job.write(record)
-        manifest = finished(out, plan)
+        manifest = finished(out)
         if manifest is not None:
+            if slides is not None:
+                slides.check_unchanged()
             sys.stdout.write(f"{out}: already complete\n")
             _summarise(manifest, None)
             return 0
+        if slides is not None:
+            source, config = slides.cut(out, config.workers), replace(config, encode="keep")
+        assert source is not None
+        _warn_of_ungrouped(source)
+        plan = make_plan(source, config)
         infos = _write_shards(out, plan, source)
         manifest = _finish(out, plan, source, infos)
+        if slides is not None:
+            slides.clear()
     _summarise(manifest, time.monotonic() - started)
     return 0
+
+
+def _slides(config: ShardConfig) -> SlideJob:
+    from ca2cl.slides.collection import SlideJob
+
+    form = "jpeg" if config.encode == "keep" else config.encode
+    folder = Path(config.out) / PLAN_FOLDER / "slides"
+    return SlideJob(config.source, config.split, config, folder, seed=config.seed, form=form, quality=config.quality)
 
 
 def _warn_of_ungrouped(source: Source) -> None:
@@ -105,22 +134,27 @@ def _warn_of_ungrouped(source: Source) -> None:
         )
 
 
+def identify(source: Source | SlideJob, config: ShardConfig) -> tuple[str, dict[str, Any]]:
+    """Digest of what decides about a finished shard's bytes, and the settings by name."""
+    options = asdict(config)
+    # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
+    for name in ("source", "out", "workers", "check", "bad", "check_classes", *SlideOptions.__dataclass_fields__):
+        del options[name]
+    options |= slide_settings(config)
+    identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    return digest, {**options, "source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
+
+
 def make_plan(source: Source, config: ShardConfig) -> Plan:
     """Fix the content of every shard, and the size that all tiles must have."""
     words = np.random.Philox(key=config.seed).random_raw(len(source))
     order = np.argsort(words, kind="stable").astype(np.int64)
     size, reference = (None, "") if config.resize is not None else _usual_size(source, order[:_SIZED_TILES])
-    options = asdict(config)
-    # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
-    for name in ("source", "out", "workers", "check", "bad", "check_classes"):
-        del options[name]
-    identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
     packing = Packing(
         config=config, source=source.name, classes=tuple(source.classes), tile_size=size, reference=reference
     )
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    about = {**options, "source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
-    return Plan(digest, order, packing, about)
+    return Plan(order, packing)
 
 
 def _usual_size(source: Source, rows: npt.NDArray[np.int64]) -> tuple[tuple[int, int], str]:
@@ -153,7 +187,7 @@ def _differences(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return changed(first.get("about", {}), now["about"]) or ["another source or other options"]
 
 
-def finished(out: Path, plan: Plan) -> Manifest | None:
+def finished(out: Path) -> Manifest | None:
     """The manifest if the folder is complete and undamaged; else the manifest is removed, and None."""
     path = out / MANIFEST_NAME
     if not path.exists():
@@ -173,17 +207,29 @@ def _write_shards(out: Path, plan: Plan, source: Source) -> list[ShardInfo]:
     """Write all shards; their infos in shard order."""
     infos: dict[int, ShardInfo] = {}
     shards = plan.shards()
-    tiles = (source.tiles(rows) for rows in shards)
-    workers = min(plan.packing.config.workers, len(shards))
     logged = time.monotonic()
     with tqdm(total=len(source), unit="tile", disable=None, desc="shard") as bar:
-        for shard, info in write_shards(out, tiles, source.reader, plan.packing, workers):
+        for shard, info in _written(out, plan, source, shards):
             infos[shard] = info
             bar.update(len(shards[shard]))
             if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
                 logger.info("%d of %d shards written", len(infos), len(shards))
     return [infos[shard] for shard in range(len(shards))]
+
+
+def _written(
+    out: Path, plan: Plan, source: Source, shards: Sequence[npt.NDArray[np.int64]]
+) -> Iterator[tuple[int, ShardInfo]]:
+    tiles = (source.tiles(rows) for rows in shards)
+    workers = min(plan.packing.config.workers, len(shards))
+    if workers > 1 and processes_can_share():
+        from ca2cl.data.shards.pool import write_shards
+
+        return write_shards(out, tiles, len(shards), source.reader, plan.packing, workers)
+    return enumerate(
+        make_shard(shard_path(out, number), some, source.reader, plan.packing) for number, some in enumerate(tiles)
+    )
 
 
 class _Parts:

@@ -10,15 +10,15 @@ import io
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
-from ca2cl.common.files import replacing, write_atomic, writing
+from ca2cl.common.files import file_digest, replacing, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.data.decode import MAX_PIXELS, BadSample, decode, measure
 from ca2cl.data.orientation import as_stored, orientation_of, stored_size
@@ -28,7 +28,11 @@ from ca2cl.data.shards.tar import TarWriter
 from ca2cl.data.sources.base import Content, Tile, TileReader
 from ca2cl.errors import InputError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 REMEDY = "free some space and run again, finished shards are kept; or give another folder"
+PLAN_FOLDER = ".plan"
 _ABOUT = json.JSONEncoder(sort_keys=True)
 _MAGIC = {b"\xff\xd8": "jpg", b"II": "tif", b"MM": "tif"}
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp"}
@@ -62,6 +66,8 @@ class Packed:
 @contextmanager
 def _opened(data: Content, where: str) -> Iterator[Image.Image]:
     """The image in ``data``; any fault of it becomes an InputError of one line about ``where``."""
+    from PIL import Image, UnidentifiedImageError
+
     if not isinstance(data, bytes):
         yield Image.fromarray(check_pixels(data, where))
         return
@@ -101,6 +107,9 @@ def image_size(data: Content, where: str) -> tuple[int, int]:
     Raises:
         InputError: not an image, or more than ``MAX_PIXELS`` pixels.
     """
+    with suppress(BadSample):
+        if isinstance(data, bytes) and (size := measure(data, whole=False)) is not None:
+            return size
     with _opened(data, where) as image:
         return stored_size(image)
 
@@ -154,9 +163,11 @@ def _decode(data: bytes, where: str) -> None:
 
 
 def _encode(image: Image.Image, encode: str, config: ShardConfig) -> bytes:
+    from PIL.Image import Resampling
+
     image = as_stored(image).convert("RGB")
     if config.resize is not None:
-        image = image.resize((config.resize, config.resize), Image.Resampling.LANCZOS)
+        image = image.resize((config.resize, config.resize), Resampling.LANCZOS)
     out = io.BytesIO()
     if encode == "png":
         image.save(out, "PNG")
@@ -244,3 +255,32 @@ def read_sidecar(path: Path) -> Packed:
     return Packed(
         ShardInfo(**content["info"]), ShardSamples(**rows), list(content["skipped"]), content.get("turned", 0)
     )
+
+
+def shard_path(out: Path, number: int) -> Path:
+    return out / f"shard-{number:06d}.tar"
+
+
+def sidecar_path(out: Path, name: str) -> Path:
+    return out / PLAN_FOLDER / f"{name}.json"
+
+
+def make_shard(path: Path, tiles: list[Tile], reader: TileReader, packing: Packing) -> ShardInfo:
+    """Write one shard, unless an earlier run finished it.
+
+    Args:
+        path: of the tar.
+        tiles: in order.
+        reader: reads them.
+        packing: checks and encoding.
+    """
+    sidecar = sidecar_path(path.parent, path.name)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = read_sidecar(sidecar)
+        info = known.info
+        wanted = not known.skipped or packing.config.bad == "skip"
+        if wanted and path.stat().st_size == info.bytes and file_digest(path) == info.sha256:
+            return info
+    packed = pack(path, tiles, reader, packing)
+    write_sidecar(sidecar, packed)
+    return packed.info

@@ -13,7 +13,19 @@ _DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
 def _is_dataset(source: str) -> bool:
-    return source.startswith("hf:") or any((Path(source) / name).is_file() for name in _DATASET_FILES)
+    return source.startswith("hf:") or is_saved(Path(source)) or is_parquet(Path(source))
+
+
+def is_saved(path: Path) -> bool:
+    """True for a folder that ``datasets.save_to_disk`` wrote."""
+    return any((path / name).is_file() for name in _DATASET_FILES)
+
+
+def is_parquet(path: Path) -> bool:
+    """True for a Parquet file, and for a folder that holds some, or whose folders do."""
+    if path.is_dir():
+        return any(True for pattern in ("*.parquet", "*/*.parquet") for _ in path.glob(pattern))
+    return path.suffix == ".parquet" and path.is_file()
 
 
 def _is_folder(source: str) -> bool:
@@ -50,7 +62,9 @@ def is_source(source: str) -> bool:
 
 
 def open_source(source: str, options: SourceOptions | None = None, *, mixed: bool = False) -> Source:
-    """List ``source``: a folder of images, a folder by ``datasets.save_to_disk``, ``hf:NAME`` on the hub,
+    """List ``source``.
+
+    It is a folder of images, a folder by ``datasets.save_to_disk``, Parquet files, ``hf:NAME`` on the hub,
     ``NAME:WHERE``, which opens WHERE with the source that an installed package names so, or ``module:Class:WHERE``,
     with a class of the user's own.
 
@@ -64,6 +78,8 @@ def open_source(source: str, options: SourceOptions | None = None, *, mixed: boo
     """
     found = _class_of(source)
     if found is None:
-        raise InputError(f"{source}: no such folder; give a folder of images, a saved dataset or hf:NAME")
+        raise InputError(
+            f"{source}: no such folder; give a folder of images, a saved dataset, Parquet files or hf:NAME"
+        )
     opened: Source = load_plugin(found[0], "source")(found[1], options or SourceOptions(), mixed=mixed)
     return opened

@@ -1,4 +1,4 @@
-"""Tile source for Hugging Face ``datasets``: the hub or ``save_to_disk``."""
+"""Tile source for Hugging Face ``datasets``: the hub, ``save_to_disk``, Parquet."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ca2cl.common.records import is_file_name, lies_in, parse_json
 from ca2cl.data.sources.base import SourceOptions, Tile, TileReader, safe_key
+from ca2cl.data.sources.choose import is_saved
 from ca2cl.data.sources.names import shown
 from ca2cl.errors import InputError
 
@@ -108,7 +109,7 @@ class DatasetReader:
 def _homes(source: str) -> tuple[Path, ...]:
     """The saved dataset's folder; for the hub's, its caches, or the folder that ``hf:FOLDER`` names."""
     if not source.startswith("hf:"):
-        return (Path(source),)
+        return (Path(source) if Path(source).is_dir() else Path(source).parent,)
     from huggingface_hub import constants
 
     caches = (Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
@@ -139,17 +140,22 @@ def _load(source: str, split: str | None) -> tuple[Any, str]:
     try:
         if source.startswith("hf:"):
             loaded = datasets.load_dataset(source.removeprefix("hf:"), split=split)
-        else:
+        elif is_saved(Path(source)):
             _check_files(Path(source))
             loaded = datasets.load_from_disk(source)
+        elif Path(source).is_file():
+            loaded = datasets.load_dataset("parquet", data_files=source, split=split)
+        else:  # by its files' names: train-00000-of-00002.parquet, test/...
+            loaded = datasets.load_dataset("parquet", data_dir=source, split=split)
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
-        hub, disk = "check name, split and network", "save it again, whole and with_format(None)"
-        remedy = hub if source.startswith("hf:") else disk
+        remedy = "check name, split and network" if source.startswith("hf:") else "check the split and its files"
+        if is_saved(Path(source)):
+            remedy = "save it again, whole and with_format(None)"
         raise InputError(f"{source}: cannot be loaded as a dataset ({reason}); {remedy}") from None
     if not isinstance(loaded, dict):
         own = str(loaded.split or "")
-        if split is not None and own not in ("", split) and not source.startswith("hf:"):
+        if split is not None and own not in ("", split) and is_saved(Path(source)):
             raise InputError(
                 f"{source}: split is {split!r}, but this is the split {own!r} alone; give the other's folder"
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from annotated_types import Ge, Interval
 
-from ca2cl.config import check_ranges
+from ca2cl.common.ranges import check_ranges
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def read_mask(path: Path, size: tuple[int, int], *, black_and_white: bool = Fals
             ids_HW: Ids = np.asarray(image).astype(np.int64)
     except InputError:
         raise
-    except PILLOW_ERRORS as error:
+    except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         reason = "not a whole PNG, BMP or TIFF" if "cannot identify" in str(error) else " ".join(str(error).split())
         raise InputError(f"{path}: the mask does not decode ({reason}); restore it") from None
     return ids_HW

@@ -7,7 +7,8 @@ from typing import Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from ca2cl.config import OptimConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import OptimConfig
 from ca2cl.errors import InputError
 
 EngineName = Literal["torchvision", "detectron2"]

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Interval
 
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import TrackingConfig
 from ca2cl.detection.engines.settings import EngineChoice, Head, Schedule
 from ca2cl.errors import InputError
 

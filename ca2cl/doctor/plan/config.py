@@ -7,7 +7,7 @@ from typing import Literal
 
 from annotated_types import Ge, Gt
 
-from ca2cl.config import check_ranges
+from ca2cl.common.ranges import check_ranges
 from ca2cl.errors import InputError
 from ca2cl.pretrain.config import PretrainConfig
 

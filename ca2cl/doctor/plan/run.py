@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ca2cl.common.tables import aligned
 from ca2cl.doctor.plan.config import PlanConfig
 from ca2cl.errors import InputError
-from ca2cl.methods.base import Method, Teacher, Tiles
+from ca2cl.methods.base import Method, Tiles
 from ca2cl.models.backbone import Backbone, outline
 from ca2cl.pretrain.batches import KEPT_BYTES
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import configured_method
-from ca2cl.pretrain.memory.dry_step import StepMemory, step_memory
-from ca2cl.pretrain.memory.held import Held, Numbers, Sharing, held, optimizer_bytes
+from ca2cl.pretrain.memory.activations import StepMemory
+from ca2cl.pretrain.memory.dry_step import step_memory
+from ca2cl.pretrain.memory.held import Held, Numbers, Sharing, held, optimizer_bytes, weights_bytes
 from ca2cl.pretrain.numerics import views_dtype
 from ca2cl.pretrain.teacher import live_teacher, resolve_teacher
 
@@ -56,6 +57,7 @@ class Plan:
         trained: trained parameters, heads included.
         share: tiles of a process.
         views: of its share, and the tiles themselves.
+        teacher: weights of a frozen encoder that the method uses; 0 without one, or with one whose features are cached.
         engines: what each holds of the model.
         kept: a step's activations.
         recomputed: the same with activation checkpointing; None for a body without it.
@@ -64,9 +66,22 @@ class Plan:
     trained: int
     share: int
     views: float
+    teacher: float
     engines: dict[Sharing, Held]
     kept: Steps
     recomputed: Steps | None
+
+    def peak(self, sharing: Sharing, steps: Steps, rows: int, views: float | None = None) -> float:
+        """Bytes of a process at its peak.
+
+        Args:
+            sharing: under which engine.
+            steps: ``kept`` or ``recomputed``.
+            rows: of a micro-batch.
+            views: of the views, where they are not those of the job.
+        """
+        beside = self.teacher + (self.views if views is None else views)
+        return self.engines[sharing].peak(steps.of(sharing, rows, self.share), beside)
 
 
 def plan(config: PlanConfig) -> Plan:
@@ -76,7 +91,7 @@ def plan(config: PlanConfig) -> Plan:
         InputError: the settings are not those of a job, or the method's step cannot be followed.
     """
     method = configured_method(config)
-    _give_teacher(config, method)
+    teacher = _give_teacher(config, method)
     network = _build(config, method, recomputed=False)()
     numbers, state, share = (
         Numbers.of(network),
@@ -91,7 +106,7 @@ def plan(config: PlanConfig) -> Plan:
     }
     recomputed = _steps(config, method, share, recomputed=True) if _can_recompute(network.encoder) else None
     kept = _steps(config, method, share, recomputed=False)
-    return Plan(numbers.trained, share, _views_bytes(config, share), engines, kept, recomputed)
+    return Plan(numbers.trained, share, _views_bytes(config, share), teacher, engines, kept, recomputed)
 
 
 def run(config: PlanConfig) -> int:
@@ -112,6 +127,8 @@ def run(config: PlanConfig) -> int:
         "moving average": "average",
     }  # fmt: skip
     parts = [(name, *(_gb(getattr(one, field)) for one in found.engines.values())) for name, field in names.items()]
+    if found.teacher:
+        parts.append(("teacher", *[_gb(found.teacher)] * len(found.engines)))
     parts.append(("views", *[_gb(found.views)] * len(found.engines)))
     heads = [ENGINES[sharing] for sharing in found.engines]
     sys.stdout.write(aligned(("memory of a process, GB", *heads), parts))
@@ -126,9 +143,7 @@ def run(config: PlanConfig) -> int:
 def _peaks(found: Plan, steps: Steps, limit: float | None) -> str:
     rows = []
     for size in _sizes(found.share):
-        peaks = [
-            engine.peak(steps.of(sharing, size, found.share), found.views) for sharing, engine in found.engines.items()
-        ]
+        peaks = [found.peak(sharing, steps, size) for sharing in found.engines]
         marks = ["" if limit is None or peak <= 1e9 * limit else " (too much)" for peak in peaks]
         cells = [f"{_gb(peak)}{mark}" for peak, mark in zip(peaks, marks, strict=True)]
         rows.append((str(size), _gb(steps.of("ddp", size, found.share)), *cells))
@@ -148,15 +163,17 @@ class _AllKnown:
         raise AssertionError
 
 
-def _give_teacher(config: PlanConfig, method: Method) -> None:
+def _give_teacher(config: PlanConfig, method: Method) -> float:
+    """Hand the method its teacher; returns the bytes of its weights while it trains."""
     source = method.teacher_source
     if source is None:
-        return
+        return 0.0
     found = resolve_teacher(config, source)
-    teacher: Teacher = _AllKnown(found.card.feature_dim)
-    if not source.cache:
-        teacher = live_teacher(config, source, found, _device(config))
-    method.take_teacher(teacher)
+    if source.cache:
+        method.take_teacher(_AllKnown(found.card.feature_dim))
+        return 0.0
+    method.take_teacher(live_teacher(config, source, found, _device(config)))
+    return weights_bytes(found.encoder)
 
 
 def _can_recompute(encoder: Backbone) -> bool:
@@ -172,7 +189,9 @@ def _steps(config: PlanConfig, method: Method, share: int, *, recomputed: bool) 
     size, dtype = config.data.image_size, views_dtype(config)
 
     def step(micro_batches: int, *, sharded: bool = False) -> StepMemory:
-        return step_memory(method, build, size, dtype, device, micro_batches=micro_batches, sharded=sharded)
+        return step_memory(
+            method, build, size, dtype, device, micro_batches=micro_batches, recomputed=recomputed, sharded=sharded
+        )
 
     try:
         direct = step(1)

@@ -21,6 +21,7 @@ from ca2cl.store.open import Store, open_store, store_errors
 from ca2cl.tracking.run_record import create_mlflow_run
 
 KIND = "import"
+_INPUT = ("mean", "std", "mpp")
 _REMEDY = "free some space there, or set TMPDIR to a folder with more"
 
 
@@ -54,16 +55,33 @@ def run(config: ImportConfig) -> int:
 
 
 def _card(found: ResolvedEncoder, config: ImportConfig) -> EncoderCard:
+    _check_input(found, config)
     path = Path(config.source).expanduser()
     origin = str(path.resolve()) if path.exists() else found.uri
     return dataclasses.replace(
         found.card,
         input_size=config.input_size or found.card.input_size,
+        mean=config.mean or found.card.mean,
+        std=config.std or found.card.std,
+        mpp=config.mpp or found.card.mpp,
         predicts=(),  # a classifier's encoder is imported without its head
         origin=redact(origin),
         origin_run_id=found.source_run_id,
         source_run_id=None,
     )
+
+
+def _check_input(found: ResolvedEncoder, config: ImportConfig) -> None:
+    """Refuse to contradict what the source states.
+
+    Raises:
+        InputError: it states another mean, standard deviation or resolution.
+    """
+    stated = {"mpp": found.card.mpp} if found.bare else {name: getattr(found.card, name) for name in _INPUT}
+    for name, value in stated.items():
+        given = getattr(config, name)
+        if None not in (given, value) and given != value:
+            raise InputError(f"{name} is {given}: the source states {value}; leave it out")
 
 
 def _registered_before(store: Store, name: str, digest: str, card: EncoderCard) -> EncoderVersion | None:
@@ -75,7 +93,7 @@ def _registered_before(store: Store, name: str, digest: str, card: EncoderCard) 
             other = fetch_card(store, entry)
         except InputError:  # its files are gone: the very reason to import it again
             continue
-        if (other.arch, other.input_size, other.mean, other.std) == (card.arch, card.input_size, card.mean, card.std):
+        if all(getattr(other, name) == getattr(card, name) for name in ("arch", "input_size", *_INPUT)):
             return entry
     return None
 

@@ -8,12 +8,16 @@ from typing import Literal
 
 from annotated_types import Ge, Interval
 
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import Pooling, TrackingConfig
 from ca2cl.errors import InputError
 
 POSITIONAL = ("source", "out")
 SUFFIXES = (".parquet", ".safetensors")
 """Formats of the file of vectors."""
+
+
+Tokens = Literal["class", "mean", "both", "patch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,12 @@ class EmbedConfig:
     hf:NAME, or module:Class:WHERE for your own source."""
     out: str
     """File to write: NAME.parquet, or NAME.safetensors with keys, labels and sources in NAME.keys.jsonl."""
+    tokens: tuple[Tokens, ...] = ()
+    """class, mean or both: pooling of a ViT's vectors, its class token, the mean of its patch tokens, or one after the
+    other; otherwise the encoder's own. patch: also write all patch tokens (rows, columns, features) of every tile; of a
+    ResNet, ConvNeXt or Swin its last feature map. patch needs NAME.safetensors."""
+    token_dtype: Literal["float16", "float32"] = "float16"
+    """Type of patch tokens in the file; vectors are always float32."""
     batch_size: int = 256
     """Tiles in a forward pass. Changes vectors by rounding only."""
     workers: int = 2
@@ -63,9 +73,20 @@ class EmbedConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow store of the encoder; nothing is logged."""
 
+    @property
+    def pooling(self) -> Pooling:
+        """Pooling of the vectors."""
+        return next((one for one in self.tokens if one != "patch"), "default")
+
     def __post_init__(self) -> None:
         if Path(self.out).suffix not in SUFFIXES:
             raise InputError(f"out is {self.out!r}: give a file that ends in {' or '.join(SUFFIXES)}")
+        if "patch" in self.tokens and Path(self.out).suffix == ".parquet":
+            raise InputError(f"out is {self.out!r}: Parquet has no arrays of patch tokens; give NAME.safetensors")
+        if len(self.tokens) - self.tokens.count("patch") > 1 or self.tokens.count("patch") > 1:
+            raise InputError(
+                f"tokens is {' '.join(self.tokens)}: give one of class, mean and both, patch, or one and patch"
+            )
         check_ranges(
             self, batch_size=Ge(1), workers=Ge(0), part_size=Interval(ge=1, le=1 << 16), image_size=Ge(32),
             max_bad_rate=Interval(ge=0, le=1),

@@ -9,10 +9,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,9 @@ from ca2cl.data.sources.base import SourceOptions
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.parts import Part, PartFacts, Parts
+from ca2cl.evaluation.embed.patch_tokens import TokenGrid
 from ca2cl.evaluation.embed.tiles import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
+from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_io import weights_digest
 from ca2cl.models.preprocess import preprocess
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
@@ -43,6 +45,13 @@ SCHEMA_VERSION = 1
 _NAMED_BAD = 100
 _WARNED_BAD = 20
 _LOG_SECONDS = 10.0
+
+
+class Numbers(NamedTuple):
+    """Of a batch: vectors (B, D), and patch tokens (B, h, w, C) as they are stored."""
+
+    vectors: npt.NDArray[np.float32]
+    tokens: npt.NDArray[Any] | None
 
 
 @dataclass(frozen=True)
@@ -61,21 +70,31 @@ class EmbedJob:
         """The result."""
         return Path(self.config.out)
 
-    def encode(self, tiles_BHWC: Tensor, resized: Mapping[int, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """Vectors (B, D) of tiles; ``resized`` holds the encoder's input of those that have another size than usual."""
+    def encode(self, tiles_BHWC: Tensor, resized: Mapping[int, npt.NDArray[np.float32]]) -> Numbers:
+        """Vectors (B, D) of tiles, and patch tokens (B, h, w, C) where these are asked for; ``resized`` holds the
+        encoder's input of those that have another size than usual."""
         autocast = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
         with torch.inference_mode(), torch.autocast(self.device.type, autocast, self.config.precision != "no"):
             x_BCHW = self.prepare(tiles_BHWC.to(self.device, non_blocking=True))
             for place, x_CHW in resized.items():
                 x_BCHW[place] = torch.from_numpy(x_CHW).to(self.device)
-            vectors: npt.NDArray[np.float32] = self.found.encoder(x_BCHW).float().cpu().numpy()
-        broken = int((~np.isfinite(vectors)).any(axis=1).sum())
+            features, patches = _features(self.config, self.found.encoder, x_BCHW)
+            vectors: npt.NDArray[np.float32] = features.float().cpu().numpy()
+        self._check_finite("vectors", vectors, " or --precision no" if self.config.precision == "fp16" else "")
+        grid = self.parts.grid
+        if grid is None or patches is None:
+            return Numbers(vectors, None)
+        tokens = grid.cast(patches.float().cpu().numpy())
+        self._check_finite("patch tokens", tokens, " or --token_dtype float32" if grid.dtype == "float16" else "")
+        return Numbers(vectors, tokens)
+
+    def _check_finite(self, what: str, numbers: npt.NDArray[Any], remedy: str) -> None:
+        broken = int((~np.isfinite(numbers)).reshape(len(numbers), -1).any(axis=1).sum())
         if broken:
             raise InputError(
-                f"{self.found.uri}: gives vectors that are not finite for {broken} of {len(vectors)} tiles; use an "
-                "encoder that converged" + (" or --precision no" if self.config.precision == "fp16" else "")
+                f"{self.found.uri}: gives {what} that are not finite for {broken} of {len(numbers)} tiles; use an "
+                f"encoder that converged{remedy}"
             )
-        return vectors
 
     def check_bad(self, bad: int, examples: Sequence[BadTile]) -> None:
         """Refuse to go on with ``bad`` tiles of all that did not decode.
@@ -98,6 +117,8 @@ class EmbedJob:
             "job": self.parts.digest,
             "identity": dict(self.parts.identity),
             "encoder": self.found.describe(),
+            **({"pooling": self.config.pooling} if self.config.tokens else {}),
+            **({"tokens": self.parts.grid.describe()} if self.parts.grid else {}),
             "data": {
                 "source": redact(self.config.source),
                 "name": self.data.name,
@@ -133,6 +154,8 @@ def open_job(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> Emb
     found = encoder or resolve_encoder(config.encoder, tracking_uri=tracking.uri, root=tracking.root)
     card = found.card
     size = config.image_size or card.input_size
+    found = replace(found, encoder=found.at(size).encoder)  # the card stays what it was
+    dim, grid = _shape(config, found, size)
     identity = {
         "ca2cl": __version__,
         "encoder": weights_digest(found.encoder, card.mean, card.std),
@@ -143,11 +166,38 @@ def open_job(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> Emb
         "precision": config.precision,
         "device": device.type,
         "part_size": config.part_size,
+        **({"tokens": [*config.tokens, config.token_dtype]} if config.tokens else {}),
     }
     out = Path(config.out)
-    parts = Parts(out.with_name(f"{out.name}.parts"), identity, len(data), config.part_size, card.feature_dim)
+    parts = Parts(out.with_name(f"{out.name}.parts"), identity, len(data), config.part_size, dim, grid)
     found.encoder.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return EmbedJob(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
+
+
+def _shape(config: EmbedConfig, found: ResolvedEncoder, size: int) -> tuple[int, TokenGrid | None]:
+    """Length of a vector, and the grid of patch tokens where these are asked for.
+
+    Raises:
+        InputError: the encoder has no such tokens.
+    """
+    if not config.tokens:
+        return found.card.feature_dim, None
+    if config.pooling != "default":
+        found.encoder.check_tokens([config.pooling], config.encoder)
+    with torch.inference_mode():
+        features, patches = _features(config, found.encoder, torch.zeros(1, 3, size, size))
+    if patches is None:
+        return features.shape[1], None
+    _, height, width, dim = patches.shape
+    return features.shape[1], TokenGrid(height, width, dim, config.token_dtype, size)
+
+
+def _features(config: EmbedConfig, encoder: Backbone, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Vectors (B, D) and, where they are asked for, patch tokens (B, h, w, C) of the encoder's input."""
+    if not config.tokens:
+        return encoder(x_BCHW), None
+    found = encoder.encode(x_BCHW, [config.pooling])
+    return found.pooled[config.pooling], found.tokens.patches if "patch" in config.tokens else None
 
 
 def embed_parts(
@@ -183,14 +233,17 @@ def _make(
     bad: list[BadTile] = []
     turned = 0
     vectors = [np.empty((0, job.parts.dim), np.float32)]
-    while len(rows) + len(bad) < part.last - part.first:
-        decoded, tiles_BHWC = next(answers)
-        if decoded.rows:
-            vectors.append(job.encode(tiles_BHWC[: len(decoded.rows)], decoded.resized))
-        rows += decoded.rows
-        bad += decoded.bad
-        turned += decoded.turned
-        progress.update(len(decoded.rows), decoded.bad)
+    with job.parts.token_writer(part) as append:
+        while len(rows) + len(bad) < part.last - part.first:
+            decoded, tiles_BHWC = next(answers)
+            if decoded.rows:
+                made = job.encode(tiles_BHWC[: len(decoded.rows)], decoded.resized)
+                vectors.append(made.vectors)
+                append(made.tokens)
+            rows += decoded.rows
+            bad += decoded.bad
+            turned += decoded.turned
+            progress.update(len(decoded.rows), decoded.bad)
     job.parts.write(part, rows, np.concatenate(vectors), bad, turned)
 
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from ca2cl.common.job_dir import JobDir
 from ca2cl.common.records import parse_json
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.errors import InputError
+from ca2cl.evaluation.embed.patch_tokens import SUFFIX, TokenGrid, token_writer
 from ca2cl.evaluation.embed.tiles import TileRow
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class Parts:
         tiles: N, in input order.
         size: tiles of a part; the last has what is left.
         dim: D, length of a vector.
+        grid: patch tokens of a tile, where these are written too.
     """
 
     folder: Path
@@ -89,6 +92,7 @@ class Parts:
     tiles: int
     size: int
     dim: int
+    grid: TokenGrid | None = None
 
     @property
     def digest(self) -> str:
@@ -109,6 +113,19 @@ class Parts:
     def path(self, number: int) -> Path:
         """File of a part."""
         return self.folder / f"part-{number:06d}.parquet"
+
+    def tokens_path(self, number: int) -> Path:
+        """File of a part's patch tokens, which is written before the part."""
+        return self.path(number).with_suffix(SUFFIX)
+
+    @contextmanager
+    def token_writer(self, part: Part) -> Iterator[Callable[[npt.NDArray[Any] | None], None]]:
+        """A function that takes the patch tokens of a part's batches in order; without a grid it ignores them."""
+        if self.grid is None:
+            yield lambda tokens: None
+            return
+        with token_writer(self.tokens_path(part.number), REMEDY) as append:
+            yield append
 
     def write(
         self, part: Part, rows: Sequence[TileRow], vectors_ND: npt.NDArray[np.float32], bad: list[BadTile],
@@ -147,7 +164,18 @@ class Parts:
         except _DAMAGE as error:
             logger.warning("%s: damaged (%s), made again", path, " ".join(str(error).split())[:200])
             return None
-        return PartFacts(footer.num_rows, bad, turned) if found == (self.digest, part.first, part.last) else None
+        if found != (self.digest, part.first, part.last) or not self._has_tokens(part.number, footer.num_rows):
+            return None
+        return PartFacts(footer.num_rows, bad, turned)
+
+    def _has_tokens(self, number: int, rows: int) -> bool:
+        if self.grid is None:
+            return True
+        path = self.tokens_path(number)
+        whole = path.exists() and path.stat().st_size == rows * self.grid.tile_bytes
+        if not whole:
+            logger.warning("%s: missing or cut short, made again", path)
+        return whole
 
     def read(self, part: Part) -> pa.Table:
         """A finished part's rows.
@@ -189,7 +217,7 @@ class Parts:
             )
         if other:
             logger.warning("%s: parts of a job with %s are thrown away", self.folder, other)
-            for stale in found:
+            for stale in (*found, *self.folder.glob(f"part-*{SUFFIX}")):
                 with writing(stale, REMEDY):
                     stale.unlink()
         self.job.write(self.identity)

@@ -20,7 +20,7 @@ from ca2cl.errors import InputError, LocalError
 from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.job import EmbedJob, embed_parts, open_job
 from ca2cl.evaluation.embed.parts import KEPT, REMEDY, PartFacts, mine
-from ca2cl.evaluation.embed.writer import outputs, read_about, write_vectors
+from ca2cl.evaluation.embed.writer import PatchTokens, outputs, read_about, write_vectors
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.distributed import Ranks
 
@@ -115,10 +115,12 @@ def _join(job: EmbedJob, tiles: int, seconds: float) -> None:
     turned = sum(fact.turned for fact in whole)
     if turned:
         logger.warning("%d tiles say that they are to be shown turned (EXIF orientation); taken as stored", turned)
-    dim = job.parts.dim
-    write_vectors(job.out, lambda: (job.parts.read(part) for part in job.parts), rows, dim, job.about(bad))
+    dim, grid = job.parts.dim, job.parts.grid
+    tokens = PatchTokens(grid, [job.parts.tokens_path(part.number) for part in job.parts]) if grid else None
+    write_vectors(job.out, lambda: (job.parts.read(part) for part in job.parts), rows, dim, job.about(bad), tokens)
     job.parts.remove()
     rate = f"{tiles / max(seconds, 1e-9):.0f} tiles/s" if tiles else "all parts were finished"
+    patches = f" and {grid.height} x {grid.width} tokens of {grid.dim}" if grid else ""
     left_out = f", {len(bad)} tiles that do not decode left out" if bad else ""
-    sys.stdout.write(f"{job.out}: {rows} vectors of {dim} numbers{left_out}, {rate}\n")
+    sys.stdout.write(f"{job.out}: {rows} vectors of {dim} numbers{patches}{left_out}, {rate}\n")
     sys.stdout.flush()

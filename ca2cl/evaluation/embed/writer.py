@@ -1,17 +1,17 @@
 """Write vectors as one Parquet or safetensors file, part by part.
 
-Safetensors holds the vectors alone. Keys, labels and sources lie in ``NAME.keys.jsonl`` beside it, line i for row i:
-safetensors' readers refuse a header above 100 MB, which the keys of a million tiles fill, and parse all of it whenever
-they open the file.
+Safetensors holds the vectors, and the patch tokens where these are asked for. Keys, labels and sources lie in
+``NAME.keys.jsonl`` beside it, line i for row i: safetensors' readers refuse a header above 100 MB, which the keys of a
+million tiles fill, and parse all of it whenever they open the file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from ca2cl.common.files import replacing, writing
 from ca2cl.common.records import json_line, parse_json
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.parts import REMEDY, parquet_writer, schema
+from ca2cl.evaluation.embed.patch_tokens import TokenGrid, copy_tokens
 
 METADATA_KEY = "ca2cl"
 """Of the file's metadata: JSON that says what was embedded by what."""
@@ -40,7 +41,16 @@ def keys_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.keys.jsonl")
 
 
-def write_vectors(out: Path, tables: Tables, rows: int, dim: int, about: Mapping[str, Any]) -> None:
+class PatchTokens(NamedTuple):
+    """Patch tokens of the rows, and the files of the parts that hold them."""
+
+    grid: TokenGrid
+    paths: Sequence[Path]
+
+
+def write_vectors(
+    out: Path, tables: Tables, rows: int, dim: int, about: Mapping[str, Any], tokens: PatchTokens | None = None
+) -> None:
     """Write ``out`` by its suffix.
 
     Args:
@@ -48,6 +58,7 @@ def write_vectors(out: Path, tables: Tables, rows: int, dim: int, about: Mapping
         rows: of all parts together.
         dim: D.
         about: what the file's metadata says; the same content gives the same bytes.
+        tokens: patch tokens, for a safetensors file.
     """
     text = json_line(about).decode().strip()
     if out.suffix == ".parquet":
@@ -56,7 +67,7 @@ def write_vectors(out: Path, tables: Tables, rows: int, dim: int, about: Mapping
     with writing(out, REMEDY):
         out.unlink(missing_ok=True)  # never an old result beside new keys
     _write_keys(keys_path(out), tables)
-    _write_safetensors(out, tables, rows, dim, text)
+    _write_safetensors(out, tables, rows, dim, text, tokens)
 
 
 def _write_parquet(out: Path, tables: Tables, dim: int, about: str) -> None:
@@ -74,17 +85,24 @@ def _write_keys(path: Path, tables: Tables) -> None:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
-def _write_safetensors(out: Path, tables: Tables, rows: int, dim: int, about: str) -> None:
+def _write_safetensors(out: Path, tables: Tables, rows: int, dim: int, about: str, tokens: PatchTokens | None) -> None:
     """The format's own layout: header length as 8 bytes, little-endian; the header, JSON; the numbers. Its library
     writes tensors that are in memory as a whole."""
-    vectors = {"dtype": "F32", "shape": [rows, dim], "data_offsets": [0, 4 * rows * dim]}
-    header = json.dumps({"__metadata__": {METADATA_KEY: about}, "vectors": vectors}).encode()
+    end = 4 * rows * dim
+    content: dict[str, Any] = {"__metadata__": {METADATA_KEY: about}}
+    content["vectors"] = {"dtype": "F32", "shape": [rows, dim], "data_offsets": [0, end]}
+    if tokens is not None:
+        grid, last = tokens.grid, end + rows * tokens.grid.tile_bytes
+        content["tokens"] = {"dtype": grid.code, "shape": [rows, *grid.shape], "data_offsets": [end, last]}
+    header = json.dumps(content).encode()
     header += b" " * (-len(header) % 8)
     with writing(out, REMEDY), replacing(out) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for table in tables():
             for column in table.column("vector").chunks:
                 file.write(column.flatten().to_numpy().astype("<f4", copy=False).tobytes())
+        if tokens is not None:
+            copy_tokens(tokens.paths, file)
 
 
 def open_vectors(out: Path) -> npt.NDArray[np.float32]:

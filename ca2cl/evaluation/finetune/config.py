@@ -7,7 +7,8 @@ from typing import Literal
 
 from annotated_types import Ge, Interval
 
-from ca2cl.config import OptimConfig, TrackingConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import OptimConfig, TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.evaluation.protocol import ProtocolName
 from ca2cl.evaluation.result import ENCODER

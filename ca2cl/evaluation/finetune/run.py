@@ -98,7 +98,8 @@ def _draw(job: TuningJob, slides: Sequence[str] | None) -> Subsets:
 def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
     where: dict[str, Any] = {"tracking_uri": config.tracking.uri, "root": config.tracking.root}
     first = resolve_encoder(config.encoder, **where)
-    others = {name: resolve_encoder(name, arch=first.card.arch, **where).beside(first) for name in config.against}
+    where |= {"arch": first.card.arch, "like": first.card}
+    others = {name: resolve_encoder(name, **where).beside(first) for name in config.against}
     return {ENCODER: first, **others}
 
 
@@ -139,5 +140,7 @@ def _card(job: TuningJob, start: ResolvedEncoder) -> EncoderCard:
         arch=card.arch, feature_dim=card.feature_dim, mean=card.mean, std=card.std,
         input_size=job.config.image_size or card.input_size, manifest_digest=index.manifest.digest, classes=classes,
         predicts=classes, origin=f"{start.uri}, fine-tuned", origin_run_id=start.source_run_id,
-        earlier_manifests=card.manifests,
+        earlier_manifests=card.manifests, pooling=card.pooling, start=card.start,
+        start_layout=card.start_layout, start_tensors=card.start_tensors, start_sha256=card.start_sha256,
+        licence=card.licence, licence_text=card.licence_text,
     )  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Literal
 
 from annotated_types import Ge, Interval
 
-from ca2cl.config import TrackingConfig, check_ranges
+from ca2cl.common.ranges import check_ranges
+from ca2cl.config import Pooled, TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.evaluation.protocol import ProtocolName
 from ca2cl.evaluation.splits import check_budgets
@@ -28,6 +29,10 @@ class ProbeConfig:
     train. With the honest protocol they choose nothing. `encoders promote` uses the first set."""
     against: tuple[str, ...] = ()
     """Other encoders, named in the same ways, to probe on the same draws and tiles and to compare tile by tile."""
+    tokens: tuple[Pooled, ...] = ()
+    """Features of a ViT: class (its class token), mean (the mean of its patch tokens), both (one after the other), or
+    several of these as rows of one table, of which the first is compared with all others. [] uses each encoder's own
+    pooling. `encoders compare` and `promote` compare runs with the same tokens only."""
     labels: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Label budgets: up to 1, a fraction of each class's tiles; above 1, a number of tiles for each class."""
     seeds: int = 5
@@ -97,7 +102,7 @@ class ProbeConfig:
     def _check_names(self) -> None:
         if not all(self.tests) or not self.tests:
             raise InputError("test is empty: give at least one folder or URL of shards")
-        for name, given in (("test", self.tests), ("classifiers", self.classifiers)):
+        for name, given in (("test", self.tests), ("classifiers", self.classifiers), ("tokens", self.tokens)):
             if len(set(given)) < len(given):
                 raise InputError(f"{name} names one twice: {', '.join(given)}; give each once")
         if not self.classifiers:

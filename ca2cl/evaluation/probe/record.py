@@ -20,9 +20,10 @@ from ca2cl.evaluation.probe.classifiers import Strength
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.probe.encoders import Contenders
 from ca2cl.evaluation.protocol import PROTOCOLS
-from ca2cl.evaluation.result import ENCODER, Row
+from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import Subsets
 from ca2cl.evaluation.statistics import Units
+from ca2cl.registry.evaluation_run import TOKENS_TAG
 from ca2cl.registry.resolve import ResolvedEncoder
 
 SCHEMA_VERSION = 2
@@ -68,7 +69,7 @@ class ProbeRecord:
     def text(self) -> str:
         """For the terminal."""
         statement = f"\n{self.statement}\n" if self.statement else ""
-        compared = differences(ENCODER, self.compared, name_tests=len(self.tests) > 1)
+        compared = differences(self.rows[0].features, self.compared, name_tests=len(self.tests) > 1)
         remarks = "".join(f"\n{line}\n" for line in self.remarks)
         several = len(self.tests) > 1
         resampled = "".join(
@@ -94,6 +95,7 @@ class ProbeRecord:
             "against": {name: self._describe(found) for name, found in self.contenders.rivals.items()},
             "classes": self.train.index.classes,
             "data": {"train": self.train.describe(), "test": first["data"]},
+            "tokens": list(self.config.tokens),
             "config": {**flatten(self.config), "strength": self.strength},
             "drawn_by": self.drawn_by,
             **{key: first[key] for key in ("leak", "resampled", "results", "differences")},
@@ -126,7 +128,7 @@ class ProbeRecord:
         shared.write_json(output, self.content())
         files = [output]
         for number, test in enumerate(self.tests):
-            ours = [row for row in self.rows if (row.features, row.test) == (ENCODER, test)]
+            ours = [row for row in self.rows if (row.features, row.test) == (self.rows[0].features, test)]
             shown = [row for row in ours if row.classifier == ours[0].classifier][-1]
             on = f" on {test}" if len(self.tests) > 1 else ""
             title = f"{shown.features}, {shown.classifier}, {shown.labelled} labelled tiles{on}: % of each label"
@@ -138,7 +140,7 @@ class ProbeRecord:
         """By name, for MLflow. Those of the first test set are named as they are where there is but one, those of the
         others behind ``other_tests/NAME/``, where nothing takes them for the encoder's: MLflow allows no @ in a name.
         """
-        names = shared.metric_names(list(self.contenders.rivals))
+        names = self.contenders.tracked_names(self.config.tokens)
         flat: dict[str, float] = {}
         for number, test in enumerate(self.tests):
             rows = [row for row in self.rows if row.test == test]
@@ -157,6 +159,8 @@ class ProbeRecord:
         tags = {"ca2cl.kind": "probe", "ca2cl.resampled_by": self.units[first].name}
         if others:
             tags["ca2cl.other_test_manifest_digests"] = json.dumps({name: digests[name] for name in others})
+        if self.config.tokens:
+            tags[TOKENS_TAG] = " ".join(self.config.tokens)
         if self.statement:
             tags["ca2cl.protocol"] = self.statement
         run_id, _ = shared.log_results(

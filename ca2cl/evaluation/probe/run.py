@@ -70,8 +70,9 @@ def _prepare_output(config: ProbeConfig, contenders: Contenders, indexes: Sequen
         found = contenders.encoder
         name = re.sub(r"[^\w.@-]+", "-", found.source_run_id or found.uri).strip("-")[-64:]
         data = hashlib.sha256("".join(index.manifest.digest for index in indexes).encode()).hexdigest()[:8]
+        tokens = "".join(f"-{way}" for way in config.tokens)
         protocol = "" if config.protocol == "honest" else f"-{config.protocol}"
-        path = Path(config.tracking.root) / f"probe-{name}-{data}{protocol}.json"
+        path = Path(config.tracking.root) / f"probe-{name}-{data}{tokens}{protocol}.json"
     check_writable(path, "output")
     return path
 

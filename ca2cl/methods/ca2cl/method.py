@@ -57,6 +57,7 @@ class CA2CL(TwoViewMethod):
     ) -> None:
         super().__init__(accumulation)
         self.config, self.projection_dim = config, projection_dim
+        self.carried = 2 if config.adversary else 0  # L1's by the strong view, and what the surrogate makes of it
 
     @classmethod
     def from_settings(cls, settings: MethodSettings) -> CA2CL:

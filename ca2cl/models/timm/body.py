@@ -6,13 +6,15 @@ Shapes: B tiles, N tokens, P prefix tokens (class, registers), h x w patches, D 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ca2cl.config import Pooling
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import HEAD, Backbone, BackboneOptions, Level, Tokens
+from ca2cl.models.backbone import HEAD, Backbone, BackboneOptions, Encoded, Level, Tokens
 from ca2cl.models.blocks.layers import Matcher, layer_numbers
 from ca2cl.models.perturbed_conv import Stem
 from ca2cl.models.timm.adapt import adapted
@@ -43,7 +45,7 @@ class TimmBackbone(Backbone):
         side = getattr(getattr(self.body, "patch_embed", None), "patch_size", 1)  # XCiT has a number, ViTs a pair
         self.patch_size = int(side if isinstance(side, int) else side[0])
         # True and False are of ViTs; other bodies with position embeddings see one size only
-        self._any_size = not settings.fixed_input_size or bool(getattr(self.body, "dynamic_img_size", False))
+        self.any_size = not settings.fixed_input_size or bool(getattr(self.body, "dynamic_img_size", False))
         self._image_size = options.image_size
         classifiers = settings.classifier
         self.heads = (HEAD, *(f"{one}." for one in ([classifiers] if isinstance(classifiers, str) else classifiers)))
@@ -71,26 +73,58 @@ class TimmBackbone(Backbone):
                 features: Tensor = self.body(x_BCHW)
                 return features
             x_BND = self.body.forward_features(x_BCHW)
-        parts = []
-        if self.pooling in ("class", "both"):
-            parts.append(x_BND[:, 0])
-        if self.pooling in ("mean", "both"):
-            parts.append(x_BND[:, self.body.num_prefix_tokens :].mean(1))
-        norm = getattr(self.body, "fc_norm", None) or nn.Identity()  # the last norm, where timm's pooling precedes it
-        return torch.cat([norm(part) for part in parts], 1)
+        return self._pooled(x_BND, self.pooling)
 
     def tokens(self, x_BCHW: Tensor, stem_delta: Tensor | None = None) -> Tokens:
         """Features by patch; see ``Backbone``."""
         self._check_size(x_BCHW.shape[-1])
         with self._perturbation.of(stem_delta):
             x = self.body.forward_features(x_BCHW)
+        return self._by_position(x, x_BCHW)
+
+    def encode(self, x_BCHW: Tensor, poolings: Iterable[Pooling] = ("default",)) -> Encoded:
+        """As ``Backbone.encode``, in one pass."""
+        self._check_size(x_BCHW.shape[-1])
+        x = self.body.forward_features(x_BCHW)
+        pooled = {way: self._pooled(x, self.pooling if way == "default" else way) for way in poolings}
+        return Encoded(pooled, self._by_position(x, x_BCHW))
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:  # type: ignore[override]
+        """Those of a ViT; one without a class token has the mean alone."""
+        if not hasattr(self.body, "num_prefix_tokens"):
+            return ()
+        return ("class", "mean", "both") if _has_class_token(self.body) else ("mean",)
+
+    def _pooled(self, x: Tensor, pooling: Pooling) -> Tensor:
+        """Features (B, D) of timm's features by position."""
+        if pooling not in self.poolings:  # its own way, which ``model.pooling mean`` may name, too
+            own: Tensor = self.body.forward_head(x)
+            return own
+        parts = []
+        if pooling in ("class", "both"):
+            parts.append(x[:, 0])
+        if pooling in ("mean", "both"):
+            parts.append(x[:, self.body.num_prefix_tokens :].mean(1))
+        norm = getattr(self.body, "fc_norm", None) or nn.Identity()  # the last norm, where timm's pooling precedes it
+        return torch.cat([norm(part) for part in parts], 1)
+
+    def _by_position(self, x: Tensor, x_BCHW: Tensor) -> Tokens:
         if x.ndim == 3:
             prefix = int(getattr(self.body, "num_prefix_tokens", 0))
-            sides = [side // self.patch_size for side in x_BCHW.shape[-2:]]
-            return Tokens(x[:, :prefix], x[:, prefix:].unflatten(1, sides))
+            height, width = self._grid(x.shape[1] - prefix, x_BCHW)
+            return Tokens(x[:, :prefix], x[:, prefix:].reshape(len(x), height, width, -1))
         last = x.shape[-1] == self.body.num_features and getattr(self.body, "output_fmt", "NHWC") != "NCHW"
         patches_BhwD = x if last else x.permute(0, 2, 3, 1)
         return Tokens(patches_BhwD.new_zeros(len(x), 0, patches_BhwD.shape[-1]), patches_BhwD)
+
+    def _grid(self, count: int, x_BCHW: Tensor) -> tuple[int, int]:
+        """Rows and columns of ``count`` patches; bodies with stages have larger ones in the last."""
+        height, width = (side // self.patch_size for side in x_BCHW.shape[-2:])
+        stride = isqrt(height * width // count)
+        if height * width != count * stride * stride or height % stride or width % stride:
+            raise InputError(f"{self.arch} has no features by patch; use a ViT or a convolutional body")
+        return height // stride, width // stride
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -170,7 +204,7 @@ class TimmBackbone(Backbone):
             raise InputError(
                 f"image size {side}: {self.arch} has patches of {self.patch_size} pixels; use a multiple, as {near}"
             )
-        if not self._any_size and side != self._image_size:
+        if not self.any_size and side != self._image_size:
             raise InputError(f"image size {side}: this {self.arch} takes tiles of {self._image_size} pixels only")
 
 
@@ -203,7 +237,8 @@ def _create(arch: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
                     raise
                 del wished[unknown]
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "," not in arch:  # outline() may meet a body that meta cannot build
+        outlined = torch.empty(0).device.type == "meta"  # outline() may meet a body that meta cannot build
+        if isinstance(error, RuntimeError) and (outlined or "," not in arch):
             raise
         raise InputError(
             f"model.arch is {arch!r}: timm cannot build it ({str(error)[:200]}); see timm's {name}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ca2cl.methods.base import LocalEngine, Method, Tiles
+from ca2cl.methods.base import LocalEngine, Method, Teacher, Tiles
+from ca2cl.pretrain.memory.activations import StepMemory
 
 _ROWS = (16, 64)
-"""Rows of the two micro-batches that are tried: memory is linear in them where activations outweigh the rest."""
-
-
-class StepMemory(NamedTuple):
-    """What a step holds at its peak beside weights, their gradients, optimizer state and views, in bytes.
-
-    Attributes:
-        fixed: independent of the micro-batch: weights rounded for autocast, gradients that are carried along.
-        a_tile: for each tile of a micro-batch: activations, of all graphs that are alive together.
-    """
-
-    fixed: float
-    a_tile: float
-
-    def of(self, rows: int) -> float:
-        """Bytes with a micro-batch of that many rows."""
-        return self.fixed + self.a_tile * rows
+"""Rows of the micro-batches that are tried: memory is linear in them where activations outweigh the rest."""
+_MORE_ROWS = 256
+"""Tried too where activations are recomputed: those of few rows weigh less than gradients that are carried along."""
 
 
 def step_memory(
@@ -45,6 +32,7 @@ def step_memory(
     device: torch.device,
     *,
     micro_batches: int,
+    recomputed: bool = False,
     sharded: bool = False,
 ) -> StepMemory:
     """Run ``method.step`` on fake tensors and follow which of them are alive; nothing is computed or allocated.
@@ -59,12 +47,37 @@ def step_memory(
         view_dtype: of the views.
         device: whose operators are followed; cuda needs a GPU.
         micro_batches: 1: a process's whole share at a time; 2: the way of several micro-batches.
+        recomputed: ``build`` makes a network that computes activations again.
         sharded: the way of an engine whose ranks share the parameters (``methods.base.Engine``).
     """
     engine = _ShardedEngine if sharded else LocalEngine
-    few, many = (_peak(method, engine, build(), rows, image_size, view_dtype, device, micro_batches) for rows in _ROWS)
-    a_tile = (many - few) / (_ROWS[1] - _ROWS[0])
-    return StepMemory(max(0.0, few - a_tile * _ROWS[0]), a_tile)
+    points = []
+    for count in (*_ROWS, _MORE_ROWS) if recomputed else _ROWS:
+        rows = count * -(-method.least_tiles // _ROWS[0])
+        points.append((rows, _peak(method, engine, build(), rows, image_size, view_dtype, device, micro_batches)))
+    return StepMemory(tuple(points))
+
+
+def teacher_bytes(
+    teacher: Teacher, image_size: int, view_dtype: torch.dtype, device: torch.device, rows: tuple[int, int] = (4, 8)
+) -> float:
+    """Bytes that a teacher's pass holds at its peak for each tile, followed in the same way.
+
+    Args:
+        teacher: on the device.
+        image_size: S.
+        view_dtype: of the views.
+        device: where they are.
+        rows: of the two passes that are tried.
+    """
+    peaks = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for count in rows:
+            x_BCHW = torch.empty(count, 3, image_size, image_size, dtype=view_dtype, device=device)
+            with LiveBytes() as live:
+                teacher(x_BCHW)
+            peaks.append(live.peak)
+    return float(max(0, peaks[1] - peaks[0])) / (rows[1] - rows[0])
 
 
 class _ShardedEngine(LocalEngine):

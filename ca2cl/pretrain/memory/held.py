@@ -106,6 +106,11 @@ def held(
     return Held(whole + shard + rest, during, exchange, optimizer, mean)
 
 
+def weights_bytes(encoder: nn.Module) -> float:
+    """Bytes of the parameters and buffers of a frozen encoder."""
+    return float(sum(tensor.nbytes for tensor in (*encoder.parameters(), *encoder.buffers())))
+
+
 def optimizer_bytes(config: OptimConfig) -> float:
     """Bytes of optimizer state for each number of a parameter, by a step of the optimizer itself."""
     layer = nn.Linear(64, 64, bias=False)

@@ -243,7 +243,11 @@ def tables_kernel(images, table, constants, out, size, side, BLOCK: tl.constexpr
             y, x = mirrored(cell // 8 * side + at // side, size), mirrored(cell % 8 * side + at % side, size)
             r, g, b = load(image, y, x, size, at < area)
             r, g, b = _linear(constants, r), _linear(constants, g), _linear(constants, b)
-            counts += tl.histogram(_lightness(constants, r, g, b), 256, at < area)
+            level = tl.where(at < area, _lightness(constants, r, g, b), 0)
+            counts += tl.histogram(level, 256)
+        counts -= tl.where(
+            bins == 0, (BLOCK - area % BLOCK) % BLOCK, 0
+        )  # cells beyond the area; Triton 3.2 has no masked histogram
         excess = tl.sum(tl.maximum(counts - clip, 0))
         rest = excess % 256
         step = tl.maximum(256 // tl.maximum(rest, 1), 1)

@@ -18,9 +18,9 @@ import pytest
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import LaneStream
 from ca2cl.data.remote.cache import GB
-from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.errors import InputError
 from tests.support.jobs import ROOT
 from tests.support.shards import encode, random_tiles, write_shards
@@ -168,7 +168,7 @@ def test_a_kill_in_the_middle_of_a_transfer_leaves_nothing_that_is_served(shards
 FULL = """
 import os, sys
 from pathlib import Path
-from ca2cl.data.remote.download import FetchPolicy
+from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.errors import InputError
 url, cache = sys.argv[1:]

@@ -23,6 +23,7 @@ from ca2cl.models.heads import Embeddings, EncoderNetwork, Network
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
+from tests.support import step_oracle
 from tests.support.forked import on_ranks
 
 BATCH = 16
@@ -198,6 +199,36 @@ def test_bitwise_is_the_same_to_the_last_bit_in_single_precision(
             assert float(found[name]) == pytest.approx(float(value), rel=1e-14)
         else:
             assert torch.equal(found[name], value), name
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("world", "count", "mode"),
+    [
+        (1, 1, "absolute"),
+        (1, 2, "relative"),
+        (2, 2, "relative"),
+        pytest.param(2, 1, "absolute", marks=slow),
+        pytest.param(4, 1, "relative", marks=slow),
+        pytest.param(4, 2, "absolute", marks=slow),
+    ],
+)
+def test_a_vits_gradient_is_that_of_slow_loops(world: int, count: int, mode: Any, tmp_path: Path) -> None:
+    """In double precision, of any number of processes and micro-batches."""
+    torch.manual_seed(0)
+    network = DoubleNetwork(build_encoder("timm:test_vit", image_size=32)).double().train()
+    objective = ObjectiveConfig(clusters=3, epsilon=0.3, epsilon_mode=mode)
+    (whole,) = micro_batches(0, 1, 1)
+    canonical = torch.argsort(whole.positions)
+    expected = step_oracle.gradients(network, whole.x1[canonical], whole.x2[canonical], objective)
+    if world == 1:
+        found = one_step(network, 0, 1, count, objective)
+    else:
+        found = on_processes(world, network, count, objective, tmp_path)
+    assert found["term skipped_adversaries"] == 0
+    compare(expected, found)
 
 
 def test_a_body_without_batch_norm_is_exact_on_any_hardware(tmp_path: Path) -> None:

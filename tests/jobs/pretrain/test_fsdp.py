@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.growth import GATHERS, REDUCTIONS
 from ca2cl.config import ObjectiveConfig, OptimConfig, RunConfig
 from ca2cl.errors import InputError
 from ca2cl.methods.ca2cl.method import CA2CL
@@ -47,12 +49,32 @@ def body(name: str, norm: Any = "sync") -> nn.Module:
     return DoubleNetwork(build_encoder(name, norm, group=GROUP, image_size=32)).double().train()
 
 
+class SentBytes(TorchDispatchMode):
+    """Counts the bytes of whole tensors that FSDP2 gathers and reduces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathered = self.reduced = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.gathered += args[0].nbytes
+        if func is torch.ops.c10d._reduce_scatter_base_.default:
+            self.reduced += args[1].nbytes
+        return func(*args, **(kwargs or {}))
+
+
 def steps(rank: int, world: int, cases: list[Case], out: str) -> None:
     accelerator, found = build_accelerator(), []
     for name, norm, count, objective in cases:
         network = shard(body(name, norm), accelerator.device)
         engine = FsdpEngine(accelerator, network, build_optimizer(OptimConfig(), network))
-        terms = CA2CL(objective).step(engine, micro_batches(rank, world, count))
+        with SentBytes() as sent:
+            terms = CA2CL(objective).step(engine, micro_batches(rank, world, count))
+        if objective.adversary:
+            size = sum(p.nbytes for p in network.parameters())
+            assert sent.gathered == pytest.approx(GATHERS * count * size, rel=0.03)
+            assert sent.reduced == pytest.approx(REDUCTIONS * count * size, rel=0.03)
         grads = {name: engine.whole(p.grad) for name, p in network.named_parameters() if p.grad is not None}
         assert all(p.grad is None or len(p.grad.to_local()) < len(p) for p in network.parameters() if len(p) > 1)
         buffers = {name: b for name, b in network.named_buffers() if "running" in name}

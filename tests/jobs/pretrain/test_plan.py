@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +12,17 @@ from torch import nn
 
 from benchmarks.memory import compared
 from ca2cl.cli import main
-from ca2cl.config import ObjectiveConfig, OptimConfig
+from ca2cl.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, RunConfig
 from ca2cl.doctor.plan.config import PlanConfig
+from ca2cl.doctor.plan.run import Plan, plan
 from ca2cl.errors import InputError
 from ca2cl.methods.base import LocalEngine, MethodSettings, ViewBatch
 from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import build_encoder, outline
+from ca2cl.models.encoder_io import EncoderCard, save_encoder
+from ca2cl.pretrain.config import MethodConfig
 from ca2cl.pretrain.memory.dry_step import LiveBytes, step_memory
-from ca2cl.pretrain.memory.held import Held, Numbers, held, optimizer_bytes
+from ca2cl.pretrain.memory.held import Held, Numbers, held, optimizer_bytes, weights_bytes
 
 CPU = torch.device("cpu")
 
@@ -160,6 +164,28 @@ def test_the_plan_is_printed_and_marks_what_does_not_fit(capfd: pytest.CaptureFi
     assert [row[0] for row in rows][:4] == ["2", "4", "8", "16"] and "(too" in rows[3]
 
 
+def test_a_teacher_takes_memory_too(tmp_path: Path) -> None:
+    """Its weights, and the peak of its pass, where that is more than the student's step; none of it if cached."""
+    card = EncoderCard(arch="resnet18", feature_dim=512, input_size=224, mean=(0.5,) * 3, std=(0.2,) * 3)
+    teacher = build_encoder("resnet18")
+    save_encoder(tmp_path / "teacher", teacher.state_dict(), card)
+
+    def planned(*options: str) -> Plan:
+        words = (f"teacher={tmp_path / 'teacher'}", *options)
+        method, model = MethodConfig(name="distill", options=words), ModelConfig(arch="timm:test_vit")
+        return plan(
+            PlanConfig(data=DataConfig(image_size=32), model=model, method=method, run=RunConfig(batch_size=64))
+        )
+
+    live, cached = planned(), planned(f"cache={tmp_path}")
+    assert live.teacher == weights_bytes(teacher) and cached.teacher == 0
+    first_layer = 64 * 112 * 112 * 4  # of the teacher, whose input is 224 px
+    assert live.kept.of("ddp", 64, 64) > 2 * 64 * first_layer > 2 * cached.kept.of("ddp", 64, 64)
+    more = live.peak("ddp", live.kept, 64) - cached.peak("ddp", cached.kept, 64)
+    steps = live.kept.of("ddp", 64, 64) - cached.kept.of("ddp", 64, 64)
+    assert more == pytest.approx(live.teacher + steps)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -175,7 +201,6 @@ def test_what_is_no_job_is_one_line(words: tuple[str, ...], line: str, capfd: py
 
 
 def test_a_step_that_needs_numbers_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ca2cl.doctor.plan.run import plan
     from ca2cl.methods.simclr import SimCLR
 
     original = SimCLR.step
@@ -187,25 +212,35 @@ def test_a_step_that_needs_numbers_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(SimCLR, "step", step)
     with pytest.raises(InputError, match="its step cannot be followed without numbers"):
-        from ca2cl.pretrain.config import MethodConfig
-
         plan(PlanConfig(method=MethodConfig(name="simclr")))
 
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
+R18, VIT_S = "resnet18", "timm:vit_small_patch16_224"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["resnet18", "timm:vit_small_patch16_224"])
 @pytest.mark.parametrize(
-    "engine", ["ddp", pytest.param("zero1", marks=needs_deepspeed), pytest.param("zero2", marks=needs_deepspeed)]
+    ("arch", "engine", "recomputed"),
+    [
+        (R18, "ddp", False),
+        pytest.param(R18, "zero1", False, marks=needs_deepspeed),
+        pytest.param(R18, "zero2", False, marks=needs_deepspeed),
+        (VIT_S, "ddp", False),
+        (VIT_S, "ddp", True),
+        pytest.param(VIT_S, "zero1", False, marks=needs_deepspeed),
+        pytest.param(VIT_S, "zero2", False, marks=needs_deepspeed),
+        pytest.param(VIT_S, "zero2", True, marks=needs_deepspeed),
+    ],
 )
-def test_two_processes_take_what_was_planned(arch: str, engine: str) -> None:
+def test_two_processes_take_what_was_planned(arch: str, engine: str, recomputed: bool) -> None:
     """Within 15 %, of the memory that the system counts."""
     case = {
-        "arch": arch, "engine": engine, "processes": 2, "micro_batches": 1, "checkpoint": False,
-        "tiles": 32 if arch == "resnet18" else 12,
-        "size": 96 if arch == "resnet18" else 224, "method": "ca2cl", "adversary": True, "optimizer": "adam",
+        "arch": arch, "engine": engine, "processes": 2, "micro_batches": 1, "checkpoint": recomputed,
+        "tiles": 32 if arch == R18 else 12, "size": 96 if arch == R18 else 224, "method": "ca2cl", "adversary": True,
+        "optimizer": "adam",
     }  # fmt: skip
     planned, found = compared(case)
     assert planned == pytest.approx(found, rel=0.15)

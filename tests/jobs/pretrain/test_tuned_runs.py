@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from ca2cl.config import ModelConfig, OptimConfig, RunConfig
 from ca2cl.models.encoder_io import load_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.start import _warn_of_the_start
-from tests.support.jobs import make_shards, pretrain, training_lines
+from tests.support.jobs import Ranks, make_shards, pretrain, training_lines
 
 JOB = (
     "--recipe", "smoke", "--tracking.register_as", "null", "--run.steps", "3", "--run.batch_size", "32",
@@ -119,6 +121,33 @@ def test_groups_and_average_go_from_one_engine_to_another(
     for steps, (config, processes) in zip((1, 3), engines, strict=True):
         found = run(shards, tmp_path, "--run.steps", str(steps), processes=processes, config=config)
     same(expected, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["exact", "bitwise"])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(shards: Path, tmp_path: Path, kind: str) -> None:
+    """By SIGTERM on two processes, while first layers are frozen and after: weights, average and optimizer state."""
+    steps = 40
+    more = ("--run.steps", str(steps), "--optim.freeze_steps", "20", "--run.accumulation", kind)
+    arguments = (*JOB, *more, "--data.shards", str(shards), "--run.output_dir")
+    whole = Ranks(tmp_path, *arguments, "whole", processes=2)
+    assert [code for code, _ in whole.wait()] == [0, 0]
+    stops = []
+    for least in (1, 21):
+        stopped = Ranks(tmp_path, *arguments, "stopped", processes=2)
+        journal, deadline = tmp_path / "stopped" / "journal.jsonl", time.monotonic() + 200
+        while not (journal.exists() and len(training_lines(tmp_path / "stopped")) >= least):
+            assert time.monotonic() < deadline, stopped.wait(1)
+            time.sleep(0.02)
+        stopped.started[1].send_signal(signal.SIGTERM)
+        assert [code for code, _ in stopped.wait()] == [85, 85]
+        stops.append(len(training_lines(tmp_path / "stopped")))
+    assert 1 <= stops[0] < 20 < stops[1] < steps, stops
+    again = Ranks(tmp_path, *arguments, "stopped", processes=2)
+    assert [code for code, _ in again.wait()] == [0, 0]
+    same(tmp_path / "whole", tmp_path / "stopped", steps)
+    ours, theirs = (load_encoder(tmp_path / name / "encoder")[0].state_dict() for name in ("whole", "stopped"))
+    assert all(torch.equal(theirs[name], value) for name, value in ours.items())
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -265,3 +265,21 @@ def test_weights_of_the_hub_are_registered_with_their_licence(
     shown = " ".join(capfd.readouterr().out.split())
     assert "licence cc-by-nc-nd-4.0" in shown and "Creative Commons, of a kind" in shown
     assert f"started from hf-hub:tissue/vit@{COMMIT}" in shown
+
+
+def test_mean_and_std_are_given_for_a_file_that_states_none(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = authors(tmp_path / "half.tar", weights(29))
+    half = ["--mean", ".5", ".5", ".5", "--std", ".5", ".25", ".5", "--mpp", "0.5"]
+    out = imported(capfd, str(path), *half, *at(store, "half"))
+    assert out.startswith("half 1: resnet18")
+    card = resolve_encoder("models:/half/1", root=store.root).card
+    assert (card.mean, card.std, card.mpp) == ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5), 0.5)
+    assert "already has exactly these weights" in imported(capfd, str(path), *half, *at(store, "half"))
+    again = imported(capfd, "models:/half/1", "--mean", ".4", ".5", ".5", "--std", ".5", ".5", ".5", *at(store), code=2)
+    assert "mean is (0.4, 0.5, 0.5): the source states (0.5, 0.5, 0.5); leave it out" in again
+    assert "mean is 127 127 127: use numbers from 0 to 1" in imported(
+        capfd, str(path), "--mean", "127", "127", "127", "--std", "1", "1", "1", *at(store), code=2
+    )
+    assert "needs --std R G B as well" in imported(capfd, str(path), "--mean", ".5", ".5", ".5", *at(store), code=2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ca2cl.data.remote.download import FetchPolicy
+from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.errors import InputError
 from ca2cl.reproduce import archives as module
 from ca2cl.reproduce.archives import Archive, check_space, choose, download, part_of, read_record

@@ -24,8 +24,8 @@ from ca2cl.cli import entry as cli
 from ca2cl.cli import main
 from ca2cl.common.redact import RedactingFormatter, redact, redact_all
 from ca2cl.config import DataConfig, RunConfig, TrackingConfig, flatten
-from ca2cl.data.remote.download import join
 from ca2cl.data.remote.reader import FetchPolicy, ShardReader, open_index
+from ca2cl.data.transfer.download import join
 from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import name_sets
 from ca2cl.evaluation.report import write_json

@@ -23,7 +23,8 @@ from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.registry.resolve import resolve_encoder
-from ca2cl.store.open import open_store, quiet_mlflow
+from ca2cl.store.open import open_store
+from ca2cl.store.quiet import quiet_mlflow
 from ca2cl.tracking import run as run_module
 from ca2cl.tracking.journal import Journal, read_journal, training_lines
 from ca2cl.tracking.replay import MIRROR_NAME

@@ -61,8 +61,10 @@ def train(tracker: RunTracker, first: int, last: int) -> None:
         tracker.log_step({"step": step, "epoch": 0, "samples": step * 16, "loss": 1 / step, "lr": 0.1})
 
 
-def test_a_run_from_start_to_end(config: PretrainConfig, store: Store, tmp_path: Path) -> None:
-    tracker = open_run(tmp_path / "run", config, manifest=MANIFEST)
+@pytest.mark.parametrize("later", [False, True])
+def test_a_run_from_start_to_end(config: PretrainConfig, store: Store, tmp_path: Path, later: bool) -> None:
+    tracker = open_run(tmp_path / "run", config, manifest=MANIFEST, later=later)
+    assert read_run(tmp_path / "run").run_id == tracker.run_id and bool(tracker.run_id) != later
     train(tracker, 1, 4)
     tracker.set_tag("a.tag", "b")
     tracker.log_figure("curves", curves_figure(tracker.journal.path))
@@ -79,6 +81,43 @@ def test_a_run_from_start_to_end(config: PretrainConfig, store: Store, tmp_path:
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert "torch==" in (tmp_path / "run" / "requirements.txt").read_text()
+
+
+def test_a_run_that_waits_for_its_first_step_is_there_in_the_end(
+    config: PretrainConfig, store: Store, tmp_path: Path
+) -> None:
+    tracker = open_run(tmp_path / "stopped", config, later=True)
+    assert tracker.finish("FAILED")
+    assert store.client.get_run(tracker.run_id).info.status == "FAILED"
+    tracker = open_run(tmp_path / "run", config, later=True)
+    train(tracker, 1, 1)
+    tracker.await_run()
+    assert tracker.run_id == read_run(tmp_path / "run").run_id != ""
+    tracker.finish("FINISHED")
+
+
+def test_a_run_does_not_wait_where_the_store_will_refuse_it(
+    config: PretrainConfig, store: Store, tmp_path: Path
+) -> None:
+    store.client.delete_experiment(store.experiment_id("gone"))
+    gone = replace(config, tracking=replace(config.tracking, experiment="gone"))
+    with pytest.raises(InputError, match="it was deleted"):
+        open_run(tmp_path / "run", gone, later=True)
+    assert not (tmp_path / "run").exists()
+
+
+WITHOUT_MLFLOW = """
+import os, sys
+from ca2cl.config import TrackingConfig
+from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.tracking.run import open_run
+open_run("run", PretrainConfig(tracking=TrackingConfig(root=sys.argv[1])), later=True)
+os._exit(len({"mlflow", "sqlalchemy"} & set(sys.modules)))
+"""
+
+
+def test_before_the_first_step_mlflow_is_not_imported(store: Store, root: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_MLFLOW, str(root)], cwd=tmp_path, check=True)
 
 
 def test_a_resumed_run_is_the_same_run_and_tells_what_changed(

@@ -218,6 +218,40 @@ def test_dataset_with_class_labels_and_groups(tmp_path: Path, images: list[dict[
     assert open_source(str(moved)).digest != open_source(path).digest  # what datasets says of other rows
 
 
+@pytest.mark.parametrize("typed", [True, False], ids=["images", "bytes"])
+def test_parquet_files_are_a_data_set(
+    tmp_path: Path, images: list[dict[str, Any]], typed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As public sets of tiles are published: one file, or files named after their splits."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    columns = {"image": images, "label": ["b", "a", "b", "a"], "slide": ["s1", "s1", "s2", "s2"]}
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    for name, rows in (("train-00000-of-00002", [0]), ("train-00001-of-00002", [1, 2]), ("test-00000-of-00001", [3])):
+        part = {key: [values[row] for row in rows] for key, values in columns.items()}
+        if typed:
+            dataset = datasets.Dataset.from_dict(part).cast_column("image", datasets.Image())
+            dataset.to_parquet(folder / f"{name}.parquet")
+        else:
+            part["image"] = [one["bytes"] for one in part["image"]]
+            pq.write_table(pa.table(part), folder / f"{name}.parquet")
+    source = open_source(str(tmp_path / "set"), SourceOptions(split="train", group_column="slide"))
+    assert source.classes == ["a", "b"] and source.labels.tolist() == [1, 0, 1]
+    assert [source.reader.read(tile) for tile in everything(source)] == [one["bytes"] for one in images[:3]]
+    assert [tile.group for tile in everything(source)] == ["s1", "s1", "s2"]
+    alone = open_source(str(folder / "test-00000-of-00001.parquet"))
+    assert [alone.reader.read(tile) for tile in everything(alone)] == [images[3]["bytes"]]
+    with pytest.raises(InputError, match="choose one of (train, test|test, train) with --split"):
+        open_source(str(tmp_path / "set"))
+    (folder / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be loaded as a dataset"):
+        open_source(str(folder / "test-00000-of-00001.parquet"))
+
+
 def test_what_is_empty_or_not_a_number_is_no_slide(tmp_path: Path, images: list[dict[str, Any]]) -> None:
     columns = {"image": images, "label": [0, 0, 1, 1], "slide": [1.0, math.nan, None, 2.0], "name": ["a", "", "", "b"]}
     path = save(tmp_path / "d", columns)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ca2cl.data.remote.download import FetchPolicy
 from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex
+from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.errors import InputError
 from tests.support.shards import encode, random_tiles, write_shards
 from tests.support.stores import FaultyHandler, http_store, in_turn
@@ -151,7 +151,7 @@ def test_a_server_that_asks_to_be_left_alone_is(
     handler.fault = staticmethod(in_turn({"shard-000000.tar": ["later"]}))
     reader = ShardReader(url, tmp_path, policy=FetchPolicy(timeout=5, pause=0.01))
     pauses: list[float] = []
-    monkeypatch.setattr("ca2cl.data.remote.download.time.sleep", pauses.append)
+    monkeypatch.setattr("ca2cl.data.transfer.download.time.sleep", pauses.append)
     reader.read("shard-000000.tar", 0, 1)
     assert pauses == [1.0]  # what it asked for, and not the policy's 0.01
 

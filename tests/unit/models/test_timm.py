@@ -20,17 +20,11 @@ from ca2cl.models.encoder_io import EncoderCard, load_encoder, save_encoder
 from ca2cl.models.timm.spelling import join_arch, split_arch
 from ca2cl.registry.resolve import ResolvedEncoder
 
+# others are in tests/jobs/registry/test_public_bodies.py
 LARGE = {
-    "vit_small_patch16_224": (224, 160),
-    "vit_base_patch16_reg4_gap_256": (256, 160),
-    "vit_base_patch14_reg4_dinov2": (224, 140),
     "deit_small_distilled_patch16_224": (224, 160),
-    "swin_tiny_patch4_window7_224": (224, 128),
-    "convnext_tiny": (224, 160),
-    "efficientnet_lite0": (224, 160),
     "tf_efficientnet_lite0": (224, 161),
     "resnet10t": (64, 96),
-    "resnet50d": (224, 160),
     "xcit_nano_12_p16_224": (224, 160),
 }
 SMALL = {
@@ -203,3 +197,32 @@ def test_a_body_without_class_token_has_one_pooling(arch: str) -> None:
     assert tokens.patches.shape[0] == 2 and tokens.patches.shape[-1] == encoder.feature_dim
     with pytest.raises(InputError, match="model.pooling is 'class'"):
         build_encoder(arch, image_size=64, pooling="class")
+
+
+@pytest.mark.parametrize("arch", ["timm:test_vit,reg_tokens=2", "timm:test_vit2", "timm:test_convnext", "resnet18"])
+def test_one_pass_gives_tokens_and_every_pooling(arch: str) -> None:
+    torch.manual_seed(3)
+    encoder = build_encoder(arch, image_size=64).eval()
+    x = torch.randn(2, 3, 64, 96)
+    passes: list[int] = []
+    encoder.stem.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        found = encoder.encode(x, ["default", *encoder.poolings])
+        assert len(passes) == 1
+        for one, other in zip(found.tokens, encoder.tokens(x), strict=True):
+            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(found.pooled["default"], encoder(x))
+        for way in encoder.poolings:
+            if "test_vit2" not in arch:
+                torch.testing.assert_close(found.pooled[way], pooled_by_hand(encoder, x, way), rtol=1e-5, atol=1e-5)
+    expected = {"timm:test_vit,reg_tokens=2": ("class", "mean", "both"), "timm:test_vit2": ("mean",)}
+    assert encoder.poolings == expected.get(arch, ())
+    if arch == "timm:test_vit2":  # its own pooling, before its last norm
+        torch.testing.assert_close(found.pooled["mean"], found.pooled["default"])
+
+
+def test_larger_patches_of_a_last_stage_keep_their_grid() -> None:
+    encoder = build_encoder("timm:efficientformer_l1").eval()
+    with torch.no_grad():
+        found = encoder.encode(torch.randn(1, 3, 224, 224))
+    assert found.tokens.patches.shape == (1, 7, 7, 448) and found.tokens.prefix.shape == (1, 0, 448)

@@ -12,15 +12,19 @@ import pytest
 import torch
 
 from ca2cl.cli import main
-from ca2cl.config import OptimConfig
+from ca2cl.config import ObjectiveConfig, OptimConfig
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import Backbone, build_encoder
+from ca2cl.methods.base import Method, MethodSettings
+from ca2cl.methods.registry import build_method
+from ca2cl.models.backbone import Backbone, build_encoder, outline
 from ca2cl.models.heads import Network
 from ca2cl.pretrain.callbacks import _duration
-from ca2cl.pretrain.memory.activations import bytes_a_tile
-from ca2cl.pretrain.memory.check import check_memory
-from ca2cl.pretrain.memory.held import held_bytes
+from ca2cl.pretrain.memory.activations import StepMemory, bytes_a_tile, quick_step
+from ca2cl.pretrain.memory.check import LIKELY, SURE, check_memory, check_teacher
+from ca2cl.pretrain.memory.dry_step import LiveBytes, step_memory
+from ca2cl.pretrain.memory.held import held_bytes, weights_bytes
 from ca2cl.pretrain.memory.machine import _left_in_cgroups, free_bytes, limit_left
+from ca2cl.pretrain.teacher import FoundTeacher, LiveTeacher
 from ca2cl.runtime.precision import _has
 from tests.support.jobs import make_shards
 
@@ -56,15 +60,15 @@ def test_the_estimate_draws_nothing_from_the_jobs_generator() -> None:
 def test_what_fits_is_said_and_what_cannot_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     free = free_bytes(CPU)
-    check_memory(free / 1e4, 2, 8, 64, CPU)
+    check_memory(lambda rows: rows * free / 5e3, 8, 64, CPU)
     assert "a step holds about" in caplog.text and "free" in caplog.text
-    check_memory(free / 128, 2, 48, 48, CPU)
+    check_memory(lambda rows: rows * free / 64, 54, 54, CPU)
     assert caplog.records[-1].levelname == "WARNING" and "may not be enough" in caplog.text
     with pytest.raises(
         InputError,
         match=r"micro_batch_size is 512, a process's whole share.*use --run.micro_batch_size (32|16) or less",
     ):
-        check_memory(free / 128, 2, 512, 512, CPU)
+        check_memory(lambda rows: rows * free / 64, 512, 512, CPU)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -111,6 +115,97 @@ def test_fp16_is_refused_where_it_is_emulated(shards: Path, tmp_path: Path, capf
     line = capfd.readouterr().err.splitlines()[-1]
     assert "run.precision is fp16, which this CPU emulates" in line and line.endswith("use --run.precision no")
     assert not run.exists()
+
+
+def test_memory_is_linear_between_and_beyond_its_points() -> None:
+    memory = StepMemory(((16, 100.0), (64, 148.0), (256, 532.0)))
+    assert [memory.of(rows) for rows in (2, 16, 40, 64, 160, 256, 512)] == [86, 100, 124, 148, 340, 532, 1044]
+    assert memory.a_tile == 2 and StepMemory(((0, 5.0), (1, 7.0))).of(10) == 25
+
+
+def exact_step(
+    method: Method, arch: str, size: int, precision: str, micro_batches: int, recomputed: bool, sharded: bool
+) -> StepMemory:
+    def build() -> torch.nn.Module:
+        encoder = outline(arch, "frozen", image_size=size)
+        if recomputed:
+            encoder.set_grad_checkpointing()
+        with torch.device("meta"):
+            network = method.build(encoder)
+        network.autocast_dtype = torch.bfloat16 if precision != "no" else None  # type: ignore[assignment]
+        return network
+
+    return step_memory(
+        method, build, size, torch.float32, CPU, micro_batches=micro_batches, recomputed=recomputed, sharded=sharded
+    )
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "name", "micro_batches", "recomputed", "precision", "sharded"),
+    [
+        ("timm:test_vit", 96, "ca2cl", 1, False, "no", False),
+        ("resnet18", 64, "distill", 1, False, "no", False),
+        pytest.param("resnet18", 96, "ca2cl", 1, False, "no", False, marks=slow),
+        pytest.param("resnet18", 96, "ca2cl", 2, False, "no", False, marks=slow),
+        pytest.param("resnet18", 96, "ca2cl", 1, True, "no", False, marks=slow),
+        pytest.param("resnet18", 96, "ca2cl", 2, True, "no", False, marks=slow),
+        pytest.param("resnet18", 96, "ca2cl", 1, False, "bf16", False, marks=slow),
+        pytest.param("resnet18", 96, "ca2cl", 1, False, "no", True, marks=slow),
+        pytest.param("resnet18", 96, "simclr", 2, False, "no", False, marks=slow),
+        pytest.param("timm:convnext_atto", 96, "ca2cl", 1, False, "no", False, marks=slow),
+        pytest.param("timm:vit_small_patch16_224", 224, "ca2cl", 1, False, "no", False, marks=slow),
+        pytest.param("timm:vit_small_patch16_224", 224, "ca2cl", 2, True, "no", False, marks=slow),
+        pytest.param("timm:vit_small_patch16_224", 224, "simclr", 1, False, "bf16", False, marks=slow),
+        pytest.param("timm:vit_small_patch16_224", 224, "ca2cl", 1, True, "no", True, marks=slow),
+    ],
+)
+def test_the_quick_estimate_is_near_the_exact_one(
+    arch: str, size: int, name: str, micro_batches: int, recomputed: bool, precision: str, sharded: bool
+) -> None:
+    """Within the factors by which a job is refused or warned of; with the copies of weights that autocast keeps."""
+    method = build_method(name, MethodSettings(ObjectiveConfig()))
+    if name == "distill":
+        method.take_teacher(Known())
+    quick = quick_step(method, arch, size, precision, recomputed=recomputed, sharded=sharded)
+    exact = exact_step(method, arch, size, precision, micro_batches, recomputed, sharded)
+    numbers = sum(p.numel() for p in method.build(build_encoder(arch, image_size=size)).parameters())
+    copies = 0 if precision == "no" or recomputed else 2 * numbers * (1 if sharded else method.graphs)
+    for rows in (16, 32, 64, 128):
+        assert SURE < exact.of(rows) / (quick.of(rows) + copies) < LIKELY, rows
+
+
+class Known:
+    """A teacher whose features are cached."""
+
+    feature_dim = 8
+
+    def known(self, tiles: Any) -> torch.Tensor:
+        return torch.empty(len(tiles.keys), 8)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+
+def test_a_teachers_pass_is_counted_and_its_weights_must_fit() -> None:
+    encoder = build_encoder("resnet18").eval()
+    mean, std = (0.5,) * 3, (0.2,) * 3
+    teacher = LiveTeacher(encoder.requires_grad_(False), 512, 64, (mean, std), (mean, std))
+    peaks = []
+    for rows in (4, 8):
+        x = torch.randn(rows, 3, 96, 96)
+        with LiveBytes() as live:
+            teacher(x)
+        peaks.append(live.peak)
+    found = FoundTeacher(teacher, "here", "digest", ()).pass_bytes(96, torch.float32)
+    assert found == pytest.approx((peaks[1] - peaks[0]) / 4, rel=0.01) and found > 2 * 64 * 32 * 32 * 4
+    assert FoundTeacher(Known(), "here", "digest", ()).pass_bytes(96, torch.float32) == 0
+    assert weights_bytes(encoder) == pytest.approx(4 * sum(p.numel() for p in encoder.parameters()), rel=0.01)
+    check_teacher(1e6, CPU)
+    with pytest.raises(InputError, match=r"has a teacher of 1000000.0 GB; .* or --method.options cache=FOLDER"):
+        check_teacher(1e15, CPU)
 
 
 def test_the_estimates_network_is_freed() -> None:
@@ -173,12 +268,12 @@ def test_shards_and_two_blocks_are_held_by_each_process() -> None:
 
 def test_an_optimizer_that_does_not_fit_is_refused_with_the_way_out() -> None:
     with pytest.raises(InputError, match=r"weights, gradients and optimizer state; 1\.0 GB are free.*--run.fsdp true"):
-        check_memory(1e6, 2, 8, 64, CPU, held=2e9, limit=1e9)
+        check_memory(lambda rows: 2e6 * rows, 8, 64, CPU, held=2e9, limit=1e9)
     with pytest.raises(InputError, match="or more processes"):
-        check_memory(1e6, 2, 8, 64, CPU, held=2e9, limit=1e9, sharded=True)
-    check_memory(1e6, 2, 8, 64, CPU, held=0.5e9, limit=1e9)
+        check_memory(lambda rows: 2e6 * rows, 8, 64, CPU, held=2e9, limit=1e9, sharded=True)
+    check_memory(lambda rows: 2e6 * rows, 8, 64, CPU, held=0.5e9, limit=1e9)
     with pytest.raises(InputError, match="run.micro_batch_size is 64.*beside 0.5 GB of weights"):
-        check_memory(1e7, 2, 64, 64, CPU, held=0.5e9, limit=1e9)
+        check_memory(lambda rows: 2e7 * rows, 64, 64, CPU, held=0.5e9, limit=1e9)
 
 
 def test_a_limit_of_the_shell_counts() -> None:

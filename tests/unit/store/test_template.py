@@ -78,3 +78,14 @@ def test_where_mlflow_has_changed_it_makes_the_store(tmp_path: Path, monkeypatch
     monkeypatch.delattr(utils, "_initialize_tables")
     start_database(tmp_path / "new.db")
     assert not (tmp_path / "new.db").exists()
+
+
+def test_a_store_that_will_take_a_run_is_known_by_its_file(tmp_path: Path) -> None:
+    store = open_store(root=tmp_path / "runs")
+    store.client.delete_experiment(store.experiment_id("gone"))
+    assert store.surely_takes("new") and store.surely_takes("Default") and not store.surely_takes("gone")
+    with closing(sqlite3.connect(tmp_path / "runs" / "mlflow.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'of another MLflow'")
+        database.commit()
+    assert not store.surely_takes("new")
+    assert not open_store("http://127.0.0.1:9", check=False).surely_takes("new")

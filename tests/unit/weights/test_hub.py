@@ -19,6 +19,7 @@ from ca2cl.errors import InputError
 from ca2cl.models.backbone import build_encoder
 from ca2cl.registry.resolve import resolve_encoder
 from tests.support.hub import COMMIT, TOKEN, Hub, Repo
+from tests.unit.weights.test_transformers import CONFIGS, SHAPE, published, trained
 
 SIDE = 64
 ARCH = "timm:test_vit,init_values=1e-05,reg_tokens=2"
@@ -89,6 +90,27 @@ def test_a_repository_gives_the_encoder_its_input_and_its_licence(hub: Hub) -> N
     assert card.start_tensors == len(state_of()) and not found.bare
 
 
+def test_a_repository_of_transformers_gives_its_input_and_its_licence(hub: Hub) -> None:
+    arch = (
+        "timm:vit_base_patch14_dinov2,depth=2,embed_dim=32,no_embed_class=true,num_heads=2,patch_size=16,reg_tokens=3"
+    )
+    own = trained(arch)
+    files = repository().files | {
+        "config.json": json.dumps({**SHAPE, **CONFIGS["registers"]}).encode(),
+        "model.safetensors": save(published(own.state_dict(), eva=False)),
+        "preprocessor_config.json": b'{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "size": 64}',
+    }
+    hub.repos["tissue/phikon"] = Repo(files)
+    found = resolve_encoder("hf-hub:tissue/phikon")
+    assert (found.card.arch, found.card.input_size, found.card.mean) == (arch, 64, (0.5, 0.5, 0.5))
+    assert found.card.licence == "some-tissue-1.0" and not found.bare
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.encoder(x), own(x), rtol=1e-5, atol=1e-5)
+    del hub.repos["tissue/phikon"].files["preprocessor_config.json"]
+    assert resolve_encoder("hf-hub:tissue/phikon").card.input_size == 64
+
+
 def test_a_revision_and_another_file(hub: Hub) -> None:
     hub.repos["tissue/vit"] = repo = repository(revisions=("v2", COMMIT))
     repo.files["weights/teacher.pth"] = pickled({f"backbone.{name}": one for name, one in state_of().items()})
@@ -152,7 +174,8 @@ def test_a_second_use_needs_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch
             "builds test_vit with block_fn='x', which model.arch cannot set",
         ),
         ("hf-hub:tissue/vit", {"config.json": b'{"architecture": "test_vit", "mean": [1, 2]}'}, "mean is [1, 2]"),
-        ("hf-hub:tissue/vit", {"config.json": b'{"model_type": "dinov2"}'}, "not a resnet18: 0 of"),
+        ("hf-hub:tissue/vit", {"config.json": b'{"model_type": "clip"}'}, "not a resnet18: 0 of"),
+        ("hf-hub:tissue/vit", {"config.json": b'{"model_type": "dinov2"}'}, "hidden_size"),
         ("hf-hub:tissue/vit", {"model.safetensors": b"short"}, "not a whole safetensors file"),
     ],
 )

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 from tqdm import tqdm
 
 from ca2cl.common.files import file_digest, fsync
-from ca2cl.data.remote.errors import passing, retry_after, shown
+from ca2cl.data.transfer.errors import passing, retry_after, shown
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Downloads of remote files through fsspec."""

@@ -1,0 +1,130 @@
+"""The slides of a ``ca2cl shard`` job: listed, cut, and opened as a source of tiles."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ca2cl.common.files import write_atomic
+from ca2cl.errors import InputError
+from ca2cl.slides.config import SlideOptions
+from ca2cl.slides.listing import list_slides
+from ca2cl.slides.previews import write_previews
+from ca2cl.slides.records import SLIDES_NAME, SlideRecord, write_rows
+from ca2cl.slides.source import SlideSource
+from ca2cl.slides.stage import CutJob, cut_slides, summary
+from ca2cl.slides.staging import REMEDY, Staging
+
+logger = logging.getLogger(__name__)
+_CUT_NAME = "cut.json"
+_SHOWN = 3
+
+
+class SlideJob:
+    """Slides to cut into a folder.
+
+    Args:
+        source: as ``list_slides`` takes it.
+        split: of a CSV.
+        options: of the tiles.
+        folder: for what lies between slides and shards.
+        seed: of the draw of ``max_tiles``.
+        form: ``jpeg``, ``webp`` or ``png``.
+        quality: of jpeg and webp.
+
+    Raises:
+        InputError: no slides, or settings that do not fit.
+    """
+
+    def __init__(
+        self, source: str, split: str | None, options: SlideOptions, folder: Path, *, seed: int, form: str, quality: int
+    ) -> None:
+        assert options.mpp is not None
+        if options.mask is not None and not Path(options.mask).exists():
+            raise InputError(f"mask is {options.mask!r}: not there; give a folder of annotations or one file")
+        self._listing = list_slides(source, split)
+        self._job = CutJob(self._listing, options, Staging(folder), seed, form, quality)
+        self.name, self.digest = self._listing.name, self._listing.digest
+        self.classes: list[str] = []
+
+    def cut(self, out: Path, workers: int) -> SlideSource:
+        """Cut all tiles that an earlier run has not, and write ``slides.jsonl`` and the preview.
+
+        Raises:
+            InputError: a slide failed with ``strict``, no slide gave a tile, or slides changed since they were cut.
+        """
+        staging, options = self._job.staging, self._job.options
+        staging.folder.mkdir(parents=True, exist_ok=True)
+        records = self._cut_before()
+        if records is None:
+            records = cut_slides(self._job, workers)
+            write_rows(out / SLIDES_NAME, records, REMEDY)
+            _warn(records, out / SLIDES_NAME, options.strict)
+            if options.preview is not None:
+                write_previews(Path(options.preview), records, staging)
+        assert options.mpp is not None
+        source = SlideSource(self.name, self.digest, records, staging, options.mpp, self._job.form)
+        content = {"records": [asdict(record) for record in records], "states": self._states()}
+        write_atomic(staging.folder / _CUT_NAME, json.dumps(content).encode(), REMEDY)
+        sys.stdout.write(f"{summary(records)}\n")
+        return source
+
+    def check_unchanged(self) -> None:
+        """Refuse slides that changed since a finished job cut them."""
+        self._cut_before()
+
+    def clear(self) -> None:
+        """Remove what only an unfinished job needs."""
+        for path in self._job.staging.folder.iterdir():
+            if path.name != _CUT_NAME:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _states(self) -> list[list[int]]:
+        return [list(slide.state) for slide in self._listing.slides]
+
+    def _cut_before(self) -> list[SlideRecord] | None:
+        """Records of an earlier run that has cut all slides; None if there was none."""
+        path = self._job.staging.folder / _CUT_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        states = self._states()
+        changed = [
+            slide.name
+            for slide, before, now in zip(self._listing.slides, content["states"], states, strict=True)
+            if before != now
+        ]
+        if changed:
+            raise InputError(
+                f"{changed[0]}: the slide was changed after its tiles were cut, as {len(changed)} of {len(states)} "
+                "were; give another folder"
+            )
+        return [SlideRecord(**record) for record in content["records"]]
+
+
+def _warn(records: list[SlideRecord], rows: Path, strict: bool) -> None:
+    """Name slides that gave nothing.
+
+    Raises:
+        InputError: no slide gave a tile, or one failed and ``strict`` is set.
+    """
+    failed = [record for record in records if record.error is not None]
+    first = f"{failed[0].path}: {failed[0].error}" if failed else ""
+    if failed and strict:
+        raise InputError(
+            f"{first}; {len(failed)} of {len(records)} slides failed, see {rows}; leave --strict out to go on"
+        )
+    if not any(record.kept for record in records):
+        why = first or f"{records[0].slide}: {records[0].dropped}"
+        raise InputError(f"no slide gave a tile, see {rows}; the first: {why}")
+    for record in failed[:_SHOWN]:
+        logger.warning("%s: %s", record.path, record.error)
+    if len(failed) > _SHOWN:
+        logger.warning("%d more slides failed, see %s", len(failed) - _SHOWN, rows)
+    if empty := [record.slide for record in records if record.error is None and not record.kept]:
+        logger.warning("%d slides gave no tile (%s first), see %s", len(empty), empty[0], rows)

@@ -1,0 +1,1 @@
+"""Annotations of slides: which tiles they keep, and of which class."""

@@ -1,0 +1,106 @@
+"""Tiles that were cut from slides, as a source of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.data.encode import EXTENSIONS
+from ca2cl.data.sources.base import Tile, TileReader, safe_key
+from ca2cl.errors import InputError
+from ca2cl.slides.records import SlideRecord
+from ca2cl.slides.staging import Staging
+
+
+class SlideSource:
+    """Cut tiles, in the order of the list of slides, row by row."""
+
+    def __init__(
+        self, name: str, digest: str, records: list[SlideRecord], staging: Staging, mpp: float, form: str
+    ) -> None:
+        self.name, self.digest = name, digest
+        self.ungrouped: list[int] = []
+        self._records, self._mpp, self._ext = records, mpp, EXTENSIONS[form]
+        scans = [staging.read_scan(number) for number in range(len(records))]
+        self.classes = sorted({name for scan in scans if scan is not None for name in scan.classes})
+        if not staging.tiles_path.exists():
+            staging.write_tiles(staging.table_parts(len(records), tuple(self.classes)))
+        self._table: npt.NDArray[Any] = np.load(staging.tiles_path, mmap_mode="r")
+        self.labels = np.ascontiguousarray(self._table["label"])
+        self.reader: TileReader = StagedReader(str(staging.folder))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def tiles(self, rows: Iterable[int]) -> list[Tile]:
+        """The tiles with these numbers."""
+        return [self._tile(int(row)) for row in rows]
+
+    def _tile(self, row: int) -> Tile:
+        found = self._table[row]
+        record = self._records[found["slide"]]
+        x, y = int(found["x"]), int(found["y"])
+        assert record.mpp is not None and record.level is not None
+        meta: dict[str, str | int | float] = {
+            "slide": record.slide, "x": x, "y": y, "mpp": self._mpp, "slide_mpp": record.mpp, "level": record.level,
+        }  # fmt: skip
+        if record.patient is not None:
+            meta["patient"] = record.patient
+        return Tile(
+            key=safe_key(f"{record.slide}_x{x}_y{y}"),
+            name=f"{record.slide}[{x},{y}]",
+            row=row,
+            label=int(found["label"]),
+            group=record.patient or record.slide,
+            ext=self._ext,
+            meta=meta,
+        )
+
+
+class StagedReader:
+    """Reads encoded tiles from a job's staging folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    @cached_property
+    def _table(self) -> npt.NDArray[Any]:
+        table: npt.NDArray[Any] = np.load(Staging(Path(self.folder)).tiles_path, mmap_mode="r")
+        return table
+
+    def where(self, tile: Tile) -> str:
+        """The slide and the tile's corner."""
+        return tile.name
+
+    def read(self, tile: Tile) -> bytes:
+        """The encoded tile.
+
+        Raises:
+            InputError: its file is gone or damaged.
+        """
+        found = self._table[tile.row]
+        path = Staging(Path(self.folder)).bin_path(int(found["slide"]), int(found["piece"]))
+        size = int(found["size"])
+        try:
+            file = _opened(path)
+            file.seek(int(found["offset"]))
+            data = file.read(size)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); run again with an empty folder") from None
+        if len(data) != size:
+            raise InputError(f"{path}: ends early; run again with an empty folder")
+        return data
+
+
+@lru_cache(maxsize=128)
+def _opened(path: Path) -> BinaryIO:
+    """Files stay open for the next tiles: a shard has tiles of many slides."""
+    return path.open("rb", buffering=0)

@@ -1,0 +1,213 @@
+"""Scan and cut slides by several processes: a slide is the unit of failure, a piece of its grid that of work."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ca2cl.data.transfer.download import FetchPolicy, fetch
+from ca2cl.data.transfer.errors import DiskFull
+from ca2cl.errors import InputError
+from ca2cl.runtime.pool import worker_pool
+from ca2cl.slides.config import SlideOptions
+from ca2cl.slides.cut import cut_piece
+from ca2cl.slides.listing import Listing, SlideFile, is_remote
+from ca2cl.slides.readers.base import SlideError
+from ca2cl.slides.records import SlideRecord
+from ca2cl.slides.scan import Scan, scan_slide
+from ca2cl.slides.staging import Staging
+
+logger = logging.getLogger(__name__)
+_LOG_SECONDS = 10.0
+_SCAN = -1
+
+
+@dataclass(frozen=True)
+class CutJob:
+    """Slides, and how they are cut."""
+
+    listing: Listing
+    options: SlideOptions
+    staging: Staging
+    seed: int
+    form: str
+    quality: int
+
+    def path(self, number: int) -> Path:
+        """The slide's local file; of a remote one the copy, which lasts until its tiles are written."""
+        return self.staging.local_path(number, self.listing.slides[number].path)
+
+
+def cut_slides(job: CutJob, workers: int) -> list[SlideRecord]:
+    """Scan and cut all slides that an earlier run has not; their records in the order of the list.
+
+    Raises:
+        InputError: a file cannot be written, or a process was killed.
+    """
+    records: dict[int, SlideRecord] = {}
+    logged = time.monotonic()
+    with (
+        worker_pool(workers) as pool,
+        tqdm(total=len(job.listing.slides), unit="slide", disable=None, desc="cut") as bar,
+    ):
+        for number, record in _Dispatch(job, pool, workers).run():
+            records[number] = record
+            bar.update()
+            if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
+                logged = time.monotonic()
+                logger.info("%d of %d slides cut", len(records), len(job.listing.slides))
+    found = [records[number] for number in range(len(job.listing.slides))]
+    return _without_twins(job, found)
+
+
+class _Dispatch:
+    """Hands out scans and pieces, so that no process waits for a slide that another one is at."""
+
+    def __init__(self, job: CutJob, pool: Executor, workers: int) -> None:
+        self._job, self._pool, self._most = job, pool, 2 * workers
+        self._scans = iter(range(len(job.listing.slides)))
+        self._pieces: deque[tuple[int, int]] = deque()
+        self._pending: dict[Future[Any], tuple[int, int]] = {}
+        self._left: dict[int, int] = {}
+        """Pieces of a slide that have not ended."""
+        self._failed: dict[int, str] = {}
+
+    def run(self) -> Iterator[tuple[int, SlideRecord]]:
+        """Yield number and record of each slide when it is done."""
+        while self._fill():
+            for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
+                slide, piece = self._pending.pop(future)
+                if piece == _SCAN:
+                    self._left[slide] = pieces = future.result()
+                    self._pieces += [(slide, number) for number in range(pieces)]
+                else:
+                    self._end_piece(slide, future)
+                if self._left[slide] == 0:
+                    yield slide, _close(self._job, slide, self._failed.get(slide))
+
+    def _fill(self) -> bool:
+        """Submit what there is room for; False if nothing is left."""
+        job = self._job
+        while len(self._pending) < self._most:
+            if self._pieces:
+                slide, piece = self._pieces.popleft()
+                assert job.options.mpp is not None
+                future: Future[Any] = self._pool.submit(
+                    cut_piece, job.staging, slide, piece, job.path(slide), job.options.mpp, job.options.sharpness,
+                    job.form, job.quality,
+                )  # fmt: skip
+            elif (slide := next(self._scans, -1)) >= 0:
+                piece = _SCAN
+                future = self._pool.submit(
+                    _scan, job.staging, slide, job.listing.slides[slide], job.path(slide), job.options, job.seed
+                )
+            else:
+                break
+            self._pending[future] = (slide, piece)
+        return bool(self._pending)
+
+    def _end_piece(self, slide: int, future: Future[Any]) -> None:
+        self._left[slide] -= 1
+        try:
+            future.result()
+        except SlideError as error:
+            self._failed.setdefault(slide, str(error))
+            dropped = [one for one in self._pieces if one[0] == slide]
+            self._left[slide] -= len(dropped)
+            self._pieces = deque(one for one in self._pieces if one[0] != slide)
+
+
+def _scan(staging: Staging, number: int, slide: SlideFile, path: Path, options: SlideOptions, seed: int) -> int:
+    """Scan a slide, unless an earlier run has; the number of its pieces."""
+    known = staging.read_scan(number)
+    current = known is not None and known.state == list(slide.state) and known.record.error is None
+    if known is not None and current:
+        if is_remote(slide.path) and not all(staging.read_piece(number, piece) for piece in range(known.pieces)):
+            _fetch(slide, path)
+        return known.pieces
+    staging.forget(number)
+    try:
+        if is_remote(slide.path):
+            _fetch(slide, path)
+        scan = scan_slide(slide, path, options, seed)
+    except SlideError as error:
+        reason = str(error).removeprefix(f"{slide.where}: ")
+        scan = Scan(SlideRecord(slide.name, slide.where, slide.patient, slide.label).failed(reason))
+    staging.write_scan(number, slide.state, scan, options.preview is not None)
+    known = staging.read_scan(number)
+    assert known is not None
+    return known.pieces
+
+
+def _fetch(slide: SlideFile, path: Path) -> None:
+    """Copy a remote slide, unless it is there.
+
+    Raises:
+        SlideError: it cannot be fetched.
+        DiskFull: there is no room for it.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(exist_ok=True)
+    try:
+        fetch(slide.path, path, FetchPolicy())
+    except DiskFull:
+        raise
+    except InputError as error:
+        raise SlideError(str(error)) from None
+
+
+def _close(job: CutJob, number: int, error: str | None) -> SlideRecord:
+    """The record of a slide whose pieces have ended."""
+    scan = job.staging.read_scan(number)
+    assert scan is not None
+    record = scan.record
+    job.staging.drop_local(number)
+    if error is not None:
+        record = record.failed(error.removeprefix(f"{job.path(number)}: "))
+        job.staging.forget(number)
+        slide = job.listing.slides[number]
+        job.staging.write_scan(number, slide.state, Scan(record), preview=False)
+        return record
+    pieces = [job.staging.read_piece(number, piece) for piece in range(scan.pieces)]
+    found = [piece for piece in pieces if piece is not None]
+    blurred = sum(piece.blurred for piece in found)
+    dropped = record.dropped | ({"blurred": blurred} if blurred else {})
+    seconds = round(record.seconds + sum(piece.seconds for piece in found), 3)
+    return replace(record, kept=sum(len(piece.numbers) for piece in found), dropped=dropped, seconds=seconds)
+
+
+def _without_twins(job: CutJob, records: list[SlideRecord]) -> list[SlideRecord]:
+    """Slides with the content of an earlier one give no tiles: files of one DICOM series, or copies."""
+    first: dict[str, str] = {}
+    kept = []
+    for number, record in enumerate(records):
+        known = (
+            first.setdefault(record.digest, record.slide) if record.digest and record.error is None else record.slide
+        )
+        if known != record.slide:
+            record = record.failed(f"the same slide as {known}")  # noqa: PLW2901
+            job.staging.forget(number)
+            job.staging.write_scan(number, job.listing.slides[number].state, Scan(record), preview=False)
+        kept.append(record)
+    return kept
+
+
+def summary(records: list[SlideRecord]) -> str:
+    """Two lines: slides that gave tiles, and tiles that were dropped, by reason."""
+    failed = sum(record.error is not None for record in records)
+    empty = sum(record.kept == 0 for record in records) - failed
+    dropped = Counter[str]()
+    for record in records:
+        dropped.update(record.dropped)
+    good = len(records) - failed - empty
+    why = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "none"
+    return f"slides   {good} of {len(records)}; {failed} failed, {empty} gave no tile\ndropped  {why}"

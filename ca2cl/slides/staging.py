@@ -1,0 +1,221 @@
+"""Files of a job between slides and shards: what each slide gave, and its encoded tiles.
+
+A folder holds, for slide 17, ``000017.json`` and ``.npz`` (its scan) and ``000017-0003.bin`` and ``.json`` (the encoded
+tiles of a piece of its grid). Each is written whole or not at all, so that a killed job goes on with the first missing
+one. ``tiles.npy`` comes last.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+from ca2cl.common.files import write_atomic
+from ca2cl.slides.grid import Grid
+from ca2cl.slides.records import SlideRecord
+from ca2cl.slides.scan import Scan
+
+REMEDY = "free some space and run again, finished slides are kept; or give another folder"
+PIECE = 256
+"""Tiles of a task: the most that a killed process loses."""
+TILE = np.dtype(
+    [
+        ("slide", "<i4"),
+        ("piece", "<i4"),
+        ("offset", "<i8"),
+        ("size", "<i4"),
+        ("label", "<i4"),
+        ("x", "<i4"),
+        ("y", "<i4"),
+    ]
+)
+"""A row of ``tiles.npy``; x and y in level-0 pixels."""
+_Damaged = (OSError, ValueError, KeyError, TypeError)
+
+
+@dataclass(frozen=True)
+class StoredScan:
+    """A scan as it was written. ``state``: of the file that was scanned, see ``SlideFile.state``."""
+
+    record: SlideRecord
+    state: list[int]
+    classes: tuple[str, ...]
+    grid: Grid | None
+    kept: npt.NDArray[np.int64]
+    """Numbers in the grid of the tiles to cut."""
+    labels: npt.NDArray[np.int32]
+    """Index into ``classes`` of each of them."""
+
+    @property
+    def pieces(self) -> int:
+        """Tasks that cut its tiles."""
+        return -(-len(self.kept) // PIECE)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Arrays for a slide's picture. ``reasons``: code of every tile of the grid; the others lie on the overview."""
+
+    overview: npt.NDArray[np.uint8]
+    reasons: npt.NDArray[np.uint8]
+    tissue: npt.NDArray[np.bool_]
+    artefacts: dict[str, npt.NDArray[np.bool_]]
+    mpp: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Encoded tiles of one task. ``numbers``: positions in ``StoredScan.kept`` of those that were written."""
+
+    numbers: list[int]
+    sizes: list[int]
+    blurred: int
+    seconds: float
+
+
+class Staging:
+    """A job's folder of files between slides and shards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def tiles_path(self) -> Path:
+        """Of the table of all tiles."""
+        return self.folder / "tiles.npy"
+
+    def bin_path(self, slide: int, piece: int) -> Path:
+        """Of the encoded tiles of a task."""
+        return self.folder / f"{slide:06d}-{piece:04d}.bin"
+
+    def local_path(self, slide: int, path: str) -> Path:
+        """Of the slide at ``path``, or of the copy of a remote one."""
+        if "://" not in path:
+            return Path(path)
+        return self.folder / f"{slide:06d}.slide" / PurePosixPath(urlsplit(path).path).name
+
+    def write_scan(self, slide: int, state: tuple[int, ...], scan: Scan, preview: bool) -> None:
+        """Keep a scan; with what its picture needs if ``preview``."""
+        arrays: dict[str, Any] = {}
+        if scan.reasons is not None and scan.labels is not None:
+            arrays = {"kept": scan.kept, "labels": scan.labels[scan.kept]}
+            if preview and scan.mask is not None:
+                arrays |= {"reasons": scan.reasons, "overview": scan.overview, "tissue": scan.mask.tissue}
+                arrays |= {f"is_{name}": where for name, where in scan.mask.artefacts.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomic(self.folder / f"{slide:06d}.npz", buffer.getvalue(), REMEDY)
+        content = {
+            "record": asdict(scan.record),
+            "state": list(state),
+            "classes": list(scan.classes),
+            "grid": asdict(scan.grid) if scan.grid else None,
+            "mask_mpp": scan.mask.mpp if scan.mask else None,
+        }
+        write_atomic(self.folder / f"{slide:06d}.json", json.dumps(content).encode(), REMEDY)
+
+    def read_scan(self, slide: int) -> StoredScan | None:
+        """The scan of a slide, or None if there is none."""
+        with suppress(*_Damaged):
+            content = json.loads((self.folder / f"{slide:06d}.json").read_text())
+            with np.load(self.folder / f"{slide:06d}.npz") as arrays:
+                kept = arrays["kept"] if "kept" in arrays else np.empty(0, np.int64)
+                labels = arrays["labels"] if "labels" in arrays else np.empty(0, np.int32)
+            grid = Grid(**content["grid"]) if content["grid"] else None
+            record = SlideRecord(**content["record"])
+            return StoredScan(record, content["state"], tuple(content["classes"]), grid, kept, labels)
+        return None
+
+    def picture(self, slide: int) -> Picture | None:
+        """What a slide's picture needs, or None if its scan left none."""
+        with suppress(*_Damaged):
+            content = json.loads((self.folder / f"{slide:06d}.json").read_text())
+            with np.load(self.folder / f"{slide:06d}.npz") as arrays:
+                artefacts = {name[3:]: arrays[name] for name in arrays if name.startswith("is_")}
+                return Picture(
+                    arrays["overview"], arrays["reasons"], arrays["tissue"], artefacts, float(content["mask_mpp"])
+                )
+        return None
+
+    def blurred(self, slide: int) -> list[int]:
+        """Numbers in the grid of the tiles that were cut and then dropped as blurred."""
+        scan = self.read_scan(slide)
+        if scan is None:
+            return []
+        found = [self.read_piece(slide, piece) for piece in range(scan.pieces)]
+        written = {number for piece in found if piece is not None for number in piece.numbers}
+        return [int(tile) for number, tile in enumerate(scan.kept) if number not in written]
+
+    def write_piece(self, slide: int, piece: int, data: bytes, found: Piece) -> None:
+        """Keep the encoded tiles of a task."""
+        path = self.bin_path(slide, piece)
+        write_atomic(path, data, REMEDY)
+        write_atomic(path.with_suffix(".json"), json.dumps(asdict(found)).encode(), REMEDY)
+
+    def read_piece(self, slide: int, piece: int) -> Piece | None:
+        """What a task kept, or None if it has not ended."""
+        path = self.bin_path(slide, piece)
+        with suppress(*_Damaged):
+            found = Piece(**json.loads(path.with_suffix(".json").read_text()))
+            if path.stat().st_size == sum(found.sizes):
+                return found
+        return None
+
+    def forget(self, slide: int) -> None:
+        """Remove all of a slide."""
+        for path in self.folder.glob(f"{slide:06d}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def drop_local(self, slide: int) -> None:
+        """Remove the copy of a remote slide."""
+        shutil.rmtree(self.folder / f"{slide:06d}.slide", ignore_errors=True)
+
+    def write_tiles(self, parts: Iterable[npt.NDArray[np.void]]) -> int:
+        """Write the table of all tiles from its parts in order; returns their number."""
+        temporary = self.tiles_path.with_suffix(".tmp")
+        raw = temporary.with_suffix(".raw")
+        count = 0
+        with raw.open("wb") as file:
+            for part in parts:
+                file.write(part.tobytes())
+                count += len(part)
+        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=TILE, shape=(count,))
+        with raw.open("rb") as file:
+            for start in range(0, count, 1 << 16):
+                rows = np.fromfile(file, TILE, min(1 << 16, count - start))
+                table[start : start + len(rows)] = rows
+        table.flush()
+        del table
+        raw.unlink()
+        temporary.replace(self.tiles_path)
+        return count
+
+    def table_parts(self, slides: int, classes: tuple[str, ...]) -> Iterator[npt.NDArray[np.void]]:
+        """Rows of the table, slide by slide, of slides that gave tiles."""
+        for slide in range(slides):
+            scan = self.read_scan(slide)
+            if scan is None or scan.record.error is not None or scan.grid is None:
+                continue
+            corners = scan.grid.corners()[scan.kept]
+            boxes = np.rint(scan.grid.boxes(corners)[:, :2]).astype(np.int32)
+            number = np.array([classes.index(name) for name in scan.classes] + [-1], np.int32)
+            for piece in range(scan.pieces):
+                found = self.read_piece(slide, piece)
+                assert found is not None, (slide, piece)
+                rows = np.zeros(len(found.numbers), TILE)
+                rows["slide"], rows["piece"] = slide, piece
+                rows["size"] = found.sizes
+                rows["offset"] = np.cumsum(found.sizes) - found.sizes
+                rows["label"] = number[scan.labels[found.numbers]]
+                rows["x"], rows["y"] = boxes[found.numbers].T
+                yield rows

@@ -1,0 +1,1 @@
+"""Tissue on a slide: its mask, artefacts, and the sharpness of tiles."""
