@@ -38,7 +38,8 @@ def build_body(arch: str, norm: Norm, input_size: int, frozen_stages: int = 0) -
     """
     body = build_encoder(arch, norm, image_size=input_size)
     body.take_any_size()
-    used = _leaves(_tried(body))
+    with torch.enable_grad():
+        used = _leaves(_tried(body))
     for parameter in body.parameters():
         parameter.requires_grad_(id(parameter) in used)
     freeze(body, frozen_stages)
