@@ -71,6 +71,8 @@ class RunObserver:
         """Write a training line to the journal, and progress to the terminal."""
         self._remember(record)
         self.tracker.log_step(record)
+        if record["step"] % self.config.run.checkpoint_every == 0 or record["step"] == self._total_steps:
+            self.tracker.await_run()  # a checkpoint follows, and names the run
         self.state["run_id"] = self.tracker.run_id
         if not self.active:
             return

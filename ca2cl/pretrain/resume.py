@@ -115,7 +115,7 @@ def check_progress(progress: Progress, steps: int) -> None:
 def name_origin(tracker: NullTracker, checkpoint: Path | None) -> None:
     """Tag the run with the checkpoint of another run that it was forked from."""
     state = read_state(checkpoint) if checkpoint is not None else {}
-    if state.get("run_id") and tracker.run_id and state["run_id"] != tracker.run_id:
+    if state.get("run_id") and state["run_id"] != tracker.run_id:
         tracker.set_tag("ca2cl.begun_from", f"{state['run_id']} step {state['step']}")
 
 
