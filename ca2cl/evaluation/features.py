@@ -100,7 +100,8 @@ def extract(
             for name, extractor in extractors.items():
                 made = extractor(on_device)
                 for key, features in made.items() if isinstance(made, Mapping) else [(name, made)]:
-                    values.setdefault(key, []).append(features.float().cpu())
+                    # a class token is a view, and on a CPU would keep the tokens of all tiles in memory
+                    values.setdefault(key, []).append(features.float().cpu().clone())
             labels.append(labels_B.cpu().long())
             samples.append(samples_B.cpu().long())
             bar.update(len(tiles_BHWC))

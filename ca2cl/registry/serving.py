@@ -81,7 +81,7 @@ class TileEncoder:
         rows = range(start, min(start + _CHUNK, len(images)))
         x_BCHW = torch.cat([self._tile(images[row], row) for row in rows]).to(self._device)
         with torch.inference_mode():
-            features: npt.NDArray[np.float32] = self._encoder(x_BCHW).float().cpu().numpy()
+            features: npt.NDArray[np.float32] = self._encoder(x_BCHW).float().cpu().clone().numpy()
         return features
 
     def _tile(self, image: Any, row: int) -> Tensor:

@@ -79,7 +79,7 @@ class EmbedJob:
             for place, x_CHW in resized.items():
                 x_BCHW[place] = torch.from_numpy(x_CHW).to(self.device)
             features, patches = _features(self.config, self.found.encoder, x_BCHW)
-            vectors: npt.NDArray[np.float32] = features.float().cpu().numpy()
+            vectors: npt.NDArray[np.float32] = features.float().cpu().clone().numpy()  # a class token is a view
         self._check_finite("vectors", vectors, " or --precision no" if self.config.precision == "fp16" else "")
         grid = self.parts.grid
         if grid is None or patches is None:

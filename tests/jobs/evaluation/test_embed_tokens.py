@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.errors import InputError
+from ca2cl.evaluation.embed.job import open_job
 from ca2cl.evaluation.embed.run import run
 from ca2cl.evaluation.embed.tiles import ShardTiles
 from ca2cl.evaluation.embed.writer import open_vectors, read_about
@@ -65,6 +66,12 @@ def test_tokens_are_the_encoders_tile_by_tile_without_the_bad_ones(tissue: Path,
     keys = [json.loads(line)["key"] for line in (tmp_path / "v.keys.jsonl").read_text().splitlines()]
     assert len(keys) == TILES - 1 and bad not in keys
     np.testing.assert_array_equal(open_vectors(out), found["vectors"])
+
+
+def test_vectors_do_not_keep_the_tokens_in_memory(tissue: Path, tmp_path: Path) -> None:
+    job = open_job(config(tissue, tmp_path / "v.parquet", encoder=str(tissue / "vit")))
+    made = job.encode(torch.stack([tile(tissue, number) for number in range(3)]), {})
+    assert made.vectors.flags.c_contiguous and made.tokens is None  # a class token is a view of all tokens
 
 
 def test_a_map_is_the_grid_of_a_convolutional_body_and_a_killed_job_goes_on(

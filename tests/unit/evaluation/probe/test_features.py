@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.errors import InputError
@@ -60,3 +61,17 @@ def test_no_tiles_and_diverged_encoders_are_refused() -> None:
     with pytest.raises(InputError, match=r"encoder gives features that are not finite for 10 tiles"):
         nan = {"encoder": lambda tiles: torch.full((len(tiles), 2), float("nan"))}
         extract(batches(10), nan, total=10, device=CPU, title="test")
+
+
+def test_features_that_are_a_view_do_not_keep_what_they_are_of() -> None:
+    """A class token is a view of all tokens."""
+    kept: list[StorageWeakRef] = []
+
+    def class_token(tiles: torch.Tensor) -> torch.Tensor:
+        assert all(one.expired() for one in kept[:-1])  # the last one is still a variable of the loop
+        tokens = torch.ones(len(tiles), 50, 8)
+        kept.append(StorageWeakRef(tokens.untyped_storage()))
+        return tokens[:, 0]
+
+    assert extract(batches(2), {"class": class_token}, total=10, device=CPU, title="t").values["class"].shape == (10, 8)
+    assert len(kept) == 5
