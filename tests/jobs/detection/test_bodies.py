@@ -174,19 +174,20 @@ def test_two_processes_train_a_body_whose_last_layers_no_map_needs(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [VIT, CONVNEXT, EFFICIENTNET, SWIN])
+@pytest.mark.parametrize("arch", [VIT, CONVNEXT, EFFICIENTNET])
 def test_a_detector_learns_a_few_images(tmp_path: Path, arch: str) -> None:
     write_glands(tmp_path / "glas", 2, 0, 96, 128, suffix=".png")
     data = tmp_path / "data"
     assert run_prepare(PrepareConfig(dataset="glas", source=str(tmp_path / "glas"), out=str(data))) == 0
     sides: dict[str, Any] = {"train_sides": (96,), "test_side": 96, "longest_side": 128}
-    schedule = Schedule(iterations=60, batch_size=2, lr=0.02, warmup=10, milestones=(50,), precise_norm=True, **sides)
+    schedule = Schedule(iterations=80, batch_size=2, lr=0.01, warmup=10, milestones=(65,), **sides)
     if arch != EFFICIENTNET:
         schedule = replace(schedule, optimizer="adamw", lr=5e-4, weight_decay=0.05)
     encoder = resolve_encoder(str(write_encoder(tmp_path / "encoder", arch, 96)))
     split = CocoSplit.of(data, "train")
     job = TrainJob("mask_rcnn_fpn", encoder, split, ("gland",), schedule, tmp_path / "checkpoints")
     detector, watch = TorchvisionEngine().build(job), Watch()
+    detector.network.model.roi_heads.fg_bg_sampler.batch_size_per_image = 32  # of 512, for masks take most of a step
     assert detector.train(watch)
     assert np.mean(watch.losses[-10:]) < 0.5 * np.mean(watch.losses[:10])
     truth = read_coco(split.annotations)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ca2cl.models.backbone import Backbone, build_encoder
 
 SWIN = "timm:swin_tiny_patch4_window7_224,embed_dim=24,window_size=2"
-PLAIN = {"timm:test_vit": 16, "timm:test_vit2": 16, "timm:vit_tiny_patch16_224,patch_size=14,depth=2": 14}
-HIERARCHICAL = ("resnet18", "timm:test_resnet", "timm:test_convnext", "timm:test_efficientnet", SWIN)
+PLAIN = {"timm:test_vit": 16, "timm:vit_tiny_patch16_224,patch_size=14,depth=2": 14}
+HIERARCHICAL = ("timm:test_resnet", "timm:test_convnext", "timm:test_efficientnet", SWIN)
 
 
 def made(arch: str, side: int) -> Backbone:
@@ -48,7 +48,7 @@ def test_the_last_map_is_where_the_encoders_features_come_from(arch: str) -> Non
 @pytest.mark.parametrize("arch", [*HIERARCHICAL, *PLAIN])
 def test_images_of_any_size_are_seen_through_the_same_tensors(arch: str) -> None:
     stride = PLAIN.get(arch, 32)
-    encoder, state = made(arch, 4 * stride), {}
+    encoder = made(arch, 4 * stride)
     state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     encoder.take_any_size()
     assert all(torch.equal(tensor, state[name]) for name, tensor in encoder.state_dict().items())
