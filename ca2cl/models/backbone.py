@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from ca2cl.models.batch_norm import BatchNorm, Norm
 from ca2cl.models.blocks.drop_path import row_draws
 from ca2cl.models.blocks.layers import Matcher, block_modules, layer_numbers
 from ca2cl.models.blocks.recompute import recompute
+from ca2cl.models.features import Encoded, Level, Tokens, pool
 from ca2cl.models.perturbed_conv import Stem
 
 TRUSTED = "CA2CL_BACKBONES"
@@ -29,42 +29,6 @@ HEAD = "fc."
 """Beginning of a linear head's tensors, where one lies with a backbone's."""
 _LONGEST = 500
 _INSIDE = re.compile(r"[a-z]\w*:\w[\w.-]*(,\w+=[\w.+-]+)*|[A-Za-z]\w*")
-
-
-class Tokens(NamedTuple):
-    """Features by position, before pooling.
-
-    Attributes:
-        prefix: class and register tokens (B, P, D) of a ViT; P is 0 for other bodies.
-        patches: features of the patches (B, h, w, D), or the last map of a convolutional body.
-    """
-
-    prefix: Tensor
-    patches: Tensor
-
-
-class Encoded(NamedTuple):
-    """Features of one pass.
-
-    Attributes:
-        pooled: features (B, D) by pooling; ``default`` is the encoder's own, what ``forward`` gives.
-        tokens: features by position.
-    """
-
-    pooled: dict[Pooling, Tensor]
-    tokens: Tokens
-
-
-class Level(NamedTuple):
-    """One of a body's feature maps.
-
-    Attributes:
-        channels: of the map.
-        stride: pixels of the image, on both axes, for one position of the map.
-    """
-
-    channels: int
-    stride: int
 
 
 class Backbone(nn.Module):
@@ -121,7 +85,7 @@ class Backbone(nn.Module):
             InputError: the body has no features by position.
         """
         tokens = self.tokens(x_BCHW)
-        return Encoded({way: self(x_BCHW) if way == "default" else _pool(tokens, way) for way in poolings}, tokens)
+        return Encoded({way: self(x_BCHW) if way == "default" else pool(tokens, way) for way in poolings}, tokens)
 
     def check_tokens(self, poolings: Iterable[Pooling], source: str) -> None:
         """Refuse a pooling that ``encode`` cannot make.
@@ -208,11 +172,6 @@ class Backbone(nn.Module):
     def renamed(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """``state`` under this body's names, where it knows other names of the same tensors."""
         return state
-
-
-def _pool(tokens: Tokens, pooling: Pooling) -> Tensor:
-    parts = {"class": tokens.prefix[:, :1], "mean": tokens.patches.flatten(1, 2)}
-    return torch.cat([one.mean(1) for name, one in parts.items() if pooling in (name, "both")], 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ca2cl.config import Pooling
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import Backbone, BackboneOptions, Encoded, Level, Tokens
+from ca2cl.models.backbone import Backbone, BackboneOptions
 from ca2cl.models.batch_norm import norm_layer
 from ca2cl.models.blocks.layers import Matcher
+from ca2cl.models.features import Encoded, Level, Tokens
 from ca2cl.models.perturbed_conv import Stem
 
 _LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {

@@ -1,4 +1,4 @@
-"""Area averaging: pixels of a finer grid to pixels of a coarser one."""
+"""Shrink pictures by area averaging."""
 
 from __future__ import annotations
 

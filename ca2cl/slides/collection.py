@@ -1,4 +1,4 @@
-"""The slides of a ``ca2cl shard`` job: listed, cut, and opened as a source of tiles."""
+"""The slides of a ``ca2cl shard`` job, as a source of tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cut and encode the tiles of a slide, a piece of its grid at a time."""
+"""Cut and encode the tiles of a slide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List slides: a file, a folder, a pattern, a CSV or URLs in one."""
+"""List slides: a file, folder, pattern, CSV or URL."""
 
 from __future__ import annotations
 

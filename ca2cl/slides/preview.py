@@ -1,4 +1,4 @@
-"""Pictures of slides with their tissue and tiles, as a page or a sheet.
+"""Pictures of slides with their tissue and tiles.
 
 Legend: H, W pixels of an overview, N tiles.
 """

@@ -1,4 +1,4 @@
-"""Scan a slide: its resolution, its tissue, and the tiles that are cut from it."""
+"""Scan a slide: its resolution, tissue and tiles."""
 
 from __future__ import annotations
 

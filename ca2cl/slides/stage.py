@@ -1,4 +1,7 @@
-"""Scan and cut slides by several processes: a slide is the unit of failure, a piece of its grid that of work."""
+"""Scan and cut slides by several processes.
+
+A slide is the unit of failure, a piece of its grid that of work.
+"""
 
 from __future__ import annotations
 

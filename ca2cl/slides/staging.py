@@ -1,4 +1,4 @@
-"""Files of a job between slides and shards: what each slide gave, and its encoded tiles.
+"""Files of a job between slides and shards.
 
 A folder holds, for slide 17, ``000017.json`` and ``.npz`` (its scan) and ``000017-0003.bin`` and ``.json`` (the encoded
 tiles of a piece of its grid). Each is written whole or not at all, so that a killed job goes on with the first missing

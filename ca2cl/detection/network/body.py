@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import Backbone, Level, build_encoder
+from ca2cl.models.backbone import Backbone, build_encoder
 from ca2cl.models.batch_norm import BatchNorm, Norm
+from ca2cl.models.features import Level
 
 STRIDES = (4, 8, 16, 32)
 """Strides of a pyramid's levels (Lin et al., arXiv 1612.03144, section 4)."""

@@ -15,8 +15,9 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ca2cl.detection.network.body import STRIDES, pyramid_levels, pyramid_maps
-from ca2cl.models.backbone import Backbone, Level, has_batch_norm
+from ca2cl.models.backbone import Backbone, has_batch_norm
 from ca2cl.models.batch_norm import BatchNorm, Norm
+from ca2cl.models.features import Level
 
 CHANNELS = 256
 """Of every level of a pyramid (Lin et al., arXiv 1612.03144, section 3)."""

@@ -1,4 +1,4 @@
-"""Patch tokens of a job: their grid, and a raw file for each part.
+"""Patch tokens: their grid, and a raw file for each part.
 
 A part's tokens are little-endian numbers in the order tile, row, column, feature, without a header. They are written
 batch by batch and copied into the result, so memory does not depend on the number of tiles.

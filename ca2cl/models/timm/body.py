@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ca2cl.config import Pooling
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import HEAD, Backbone, BackboneOptions, Encoded, Level, Tokens
+from ca2cl.models.backbone import HEAD, Backbone, BackboneOptions
 from ca2cl.models.blocks.layers import Matcher, layer_numbers
+from ca2cl.models.features import Encoded, Level, Tokens
 from ca2cl.models.perturbed_conv import Stem
 from ca2cl.models.timm.adapt import adapted
 from ca2cl.models.timm.layers import put, replace_drop_paths, replace_norms, turn_off_dropout

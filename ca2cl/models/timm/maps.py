@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ca2cl.models.backbone import Level
+from ca2cl.models.features import Level
 
 _FINEST = 4
 

@@ -1,4 +1,4 @@
-"""A quick estimate of a step's memory, from what autograd saves of small tiles.
+"""Quick estimate of a step's memory, from a trial on small tiles.
 
 ``dry_step`` is the exact one, and there are two because every job makes this one at its start: of a step with the
 adversary it takes .1 CPU seconds for ResNet-18, .2 to .7 for ViT-S and 1.4 for ViT-L, where the exact one takes 1 to 2,

@@ -1,4 +1,7 @@
-"""Slides by OpenSlide: SVS, NDPI, MRXS, SCN, BIF, VMS, Philips and generic TIFF, DICOM."""
+"""Slides by OpenSlide.
+
+SVS, NDPI, MRXS, SCN, BIF, VMS, Philips and generic TIFF, DICOM.
+"""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from ca2cl.detection.network.body import build_body, check_body, load_body, pyra
 from ca2cl.detection.network.optimizer import detector_optimizer
 from ca2cl.detection.network.pyramid import Pyramid, SimplePyramid
 from ca2cl.errors import InputError
-from ca2cl.models.backbone import Level, build_encoder
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.models.features import Level
 
 VIT14 = "timm:vit_tiny_patch16_224,patch_size=14,depth=2"
 
