@@ -37,6 +37,7 @@ from ca2cl.models.preprocess import preprocess
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.runtime.device import find_device
 from ca2cl.runtime.distributed import Ranks
+from ca2cl.runtime.heap import return_freed_memory
 from ca2cl.runtime.precision import check_precision
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,8 @@ def open_job(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> Emb
     size = config.image_size or card.input_size
     found = replace(found, encoder=found.at(size).encoder)  # the card stays what it was
     dim, grid = _shape(config, found, size)
+    if grid is not None:  # megabytes of tokens a batch, of which glibc would keep many
+        return_freed_memory()
     identity = {
         "ca2cl": __version__,
         "encoder": weights_digest(found.encoder, card.mean, card.std),
