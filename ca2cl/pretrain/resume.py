@@ -68,10 +68,10 @@ def is_finished(
         return False
     first = {**_SINCE, **read_run(folder).params}
     first["model.arch"] = canonical_arch(first.get("model.arch", config.model.arch))
-    newest = Checkpointer(folder / "checkpoints", 1).newest()
+    checkpointer = Checkpointer(folder / "checkpoints", 1)
+    newest, saved = checkpointer.newest(), checkpointer.state()
     now = {name: str(value) for name, value in flatten(config).items()}
     differing = {name for name in now if name in first and now[name] != first[name] and not may_change(name, config)}
-    saved = read_state(newest) if newest is not None else {}
     if saved.get("start_weights") == origin["start_weights"]:
         differing.discard("model.weights")  # the same file by another path
     if saved.get("teacher") == origin["teacher"] and _same_options(config, first.get("method.options", "[]")):
@@ -86,7 +86,7 @@ def is_finished(
     done = reached > 0 and _status(folder) == "FINISHED"
     if changes:
         raise InputError(_refusal(config, changes, f"finished run of {reached} steps" if done else "run", newest))
-    back = config.run.resume != "auto" and newest is not None and read_state(newest).get("resume") != config.run.resume
+    back = config.run.resume != "auto" and newest is not None and saved.get("resume") != config.run.resume
     if done and reached == steps and not back:
         logger.info("%s: finished (%d of %d steps), nothing to do", folder, reached, steps)
         return True

@@ -93,6 +93,17 @@ class Checkpointer:
         """The checkpoint written last, without verifying it; None if there is none."""
         return next(iter(self._candidates()), None)
 
+    def state(self) -> dict[str, Any]:
+        """State of the newest checkpoint whose state can be read; empty if there is none.
+
+        Raises:
+            InputError: of a newer schema.
+        """
+        for path in self._candidates():
+            with suppress(DamagedCheckpoint):  # ``latest`` warns of it
+                return read_state(path)
+        return {}
+
     def _candidates(self) -> list[Path]:
         """What ``latest`` names, then those of earlier steps, backwards. A run that was killed before its first
         checkpoint had its name in ``latest`` has that one."""

@@ -21,6 +21,7 @@ from ca2cl.errors import InputError
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.numerics import fix_numerics
 from ca2cl.pretrain.resume import FREE, is_finished
+from ca2cl.training import checkpoint
 from ca2cl.views.batch import VERSION
 from tests.support.jobs import make_shards
 
@@ -75,6 +76,25 @@ def test_a_finished_run_again_changes_nothing(run: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         assert main(["pretrain", *JOB]) == 0
     assert caplog.messages[-1] == "run: finished (2 of 2 steps), nothing to do"
+
+
+def test_a_cut_state_of_the_newest_checkpoint_is_no_end(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk or a power cut may cut ``state.json``: the job goes on with the checkpoint before."""
+    monkeypatch.chdir(shutil.copytree(run.parent, tmp_path / "home", symlinks=True))
+    folder = Path("run/checkpoints")
+    older = folder / "step-000000001"
+    shutil.copytree(folder / "step-000000002", older)
+    state = json.loads((older / "state.json").read_text())
+    content = {**state, "step": 1, "progress": {**state["progress"], "step": 1}}
+    digest = checkpoint._state_digest(content)
+    (older / "state.json").write_text(json.dumps({**content, "sha256": {**content["sha256"], "state.json": digest}}))
+    newest = folder / "step-000000002" / "state.json"
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert main(["pretrain", *JOB, "--run.steps", "3"]) == 0
+    assert "going back to the one before" in caplog.text
+    assert (folder / "latest").read_text().strip() == "step-000000003"
 
 
 def test_nor_do_other_settings_which_are_refused(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
