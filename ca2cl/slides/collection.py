@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ca2cl.common.files import write_atomic
+from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
 from ca2cl.slides.config import SlideOptions
 from ca2cl.slides.listing import list_slides
@@ -91,7 +92,7 @@ class SlideJob:
         """Records of an earlier run that has cut all slides; None if there was none."""
         path = self._job.staging.folder / _CUT_NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
         except FileNotFoundError:
             return None
         states = self._states()

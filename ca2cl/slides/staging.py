@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.common.files import write_atomic
+from ca2cl.common.records import parse_json
 from ca2cl.slides.grid import Grid
 from ca2cl.slides.records import SlideRecord
 from ca2cl.slides.scan import Scan
@@ -127,7 +128,7 @@ class Staging:
     def read_scan(self, slide: int) -> StoredScan | None:
         """The scan of a slide, or None if there is none."""
         with suppress(*_Damaged):
-            content = json.loads((self.folder / f"{slide:06d}.json").read_text())
+            content = parse_json((self.folder / f"{slide:06d}.json").read_bytes())
             with np.load(self.folder / f"{slide:06d}.npz") as arrays:
                 kept = arrays["kept"] if "kept" in arrays else np.empty(0, np.int64)
                 labels = arrays["labels"] if "labels" in arrays else np.empty(0, np.int32)
@@ -139,7 +140,7 @@ class Staging:
     def picture(self, slide: int) -> Picture | None:
         """What a slide's picture needs, or None if its scan left none."""
         with suppress(*_Damaged):
-            content = json.loads((self.folder / f"{slide:06d}.json").read_text())
+            content = parse_json((self.folder / f"{slide:06d}.json").read_bytes())
             with np.load(self.folder / f"{slide:06d}.npz") as arrays:
                 artefacts = {name[3:]: arrays[name] for name in arrays if name.startswith("is_")}
                 return Picture(
@@ -166,7 +167,7 @@ class Staging:
         """What a task kept, or None if it has not ended."""
         path = self.bin_path(slide, piece)
         with suppress(*_Damaged):
-            found = Piece(**json.loads(path.with_suffix(".json").read_text()))
+            found = Piece(**parse_json(path.with_suffix(".json").read_bytes()))
             if path.stat().st_size == sum(found.sizes):
                 return found
         return None

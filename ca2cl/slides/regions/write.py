@@ -12,6 +12,7 @@ import shapely
 from numpy.typing import NDArray
 
 from ca2cl.common.files import replacing, writing
+from ca2cl.common.records import parse_json
 
 Colour = tuple[int, int, int]
 """Red, green and blue from 0 to 255."""
@@ -76,7 +77,7 @@ def _merged(
     for index in sorted(set(index_N.tolist())):
         of_class_N = index_N == index
         union = shapely.union_all(shapely.box(*boxes_N4[of_class_N].T))
-        geometry = json.loads(shapely.to_geojson(shapely.simplify(union, 0)))  # 0: no corners on straight lines
+        geometry = parse_json(shapely.to_geojson(shapely.simplify(union, 0)))  # 0: no corners on straight lines
         numbers = {"tiles": float(of_class_N.sum())}
         for name, values_N in measurements.items():
             finite = values_N[of_class_N & np.isfinite(values_N)]

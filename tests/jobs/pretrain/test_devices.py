@@ -163,10 +163,11 @@ def test_embed_encodes_on_the_device(precision: Literal["no", "bf16"], tmp_path:
     prepare = Preprocessing(48, IMAGENET_MEAN, IMAGENET_STD)
     with strict_meta() as gpu:
         found: Any = SimpleNamespace(encoder=build_encoder().eval().to(gpu), uri="random")
-        job = EmbedJob(config, found, cast(Any, None), cast(Any, None), gpu, prepare)
+        parts: Any = SimpleNamespace(grid=None)
+        job = EmbedJob(config, found, cast(Any, None), parts, gpu, prepare)
         resized = {2: prepare(torch.zeros(1, 60, 50, 3, dtype=torch.uint8))[0].numpy()}
-        vectors = job.encode(torch.zeros(4, SIDE, SIDE, 3, dtype=torch.uint8), resized)
-    assert vectors.shape == (4, 512)
+        numbers = job.encode(torch.zeros(4, SIDE, SIDE, 3, dtype=torch.uint8), resized)
+    assert numbers.vectors.shape == (4, 512)
 
 
 @pytest.mark.parametrize(("augment", "norm"), [("crop", "sync"), ("ca2cl", "frozen"), ("none", "sync")])

@@ -147,7 +147,7 @@ def test_what_deepspeed_cannot_do_is_one_line(
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_launcher_configuration_says_when_to_use_it_and_decides_no_precision(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert text.startswith("# ") and f"accelerate launch --config_file accelerate_configs/{path.name}" in text
+    assert text.startswith("# ") and f"ca2cl launch --config_file accelerate_configs/{path.name}" in text
     assert yaml.safe_load(text)["mixed_precision"] == "no"
 
 

@@ -95,7 +95,10 @@ def test_features_stay_timms_from_a_file_through_registry_export_and_serving(
         assert far(found.encoder(x), reference(x)) <= 1e-5, "registry"
     exported(found, reference, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    before = mlflow.get_tracking_uri()  # of a test before this one
+    mlflow.set_tracking_uri(store.uri)
     model = mlflow.pyfunc.load_model(found.uri)
+    mlflow.set_tracking_uri(before)
     features = model.predict(pd.DataFrame({"image": [text(image) for image in IMAGES]}))
     assert far(np.asarray(features, dtype=np.float32), of_images(found, reference)) <= 1e-5, "serving"
     if name == SERVED:

@@ -110,7 +110,7 @@ def test_mlflow_is_asked_by_name_alone() -> None:
     found = [path for path in (ROOT / "ca2cl").rglob("*.py") if fluent.search(path.read_text(encoding="utf-8"))]
     assert not found
     client = (ROOT / "ca2cl" / "store" / "open.py").read_text(encoding="utf-8")
-    assert "MlflowClient(tracking_uri=chosen, registry_uri=chosen)" in client
+    assert "MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)" in client
 
 
 def test_what_is_kept_is_no_more_than_named() -> None:
