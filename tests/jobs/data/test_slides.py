@@ -196,19 +196,16 @@ def test_any_number_of_processes_and_any_kill_give_one_digest(slides: Path, tmp_
     expected = shard(slides, tmp_path / "one", samples_per_shard=50).manifest.digest
     out = tmp_path / "killed"
     command = [sys.executable, "-c", CHILD, str(slides), str(out)]
-    delays = iter((2.0, 2.5, 3.0, 3.5))
-    kills = 0
-    while True:
-        child = subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}, start_new_session=True
-        )
-        try:
-            assert child.wait(timeout=next(delays, 120.0)) == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            kills += 1
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    for pattern, count in ((".plan/slides/*.json", 1), (".plan/slides/*.bin", 2), ("*.tar", 1)):
+        child = subprocess.Popen(command, env=environment, start_new_session=True)
+        while child.poll() is None and len(list(out.glob(pattern))) < count:
+            time.sleep(0.001)
+        assert child.returncode is None, "the job was done before it could be killed"
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        assert not (out / "manifest.json").exists()
+    subprocess.run(command, env=environment, check=True)
     assert ShardIndex(out).manifest.digest == expected
     left = [path for path in (out / ".plan" / "slides").iterdir() if path.name != "cut.json"]
     assert not left

@@ -84,6 +84,7 @@ def detect(encoder: Path | str, glas: Path, folder: Path, *more: str) -> int:
     return main(["detect", *job, *where, *more])
 
 
+@pytest.mark.slow
 def test_a_detector_on_a_vit_predicts_without_its_encoder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     encoder = write_encoder(tmp_path / "encoder", VIT)
     glas = write_glands(tmp_path / "in", 2, 1, 60, 80, suffix=".png")

@@ -180,7 +180,8 @@ def test_simclr_is_as_exact(world: int, count: int, kind: str, tmp_path: Path) -
     [
         *itertools.product(["lane_group", "frozen"], [1], [2, 4]),
         *itertools.product(["lane_group", "frozen"], [2], [1, 2]),
-        *itertools.product(["lane_group", "frozen", "sync"], [4], [1]),
+        ("lane_group", 4, 1),
+        *(pytest.param(norm, 4, 1, marks=pytest.mark.slow) for norm in ("frozen", "sync")),  # the others cover them
     ],
 )
 def test_bitwise_is_the_same_to_the_last_bit_in_single_precision(
