@@ -60,8 +60,9 @@ class SlideJob:
         staging, options = self._job.staging, self._job.options
         staging.folder.mkdir(parents=True, exist_ok=True)
         records = self._cut_before()
-        if records is None:
+        if records is None or not staging.tiles_path.exists():  # gone once the shards were done, of which one is lost
             records = cut_slides(self._job, workers)
+            staging.tiles_path.unlink(missing_ok=True)  # of a run that was killed before it had noted its slides
             write_rows(out / SLIDES_NAME, records, REMEDY)
             _warn(records, out / SLIDES_NAME, options.strict)
             if options.preview is not None:

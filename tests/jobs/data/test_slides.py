@@ -243,6 +243,12 @@ def test_remote_slides_are_copied_one_at_a_time_and_removed(slides: Path, tmp_pa
     assert "secret" not in written
 
 
+def test_a_lost_shard_is_made_again(slides: Path, tmp_path: Path) -> None:
+    first = shard(slides, tmp_path / "out", samples_per_shard=50).manifest.digest
+    next((tmp_path / "out").glob("*.tar")).write_bytes(b"cut")
+    assert shard(slides, tmp_path / "out", samples_per_shard=50).manifest.digest == first
+
+
 def test_a_changed_slide_is_not_mixed_with_tiles_cut_before(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "a.svs", tissue_picture(300, 300), 0.5)
     shard(path, tmp_path / "out", tissue=0.0)
