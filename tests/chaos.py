@@ -56,7 +56,7 @@ class Job:
 
     def __init__(self, folder: Path, shards: Path, server: Server, steps: int, settings: Sequence[str]) -> None:
         self.folder, self.shards, self.server, self.total = folder, shards, server, steps
-        self.settings = ("--run.steps", str(steps), *settings)
+        self.settings = (*settings, "--run.steps", str(steps))  # behind the recipe, whose own steps they replace
         self.run = folder / "run"
         folder.mkdir()
 
