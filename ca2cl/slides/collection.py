@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ca2cl.common.files import write_atomic
+from ca2cl.common.files import check_writable, write_atomic
 from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
 from ca2cl.slides.config import SlideOptions
@@ -46,7 +46,14 @@ class SlideJob:
         assert options.mpp is not None
         if options.mask is not None and not Path(options.mask).exists():
             raise InputError(f"mask is {options.mask!r}: not there; give a folder of annotations or one file")
+        if options.preview is not None:
+            check_writable(Path(options.preview), "preview")
         self._listing = list_slides(source, split)
+        if options.mask is not None and Path(options.mask).is_file() and len(self._listing.slides) > 1:
+            raise InputError(
+                f"mask is {options.mask!r}: one file for {len(self._listing.slides)} slides; give a folder with a file "
+                "for each"
+            )
         self._job = CutJob(self._listing, options, Staging(folder), seed, form, quality)
         self.name, self.digest = self._listing.name, self._listing.digest
         self.classes: list[str] = []
@@ -79,6 +86,10 @@ class SlideJob:
     def check_unchanged(self) -> None:
         """Refuse slides that changed since a finished job cut them."""
         self._cut_before()
+        if self._job.options.preview is not None:
+            logger.warning(
+                "%s: not drawn, for all tiles are cut; give --preview from the start", self._job.options.preview
+            )
 
     def clear(self) -> None:
         """Remove what only an unfinished job needs."""
@@ -87,7 +98,7 @@ class SlideJob:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _states(self) -> list[list[int]]:
-        return [list(slide.state) for slide in self._listing.slides]
+        return [self._job.state(number) for number in range(len(self._listing.slides))]
 
     def _cut_before(self) -> list[SlideRecord] | None:
         """Records of an earlier run that has cut all slides; None if there was none."""

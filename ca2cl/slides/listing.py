@@ -184,7 +184,7 @@ def _listing(name: str, rows: Sequence[dict[str, str]], folder: Path) -> Listing
                 patient=row.get("patient") or None,
                 label=row.get("label") or None,
                 mpp=float(row["mpp"]) if row.get("mpp") else None,
-                state=_state(path),
+                state=file_state(path),
             )
         )
     if twice := [name for name, count in Counter(slide.name for slide in slides).items() if count > 1]:
@@ -207,7 +207,7 @@ def _whole(path: str) -> str:
     return "".join(urlsplit(path)[1:3]) if is_remote(path) else path
 
 
-def _state(path: str) -> tuple[int, ...]:
+def file_state(path: str | Path) -> tuple[int, ...]:
     """Size and modification time of a local slide; nothing of a missing or remote one."""
     try:
         status = Path(path).stat()

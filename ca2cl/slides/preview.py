@@ -39,7 +39,6 @@ _COLOURS = {  # Okabe and Ito (2008): told apart with any colour vision
     "pen": (213, 94, 0),
     "black": (60, 60, 60),
     "fold": (230, 159, 0),
-    "blur": (86, 180, 233),
     "blurred": (86, 180, 233),
     "outside": (240, 228, 66),
     "surplus": (0, 114, 178),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ca2cl.common.files import writing
 from ca2cl.slides.preview import Preview, draw_preview, picture_side, write_preview
 from ca2cl.slides.records import SlideRecord
 from ca2cl.slides.scan import KEPT, REASONS
@@ -20,6 +21,8 @@ def write_previews(path: Path, records: Sequence[SlideRecord], staging: Staging)
     Raises:
         InputError: the file cannot be written.
     """
+    with writing(path, "give another file with --preview"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_preview(path, _previews(records, staging, picture_side(path, len(records))), len(records))
 
 

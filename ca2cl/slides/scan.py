@@ -25,7 +25,7 @@ from ca2cl.slides.regions.shares import OUTSIDE, classify_tiles
 from ca2cl.slides.tissue.mask import MASK_TILE_PIXELS, TissueMask, shares, tissue_mask
 
 KEPT = "kept"
-REASONS = (KEPT, "background", "pen", "black", "fold", "blur", "outside", "surplus", "blurred")
+REASONS = (KEPT, "background", "pen", "black", "fold", "outside", "surplus")
 """What becomes of a tile of the grid, by its code in ``Scan.reasons``."""
 _MOST_MASK_PIXELS = 16e6
 _NO_CLASS = -1
@@ -138,12 +138,12 @@ def _classify(
     labels = np.full(len(boxes), 0 if slide.label else _NO_CLASS, np.int32)
     if options.mask is None:
         return labels, classes
-    file = find_mask(Path(options.mask), Path(slide.path).name)
-    if file is None:
-        reasons[:] = REASONS.index("outside")
-        return labels, classes
     whole = reader.levels[0]
     try:
+        file = find_mask(Path(options.mask), Path(slide.path).name)
+        if file is None:
+            reasons[:] = REASONS.index("outside")
+            return labels, classes
         regions = read_regions(file, options.mask_exclude)
         check_inside(regions, whole.width, whole.height)
     except InputError as error:

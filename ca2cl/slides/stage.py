@@ -22,9 +22,10 @@ from ca2cl.errors import InputError
 from ca2cl.runtime.pool import worker_pool
 from ca2cl.slides.config import SlideOptions
 from ca2cl.slides.cut import cut_piece
-from ca2cl.slides.listing import Listing, SlideFile, is_remote
+from ca2cl.slides.listing import Listing, SlideFile, file_state, is_remote
 from ca2cl.slides.readers.base import SlideError
 from ca2cl.slides.records import SlideRecord
+from ca2cl.slides.regions.read import find_mask
 from ca2cl.slides.scan import Scan, scan_slide
 from ca2cl.slides.staging import Staging
 
@@ -47,6 +48,14 @@ class CutJob:
     def path(self, number: int) -> Path:
         """The slide's local file; of a remote one the copy, which lasts until its tiles are written."""
         return self.staging.local_path(number, self.listing.slides[number].path)
+
+    def state(self, number: int) -> list[int]:
+        """Sizes and modification times of the slide's file and its annotation, by which a changed one is known."""
+        slide = self.listing.slides[number]
+        if self.options.mask is None:
+            return list(slide.state)
+        file = find_mask(Path(self.options.mask), Path(slide.path).name)
+        return [*slide.state, *(file_state(file) if file is not None else ())]
 
 
 def cut_slides(job: CutJob, workers: int) -> list[SlideRecord]:
@@ -110,7 +119,14 @@ class _Dispatch:
             elif (slide := next(self._scans, -1)) >= 0:
                 piece = _SCAN
                 future = self._pool.submit(
-                    _scan, job.staging, slide, job.listing.slides[slide], job.path(slide), job.options, job.seed
+                    _scan,
+                    job.staging,
+                    slide,
+                    job.listing.slides[slide],
+                    job.state(slide),
+                    job.path(slide),
+                    job.options,
+                    job.seed,
                 )
             else:
                 break
@@ -128,10 +144,14 @@ class _Dispatch:
             self._pieces = deque(one for one in self._pieces if one[0] != slide)
 
 
-def _scan(staging: Staging, number: int, slide: SlideFile, path: Path, options: SlideOptions, seed: int) -> int:
+def _scan(
+    staging: Staging, number: int, slide: SlideFile, state: list[int], path: Path, options: SlideOptions, seed: int
+) -> int:
     """Scan a slide, unless an earlier run has; the number of its pieces."""
     known = staging.read_scan(number)
-    current = known is not None and known.state == list(slide.state) and known.record.error is None
+    current = known is not None and known.state == state and known.record.error is None
+    if options.preview is not None and staging.picture(number) is None:
+        current = False  # scanned without --preview
     if known is not None and current:
         if is_remote(slide.path) and not all(staging.read_piece(number, piece) for piece in range(known.pieces)):
             _fetch(slide, path)
@@ -144,7 +164,7 @@ def _scan(staging: Staging, number: int, slide: SlideFile, path: Path, options: 
     except SlideError as error:
         reason = str(error).removeprefix(f"{slide.where}: ")
         scan = Scan(SlideRecord(slide.name, slide.where, slide.patient, slide.label).failed(reason))
-    staging.write_scan(number, slide.state, scan, options.preview is not None)
+    staging.write_scan(number, state, scan, options.preview is not None)
     known = staging.read_scan(number)
     assert known is not None
     return known.pieces
@@ -177,8 +197,7 @@ def _close(job: CutJob, number: int, error: str | None) -> SlideRecord:
     if error is not None:
         record = record.failed(error.removeprefix(f"{job.path(number)}: "))
         job.staging.forget(number)
-        slide = job.listing.slides[number]
-        job.staging.write_scan(number, slide.state, Scan(record), preview=False)
+        job.staging.write_scan(number, job.state(number), Scan(record), preview=False)
         return record
     pieces = [job.staging.read_piece(number, piece) for piece in range(scan.pieces)]
     found = [piece for piece in pieces if piece is not None]
@@ -199,7 +218,7 @@ def _without_twins(job: CutJob, records: list[SlideRecord]) -> list[SlideRecord]
         if known != record.slide:
             record = record.failed(f"the same slide as {known}")  # noqa: PLW2901
             job.staging.forget(number)
-            job.staging.write_scan(number, job.listing.slides[number].state, Scan(record), preview=False)
+            job.staging.write_scan(number, job.state(number), Scan(record), preview=False)
         kept.append(record)
     return kept
 

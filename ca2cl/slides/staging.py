@@ -46,7 +46,7 @@ _Damaged = (OSError, ValueError, KeyError, TypeError)
 
 @dataclass(frozen=True)
 class StoredScan:
-    """A scan as it was written. ``state``: of the file that was scanned, see ``SlideFile.state``."""
+    """A scan as it was written. ``state``: of the file that was scanned, see ``CutJob.state``."""
 
     record: SlideRecord
     state: list[int]
@@ -105,7 +105,7 @@ class Staging:
             return Path(path)
         return self.folder / f"{slide:06d}.slide" / PurePosixPath(urlsplit(path).path).name
 
-    def write_scan(self, slide: int, state: tuple[int, ...], scan: Scan, preview: bool) -> None:
+    def write_scan(self, slide: int, state: list[int], scan: Scan, preview: bool) -> None:
         """Keep a scan; with what its picture needs if ``preview``."""
         arrays: dict[str, Any] = {}
         if scan.reasons is not None and scan.labels is not None:
@@ -118,7 +118,7 @@ class Staging:
         write_atomic(self.folder / f"{slide:06d}.npz", buffer.getvalue(), REMEDY)
         content = {
             "record": asdict(scan.record),
-            "state": list(state),
+            "state": state,
             "classes": list(scan.classes),
             "grid": asdict(scan.grid) if scan.grid else None,
             "mask_mpp": scan.mask.mpp if scan.mask else None,

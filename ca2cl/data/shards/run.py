@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.job_dir import JobDir, changed
+from ca2cl.common.optional import need
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import (
     INDEX_NAME,
@@ -114,6 +115,8 @@ def run(config: ShardConfig) -> int:
 
 
 def _slides(config: ShardConfig) -> SlideJob:
+    for name in ("openslide", "skimage", "shapely"):
+        need(name, 'install it with pip install "ca2cl[slides]"')
     from ca2cl.slides.collection import SlideJob
 
     form = "jpeg" if config.encode == "keep" else config.encode

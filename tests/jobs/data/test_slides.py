@@ -96,7 +96,8 @@ def test_jpeg_is_the_default_and_near(slides: Path, tmp_path: Path) -> None:
 
 
 def test_tissue_is_kept_and_glass_is_not(slides: Path, tmp_path: Path) -> None:
-    shard(slides / "s0.svs", tmp_path / "out")
+    shard(slides / "s0.svs", tmp_path / "out", preview=str(tmp_path / "new" / "preview.png"))
+    assert Image.open(tmp_path / "new" / "preview.png").width > 300
     row = rows(tmp_path / "out")["s0"]
     assert row["kept"] + sum(row["dropped"].values()) == row["grid"] == 70
     for facts, _ in tiles(tmp_path / "out").values():  # the tissue is an ellipse of .6
@@ -178,6 +179,8 @@ def test_annotations_choose_tiles_and_classes(slides: Path, tmp_path: Path) -> N
         assert facts["class"] == ("Tumor" if facts["x"] < 128 else "Stroma")
     assert rows(tmp_path / "out")["s1"]["dropped"] == {"outside": 70}
     (masks / "s1.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [region(0, 9000, "x")]}))
+    with pytest.raises(InputError, match=r"s1: the slide was changed after"):  # or its annotation
+        shard(slides, tmp_path / "out", mask=str(masks), tissue=0.0)
     shard(slides, tmp_path / "other", mask=str(masks), tissue=0.0)
     assert "s1.geojson" in rows(tmp_path / "other")["s1"]["error"]
 
@@ -267,6 +270,8 @@ def test_a_changed_slide_is_not_mixed_with_tiles_cut_before(tmp_path: Path) -> N
         ({"preview": "a.pdf"}, "preview is 'a.pdf': give a file NAME.html or NAME.png"),
         ({"mask": "nowhere"}, "mask is 'nowhere': not there"),
         ({"source": "nowhere"}, "no slides here"),
+        ({"mask": __file__}, "one file for 3 slides; give a folder"),
+        ({"preview": f"{__file__}/a.png"}, "a.png': cannot be written; give a file in a folder"),
     ],
 )
 def test_bad_settings_are_one_line(slides: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
