@@ -213,7 +213,6 @@ slow = pytest.mark.slow
         (2, 2, "relative"),
         pytest.param(2, 1, "absolute", marks=slow),
         pytest.param(4, 1, "relative", marks=slow),
-        pytest.param(4, 2, "absolute", marks=slow),
     ],
 )
 def test_a_vits_gradient_is_that_of_slow_loops(world: int, count: int, mode: Any, tmp_path: Path) -> None:
