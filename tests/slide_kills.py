@@ -68,7 +68,7 @@ def members(session: int) -> list[int]:
 
 
 def is_tracker(process: int) -> bool:
-    """True for the process of Python that removes semaphores."""
+    """True for the process of Python that removes semaphores: nobody could once that is killed, too."""
     with suppress(psutil.Error):
         return any("resource_tracker" in word for word in psutil.Process(process).cmdline())
     return False
@@ -92,9 +92,8 @@ def kill(draw: random.Random, job: subprocess.Popen[bytes], out: Path, seen: Cou
         AssertionError: a process is left.
     """
     target = draw.choice(("first", "all", "worker"))
-    others = [one for one in members(job.pid) if one != job.pid]
-    workers = [one for one in others if not is_tracker(one)] or [job.pid]
-    victims = {"first": [job.pid], "all": [job.pid, *others], "worker": [draw.choice(workers)]}[target]
+    workers = [one for one in members(job.pid) if one != job.pid and not is_tracker(one)]
+    victims = {"first": [job.pid], "all": [job.pid, *workers], "worker": [draw.choice(workers or [job.pid])]}[target]
     seen[stage(out)] += 1
     for victim in victims:
         with suppress(ProcessLookupError):
@@ -118,9 +117,9 @@ def facts(out: Path) -> dict[str, Any]:
 
 
 def unused_semaphores() -> set[str]:
-    """Semaphores and shared memory that no process of this machine has mapped."""
+    """Semaphores of multiprocessing that no process of this machine has mapped."""
     folder = Path("/dev/shm")
-    names = {path.name for path in folder.glob("*")} if folder.is_dir() else set()
+    names = {path.name for path in folder.glob("sem.mp-*")} if folder.is_dir() else set()
     mapped = ""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
