@@ -85,6 +85,12 @@ class SlideJob:
         assert options.mpp is not None
         source = SlideSource(self.name, self.digest, records, staging, options.mpp, self._job.form)
         content = {"records": [asdict(record) for record in records], "states": self._states()}
+        if source.classes and (bare := int((source.labels < 0).sum())):
+            logger.warning(
+                "%d of %d tiles have no class, because their annotations have none; give these one, or leave them out",
+                bare,
+                len(source),
+            )
         write_atomic(staging.folder / _CUT_NAME, json.dumps(content).encode(), REMEDY)
         sys.stdout.write(f"{summary(records)}\n")
         return source

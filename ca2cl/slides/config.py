@@ -80,10 +80,11 @@ class _Rule:
     value: float
 
 
-def slide_settings(options: SlideOptions) -> dict[str, Any]:
-    """The settings that are not the defaults, and decide about tiles."""
+def slide_settings(options: SlideOptions, *, defaults: bool = False) -> dict[str, Any]:
+    """The settings that decide about tiles; those that are the defaults only with ``defaults``."""
     return {
-        field.name: value
+        field.name: list(value) if isinstance(value, tuple) else value
         for field in fields(SlideOptions)
-        if field.name not in ("strict", "preview") and (value := getattr(options, field.name)) != field.default
+        if field.name not in ("strict", "preview")
+        and ((value := getattr(options, field.name)) != field.default or defaults)
     }

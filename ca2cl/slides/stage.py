@@ -106,7 +106,8 @@ class _Dispatch:
     def run(self) -> Iterator[tuple[int, SlideRecord]]:
         """Yield number and record of each slide when it is done."""
         while self._fill():
-            for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
+            done = wait(self._pending, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=self._pending.__getitem__):  # of copies the first is cut
                 slide, piece = self._pending.pop(future)
                 if piece == _SCAN:
                     pieces, digest = future.result()

@@ -155,10 +155,13 @@ def identify(source: Source | SlideJob, config: ShardConfig) -> tuple[str, dict[
     # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
     for name in ("source", "out", "workers", "check", "bad", "check_classes", *SlideOptions.__dataclass_fields__):
         del options[name]
-    options |= slide_settings(config)
-    identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
+    identity = json.dumps(
+        [source.name, source.digest, source.classes, options | slide_settings(config)], sort_keys=True
+    )
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    return digest, {**options, "source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
+    options |= slide_settings(config, defaults=config.mpp is not None)
+    facts = {"source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
+    return digest, options | facts
 
 
 def make_plan(source: Source, config: ShardConfig) -> Plan:

@@ -43,8 +43,10 @@ class JpegTiles:
 
     def read(self, x: int, y: int, width: int, height: int) -> Pixels | None:
         """Pixels as of ``SlideReader.read``; None if a tile is missing or does not decode."""
-        out = np.full((height, width, 3), self._background, np.uint8)
+        out = np.empty((height, width, 3), np.uint8)
         left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, self._width), min(y + height, self._height)
+        if (right - left, bottom - top) != (width, height):
+            out[:] = self._background
         if left >= right or top >= bottom:
             return out
         wide, high = self.tile
