@@ -18,6 +18,7 @@ from tests.support.slides import halved, tissue_picture, write_flat_tiff, write_
 from tests.support.vendors import write_generic, write_leica, write_philips
 
 PICTURE = tissue_picture(1000, 700)
+REAL = Path(__file__).parents[4] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
 
 
 def make(kind: str, folder: Path) -> Path:
@@ -117,6 +118,18 @@ def test_jpeg_tiles_are_those_of_openslide(tmp_path, photometric):
     assert (damaged.read(0, 500, 300, 50, 50) == slide.read(0, 500, 300, 50, 50)).all()
     odd = OpenSlideReader(write_svs(tmp_path / "b.svs", picture[:, :999], 0.5, levels=(2,), compression="jpeg"))
     assert odd._tiles_of(1) is None
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs the real slide in ../shared/data/slides")
+def test_a_real_slide_whose_tiles_share_their_tables():
+    """Its TIFF says that they are RGB, and they do not."""
+    slide, other = OpenSlideReader(REAL), openslide.OpenSlide(REAL)
+    assert slide._tiles_of(0) is not None
+    for x, y in ((1000, 1300), (2100, 2900), (-50, 100)):
+        region = np.asarray(other.read_region((x, y), 0, (300, 200)))
+        expected = np.where(region[..., 3:] > 0, region[..., :3], 255)
+        assert (slide._tiles_of(0).read(x, y, 300, 200) == expected).all()
+    other.close()
 
 
 def test_scattered_tiles_and_interpolated_levels_are_read_alone(tmp_path):
