@@ -13,6 +13,11 @@ from ca2cl.common.records import parse_record
 SLIDES_NAME = "slides.jsonl"
 
 
+def thumbnail_path(folder: Path, row: int) -> Path:
+    """Of the thumbnail of the slide in this row of ``slides.jsonl``, counted from 0, in the folder of the shards."""
+    return folder / "thumbnails" / f"{row:06d}.jpg"
+
+
 @dataclass(frozen=True)
 class SlideRecord:
     """One slide: what it is, and how many tiles it gave."""

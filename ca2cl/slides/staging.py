@@ -1,8 +1,8 @@
 """Files of a job between slides and shards.
 
-A folder holds, for slide 17, ``000017.json`` and ``.npz`` (its scan) and ``000017-0003.bin`` and ``.json`` (the encoded
-tiles of a piece of its grid). Each is written whole or not at all, so that a killed job goes on with the first missing
-one. ``tiles.npy`` comes last.
+A folder holds, for slide 17, ``000017.json`` and ``.npz`` (its scan), ``000017.jpg`` (its thumbnail) and
+``000017-0003.bin`` and ``.json`` (the encoded tiles of a piece of its grid). Each is written whole or not at all, so
+that a killed job goes on with the first missing one. ``tiles.npy`` comes last.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import parse_json
 from ca2cl.slides.grid import Grid
+from ca2cl.slides.preview import thumbnail
 from ca2cl.slides.records import SlideRecord
 from ca2cl.slides.scan import Scan
 
@@ -99,6 +100,10 @@ class Staging:
         """Of the encoded tiles of a task."""
         return self.folder / f"{slide:06d}-{piece:04d}.bin"
 
+    def thumbnail_path(self, slide: int) -> Path:
+        """Of the slide's thumbnail; there is none of a slide without a tissue mask."""
+        return self.folder / f"{slide:06d}.jpg"
+
     def local_path(self, slide: int, path: str) -> Path:
         """Of the slide at ``path``, or of the copy of a remote one."""
         if "://" not in path:
@@ -113,6 +118,8 @@ class Staging:
             if preview and scan.mask is not None:
                 arrays |= {"reasons": scan.reasons, "overview": scan.overview, "tissue": scan.mask.tissue}
                 arrays |= {f"is_{name}": where for name, where in scan.mask.artefacts.items()}
+        if scan.overview is not None and scan.record.kept:
+            write_atomic(self.thumbnail_path(slide), thumbnail(scan.overview), REMEDY)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         write_atomic(self.folder / f"{slide:06d}.npz", buffer.getvalue(), REMEDY)
