@@ -9,7 +9,7 @@ import numpy as np
 
 from ca2cl.common.files import writing
 from ca2cl.slides.preview import Preview, draw_preview, picture_side, write_preview
-from ca2cl.slides.records import SlideRecord
+from ca2cl.slides.records import SlideRecord, without_shared_folder
 from ca2cl.slides.scan import KEPT, REASONS
 from ca2cl.slides.staging import Staging
 from ca2cl.slides.tissue.mask import TissueMask
@@ -27,18 +27,19 @@ def write_previews(path: Path, records: Sequence[SlideRecord], staging: Staging)
 
 
 def _previews(records: Sequence[SlideRecord], staging: Staging, side: int) -> Iterator[Preview]:
+    names_shown = without_shared_folder([record.slide for record in records])
     for number, record in enumerate(records):
-        title = f"{record.slide}: {record.kept} of {record.grid} tiles"
+        title = f"{names_shown[number]}: {record.kept} of {record.grid} tiles"
         found = staging.picture(number)
         if record.error is not None or found is None:
-            yield Preview(record.slide, None, record.error or "")
+            yield Preview(names_shown[number], None, record.error or "")
             continue
         scan = staging.read_scan(number)
         assert scan is not None and scan.grid is not None and record.mpp is not None
         names = [REASONS[code] for code in found.reasons.tolist()]
         for tile in staging.blurred(number):
             names[tile] = "blurred"
-        boxes = scan.grid.boxes(scan.grid.corners()) * (record.mpp / found.mpp)
+        boxes = scan.grid.boxes(scan.grid.corners()) * (record.mpp / found.overview_mpp)
         mask = TissueMask(found.tissue, found.artefacts, found.mpp)
         kept = np.array([name == KEPT for name in names])
         yield Preview(title, draw_preview(found.overview, mask, boxes, kept, names, title, side))

@@ -66,9 +66,10 @@ class StoredScan:
 
 @dataclass(frozen=True)
 class Picture:
-    """Arrays for a slide's picture. ``reasons``: code of every tile of the grid; the others lie on the overview."""
+    """Arrays for a slide's picture. ``reasons``: code of every tile of the grid; ``mpp``: of tissue and artefacts."""
 
     overview: npt.NDArray[np.uint8]
+    overview_mpp: float
     reasons: npt.NDArray[np.uint8]
     tissue: npt.NDArray[np.bool_]
     artefacts: dict[str, npt.NDArray[np.bool_]]
@@ -129,6 +130,7 @@ class Staging:
             "classes": list(scan.classes),
             "grid": asdict(scan.grid) if scan.grid else None,
             "mask_mpp": scan.mask.mpp if scan.mask else None,
+            "overview_mpp": scan.overview_mpp,
         }
         write_atomic(self.folder / f"{slide:06d}.json", json.dumps(content).encode(), REMEDY)
 
@@ -151,8 +153,9 @@ class Staging:
             with np.load(self.folder / f"{slide:06d}.npz") as arrays:
                 artefacts = {name[3:]: arrays[name] for name in arrays if name.startswith("is_")}
                 return Picture(
-                    arrays["overview"], arrays["reasons"], arrays["tissue"], artefacts, float(content["mask_mpp"])
-                )
+                    arrays["overview"], float(content["overview_mpp"]), arrays["reasons"], arrays["tissue"], artefacts,
+                    float(content["mask_mpp"]),
+                )  # fmt: skip
         return None
 
     def blurred(self, slide: int) -> list[int]:

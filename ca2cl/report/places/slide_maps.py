@@ -108,7 +108,7 @@ def _draw(places: Places, number: int, found: tuple[int, SlideRecord] | None, fo
     bar = _round_length(float(whole[0]) * _MOST_BAR)
     picture = size or (float(whole[0]), float(whole[1]))
     return SlideMap(
-        slide=places.slides[number],
+        slide=places.names[number],
         width=width,
         height=height,
         squares=[Square(int(tile), *box) for tile, box in zip(rows.tolist(), drawn_M4.round(1).tolist(), strict=True)],
@@ -116,7 +116,7 @@ def _draw(places: Places, number: int, found: tuple[int, SlideRecord] | None, fo
         kept=record.kept if record else None,
         thumbnail=_thumbnail(thumbnail_path(folder, row)) if size else "",
         picture=(round(picture[0] * scale, 1), round(picture[1] * scale, 1)),
-        size=f"{picture[0] / 1000:.3g} x {picture[1] / 1000:.3g} mm" if size else "",
+        size=f"{picture[0] / 1000:.2f} x {picture[1] / 1000:.2f} mm" if size else "",
         bar=round(bar * scale, 1),
         bar_text=f"{bar / 1000:g} mm" if bar >= 1000 else f"{bar:g} µm",
     )

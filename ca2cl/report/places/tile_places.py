@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from ca2cl.common.records import is_number
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.slides.records import without_shared_folder
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -34,10 +36,15 @@ class Places:
     boxes_N4: Numbers
     """Left, top, right and lower edge in micrometres from the slide's left upper corner; NaN without a place."""
 
+    @cached_property
+    def names(self) -> list[str]:
+        """The slides' names without the folder that all of them are in, to be shown."""
+        return without_shared_folder(self.slides)
+
     def slide(self, row: int) -> str:
-        """Name of a tile's slide; empty without a place."""
+        """Name of a tile's slide as it is shown; empty without a place."""
         number = int(self.slide_N[row])
-        return self.slides[number] if number >= 0 else ""
+        return self.names[number] if number >= 0 else ""
 
     def position(self, row: int) -> str:
         """Left and top in millimetres, to a hundredth; empty without a place."""

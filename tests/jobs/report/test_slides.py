@@ -38,7 +38,7 @@ def test_slides_are_drawn_with_their_clusters(tmp_path: Path, tmp_path_factory: 
         side = 560 / columns
         wanted = {(round(side * column, 1), round(side * row, 1)) for row in range(rows) for column in range(columns)}
         assert {(x, y) for _, x, y in one} == wanted
-    assert "s0 96 of 96 tiles, 0.192 x 0.128 mm" in made.text and "s1 32 of 32 tiles" in made.text
+    assert "s0 96 of 96 tiles, 0.19 x 0.13 mm" in made.text and "s1 32 of 32 tiles" in made.text
     assert len(made.all("image")) == 2
     alts = [held["alt"] for held in made.all("img") if " at " in held["alt"]]
     assert len(alts) == 12 * 9

@@ -18,7 +18,7 @@ from ca2cl.report.neighbours import nearest, precision
 from ca2cl.report.places.slide_maps import MOST_SLIDES, SIDE, SlideMap, draw_slides
 from ca2cl.report.places.tile_places import Places, read_places, share_by_chance
 from ca2cl.slides.preview import thumbnail
-from ca2cl.slides.records import SlideRecord, thumbnail_path, write_rows
+from ca2cl.slides.records import SlideRecord, thumbnail_path, without_shared_folder, write_rows
 from tests.support.shards import encode, random_tiles, write_shards
 
 
@@ -85,7 +85,7 @@ def test_a_known_slide_is_drawn_whole_with_its_thumbnail(tmp_path: Path) -> None
     thumbnail_path(tmp_path, 1).write_bytes(thumbnail(random_tiles(1, 900)[0]))
     (drawn,) = draw_slides(grid((10, 6)), tmp_path)
     assert (drawn.width, drawn.height, drawn.picture, drawn.kept) == (560, 280, (560, 280), 70)
-    assert (drawn.size, drawn.bar_text, drawn.bar) == ("4 x 2 mm", "1 mm", 140)
+    assert (drawn.size, drawn.bar_text, drawn.bar) == ("4.00 x 2.00 mm", "1 mm", 140)
     assert drawn.squares[11].x == drawn.squares[11].y == 14
     with Image.open(io.BytesIO(base64.b64decode(drawn.thumbnail.partition(",")[2]))) as image:
         assert max(image.size) == 512
@@ -94,6 +94,13 @@ def test_a_known_slide_is_drawn_whole_with_its_thumbnail(tmp_path: Path) -> None
     assert draw_slides(grid((10, 6)), tmp_path)[0].thumbnail == ""
     (tmp_path / "slides.jsonl").write_text("{")
     assert draw_slides(grid((10, 6)), tmp_path)[0].size == ""
+
+
+def test_names_are_shown_without_the_folder_that_all_share() -> None:
+    assert without_shared_folder(["/a/b/c", "/a/b/d"]) == ["c", "d"]
+    assert without_shared_folder(["a/bc/x", "a/bd/x", "a/bd/e/y"]) == ["bc/x", "bd/x", "bd/e/y"]
+    assert without_shared_folder(["a/b/x"]) == ["x"]
+    assert without_shared_folder(["x", "a/x"]) == ["x", "a/x"] and without_shared_folder([]) == []
 
 
 def test_padded_tiles_make_the_map_larger_than_the_slide(tmp_path: Path) -> None:
