@@ -14,7 +14,7 @@ from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
 from ca2cl.slides.config import SlideOptions
 from ca2cl.slides.listing import list_slides
-from ca2cl.slides.records import SLIDES_NAME, SlideRecord, write_rows
+from ca2cl.slides.records import SLIDES_NAME, SlideRecord, thumbnail_path, write_rows
 from ca2cl.slides.source import SlideSource
 from ca2cl.slides.stage import CutJob, cut_slides, summary
 from ca2cl.slides.staging import REMEDY, Staging
@@ -63,7 +63,7 @@ class SlideJob:
         self.classes: list[str] = []
 
     def cut(self, out: Path, workers: int) -> SlideSource:
-        """Cut all tiles that an earlier run has not, and write ``slides.jsonl`` and the preview.
+        """Cut all tiles that an earlier run has not, and write ``slides.jsonl``, the thumbnails and the preview.
 
         Raises:
             NoTiles: no slide gave one.
@@ -77,6 +77,7 @@ class SlideJob:
             records = cut_slides(self._job, workers)
             staging.tiles_path.unlink(missing_ok=True)  # of a run that was killed before it had noted its slides
             write_rows(out / SLIDES_NAME, records, REMEDY)
+            _keep_thumbnails(records, staging, out)
             if options.preview is not None:
                 from ca2cl.slides.previews import write_previews
 
@@ -125,6 +126,16 @@ class SlideJob:
                 "were; give another folder"
             )
         return [SlideRecord(**record) for record in content["records"]]
+
+
+def _keep_thumbnails(records: list[SlideRecord], staging: Staging, out: Path) -> None:
+    """Move the thumbnails of slides that gave tiles into the folder of the shards."""
+    for number, record in enumerate(records):
+        path, target = staging.thumbnail_path(number), thumbnail_path(out, number)
+        if record.kept and path.exists():
+            with writing(target, REMEDY):
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
 
 
 def _warn(records: list[SlideRecord], rows: Path, strict: bool) -> None:

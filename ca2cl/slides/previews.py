@@ -10,7 +10,7 @@ import numpy as np
 
 from ca2cl.common.files import writing
 from ca2cl.slides.preview import Preview, draw_preview, drawn_slides, picture_side, write_preview
-from ca2cl.slides.records import SlideRecord
+from ca2cl.slides.records import SlideRecord, without_shared_folder
 from ca2cl.slides.scan import KEPT, REASONS
 from ca2cl.slides.staging import Staging
 from ca2cl.slides.tissue.mask import TissueMask
@@ -33,22 +33,23 @@ def write_previews(path: Path, records: Sequence[SlideRecord], staging: Staging)
 
 
 def _previews(records: Sequence[SlideRecord], staging: Staging, drawn: range, side: int) -> Iterator[Preview]:
+    shown = without_shared_folder([record.slide for record in records])
     for number, record in enumerate(records):
         if record.error is not None:
-            yield Preview(record.slide, None, record.error)
+            yield Preview(shown[number], None, record.error)
         elif number in drawn:
-            yield _drawn(number, record, staging, side)
+            yield _drawn(number, shown[number], record, staging, side)
 
 
-def _drawn(number: int, record: SlideRecord, staging: Staging, side: int) -> Preview:
+def _drawn(number: int, name: str, record: SlideRecord, staging: Staging, side: int) -> Preview:
     found, scan = staging.picture(number), staging.read_scan(number)
     if found is None or scan is None or scan.grid is None or record.mpp is None:
-        return Preview(record.slide, None, "not drawn: what its scan left is damaged")
+        return Preview(name, None, "not drawn: what its scan left is damaged")
     names = [REASONS[code] for code in found.reasons.tolist()]
     for tile in staging.blurred(number):
         names[tile] = "blurred"
-    boxes = scan.grid.boxes(scan.grid.corners()) * (record.mpp / found.mpp)
+    boxes = scan.grid.boxes(scan.grid.corners()) * (record.mpp / found.overview_mpp)
     mask = TissueMask(found.tissue, found.artefacts, found.mpp)
     kept = np.array([name == KEPT for name in names])
-    title = f"{record.slide}: {record.kept} of {record.grid} tiles"
+    title = f"{name}: {record.kept} of {record.grid} tiles"
     return Preview(title, draw_preview(found.overview, mask, boxes, kept, names, title, side))
