@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ca2cl.common.files import check_writable, write_atomic
 from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
 from ca2cl.slides.config import SlideOptions
-from ca2cl.slides.listing import list_slides
+from ca2cl.slides.listing import Listing, list_slides
 from ca2cl.slides.records import SLIDES_NAME, SlideRecord, write_rows
 from ca2cl.slides.source import SlideSource
 from ca2cl.slides.stage import CutJob, cut_slides, summary
@@ -22,6 +23,24 @@ from ca2cl.slides.staging import REMEDY, Staging
 logger = logging.getLogger(__name__)
 _CUT_NAME = "cut.json"
 _SHOWN = 3
+
+
+def listed(source: str, split: str | None, options: SlideOptions) -> Listing:
+    """The slides of ``source`` as ``list_slides`` finds them, if ``options`` fit them.
+
+    Raises:
+        InputError: no slides, or settings that do not fit.
+    """
+    if options.mask is not None and not Path(options.mask).exists():
+        raise InputError(f"mask is {options.mask!r}: not there; give a folder of annotations or one file")
+    if options.preview is not None:
+        check_writable(Path(options.preview), "preview")
+    found = list_slides(source, split)
+    if options.mask is not None and Path(options.mask).is_file() and len(found.slides) > 1:
+        raise InputError(
+            f"mask is {options.mask!r}: one file for {len(found.slides)} slides; give a folder with a file for each"
+        )
+    return found
 
 
 class SlideJob:
@@ -44,16 +63,7 @@ class SlideJob:
         self, source: str, split: str | None, options: SlideOptions, folder: Path, *, seed: int, form: str, quality: int
     ) -> None:
         assert options.mpp is not None
-        if options.mask is not None and not Path(options.mask).exists():
-            raise InputError(f"mask is {options.mask!r}: not there; give a folder of annotations or one file")
-        if options.preview is not None:
-            check_writable(Path(options.preview), "preview")
-        self._listing = list_slides(source, split)
-        if options.mask is not None and Path(options.mask).is_file() and len(self._listing.slides) > 1:
-            raise InputError(
-                f"mask is {options.mask!r}: one file for {len(self._listing.slides)} slides; give a folder with a file "
-                "for each"
-            )
+        self._listing = listed(source, split, options)
         self._job = CutJob(self._listing, options, Staging(folder), seed, form, quality)
         self.name, self.digest = self._listing.name, self._listing.digest
         self.classes: list[str] = []
@@ -71,7 +81,8 @@ class SlideJob:
             records = cut_slides(self._job, workers)
             staging.tiles_path.unlink(missing_ok=True)  # of a run that was killed before it had noted its slides
             write_rows(out / SLIDES_NAME, records, REMEDY)
-            _warn(records, out / SLIDES_NAME, options.strict)
+            check_slides(records, out / SLIDES_NAME, options.strict)
+            warn_of_failed(records, out / SLIDES_NAME)
             if options.preview is not None:
                 from ca2cl.slides.previews import write_previews
 
@@ -121,11 +132,16 @@ class SlideJob:
         return [SlideRecord(**record) for record in content["records"]]
 
 
-def _warn(records: list[SlideRecord], rows: Path, strict: bool) -> None:
-    """Name slides that gave nothing.
+def check_slides(records: Sequence[SlideRecord], rows: Path, strict: bool) -> None:
+    """Refuse slides of which none gives a tile.
+
+    Args:
+        records: of all slides.
+        rows: the file that has them, for the message.
+        strict: refuse slides of which one failed, too.
 
     Raises:
-        InputError: no slide gave a tile, or one failed and ``strict`` is set.
+        InputError: they are such.
     """
     failed = [record for record in records if record.error is not None]
     first = f"{failed[0].path}: {failed[0].error}" if failed else ""
@@ -136,6 +152,11 @@ def _warn(records: list[SlideRecord], rows: Path, strict: bool) -> None:
     if not any(record.kept for record in records):
         why = first or f"{records[0].slide}: {records[0].dropped}"
         raise InputError(f"no slide gave a tile, see {rows}; the first: {why}")
+
+
+def warn_of_failed(records: Sequence[SlideRecord], rows: Path) -> None:
+    """Name slides that gave nothing."""
+    failed = [record for record in records if record.error is not None]
     for record in failed[:_SHOWN]:
         logger.warning("%s: %s", record.path, record.error)
     if len(failed) > _SHOWN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +39,7 @@ def cut_piece(
     started = time.perf_counter()
     scan = staging.read_scan(slide)
     assert scan is not None and scan.grid is not None
-    reader = _opened(path)
+    reader = opened(path, os.getpid())
     corners = scan.grid.corners()
     numbers, tiles, blurred = [], [], 0
     for number in range(piece * PIECE, min((piece + 1) * PIECE, len(scan.kept))):
@@ -55,6 +56,12 @@ def cut_piece(
 
 
 @lru_cache(maxsize=2)
-def _opened(path: Path) -> SlideReader:
-    """The slide, kept open for the next piece of it."""
+def opened(path: Path, process: int) -> SlideReader:
+    """The slide, kept open for its next tiles.
+
+    Args:
+        path: of the slide.
+        process: this one's number: a forked child must not read through its parent's open file.
+    """
+    del process
     return open_slide(path)

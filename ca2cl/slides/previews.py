@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,29 @@ from ca2cl.slides.staging import Staging
 from ca2cl.slides.tissue.mask import TissueMask
 
 
-def write_previews(path: Path, records: Sequence[SlideRecord], staging: Staging) -> None:
+def write_previews(
+    path: Path, records: Sequence[SlideRecord], staging: Staging, blurred: Callable[[int], Sequence[int]] | None = None
+) -> None:
     """Draw every slide into ``path``, a page or a sheet; one that was not scanned is a line with its error.
+
+    Args:
+        path: of the page or sheet.
+        records: of all slides.
+        staging: their scans.
+        blurred: numbers in the grid of a slide's blurred tiles; by default those that were cut and then dropped.
 
     Raises:
         InputError: the file cannot be written.
     """
     with writing(path, "give another file with --preview"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_preview(path, _previews(records, staging, picture_side(path, len(records))), len(records))
+    entries = _previews(records, staging, picture_side(path, len(records)), blurred or staging.blurred)
+    write_preview(path, entries, len(records))
 
 
-def _previews(records: Sequence[SlideRecord], staging: Staging, side: int) -> Iterator[Preview]:
+def _previews(
+    records: Sequence[SlideRecord], staging: Staging, side: int, blurred: Callable[[int], Sequence[int]]
+) -> Iterator[Preview]:
     for number, record in enumerate(records):
         title = f"{record.slide}: {record.kept} of {record.grid} tiles"
         found = staging.picture(number)
@@ -36,7 +47,7 @@ def _previews(records: Sequence[SlideRecord], staging: Staging, side: int) -> It
         scan = staging.read_scan(number)
         assert scan is not None and scan.grid is not None and record.mpp is not None
         names = [REASONS[code] for code in found.reasons.tolist()]
-        for tile in staging.blurred(number):
+        for tile in blurred(number):
             names[tile] = "blurred"
         boxes = scan.grid.boxes(scan.grid.corners()) * (record.mpp / found.mpp)
         mask = TissueMask(found.tissue, found.artefacts, found.mpp)

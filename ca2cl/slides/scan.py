@@ -123,10 +123,24 @@ def _overview(reader: SlideReader, mpp: float, options: SlideOptions) -> tuple[P
     whole = reader.levels[0]
     least = mpp * math.sqrt(whole.width * whole.height / _MOST_MASK_PIXELS)
     wanted = max(options.tile * options.mpp / MASK_TILE_PIXELS, least, mpp)
+    return read_overview(reader, mpp, wanted), wanted
+
+
+def read_overview(reader: SlideReader, mpp: float, wanted: float) -> Pixels:
+    """The whole slide at ``wanted`` micrometres a pixel, from its left upper corner.
+
+    Args:
+        reader: of the slide.
+        mpp: micrometres a pixel of level 0.
+        wanted: of the result, ``mpp`` or more.
+
+    Raises:
+        SlideError: it does not decode.
+    """
     level, scale = choose_level(reader.levels, mpp, wanted)
     width = max(math.floor(reader.levels[level].width / scale), 1)
     height = max(math.floor(reader.levels[level].height / scale), 1)
-    return read_scaled(reader, level, scale, 0, 0, width, height), wanted
+    return read_scaled(reader, level, scale, 0, 0, width, height)
 
 
 def _classify(
