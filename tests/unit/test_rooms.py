@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
+        "slides", "slides.readers", "slides.tissue",
     },
     "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation"},
     "evaluation.finetune": {
