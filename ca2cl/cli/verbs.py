@@ -57,7 +57,7 @@ VERBS = {
         kept=_CELLS_KEPT,
     ),
     "embed": Verb(
-        "tiles -> a file of feature vectors",
+        "tiles or slides -> a file of feature vectors",
         "ca2cl.evaluation.embed.run",
         "EmbedConfig",
         shared=True,

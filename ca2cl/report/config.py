@@ -18,9 +18,10 @@ MOST_TILES = 10_000
 class ReportConfig:
     """Write one self-contained HTML page about a pre-training run.
 
-    It has curves, a sheet of views, nearest neighbours, a map of the embeddings, k-means clusters, downstream results
-    with their baselines, configuration and lineage. An empty section names the command that fills it. A run that is in
-    progress or has failed has a page as well. The page is also stored with the run in MLflow, under report/.
+    It has curves, a sheet of views, nearest neighbours, a map of the embeddings, k-means clusters and where they lie on
+    the slides, downstream results with their baselines, configuration and lineage. An empty section names the command
+    that fills it. A run that is in progress or has failed has a page as well. The page is also stored with the run in
+    MLflow, under report/.
     """
 
     run: str

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.evaluation.splits import stratified_sample
+from ca2cl.report.places.tile_places import share_by_chance
 from ca2cl.report.tiles import Tiles
 
 NEIGHBOURS = 8
@@ -32,17 +33,24 @@ class Retrieval:
     cosines: list[list[float]]
     precision: float | None
     """Mean share, over all labelled tiles, of labelled neighbours that have the tile's class; None without labels."""
+    own_slide: float | None = None
+    """Mean share, over all tiles with places, of neighbours from the tile's own slide; None without places."""
+    chance: float | None = None
+    """Share that neighbours drawn at random would have."""
 
 
 def retrieve(tiles: Tiles, seed: int, k: int = NEIGHBOURS) -> Retrieval:
     """Draw the queries by seed and find their neighbours among all other tiles of the page."""
     queries_Q = draw_queries(tiles.labels_N, seed)
     nearest_Nk, cosine_Nk = nearest(tiles.features_ND, k)
+    slide_N = tiles.places.slide_N if tiles.places else None
     return Retrieval(
         queries=queries_Q.tolist(),
         neighbours=nearest_Nk[queries_Q].tolist(),
         cosines=cosine_Nk[queries_Q].tolist(),
         precision=precision(nearest_Nk, tiles.labels_N),
+        own_slide=precision(nearest_Nk, slide_N) if slide_N is not None else None,
+        chance=share_by_chance(slide_N) if slide_N is not None else None,
     )
 
 
@@ -78,7 +86,7 @@ def nearest(features_ND: Numbers, k: int) -> tuple[Integers, Numbers]:
 
 
 def precision(nearest_Nk: Integers, labels_N: Integers) -> float | None:
-    """Mean over labelled tiles of the share of their labelled neighbours that are of their class."""
+    """Mean over labelled tiles of the share of their labelled neighbours that are of their class (or slide)."""
     known_Nk = (labels_N[nearest_Nk] >= 0) & (labels_N >= 0)[:, None]
     same_Nk = known_Nk & (labels_N[nearest_Nk] == labels_N[:, None])
     asked_N = known_Nk.sum(axis=1)

@@ -14,17 +14,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ca2cl import __version__
 from ca2cl.errors import InputError
+from ca2cl.evaluation.clusters import cluster
 from ca2cl.methods.base import Method
 from ca2cl.methods.registry import DEFAULT, known_method
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.report import run_summary as facts
-from ca2cl.report.clusters import cluster
 from ca2cl.report.config import ReportConfig
 from ca2cl.report.curves import HEIGHT, WIDTH, counts, panels
 from ca2cl.report.embedding_map import draw_map
 from ca2cl.report.images import jpeg_uri, layout, sprites
 from ca2cl.report.material import RunMaterial
 from ca2cl.report.neighbours import retrieve
+from ca2cl.report.places.slide_maps import draw_slides
 from ca2cl.report.results import Result, results
 from ca2cl.report.shards import Shown, other_shards, sheet, training_shards, unreadable
 from ca2cl.report.tiles import Tiles, read_tiles
@@ -69,12 +70,12 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
         "tiles": tiles, "shown": shown, "results": _results(material, gaps),
         "lineage": facts.lineage(material, found), "drift": facts.drift(material),
         "configuration": facts.configuration(material), "seed": config.seed, "version": __version__, "gaps": gaps,
-        "colours": _COLOURS, **(_tile_sections(config, tiles) if tiles else {}),
+        "colours": _COLOURS, **(_tile_sections(config, tiles, shown) if tiles and shown else {}),
     }  # fmt: skip
     if tiles and shown and not tiles.labelled:
         gaps["labels"] = (
             f"{shown.name} has no labels, so classes, purity and NMI are not known; `ca2cl shard` of a tree with one "
-            "folder a class makes labelled shards, `--test SHARDS` shows them"
+            "folder a class, or of slides with labels, makes labelled shards; `--test SHARDS` shows them"
         )
     return Page(_render(context), [gap for gap in gaps.values() if gap], len(tiles) if tiles else 0)
 
@@ -123,14 +124,15 @@ def _results(material: RunMaterial, gaps: dict[str, str]) -> list[Result]:
     return found
 
 
-def _tile_sections(config: ReportConfig, tiles: Tiles) -> dict[str, Any]:
-    """Neighbours, map and clusters."""
+def _tile_sections(config: ReportConfig, tiles: Tiles, shown: Shown) -> dict[str, Any]:
+    """Neighbours, map, clusters and slides."""
     logger.info("neighbours, clusters and map of %d tiles", len(tiles))
     clustering = cluster(tiles.features_ND, tiles.labels_N, config.clusters, config.seed)
     placed = draw_map(tiles.features_ND, config.seed)
     return {
         "retrieval": retrieve(tiles, config.seed),
         "clustering": clustering,
+        "slide_maps": draw_slides(tiles.places, shown.index.root) if tiles.places else [],
         "grid_tiles": _GRID_TILES,
         "map": placed,
         "places": (_EDGE + placed.xy_N2 * _SIDE).round(1).tolist(),

@@ -22,6 +22,7 @@ from ca2cl.evaluation.features import Batches, centred, extract, frozen
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import stratified_sample
 from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.report.places.tile_places import Places, read_places
 
 THUMB = 96
 _BATCH = 64
@@ -46,6 +47,8 @@ class Tiles:
     thumbs_NTTC: Pixels
     bad: list[BadTile]
     """Tiles that were drawn and did not decode."""
+    places: Places | None = None
+    """On their slides; None where no tile has one."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -106,6 +109,7 @@ def read_tiles(
         keys=[str(index.samples(shard).key[row]) for shard, row in places],
         thumbs_NTTC=np.stack(thumbs),
         bad=bad,
+        places=read_places(index, reader, places),
     )
 
 

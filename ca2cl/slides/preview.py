@@ -33,6 +33,7 @@ _COLUMNS, _LEAST_COLUMNS, _CELL = 10, 3, 320
 _SIDES = ((100, 1000), (1000, 600))
 _LEAST_SIDE = 320
 _LINE, _SIZE, _MARGIN = 22, 14, 6
+_THUMBNAIL, _THUMBNAIL_BYTES, _QUALITIES = 512, 30_000, (85, 70, 50, 30, 15)
 _WHITE, _INK, _ERROR = (255, 255, 255), (0, 0, 0), (170, 0, 0)
 _CUT = " ..."
 _COLOURS = {  # Okabe and Ito (2008): told apart with any colour vision
@@ -72,6 +73,20 @@ def drawn_slides(path: Path, slides: int) -> range:
     if path.suffix.lower() != ".html":
         return range(min(slides, SHEET_SLIDES))
     return range(0, slides, max(-(-slides // PAGE_PICTURES), 1))
+
+
+def thumbnail(overview_HWC: Pixels) -> bytes:
+    """A small picture of a whole slide, as a JPEG."""
+    picture = Image.fromarray(overview_HWC)
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+    data = b""
+    for quality in _QUALITIES:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, optimize=True)
+        data = buffer.getvalue()
+        if len(data) <= _THUMBNAIL_BYTES:
+            break
+    return data
 
 
 def picture_side(path: Path, slides: int) -> int:

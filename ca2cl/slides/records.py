@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +12,18 @@ from ca2cl.common.files import write_atomic
 from ca2cl.common.records import parse_record
 
 SLIDES_NAME = "slides.jsonl"
+
+
+def without_shared_folder(slides: Sequence[str]) -> list[str]:
+    """Names of slides to show, without the folder that all of them are in."""
+    parts = [slide.split("/") for slide in slides]
+    shared = os.path.commonprefix([part[:-1] for part in parts])
+    return ["/".join(part[len(shared) :]) for part in parts]
+
+
+def thumbnail_path(folder: Path, row: int) -> Path:
+    """Of the thumbnail of the slide in this row of ``slides.jsonl``, counted from 0, in the folder of the shards."""
+    return folder / "thumbnails" / f"{row:06d}.jpg"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ KEPT = "kept"
 REASONS = (KEPT, "background", "pen", "black", "fold", "outside", "surplus", "unscanned")
 """What becomes of a tile of the grid, by its code in ``Scan.reasons``."""
 _MOST_MASK_PIXELS = 16e6
+_SHOWN, _PREVIEWED = 512, 1000
+"""Least longer side in pixels of the overview of a small slide, whose mask has too few pixels for a picture."""
 _NO_CLASS = -1
 
 
@@ -44,7 +47,8 @@ class Scan:
     """Index into ``classes`` of every tile of the grid, -1 for none."""
     classes: tuple[str, ...] = ()
     overview: Pixels | None = None
-    """The whole slide at ``mask.mpp``."""
+    """The whole slide at ``overview_mpp``, for pictures."""
+    overview_mpp: float | None = None
     mask: TissueMask | None = None
 
     @property
@@ -103,17 +107,21 @@ class _Scanner:
         reasons = np.zeros(len(grid), np.uint8)
         reasons[_unscanned(reader.bounds, boxes)] = REASONS.index("unscanned")
         labels, classes = _classify(slide, reader, options, boxes, reasons)
-        overview, mask = None, None
+        overview, overview_mpp, mask = None, None, None
         if options.tissue > 0 or options.preview:
-            overview, mask_mpp = _overview(reader, mpp, options)
-            mask = tissue_mask(overview, mask_mpp)
+            overview_mpp = _mask_mpp(reader, mpp, options)
+            overview = read_overview(reader, mpp, overview_mpp)
+            mask = tissue_mask(overview, overview_mpp)
             _drop_background(mask, boxes * (mpp / mask.mpp), options.tissue, reasons)
             self._note(tissue=round(float(mask.tissue.mean()), 4))
+            if (finer := _picture_mpp(reader, mpp, _PREVIEWED if options.preview else _SHOWN)) < overview_mpp:
+                with suppress(SlideError):  # its tiles are read all the same
+                    overview, overview_mpp = read_overview(reader, mpp, finer), finer
         if options.max_tiles is not None:
             _drop_surplus(slide.name, self._seed, options.max_tiles, reasons)
         counts = Counter(REASONS[code] for code in reasons.tolist())
         self._note(kept=counts.pop(KEPT, 0), dropped=dict(counts))
-        return Scan(self.record, grid, reasons, labels, classes, overview, mask)
+        return Scan(self.record, grid, reasons, labels, classes, overview, overview_mpp, mask)
 
 
 def _unscanned(bounds: tuple[int, int, int, int], boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
@@ -123,16 +131,34 @@ def _unscanned(bounds: tuple[int, int, int, int], boxes: npt.NDArray[np.float64]
     return np.asarray(beyond)
 
 
-def _overview(reader: SlideReader, mpp: float, options: SlideOptions) -> tuple[Pixels, float]:
-    """The whole slide at the resolution of the mask, and its micrometres a pixel."""
+def _mask_mpp(reader: SlideReader, mpp: float, options: SlideOptions) -> float:
+    """Micrometres a pixel of the mask."""
     assert options.mpp is not None
     whole = reader.levels[0]
     least = mpp * math.sqrt(whole.width * whole.height / _MOST_MASK_PIXELS)
-    wanted = max(options.tile * options.mpp / MASK_TILE_PIXELS, least, mpp)
+    return max(options.tile * options.mpp / MASK_TILE_PIXELS, least, mpp)
+
+
+def _picture_mpp(reader: SlideReader, mpp: float, side: int) -> float:
+    """Micrometres a pixel of a picture whose longer side has ``side`` pixels, or fewer if the slide has."""
+    return mpp * max(max(reader.levels[0].width, reader.levels[0].height) / side, 1.0)
+
+
+def read_overview(reader: SlideReader, mpp: float, wanted: float) -> Pixels:
+    """The whole slide at ``wanted`` micrometres a pixel, from its left upper corner.
+
+    Args:
+        reader: of the slide.
+        mpp: micrometres a pixel of level 0.
+        wanted: of the result, ``mpp`` or more.
+
+    Raises:
+        SlideError: it does not decode.
+    """
     level, scale = choose_level(reader.levels, mpp, wanted)
     width = max(math.floor(reader.levels[level].width / scale), 1)
     height = max(math.floor(reader.levels[level].height / scale), 1)
-    return read_scaled(reader, level, scale, 0, 0, width, height), wanted
+    return read_scaled(reader, level, scale, 0, 0, width, height)
 
 
 def _classify(

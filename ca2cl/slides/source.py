@@ -53,7 +53,7 @@ class SlideSource:
         if record.patient is not None:
             meta["patient"] = record.patient
         return Tile(
-            key=safe_key(f"{record.slide}_x{x}_y{y}"),
+            key=tile_key(record.slide, x, y),
             name=f"{record.slide}[{x},{y}]",
             row=row,
             label=int(found["label"]),
@@ -61,6 +61,16 @@ class SlideSource:
             ext=self._ext,
             meta=meta,
         )
+
+
+def tile_key(slide: str, x: int, y: int) -> str:
+    """Key of a tile.
+
+    Args:
+        slide: the slide's name.
+        x, y: left upper corner in level-0 pixels.
+    """
+    return safe_key(f"{slide}_x{x}_y{y}")
 
 
 class StagedReader:

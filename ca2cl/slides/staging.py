@@ -1,8 +1,8 @@
 """Files of a job between slides and shards.
 
-Slide 17 has a folder ``000017`` with ``scan.json`` and ``scan.npz``, and ``0003.bin`` and ``0003.json`` (the encoded
-tiles of a piece of its grid). Each is written whole or not at all, so that a killed job goes on with the first missing
-one. ``tiles.npy`` comes last.
+Slide 17 has a folder ``000017`` with ``scan.json`` and ``scan.npz``, ``thumbnail.jpg``, and ``0003.bin`` and
+``0003.json`` (the encoded tiles of a piece of its grid). Each is written whole or not at all, so that a killed job goes
+on with the first missing one. ``tiles.npy`` comes last.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image
 from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.slides.grid import Grid
+from ca2cl.slides.preview import thumbnail
 from ca2cl.slides.records import SlideRecord
 from ca2cl.slides.scan import Scan
 
@@ -68,9 +69,10 @@ class StoredScan:
 
 @dataclass(frozen=True)
 class Picture:
-    """Arrays for a slide's picture. ``reasons``: code of every tile of the grid; the others cover the whole slide."""
+    """Arrays for a slide's picture. ``reasons``: code of every tile of the grid; ``mpp``: of tissue and artefacts."""
 
     overview: npt.NDArray[np.uint8]
+    overview_mpp: float
     reasons: npt.NDArray[np.uint8]
     tissue: npt.NDArray[np.bool_]
     artefacts: dict[str, npt.NDArray[np.bool_]]
@@ -107,6 +109,10 @@ class Staging:
         """Folder of a slide: one folder of all slides' files would be listed again for each of them."""
         return self.folder / f"{slide:06d}"
 
+    def thumbnail_path(self, slide: int) -> Path:
+        """Of the slide's thumbnail; there is none of a slide without a tissue mask."""
+        return self._of(slide) / "thumbnail.jpg"
+
     def local_path(self, slide: int, path: str) -> Path:
         """Of the slide at ``path``, or of the copy of a remote one."""
         if "://" not in path:
@@ -119,21 +125,24 @@ class Staging:
         overview_mpp = None
         if scan.reasons is not None and scan.labels is not None:
             arrays = {"kept": scan.kept, "labels": scan.labels[scan.kept]}
-            if preview and scan.mask is not None and scan.overview is not None:
+            if preview and scan.mask is not None and scan.overview is not None and scan.overview_mpp is not None:
                 small, times = _shrunk(scan.overview)
                 arrays |= {"reasons": scan.reasons, "overview": small, "tissue": scan.mask.tissue}
                 arrays |= {f"is_{name}": where for name, where in scan.mask.artefacts.items()}
-                overview_mpp = scan.mask.mpp * times
+                overview_mpp = scan.overview_mpp * times
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         with writing(self._of(slide), REMEDY):
             self._of(slide).mkdir(exist_ok=True)
+        if scan.overview is not None and scan.record.kept:
+            write_atomic(self.thumbnail_path(slide), thumbnail(scan.overview), REMEDY)
         write_atomic(self._of(slide) / "scan.npz", buffer.getvalue(), REMEDY)
         content = {
             "record": asdict(scan.record),
             "state": state,
             "classes": list(scan.classes),
             "grid": asdict(scan.grid) if scan.grid else None,
+            "mask_mpp": scan.mask.mpp if scan.mask else None,
             "overview_mpp": overview_mpp,
         }
         write_atomic(self._of(slide) / "scan.json", json.dumps(content).encode(), REMEDY)
@@ -156,8 +165,10 @@ class Staging:
             content = parse_json((self._of(slide) / "scan.json").read_bytes())
             with np.load(self._of(slide) / "scan.npz") as arrays:
                 artefacts = {name[3:]: arrays[name] for name in arrays if name.startswith("is_")}
-                mpp = float(content["overview_mpp"])
-                return Picture(arrays["overview"], arrays["reasons"], arrays["tissue"], artefacts, mpp)
+                return Picture(
+                    arrays["overview"], float(content["overview_mpp"]), arrays["reasons"], arrays["tissue"], artefacts,
+                    float(content["mask_mpp"]),
+                )  # fmt: skip
         return None
 
     def blurred(self, slide: int) -> list[int]:

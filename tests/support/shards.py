@@ -47,14 +47,16 @@ def write_shards(
     ext: str = "png",
     classes: Sequence[str] = ("a", "b", "c"),
     tile_size: tuple[int, int] = (16, 16),
+    abouts: Sequence[object] = (),
 ) -> Path:
-    """Write ``encoded`` tiles as a shard folder; sample i has key ``t%06d`` and label i % classes unless given."""
+    """Write ``encoded`` tiles as a shard folder; sample i has key ``t%06d`` and label i % classes unless given, and
+    ``abouts[i]`` as its ``.json`` if there are any."""
     root.mkdir(parents=True, exist_ok=True)
     labels = [i % len(classes) for i in range(len(encoded))] if labels is None else list(labels)
     parts = []
     for number, first in enumerate(range(0, len(encoded), per_shard)):
         rows = range(first, min(first + per_shard, len(encoded)))
-        parts.append(_write_shard(root / f"shard-{number:06d}.tar", encoded, labels, rows, ext))
+        parts.append(_write_shard(root / f"shard-{number:06d}.tar", encoded, labels, rows, ext, abouts))
     infos = [info for info, _ in parts]
     write_index(root / INDEX_NAME, parts)
     counts = Counter(classes[label] for label in labels if label >= 0)
@@ -75,7 +77,7 @@ def write_shards(
 
 
 def _write_shard(
-    path: Path, encoded: Sequence[bytes], labels: Sequence[int], rows: range, ext: str
+    path: Path, encoded: Sequence[bytes], labels: Sequence[int], rows: range, ext: str, abouts: Sequence[object]
 ) -> tuple[ShardInfo, ShardSamples]:
     keys = [f"t{i:06d}" for i in rows]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -83,8 +85,13 @@ def _write_shard(
             member = tarfile.TarInfo(f"{key}.{ext}")
             member.size = len(encoded[i])
             tar.addfile(member, io.BytesIO(encoded[i]))
+            if abouts:
+                about = json.dumps(abouts[i]).encode()
+                member = tarfile.TarInfo(f"{key}.json")
+                member.size = len(about)
+                tar.addfile(member, io.BytesIO(about))
     with tarfile.open(path) as tar:
-        members = tar.getmembers()
+        members = [member for member in tar.getmembers() if member.name.endswith(f".{ext}")]
     samples = ShardSamples(
         key=keys,
         ext=[ext] * len(keys),

@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
+        "slides", "slides.readers", "slides.tissue",
     },
     "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation"},
     "evaluation.finetune": {
@@ -86,8 +87,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation",
+        "tracking", "evaluation", "report.places",
     },
+    "report.places": {"data.shards", "data.remote", "slides"},
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
         "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",

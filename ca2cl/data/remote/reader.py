@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tarfile
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from ca2cl.common.records import parse_json
 from ca2cl.data.remote.cache import GB, SHARDS, ShardCache, locked
 from ca2cl.data.shards.index import INDEX_NAME, MANIFEST_NAME, ShardIndex, read_manifest
+from ca2cl.data.shards.tar import find_member
 from ca2cl.data.transfer.download import FetchPolicy, fetch, join
 from ca2cl.data.transfer.errors import shown
 from ca2cl.errors import InputError
+
+_MOST_ABOUT = 16_384
+"""Bytes behind a tile's image in which its ``.json`` is looked for."""
 
 
 def is_remote(root: str | Path) -> bool:
@@ -139,6 +145,20 @@ class ShardReader:
                 "the shard is truncated, copy it again"
             )
         return data
+
+    def about(self, shard: str, key: str, offset: int, size: int) -> dict[str, Any]:
+        """The fields of the ``.json`` of the tile whose image lies at ``offset``; empty if it has none.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        start = offset + size + -size % tarfile.BLOCKSIZE
+        blocks = self.read(shard, start, max(min(_MOST_ABOUT, self._expected[shard][0] - start), 0))
+        try:
+            found = parse_json(find_member(blocks, key, "json") or b"{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def close(self) -> None:
         """Close all descriptors; reading opens them again."""

@@ -7,12 +7,14 @@ format, which takes longer to make one than a tile's bytes take to be hashed.
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 from collections.abc import Mapping
 from typing import BinaryIO
 
 _NAME_BYTES = 100
 _LARGEST = 8**11 - 1
+_DAMAGE = (tarfile.TarError, ValueError, TypeError, OverflowError)  # by what tarfile fails on damaged headers
 _SIZE, _SIZE_END, _SUM, _SUM_END = 124, 136, 148, 155
 """Places of a header's size and of its checksum (POSIX.1-1988, ustar); the checksum's last byte is a space."""
 _EMPTY = tarfile.TarInfo().tobuf(tarfile.PAX_FORMAT)
@@ -30,6 +32,27 @@ def header(name: str, size: int) -> bytes:
     checksum = _REST_SUM + sum(named) + sum(sized)  # of the header's bytes, its own being spaces
     fields = named.ljust(_NAME_BYTES, b"\0") + _BEFORE + sized + _BETWEEN
     return fields + b"%06o\0" % checksum + _AFTER
+
+
+def find_member(blocks: bytes, key: str, ext: str) -> bytes | None:
+    """Bytes of a sample's member ``key.ext``, or None if it has none.
+
+    Args:
+        blocks: a piece of a tar that begins with the header of one of the sample's members.
+        key: the sample's.
+        ext: of the member.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(blocks), mode="r:") as tar:
+            for member in tar:
+                if not member.name.startswith(f"{key}."):
+                    return None
+                data = blocks[member.offset_data : member.offset_data + member.size]
+                if member.name == f"{key}.{ext}":
+                    return data if len(data) == member.size else None
+    except _DAMAGE:
+        pass
+    return None
 
 
 class TarWriter:

@@ -72,15 +72,21 @@
     show(shown < 0 ? 0 : beyond(shown, ...steps[event.key]));
   });
 
-  const buttons = [...map.querySelectorAll(".legend button")];
-  function only(chosen) {
-    for (const button of buttons) button.setAttribute("aria-pressed", String(button === chosen));
-    for (const point of points) point.classList.toggle("dim", Boolean(chosen) && !point.classList.contains(chosen.dataset.only));
-    show(-1);
+  // Buttons of a legend show one group alone; returns the function that does it.
+  function legend(root, marks) {
+    const buttons = [...root.querySelectorAll(".legend button")];
+    function only(chosen) {
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button === chosen));
+      for (const mark of marks) mark.classList.toggle("dim", Boolean(chosen) && !mark.classList.contains(chosen.dataset.only));
+      show(-1);
+    }
+    for (const button of buttons) {
+      button.addEventListener("click", () => only(button.getAttribute("aria-pressed") === "true" ? null : button));
+    }
+    return only;
   }
-  for (const button of buttons) {
-    button.addEventListener("click", () => only(button.getAttribute("aria-pressed") === "true" ? null : button));
-  }
+  const only = legend(map, points), slides = document.querySelector(".slides");
+  if (slides) legend(slides, [...slides.querySelectorAll(".place")]);
   for (const choice of map.querySelectorAll("input[name=colour]")) {
     choice.addEventListener("change", () => {
       map.classList.toggle("by-class", choice.value === "class");

@@ -106,6 +106,8 @@ def test_tissue_is_kept_and_glass_is_not(slides: Path, tmp_path: Path) -> None:
     for facts, _ in tiles(tmp_path / "out").values():  # the tissue is an ellipse of .6
         assert (facts["x"] / 700) ** 2 + (facts["y"] / 500) ** 2 < 0.6
     assert 25 <= row["kept"] <= 45
+    with Image.open(tmp_path / "out" / "thumbnails" / "000000.jpg") as thumbnail:
+        assert thumbnail.size == (512, 366)  # the mask has 175 x 125
 
 
 def test_a_bad_slide_is_a_row_and_the_others_go_on(

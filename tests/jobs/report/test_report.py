@@ -266,6 +266,7 @@ def test_curves_and_lineage_are_the_runs(page: Page, job: Job) -> None:
     for word in (ShardIndex(job.train).manifest.digest, job.run_id, "FINISHED", torch.__version__, f"models:/{NAME}/"):
         assert word in page.text, word
     assert not page.missing()
+    assert not page.all("figure", "slide-map") and "#slides" not in page.source  # these tiles have no places
 
 
 def test_the_page_is_kept_with_its_run(page: Page, job: Job) -> None:

@@ -1,0 +1,1 @@
+"""Parts of ``ca2cl report`` that show tiles at their places on slides."""
