@@ -24,6 +24,10 @@ _CUT_NAME = "cut.json"
 _SHOWN = 3
 
 
+class NoTiles(InputError):
+    """No slide gave a tile."""
+
+
 class SlideJob:
     """Slides to cut into a folder.
 
@@ -62,21 +66,23 @@ class SlideJob:
         """Cut all tiles that an earlier run has not, and write ``slides.jsonl``, the thumbnails and the preview.
 
         Raises:
-            InputError: a slide failed with ``strict``, no slide gave a tile, or slides changed since they were cut.
+            NoTiles: no slide gave one.
+            InputError: a slide failed with ``strict``, or slides changed since they were cut.
         """
         staging, options = self._job.staging, self._job.options
-        staging.folder.mkdir(parents=True, exist_ok=True)
+        with writing(staging.folder, REMEDY):
+            staging.folder.mkdir(parents=True, exist_ok=True)
         records = self._cut_before()
         if records is None or not staging.tiles_path.exists():  # gone once the shards were done, of which one is lost
             records = cut_slides(self._job, workers)
             staging.tiles_path.unlink(missing_ok=True)  # of a run that was killed before it had noted its slides
             write_rows(out / SLIDES_NAME, records, REMEDY)
-            _warn(records, out / SLIDES_NAME, options.strict)
             _keep_thumbnails(records, staging, out)
             if options.preview is not None:
                 from ca2cl.slides.previews import write_previews
 
                 write_previews(Path(options.preview), records, staging)
+            _warn(records, out / SLIDES_NAME, options.strict)
         assert options.mpp is not None
         source = SlideSource(self.name, self.digest, records, staging, options.mpp, self._job.form)
         content = {"records": [asdict(record) for record in records], "states": self._states()}
@@ -136,7 +142,8 @@ def _warn(records: list[SlideRecord], rows: Path, strict: bool) -> None:
     """Name slides that gave nothing.
 
     Raises:
-        InputError: no slide gave a tile, or one failed and ``strict`` is set.
+        InputError: a slide failed and ``strict`` is set.
+        NoTiles: no slide gave one.
     """
     failed = [record for record in records if record.error is not None]
     first = f"{failed[0].path}: {failed[0].error}" if failed else ""
@@ -145,8 +152,9 @@ def _warn(records: list[SlideRecord], rows: Path, strict: bool) -> None:
             f"{first}; {len(failed)} of {len(records)} slides failed, see {rows}; leave --strict out to go on"
         )
     if not any(record.kept for record in records):
-        why = first or f"{records[0].slide}: {records[0].dropped}"
-        raise InputError(f"no slide gave a tile, see {rows}; the first: {why}")
+        dropped = ", ".join(f"{reason} {count}" for reason, count in records[0].dropped.items())
+        why = first or f"{records[0].slide}: all tiles dropped ({dropped})"
+        raise NoTiles(f"no slide gave a tile, see {rows}; the first: {why}")
     for record in failed[:_SHOWN]:
         logger.warning("%s: %s", record.path, record.error)
     if len(failed) > _SHOWN:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from ca2cl.data.encode import encode_pixels
-from ca2cl.slides.readers.base import SlideReader
-from ca2cl.slides.readers.open import open_slide
+from ca2cl.slides.readers.open import opened_slide
 from ca2cl.slides.staging import PIECE, Piece, Staging
 from ca2cl.slides.tissue.sharpness import is_sharp
 
@@ -38,23 +36,17 @@ def cut_piece(
     started = time.perf_counter()
     scan = staging.read_scan(slide)
     assert scan is not None and scan.grid is not None
-    reader = _opened(path)
-    corners = scan.grid.corners()
-    numbers, tiles, blurred = [], [], 0
-    for number in range(piece * PIECE, min((piece + 1) * PIECE, len(scan.kept))):
-        column, row = corners[scan.kept[number]].tolist()
-        pixels = scan.grid.read(reader, column, row)
-        if not is_sharp(pixels, mpp, sharpness):
+    reader = opened_slide(path, tuple(scan.state))
+    first = piece * PIECE
+    tiles: dict[int, bytes] = {}
+    blurred = 0
+    for place, pixels in scan.grid.read_tiles(reader, scan.kept[first : first + PIECE]):
+        if is_sharp(pixels, mpp, sharpness):
+            tiles[first + place] = encode_pixels(np.ascontiguousarray(pixels), form, quality)
+        else:
             blurred += 1
-            continue
-        numbers.append(number)
-        tiles.append(encode_pixels(np.ascontiguousarray(pixels), form, quality))
+    numbers = sorted(tiles)
+    data = [tiles[number] for number in numbers]
     seconds = round(time.perf_counter() - started, 3)
-    found = Piece(numbers, [len(tile) for tile in tiles], blurred, seconds)
-    staging.write_piece(slide, piece, b"".join(tiles), found)
-
-
-@lru_cache(maxsize=2)
-def _opened(path: Path) -> SlideReader:
-    """The slide, kept open for the next piece of it."""
-    return open_slide(path)
+    found = Piece(numbers, [len(tile) for tile in data], blurred, seconds)
+    staging.write_piece(slide, piece, b"".join(data), found)

@@ -104,9 +104,7 @@ def assumed_mpp(slide: SlideFile, rules: Iterable[str]) -> float | None:
     return None
 
 
-def resolution(
-    slide: SlideFile, stated: float | None, magnification: float | None, rules: Sequence[str]
-) -> tuple[float, str]:
+def resolution(slide: SlideFile, stated: float | None, hint: str, rules: Sequence[str]) -> tuple[float, str]:
     """Micrometres a pixel of level 0, and where they are from: ``csv``, ``slide`` or ``assumed``.
 
     Raises:
@@ -115,9 +113,9 @@ def resolution(
     for value, origin in ((slide.mpp, "csv"), (stated, "slide"), (assumed_mpp(slide, rules), "assumed")):
         if value is not None:
             return value, origin
-    power = f" (objective {magnification:g}x)" if magnification else ""
+    about = f" ({hint})" if hint else ""
     raise SlideError(
-        f"states no micrometres a pixel{power}; give them in the CSV's column mpp, or by --assume_mpp "
+        f"states no micrometres a pixel{about}; give them in the CSV's column mpp, or by --assume_mpp "
         f"'{Path(slide.path).name}=VALUE'"
     )
 
@@ -154,12 +152,17 @@ def _read_csv(path: Path, split: str | None) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a CSV that can be read ({error}); save it as UTF-8 with commas") from None
     if "slide" not in names:
-        raise InputError(f"{path}: has no column slide but {', '.join(names) or 'nothing'}; its columns are {COLUMNS}")
+        if any(";" in name for name in names):
+            raise InputError(f"{path}: has semicolons between its columns ({names[0]}); save it with commas")
+        known = ", ".join(COLUMNS)
+        raise InputError(f"{path}: has no column slide but {', '.join(names) or 'nothing'}; its columns are {known}")
     for number, row in enumerate(rows, start=2):
         if not row["slide"]:
             raise InputError(f"{path}: line {number} names no slide; give its path in the column slide")
         if row.get("mpp") and plausible_mpp(row["mpp"]) is None:
             raise InputError(f"{path}: line {number} has mpp {row['mpp']!r}; give micrometres a pixel, such as 0.25")
+    if not rows:
+        raise InputError(f"{path}: lists no slide; give the path of one in each line")
     splits = sorted({row.get("split", "") for row in rows})
     if split is None and len(splits) > 1:
         raise InputError(f"{path}: has the splits {', '.join(map(repr, splits))}; choose one by --split")
@@ -171,11 +174,11 @@ def _read_csv(path: Path, split: str | None) -> list[dict[str, str]]:
 
 def _listing(name: str, rows: Sequence[dict[str, str]], folder: Path) -> Listing:
     """The listing of these rows, whose paths are relative to ``folder`` unless absolute or URLs."""
-    stems = [_stem(row["slide"]) for row in rows]
+    paths = [row["slide"] if is_remote(row["slide"]) else os.path.normpath(row["slide"]) for row in rows]
+    stems = [_stem(given) for given in paths]
     unique = len(set(stems)) == len(stems)
     slides = []
-    for row, stem in zip(rows, stems, strict=True):
-        given = row["slide"]
+    for row, given, stem in zip(rows, paths, stems, strict=True):
         path = given if is_remote(given) else str(folder / Path(given).expanduser())
         slides.append(
             SlideFile(

@@ -26,7 +26,9 @@ from ca2cl.slides.tissue.mask import TissueMask
 
 KEPT = "kept"
 SHEET_SLIDES = 100
-"""Slides on a sheet, which is drawn in memory; a page has all of them."""
+"""Slides on a sheet, which is drawn in memory."""
+PAGE_PICTURES = 1000
+"""Pictures on a page: some 35 MB, which browsers still scroll through."""
 _COLUMNS, _LEAST_COLUMNS, _CELL = 10, 3, 320
 _SIDES = ((100, 1000), (1000, 600))
 _LEAST_SIDE = 320
@@ -66,6 +68,13 @@ class Preview:
     """A line of text, such as the error."""
 
 
+def drawn_slides(path: Path, slides: int) -> range:
+    """Numbers of those of so many ``slides`` that are drawn: the first on a sheet, every n-th on a page."""
+    if path.suffix.lower() != ".html":
+        return range(min(slides, SHEET_SLIDES))
+    return range(0, slides, max(-(-slides // PAGE_PICTURES), 1))
+
+
 def thumbnail(overview_HWC: Pixels) -> bytes:
     """A small picture of a whole slide, as a JPEG."""
     picture = Image.fromarray(overview_HWC)
@@ -81,7 +90,7 @@ def thumbnail(overview_HWC: Pixels) -> bytes:
 
 
 def picture_side(path: Path, slides: int) -> int:
-    """Longer side in pixels to draw each of so many ``slides`` with: a page of 10,000 has some 300 MB."""
+    """Longer side in pixels to draw each of so many ``slides`` with."""
     if path.suffix.lower() != ".html":
         return _CELL - 2 * _MARGIN
     return next((side for most, side in _SIDES if slides <= most), _LEAST_SIDE)
@@ -192,7 +201,7 @@ def _wrapped(widths: Sequence[int], most: int) -> list[list[int]]:
 
 
 def write_preview(path: Path, entries: Iterable[Preview], total: int) -> None:
-    """Write a page (``.html``) of all slides, or a sheet (``.png``) of the first ``SHEET_SLIDES``.
+    """Write a page (``.html``), or a sheet (``.png``) of the first ``SHEET_SLIDES``.
 
     A page is written slide by slide, and complete or not at all.
 
@@ -213,9 +222,11 @@ def write_preview(path: Path, entries: Iterable[Preview], total: int) -> None:
 
 
 def _page(entries: Iterable[Preview], total: int) -> Iterator[str]:
+    step = drawn_slides(Path("a.html"), total).step
+    some = f", one of {step} drawn" if step > 1 else ""
     yield (
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><title>Slides</title>"
-        f"<style>{_STYLE}</style></head><body><h1>{total} slide{'s' * (total != 1)}</h1>\n"
+        f"<style>{_STYLE}</style></head><body><h1>{total} slide{'s' * (total != 1)}{some}</h1>\n"
     )
     for entry in entries:
         title, note = html.escape(entry.title), html.escape(entry.note)

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +20,14 @@ from ca2cl.slides.config import SlideOptions
 from ca2cl.slides.grid import Grid, choose_level, make_grid, read_scaled
 from ca2cl.slides.listing import SlideFile, resolution
 from ca2cl.slides.readers.base import Pixels, SlideError, SlideReader
-from ca2cl.slides.readers.open import open_slide
+from ca2cl.slides.readers.open import opened_slide
 from ca2cl.slides.records import SlideRecord
 from ca2cl.slides.regions.read import check_inside, find_mask, read_regions
 from ca2cl.slides.regions.shares import OUTSIDE, classify_tiles
 from ca2cl.slides.tissue.mask import MASK_TILE_PIXELS, TissueMask, shares, tissue_mask
 
 KEPT = "kept"
-REASONS = (KEPT, "background", "pen", "black", "fold", "outside", "surplus")
+REASONS = (KEPT, "background", "pen", "black", "fold", "outside", "surplus", "unscanned")
 """What becomes of a tile of the grid, by its code in ``Scan.reasons``."""
 _MOST_MASK_PIXELS = 16e6
 _SHOWN, _PREVIEWED = 512, 1000
@@ -36,7 +37,7 @@ _NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan found. ``kept``: numbers in the grid of the tiles to cut, in order."""
+    """What a scan found."""
 
     record: SlideRecord
     grid: Grid | None = None
@@ -52,28 +53,25 @@ class Scan:
 
     @property
     def kept(self) -> npt.NDArray[np.int64]:
-        """Numbers in the grid of the tiles to cut, in order."""
-        assert self.reasons is not None
-        return np.flatnonzero(self.reasons == 0)
+        """Numbers in the grid of the tiles to cut, in the order of ``Grid.by_squares``."""
+        assert self.reasons is not None and self.grid is not None
+        return self.grid.by_squares(np.flatnonzero(self.reasons == 0))
 
 
-def scan_slide(slide: SlideFile, path: Path, options: SlideOptions, seed: int) -> Scan:
+def scan_slide(slide: SlideFile, path: Path, state: Sequence[int], options: SlideOptions, seed: int) -> Scan:
     """Open a slide and choose its tiles. A slide that cannot be used gives a record with the error, and no tiles.
 
     Args:
         slide: of the list.
         path: the local file.
+        state: of the file, see ``CutJob.state``.
         options: of the job.
         seed: of the draw of ``max_tiles``.
     """
     started = time.perf_counter()
     scanner = _Scanner(slide, options, seed)
     try:
-        reader = open_slide(path)
-        try:
-            found = scanner.scan(reader)
-        finally:
-            reader.close()
+        found = scanner.scan(opened_slide(path, tuple(state)))
     except SlideError as error:
         found = Scan(scanner.record.failed(str(error).removeprefix(f"{path}: ")))
     return replace(found, record=replace(found.record, seconds=round(time.perf_counter() - started, 3)))
@@ -99,7 +97,7 @@ class _Scanner:
         assert options.mpp is not None
         levels = [[level.width, level.height, level.downsample] for level in reader.levels]
         self._note(digest=reader.digest, vendor=reader.vendor, levels=levels)
-        mpp, origin = resolution(slide, reader.mpp, reader.magnification, options.assume_mpp)
+        mpp, origin = resolution(slide, reader.mpp, reader.hint, options.assume_mpp)
         self._note(mpp=mpp, mpp_from=origin)
         grid = make_grid(
             reader.levels, mpp, options.mpp, tile=options.tile, overlap=options.overlap, pad=options.edge == "pad"
@@ -107,6 +105,7 @@ class _Scanner:
         self._note(level=grid.level, scale=grid.scale, grid=len(grid))
         boxes = grid.boxes(grid.corners())
         reasons = np.zeros(len(grid), np.uint8)
+        reasons[_unscanned(reader.bounds, boxes)] = REASONS.index("unscanned")
         labels, classes = _classify(slide, reader, options, boxes, reasons)
         overview, overview_mpp, mask = None, None, None
         if options.tissue > 0 or options.preview:
@@ -123,6 +122,13 @@ class _Scanner:
         counts = Counter(REASONS[code] for code in reasons.tolist())
         self._note(kept=counts.pop(KEPT, 0), dropped=dict(counts))
         return Scan(self.record, grid, reasons, labels, classes, overview, overview_mpp, mask)
+
+
+def _unscanned(bounds: tuple[int, int, int, int], boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """True for tiles of the empty canvas around what was scanned, (N,)."""
+    left, top, right, bottom = bounds
+    beyond = (boxes[:, 0] >= right) | (boxes[:, 1] >= bottom) | (boxes[:, 2] <= left) | (boxes[:, 3] <= top)
+    return np.asarray(beyond)
 
 
 def _mask_mpp(reader: SlideReader, mpp: float, options: SlideOptions) -> float:
@@ -168,7 +174,7 @@ def _classify(
     try:
         file = find_mask(Path(options.mask), Path(slide.path).name)
         if file is None:
-            reasons[:] = REASONS.index("outside")
+            reasons[reasons == 0] = REASONS.index("outside")
             return labels, classes
         regions = read_regions(file, options.mask_exclude)
         check_inside(regions, whole.width, whole.height)
@@ -179,7 +185,7 @@ def _classify(
     if regions.classes:
         classes = tuple(regions.classes)
     found = classify_tiles(regions, boxes, options.mask_share, classes if regions.classes else ())
-    reasons[found == OUTSIDE] = REASONS.index("outside")
+    reasons[(found == OUTSIDE) & (reasons == 0)] = REASONS.index("outside")
     if regions.classes:
         labels = np.where(found >= 0, found, _NO_CLASS).astype(np.int32)
     return labels, classes

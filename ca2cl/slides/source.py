@@ -18,7 +18,7 @@ from ca2cl.slides.staging import Staging
 
 
 class SlideSource:
-    """Cut tiles, in the order of the list of slides, row by row."""
+    """Cut tiles, slide by slide in the order of their list."""
 
     def __init__(
         self, name: str, digest: str, records: list[SlideRecord], staging: Staging, mpp: float, form: str
@@ -26,10 +26,11 @@ class SlideSource:
         self.name, self.digest = name, digest
         self.ungrouped: list[int] = []
         self._records, self._mpp, self._ext = records, mpp, EXTENSIONS[form]
-        scans = [staging.read_scan(number) for number in range(len(records))]
+        scans = (staging.read_scan(number) for number in range(len(records)))
         self.classes = sorted({name for scan in scans if scan is not None for name in scan.classes})
         if not staging.tiles_path.exists():
-            staging.write_tiles(staging.table_parts(len(records), tuple(self.classes)))
+            parts = staging.table_parts(len(records), tuple(self.classes))
+            staging.write_tiles(parts, sum(record.kept for record in records))
         self._table: npt.NDArray[Any] = np.load(staging.tiles_path, mmap_mode="r")
         self.labels = np.ascontiguousarray(self._table["label"])
         self.reader: TileReader = StagedReader(str(staging.folder))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ca2cl.common.files import writing
 from ca2cl.data.transfer.download import FetchPolicy, fetch
 from ca2cl.data.transfer.errors import DiskFull
 from ca2cl.errors import InputError
@@ -23,11 +24,12 @@ from ca2cl.runtime.pool import worker_pool
 from ca2cl.slides.config import SlideOptions
 from ca2cl.slides.cut import cut_piece
 from ca2cl.slides.listing import Listing, SlideFile, file_state, is_remote
+from ca2cl.slides.preview import drawn_slides
 from ca2cl.slides.readers.base import SlideError
 from ca2cl.slides.records import SlideRecord
 from ca2cl.slides.regions.read import find_mask
 from ca2cl.slides.scan import Scan, scan_slide
-from ca2cl.slides.staging import Staging
+from ca2cl.slides.staging import REMEDY, Staging
 
 logger = logging.getLogger(__name__)
 _LOG_SECONDS = 10.0
@@ -48,6 +50,11 @@ class CutJob:
     def path(self, number: int) -> Path:
         """The slide's local file; of a remote one the copy, which lasts until its tiles are written."""
         return self.staging.local_path(number, self.listing.slides[number].path)
+
+    def is_drawn(self, number: int) -> bool:
+        """True if the preview shows the slide."""
+        preview = self.options.preview
+        return preview is not None and number in drawn_slides(Path(preview), len(self.listing.slides))
 
     def state(self, number: int) -> list[int]:
         """Sizes and modification times of the slide's file and its annotation, by which a changed one is known."""
@@ -70,14 +77,15 @@ def cut_slides(job: CutJob, workers: int) -> list[SlideRecord]:
         worker_pool(workers) as pool,
         tqdm(total=len(job.listing.slides), unit="slide", disable=None, desc="cut") as bar,
     ):
-        for number, record in _Dispatch(job, pool, workers).run():
+        dispatch = _Dispatch(job, pool, workers)
+        for number, record in dispatch.run():
             records[number] = record
             bar.update()
             if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
                 logger.info("%d of %d slides cut", len(records), len(job.listing.slides))
     found = [records[number] for number in range(len(job.listing.slides))]
-    return _without_twins(job, found)
+    return _without_twins(job, found, dispatch.failed)
 
 
 class _Dispatch:
@@ -90,7 +98,10 @@ class _Dispatch:
         self._pending: dict[Future[Any], tuple[int, int]] = {}
         self._left: dict[int, int] = {}
         """Pieces of a slide that have not ended."""
-        self._failed: dict[int, str] = {}
+        self._first: dict[str, int] = {}
+        """First slide of those scanned so far with a digest."""
+        self.failed: dict[int, str] = {}
+        """Errors of slides of which a tile did not decode."""
 
     def run(self) -> Iterator[tuple[int, SlideRecord]]:
         """Yield number and record of each slide when it is done."""
@@ -98,12 +109,23 @@ class _Dispatch:
             for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
                 slide, piece = self._pending.pop(future)
                 if piece == _SCAN:
-                    self._left[slide] = pieces = future.result()
+                    pieces, digest = future.result()
+                    if self._is_twin(slide, digest):
+                        pieces = 0
+                    self._left[slide] = pieces
                     self._pieces += [(slide, number) for number in range(pieces)]
                 else:
                     self._end_piece(slide, future)
                 if self._left[slide] == 0:
-                    yield slide, _close(self._job, slide, self._failed.get(slide))
+                    yield slide, _close(self._job, slide, self.failed.get(slide))
+
+    def _is_twin(self, slide: int, digest: str | None) -> bool:
+        """True if an earlier slide is known to have this digest: its tiles need not be cut twice."""
+        if digest is None:
+            return False
+        first = self._first.get(digest, slide)
+        self._first[digest] = min(first, slide)
+        return first < slide
 
     def _fill(self) -> bool:
         """Submit what there is room for; False if nothing is left."""
@@ -127,6 +149,7 @@ class _Dispatch:
                     job.path(slide),
                     job.options,
                     job.seed,
+                    job.is_drawn(slide),
                 )
             else:
                 break
@@ -138,36 +161,43 @@ class _Dispatch:
         try:
             future.result()
         except SlideError as error:
-            self._failed.setdefault(slide, str(error))
+            self.failed.setdefault(slide, str(error))
             dropped = [one for one in self._pieces if one[0] == slide]
             self._left[slide] -= len(dropped)
             self._pieces = deque(one for one in self._pieces if one[0] != slide)
 
 
 def _scan(
-    staging: Staging, number: int, slide: SlideFile, state: list[int], path: Path, options: SlideOptions, seed: int
-) -> int:
-    """Scan a slide, unless an earlier run has; the number of its pieces."""
+    staging: Staging,
+    number: int,
+    slide: SlideFile,
+    state: list[int],
+    path: Path,
+    options: SlideOptions,
+    seed: int,
+    drawn: bool,
+) -> tuple[int, str | None]:
+    """Scan a slide, unless an earlier run has; the number of its pieces, and its digest if it can be used."""
     known = staging.read_scan(number)
     current = known is not None and known.state == state and known.record.error is None
-    if options.preview is not None and staging.picture(number) is None:
+    if drawn and staging.picture(number) is None:
         current = False  # scanned without --preview
     if known is not None and current:
         if is_remote(slide.path) and not all(staging.read_piece(number, piece) for piece in range(known.pieces)):
             _fetch(slide, path)
-        return known.pieces
+        return known.pieces, known.record.digest
     staging.forget(number)
     try:
         if is_remote(slide.path):
             _fetch(slide, path)
-        scan = scan_slide(slide, path, options, seed)
+        scan = scan_slide(slide, path, state, options, seed)
     except SlideError as error:
         reason = str(error).removeprefix(f"{slide.where}: ")
         scan = Scan(SlideRecord(slide.name, slide.where, slide.patient, slide.label).failed(reason))
-    staging.write_scan(number, state, scan, options.preview is not None)
+    staging.write_scan(number, state, scan, drawn)
     known = staging.read_scan(number)
     assert known is not None
-    return known.pieces
+    return known.pieces, known.record.digest if known.record.error is None else None
 
 
 def _fetch(slide: SlideFile, path: Path) -> None:
@@ -179,7 +209,8 @@ def _fetch(slide: SlideFile, path: Path) -> None:
     """
     if path.exists():
         return
-    path.parent.mkdir(exist_ok=True)
+    with writing(path.parent, REMEDY):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         fetch(slide.path, path, FetchPolicy())
     except DiskFull:
@@ -207,14 +238,19 @@ def _close(job: CutJob, number: int, error: str | None) -> SlideRecord:
     return replace(record, kept=sum(len(piece.numbers) for piece in found), dropped=dropped, seconds=seconds)
 
 
-def _without_twins(job: CutJob, records: list[SlideRecord]) -> list[SlideRecord]:
-    """Slides with the content of an earlier one give no tiles: files of one DICOM series, or copies."""
+def _without_twins(job: CutJob, records: list[SlideRecord], failed: Container[int]) -> list[SlideRecord]:
+    """Slides with the content of an earlier one give no tiles: files of one DICOM series, or copies.
+
+    Args:
+        job: the job.
+        records: of all slides.
+        failed: slides of which a tile did not decode. Their copies would fail, too, and were not cut.
+    """
     first: dict[str, str] = {}
     kept = []
     for number, record in enumerate(records):
-        known = (
-            first.setdefault(record.digest, record.slide) if record.digest and record.error is None else record.slide
-        )
+        usable = record.digest is not None and (record.error is None or number in failed)
+        known = first.setdefault(record.digest or "", record.slide) if usable else record.slide
         if known != record.slide:
             record = record.failed(f"the same slide as {known}")  # noqa: PLW2901
             job.staging.forget(number)

@@ -1,8 +1,8 @@
 """Files of a job between slides and shards.
 
-A folder holds, for slide 17, ``000017.json`` and ``.npz`` (its scan), ``000017.jpg`` (its thumbnail) and
-``000017-0003.bin`` and ``.json`` (the encoded tiles of a piece of its grid). Each is written whole or not at all, so
-that a killed job goes on with the first missing one. ``tiles.npy`` comes last.
+Slide 17 has a folder ``000017`` with ``scan.json`` and ``scan.npz``, ``thumbnail.jpg``, and ``0003.bin`` and
+``0003.json`` (the encoded tiles of a piece of its grid). Each is written whole or not at all, so that a killed job goes
+on with the first missing one. ``tiles.npy`` comes last.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from ca2cl.common.files import write_atomic
+from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.slides.grid import Grid
 from ca2cl.slides.preview import thumbnail
@@ -30,6 +31,8 @@ from ca2cl.slides.scan import Scan
 REMEDY = "free some space and run again, finished slides are kept; or give another folder"
 PIECE = 256
 """Tiles of a task: the most that a killed process loses."""
+PICTURE_PIXELS = 1000
+"""Longer side of the overview that is kept for a slide's picture."""
 TILE = np.dtype(
     [
         ("slide", "<i4"),
@@ -74,6 +77,7 @@ class Picture:
     tissue: npt.NDArray[np.bool_]
     artefacts: dict[str, npt.NDArray[np.bool_]]
     mpp: float
+    """Micrometres to a pixel of the overview."""
 
 
 @dataclass(frozen=True)
@@ -99,46 +103,55 @@ class Staging:
 
     def bin_path(self, slide: int, piece: int) -> Path:
         """Of the encoded tiles of a task."""
-        return self.folder / f"{slide:06d}-{piece:04d}.bin"
+        return self._of(slide) / f"{piece:04d}.bin"
+
+    def _of(self, slide: int) -> Path:
+        """Folder of a slide: one folder of all slides' files would be listed again for each of them."""
+        return self.folder / f"{slide:06d}"
 
     def thumbnail_path(self, slide: int) -> Path:
         """Of the slide's thumbnail; there is none of a slide without a tissue mask."""
-        return self.folder / f"{slide:06d}.jpg"
+        return self._of(slide) / "thumbnail.jpg"
 
     def local_path(self, slide: int, path: str) -> Path:
         """Of the slide at ``path``, or of the copy of a remote one."""
         if "://" not in path:
             return Path(path)
-        return self.folder / f"{slide:06d}.slide" / PurePosixPath(urlsplit(path).path).name
+        return self._of(slide) / "slide" / PurePosixPath(urlsplit(path).path).name
 
     def write_scan(self, slide: int, state: list[int], scan: Scan, preview: bool) -> None:
         """Keep a scan; with what its picture needs if ``preview``."""
         arrays: dict[str, Any] = {}
+        overview_mpp = None
         if scan.reasons is not None and scan.labels is not None:
             arrays = {"kept": scan.kept, "labels": scan.labels[scan.kept]}
-            if preview and scan.mask is not None:
-                arrays |= {"reasons": scan.reasons, "overview": scan.overview, "tissue": scan.mask.tissue}
+            if preview and scan.mask is not None and scan.overview is not None and scan.overview_mpp is not None:
+                small, times = _shrunk(scan.overview)
+                arrays |= {"reasons": scan.reasons, "overview": small, "tissue": scan.mask.tissue}
                 arrays |= {f"is_{name}": where for name, where in scan.mask.artefacts.items()}
-        if scan.overview is not None and scan.record.kept:
-            write_atomic(self.thumbnail_path(slide), thumbnail(scan.overview), REMEDY)
+                overview_mpp = scan.overview_mpp * times
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        write_atomic(self.folder / f"{slide:06d}.npz", buffer.getvalue(), REMEDY)
+        with writing(self._of(slide), REMEDY):
+            self._of(slide).mkdir(exist_ok=True)
+        if scan.overview is not None and scan.record.kept:
+            write_atomic(self.thumbnail_path(slide), thumbnail(scan.overview), REMEDY)
+        write_atomic(self._of(slide) / "scan.npz", buffer.getvalue(), REMEDY)
         content = {
             "record": asdict(scan.record),
             "state": state,
             "classes": list(scan.classes),
             "grid": asdict(scan.grid) if scan.grid else None,
             "mask_mpp": scan.mask.mpp if scan.mask else None,
-            "overview_mpp": scan.overview_mpp,
+            "overview_mpp": overview_mpp,
         }
-        write_atomic(self.folder / f"{slide:06d}.json", json.dumps(content).encode(), REMEDY)
+        write_atomic(self._of(slide) / "scan.json", json.dumps(content).encode(), REMEDY)
 
     def read_scan(self, slide: int) -> StoredScan | None:
         """The scan of a slide, or None if there is none."""
         with suppress(*_Damaged):
-            content = parse_json((self.folder / f"{slide:06d}.json").read_bytes())
-            with np.load(self.folder / f"{slide:06d}.npz") as arrays:
+            content = parse_json((self._of(slide) / "scan.json").read_bytes())
+            with np.load(self._of(slide) / "scan.npz") as arrays:
                 kept = arrays["kept"] if "kept" in arrays else np.empty(0, np.int64)
                 labels = arrays["labels"] if "labels" in arrays else np.empty(0, np.int32)
             grid = Grid(**content["grid"]) if content["grid"] else None
@@ -149,8 +162,8 @@ class Staging:
     def picture(self, slide: int) -> Picture | None:
         """What a slide's picture needs, or None if its scan left none."""
         with suppress(*_Damaged):
-            content = parse_json((self.folder / f"{slide:06d}.json").read_bytes())
-            with np.load(self.folder / f"{slide:06d}.npz") as arrays:
+            content = parse_json((self._of(slide) / "scan.json").read_bytes())
+            with np.load(self._of(slide) / "scan.npz") as arrays:
                 artefacts = {name[3:]: arrays[name] for name in arrays if name.startswith("is_")}
                 return Picture(
                     arrays["overview"], float(content["overview_mpp"]), arrays["reasons"], arrays["tissue"], artefacts,
@@ -184,32 +197,22 @@ class Staging:
 
     def forget(self, slide: int) -> None:
         """Remove all of a slide."""
-        for path in self.folder.glob(f"{slide:06d}*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(self._of(slide), ignore_errors=True)
 
     def drop_local(self, slide: int) -> None:
         """Remove the copy of a remote slide."""
-        shutil.rmtree(self.folder / f"{slide:06d}.slide", ignore_errors=True)
+        shutil.rmtree(self._of(slide) / "slide", ignore_errors=True)
 
-    def write_tiles(self, parts: Iterable[npt.NDArray[np.void]]) -> int:
-        """Write the table of all tiles from its parts in order; returns their number."""
-        temporary = self.tiles_path.with_suffix(".tmp")
-        raw = temporary.with_suffix(".raw")
-        count = 0
-        with raw.open("wb") as file:
+    def write_tiles(self, parts: Iterable[npt.NDArray[np.void]], count: int) -> None:
+        """Write the table of all ``count`` tiles from its parts in order."""
+        header = {"descr": np.lib.format.dtype_to_descr(TILE), "fortran_order": False, "shape": (count,)}
+        written = 0
+        with writing(self.tiles_path, REMEDY), replacing(self.tiles_path) as file:
+            np.lib.format.write_array_header_2_0(file, header)
             for part in parts:
                 file.write(part.tobytes())
-                count += len(part)
-        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=TILE, shape=(count,))
-        with raw.open("rb") as file:
-            for start in range(0, count, 1 << 16):
-                rows = np.fromfile(file, TILE, min(1 << 16, count - start))
-                table[start : start + len(rows)] = rows
-        table.flush()
-        del table
-        raw.unlink()
-        temporary.replace(self.tiles_path)
-        return count
+                written += len(part)
+            assert written == count, (written, count)
 
     def table_parts(self, slides: int, classes: tuple[str, ...]) -> Iterator[npt.NDArray[np.void]]:
         """Rows of the table, slide by slide, of slides that gave tiles."""
@@ -217,7 +220,7 @@ class Staging:
             scan = self.read_scan(slide)
             if scan is None or scan.record.error is not None or scan.grid is None:
                 continue
-            corners = scan.grid.corners()[scan.kept]
+            corners = scan.grid.corners(scan.kept)
             boxes = np.rint(scan.grid.boxes(corners)[:, :2]).astype(np.int32)
             number = np.array([classes.index(name) for name in scan.classes] + [-1], np.int32)
             for piece in range(scan.pieces):
@@ -230,3 +233,11 @@ class Staging:
                 rows["label"] = number[scan.labels[found.numbers]]
                 rows["x"], rows["y"] = boxes[found.numbers].T
                 yield rows
+
+
+def _shrunk(overview: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], float]:
+    """An overview as its slide's picture needs it, and its pixels to one of the result."""
+    height, width, _ = overview.shape
+    times = max(max(height, width) / PICTURE_PIXELS, 1.0)
+    size = max(round(width / times), 1), max(round(height / times), 1)
+    return np.asarray(Image.fromarray(overview).resize(size, Image.Resampling.BOX)), times

@@ -36,7 +36,13 @@ def halved(pixels: Pixels, times: int = 1) -> Pixels:
 
 
 def write_svs(
-    path: Path, pixels: Pixels, mpp: float | None, *, levels: Sequence[int] = (), compression: str = "deflate"
+    path: Path,
+    pixels: Pixels,
+    mpp: float | None,
+    *,
+    levels: Sequence[int] = (),
+    compression: str = "deflate",
+    photometric: str = "rgb",
 ) -> Path:
     """An Aperio slide with these ``levels`` (times halved) below the first; without MPP if that is None."""
     import tifffile
@@ -47,7 +53,7 @@ def write_svs(
             picture = halved(pixels, times)
             height, width, _ = picture.shape
             tiff.write(
-                picture, tile=(240, 240), photometric="rgb", compression=compression, metadata=None,
+                picture, tile=(240, 240), photometric=photometric, compression=compression, metadata=None,
                 description=about.format(width, height, "tiled"), subfiletype=0,
             )  # fmt: skip
     return path

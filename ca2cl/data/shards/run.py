@@ -102,7 +102,7 @@ def run(config: ShardConfig) -> int:
             _summarise(manifest, None)
             return 0
         if slides is not None:
-            source, config = slides.cut(out, config.workers), replace(config, encode="keep", check="header")
+            source, config = _cut(slides, job, config), replace(config, encode="keep", check="header")
         assert source is not None
         _warn_of_ungrouped(source)
         plan = make_plan(source, config)
@@ -122,6 +122,18 @@ def _slides(config: ShardConfig) -> SlideJob:
     form = "jpeg" if config.encode == "keep" else config.encode
     folder = Path(config.out) / PLAN_FOLDER / "slides"
     return SlideJob(config.source, config.split, config, folder, seed=config.seed, form=form, quality=config.quality)
+
+
+def _cut(slides: SlideJob, job: JobDir, config: ShardConfig) -> Source:
+    """The tiles of slides. A job without any leaves its folder to one with other settings."""
+    from ca2cl.slides.collection import NoTiles
+
+    try:
+        return slides.cut(job.path, config.workers)
+    except NoTiles:
+        slides.clear()
+        job.withdraw()
+        raise
 
 
 def _warn_of_ungrouped(source: Source) -> None:

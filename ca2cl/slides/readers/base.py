@@ -16,6 +16,8 @@ from ca2cl.errors import InputError
 Pixels = npt.NDArray[np.uint8]
 WHITE = 255
 _LEAST_MPP, _MOST_MPP = 0.02, 100.0
+_SQUARE = 0.02
+"""Greatest relative difference between width and height of a pixel."""
 _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
@@ -32,17 +34,8 @@ class Level:
     downsample: float
 
 
-class SlideReader(Protocol):
-    """An open slide. ``levels[0]`` is the finest."""
-
-    levels: tuple[Level, ...]
-    mpp: float | None
-    """Micrometres to a pixel of level 0, as the file states it; None where it states none."""
-    magnification: float | None
-    """Objective power as stated, for messages only."""
-    vendor: str
-    digest: str
-    """``ALGORITHM:HEXADECIMAL``, the same for all files of one slide."""
+class RegionReader(Protocol):
+    """A slide, or a part of one."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """RGB pixels (height, width, 3) of a region in this level's pixels; white outside of the slide.
@@ -50,6 +43,21 @@ class SlideReader(Protocol):
         Raises:
             SlideError: the region does not decode.
         """
+
+
+class SlideReader(RegionReader, Protocol):
+    """An open slide. ``levels[0]`` is the finest."""
+
+    levels: tuple[Level, ...]
+    mpp: float | None
+    """Micrometres to a pixel of level 0, as the file states it; None where it states none, or pixels not square."""
+    hint: str
+    """What it states instead, such as its objective, for messages only; may be empty."""
+    vendor: str
+    digest: str
+    """``ALGORITHM:HEXADECIMAL``, the same for all files of one slide."""
+    bounds: tuple[int, int, int, int]
+    """Left, top, right and bottom of what was scanned, in level-0 pixels."""
 
     def close(self) -> None: ...
 
@@ -61,6 +69,13 @@ def plausible_mpp(value: object) -> float | None:
     except ValueError:
         return None
     return mpp if math.isfinite(mpp) and _LEAST_MPP <= mpp <= _MOST_MPP else None
+
+
+def square_mpp(across: float | None, down: float | None) -> tuple[float | None, str]:
+    """The resolution of square pixels and an empty text; None, and what is stated, of others."""
+    if across is None or down is None or abs(across - down) <= _SQUARE * across:
+        return (across if down is not None else None), ""
+    return None, f"{across:g} x {down:g} micrometres, not square"
 
 
 def sampled_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from ca2cl.slides.readers.base import SlideError, SlideReader
@@ -12,6 +13,18 @@ from ca2cl.slides.readers.tiff import TiffReader
 PYRAMIDS = frozenset({"svs", "ndpi", "mrxs", "scn", "bif", "vms", "vmu", "svslide", "czi", "dcm", "tif", "tiff"})
 PICTURES = frozenset({"png", "jpg", "jpeg", "bmp", "webp"})
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@lru_cache(maxsize=2)
+def opened_slide(path: Path, state: tuple[int, ...]) -> SlideReader:
+    """As ``open_slide``; kept open for the next tiles of the slide.
+
+    Args:
+        path: the slide.
+        state: size and modification time, so that a changed file is opened again.
+    """
+    del state
+    return open_slide(path)
 
 
 def open_slide(path: Path) -> SlideReader:
@@ -29,15 +42,21 @@ def open_slide(path: Path) -> SlideReader:
         return PictureReader(path)
     try:
         slide = OpenSlideReader(path)
-        if not slide.is_ome:
-            return slide
-        slide.close()
-        return TiffReader(path)
     except SlideError as error:
         if head not in _TIFF:
             raise SlideError(f"{error}; restore it, convert it to a pyramidal TIFF, or take it off the list") from None
-        first = error
+        return _second(path, error)
+    if not slide.is_ome:
+        return slide
+    slide.close()
+    return TiffReader(path)
+
+
+def _second(path: Path, first: SlideError) -> SlideReader:
+    """The TIFF file that OpenSlide refused by this error."""
     try:
-        return TiffReader(path)
+        slide = TiffReader(path)
     except SlideError as error:
         raise SlideError(f"{first}, and {str(error).removeprefix(f'{path}: ')}") from None
+    slide.hint = slide.hint or str(first).removeprefix(f"{path}: ")
+    return slide

@@ -35,7 +35,8 @@ class PictureReader:
         height, width, _ = self._pixels.shape
         self.levels: tuple[Level, ...] = (Level(width, height, 1.0),)
         self.mpp: float | None = None
-        self.magnification: float | None = None
+        self.hint = ""
+        self.bounds = 0, 0, width, height
         self.vendor = "image"
         self.digest = sampled_digest(path)
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ca2cl.common.optional import need
-from ca2cl.slides.readers.base import WHITE, Level, Pixels, SlideError, one_line, plausible_mpp, sampled_digest
+from ca2cl.slides.readers.base import (
+    WHITE,
+    Level,
+    Pixels,
+    SlideError,
+    one_line,
+    plausible_mpp,
+    sampled_digest,
+    square_mpp,
+)
 
 _REMEDY = 'pip install "ca2cl[slides]"'
 _MICROMETRES = {1: None, 2: 25400.0, 3: 10000.0}
@@ -26,6 +37,7 @@ class TiffReader:
     def __init__(self, path: Path) -> None:
         library: Any = need("tifffile", _REMEDY)
         zarr: Any = need("zarr", _REMEDY)
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings name no file; what matters is an error
         try:
             self._file = library.TiffFile(path)
             series = self._file.series[0]
@@ -41,8 +53,8 @@ class TiffReader:
         self._path = path
         sizes = [self._size(array.shape) for array in self._levels]
         self.levels = tuple(Level(width, height, sizes[0][0] / width) for width, height in sizes)
-        self.mpp = _mpp(self._file)
-        self.magnification: float | None = None
+        self.mpp, self.hint = square_mpp(_mpp(self._file, "X"), _mpp(self._file, "Y"))
+        self.bounds = 0, 0, *sizes[0]
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
         self.digest = sampled_digest(path)
 
@@ -75,14 +87,16 @@ class TiffReader:
         self._file.close()
 
 
-def _mpp(file: Any) -> float | None:
-    if file.is_ome and (found := re.search(r'PhysicalSizeX="([^"]+)"', file.ome_metadata or "")):
-        unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', file.ome_metadata)
+def _mpp(file: Any, axis: str) -> float | None:
+    """Micrometres a pixel along ``X`` or ``Y``; None if they are not stated."""
+    if file.is_ome and (found := re.search(rf'PhysicalSize{axis}="([^"]+)"', file.ome_metadata or "")):
+        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', file.ome_metadata)
         factor = {"nm": 1e-3, "mm": 1e3, "cm": 1e4}.get(unit.group(1), 1.0) if unit else 1.0
-        value = plausible_mpp(found.group(1))
-        return plausible_mpp(value * factor) if value is not None else None
+        with suppress(ValueError):
+            return plausible_mpp(float(found.group(1)) * factor)
+        return None
     tags = file.pages[0].tags
-    unit, resolution = tags.get("ResolutionUnit"), tags.get("XResolution")
+    unit, resolution = tags.get("ResolutionUnit"), tags.get(f"{axis}Resolution")
     micrometres = _MICROMETRES.get(int(unit.value)) if unit is not None else None
     if micrometres is None or resolution is None or not resolution.value[0]:
         return None

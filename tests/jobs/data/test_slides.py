@@ -21,9 +21,12 @@ from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run
 from ca2cl.errors import InputError
+from ca2cl.slides import stage
+from ca2cl.slides.cut import cut_piece
 from ca2cl.slides.readers.open import open_slide
 from tests.support.slides import tissue_picture, write_svs
 from tests.support.stores import BUCKET, http_store, in_turn, s3_store
+from tests.support.vendors import write_leica
 
 SIDE = 64
 CHILD = """
@@ -162,6 +165,59 @@ def test_a_table_gives_patients_labels_and_splits(slides: Path, tmp_path: Path) 
         shard(table, tmp_path / "none")
 
 
+def test_the_canvas_around_what_was_scanned_gives_no_tile(tmp_path: Path) -> None:
+    path = write_leica(tmp_path / "a.scn", tissue_picture(700, 500), 0.5, (2000, 1400), (640, 320))
+    shard(path, tmp_path / "out", tissue=0.0)
+    row = rows(tmp_path / "out")["a"]
+    assert row["grid"] == 31 * 21
+    assert row["kept"] == 11 * 8  # those that the scanned region has a part in
+    assert row["dropped"] == {"unscanned": 31 * 21 - 11 * 8}
+
+
+def test_copies_are_not_cut(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.svs").hardlink_to(slides / "s0.svs")
+    cut: list[int] = []
+    monkeypatch.setattr(stage, "cut_piece", lambda *task: cut.append(task[1]) or cut_piece(*task))
+    shard(folder, tmp_path / "out")
+    assert cut == [0]
+    assert [row["error"] for row in rows(tmp_path / "out").values()] == [None, *["the same slide as a"] * 2]
+
+
+def test_a_job_without_tiles_leaves_its_folder_to_another_one(slides: Path, tmp_path: Path) -> None:
+    preview = tmp_path / "preview.html"
+    with pytest.raises(InputError, match=r"no slide gave a tile, .*: states no micrometres a pixel"):
+        shard(slides / "s2.svs", tmp_path / "out", preview=str(preview))
+    assert "states no micrometres" in preview.read_text()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".plan", "slides.jsonl"]
+    assert shard(slides / "s2.svs", tmp_path / "out", assume_mpp=("*=0.5",)).manifest.samples > 0
+    write_svs(tmp_path / "white.svs", np.full((300, 300, 3), 245, np.uint8), 0.5)
+    with pytest.raises(InputError, match=r"the first: white: all tiles dropped \(background 16\)"):
+        shard(tmp_path / "white.svs", tmp_path / "white")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide;patient\na.svs;p", r"has semicolons between its columns \(slide;patient\); save it with commas"),
+        ("path\na.svs", "has no column slide but path; its columns are slide, patient"),
+        ("slide,label\na.svs,x\n./a.svs,y", "a.svs: the slide is listed twice"),
+        ("slide,label\na.svs,x\nb.svs,", "1 slides have no label"),
+        ("slide,mpp\na.svs,40x", "line 2 has mpp '40x'"),
+        ("slide,patient\n,p", "line 2 names no slide"),
+        ("slide\n", "a.csv: lists no slide"),
+    ],
+)
+def test_bad_tables_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("\ufeff" + text, encoding="utf-8")  # Excel's mark does not matter
+    with pytest.raises(InputError, match=message):
+        shard(table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_annotations_choose_tiles_and_classes(slides: Path, tmp_path: Path) -> None:
     def region(x0: int, x1: int, name: str) -> dict[str, Any]:
         ring = [[x0, 0], [x1, 0], [x1, 256], [x0, 256], [x0, 0]]
@@ -201,7 +257,7 @@ def test_any_number_of_processes_and_any_kill_give_one_digest(slides: Path, tmp_
     out = tmp_path / "killed"
     command = [sys.executable, "-c", CHILD, str(slides), str(out)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    for pattern, count in ((".plan/slides/*.json", 1), (".plan/slides/*.bin", 2), ("*.tar", 1)):
+    for pattern, count in ((".plan/slides/*/scan.json", 1), (".plan/slides/*/*.bin", 2), ("*.tar", 1)):
         child = subprocess.Popen(command, env=environment)
         while child.poll() is None and len(list(out.glob(pattern))) < count:
             time.sleep(0.001)

@@ -29,7 +29,7 @@ from tests.support.servers import ModelServer
 from tests.support.shards import encode, write_shards
 
 SMALL = (
-    "--encoder", "random:3", "--against", "[]", "--labels", ".75", "--epochs", "6", "--min_steps", "1",
+    "--encoder", "random:3", "--against", "[]", "--labels", ".75", "--epochs", "4", "--min_steps", "1",
     "--batch_size", "6", "--image_size", "32", "--workers", "0", "--norm", "frozen", "--held_out", "0.25",
 )  # fmt: skip
 CLASSES = ["blue", "green", "red"]
@@ -103,7 +103,7 @@ def test_the_original_protocol_takes_the_last_of_the_most_accurate_epochs(job: J
     for trains, title in (("all", "held_out"), ("head", "test")):
         for result, arrays, journal in cells(job("original", trains)):
             looks = [line for line in journal if line.get("event") == title]
-            assert [look["epoch"] for look in looks] == list(range(6)), "a look an epoch"
+            assert [look["epoch"] for look in looks] == list(range(4)), "a look an epoch"
             best = max(reversed(looks), key=lambda look: look["accuracy"])
             assert result["best_epoch"] == best["epoch"] and not looks[-1]["accuracy"] > best["accuracy"]
             right = (arrays["probabilities"].argmax(1) == arrays["labels"]).mean()

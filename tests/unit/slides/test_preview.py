@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from ca2cl.errors import InputError
-from ca2cl.slides.preview import SHEET_SLIDES, Preview, draw_preview, picture_side, write_preview
+from ca2cl.slides.preview import (
+    PAGE_PICTURES,
+    SHEET_SLIDES,
+    Preview,
+    draw_preview,
+    drawn_slides,
+    picture_side,
+    write_preview,
+)
 from ca2cl.slides.tissue.mask import TissueMask
 
 REASONS = ["kept", "background", "pen", "surplus"]
@@ -126,3 +134,16 @@ def test_pictures_are_smaller_the_more_there_are() -> None:
     sides = [picture_side(Path("a.html"), slides) for slides in (1, 100, 101, 1000, 10_000)]
     assert sides == [1000, 1000, 600, 600, 320]
     assert picture_side(Path("a.png"), 1) < 320
+
+
+@pytest.mark.parametrize("slides", [0, 1, 1000, 1001, 12_345])
+def test_a_page_of_many_slides_draws_some_of_them(slides: int) -> None:
+    drawn = drawn_slides(Path("a.html"), slides)
+    assert min(slides, PAGE_PICTURES / 2) <= len(drawn) <= PAGE_PICTURES
+    assert len(drawn) == slides or slides > PAGE_PICTURES
+    assert list(drawn_slides(Path("a.png"), slides)) == list(range(min(slides, SHEET_SLIDES)))
+
+
+def test_a_page_says_how_many_it_draws(tmp_path: Path) -> None:
+    write_preview(tmp_path / "a.html", [Preview("a", picture())], 10_000)
+    assert "10000 slides, one of 10 drawn" in (tmp_path / "a.html").read_text()
