@@ -89,6 +89,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
         "tracking", "evaluation",
     },
+    "heatmap": {
+        "runtime", "store", "slides", "slides.readers", "slides.regions", "models", "registry", "evaluation",
+        "evaluation.embed",
+    },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
         "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",
