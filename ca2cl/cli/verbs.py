@@ -57,9 +57,16 @@ VERBS = {
         kept=_CELLS_KEPT,
     ),
     "embed": Verb(
-        "tiles -> a file of feature vectors",
+        "tiles or slides -> a file of feature vectors",
         "ca2cl.evaluation.embed.run",
         "EmbedConfig",
+        shared=True,
+        kept="finished parts are kept, and the same command goes on",
+    ),
+    "heatmap": Verb(
+        "classes or clusters over slides -> pictures and GeoJSON for QuPath",
+        "ca2cl.heatmap.run",
+        "HeatmapConfig",
         shared=True,
         kept="finished parts are kept, and the same command goes on",
     ),

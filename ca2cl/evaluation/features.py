@@ -115,11 +115,18 @@ def extract(
 
 def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
     """All of them less the mean of ``train_ND``, of unit length: what all tiles share makes every cosine close to 1."""
-    mean_D = train_ND.mean(axis=0, dtype=np.float64).astype(train_ND.dtype)
-    return [_unit(features - mean_D) for features in (train_ND, *others)]
+    mean_D = mean_of(train_ND)
+    return [scaled(features, mean_D) for features in (train_ND, *others)]
 
 
-def _unit(features: FloatArray) -> FloatArray:
+def mean_of(features_ND: FloatArray) -> FloatArray:
+    """Mean (D,) over the tiles, in the features' type."""
+    return np.asarray(features_ND.mean(axis=0, dtype=np.float64).astype(features_ND.dtype))
+
+
+def scaled(features_ND: FloatArray, mean_D: FloatArray) -> FloatArray:
+    """Features less a mean, of unit length; one that equals the mean is zero."""
+    features = features_ND - mean_D
     norm = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(norm, np.finfo(features.dtype).tiny), features.dtype)
 

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -73,6 +74,33 @@ def load_encoder(folder: str | Path, arch: str | None = None) -> tuple[Backbone,
             f"{encoder.feature_dim}); export the encoder again"
         )
     return encoder, card
+
+
+class Head(NamedTuple):
+    """Linear layer behind the features: ``weight`` (K, D) and ``bias`` (K,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def read_head(folder: str | Path, card: EncoderCard) -> Head | None:
+    """The head ``fc`` that lies with an encoder's weights; None if there is none.
+
+    Raises:
+        InputError: it has not the classes that ``card`` names.
+    """
+    if not card.predicts:
+        return None
+    path = Path(folder) / WEIGHTS_NAME
+    try:
+        with safe_open(path, "pt") as file:
+            head = Head(file.get_tensor("fc.weight"), file.get_tensor("fc.bias"))
+    except SafetensorError:  # it names classes and has no such tensors
+        return None
+    classes = len(card.predicts)
+    if head.weight.shape != (classes, card.feature_dim) or head.bias.shape != (classes,):
+        raise InputError(f"{path}: damaged, its head has not the {classes} classes of {CARD_NAME}; {AGAIN}")
+    return head
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

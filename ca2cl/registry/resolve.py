@@ -22,8 +22,11 @@ from ca2cl.models.encoder_io import (
     ENCODER_PATH,
     WEIGHTS_NAME,
     EncoderCard,
+    Head,
     load_encoder,
     make_encoder,
+    read_head,
+    weights_digest,
 )
 from ca2cl.models.resnet import require_resnet
 from ca2cl.models.timm.spelling import split_arch
@@ -57,6 +60,12 @@ class ResolvedEncoder:
     """True if the weights came without a card: normalisation and size are then ImageNet's."""
     start: Start | None = None
     """File that the weights were read from; None for random ones."""
+    head: Head | None = None
+    """Of a classifier, whose classes are ``card.predicts``."""
+
+    def digest(self) -> str:
+        """SHA-256 of the weights and the normalisation; of an encoder on the CPU."""
+        return weights_digest(self.encoder, self.card.mean, self.card.std)
 
     def describe(self) -> dict[str, Any]:
         """For JSON."""
@@ -221,8 +230,8 @@ def _download(location: str, store: Store, run_id: str | None, uri: str, arch: s
         if not weights:
             raise InputError(f"{uri}: holds no {WEIGHTS_NAME}; give an encoder that ca2cl registered")
         encoder, card = load_encoder(weights[0].parent, arch)
-        start = _own(weights[0].parent, encoder, uri)
-    return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri, start=start)
+        start, head = _own(weights[0].parent, encoder, uri), read_head(weights[0].parent, card)
+    return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri, start=start, head=head)
 
 
 def _from_path(path: Path, arch: str | None) -> ResolvedEncoder:
@@ -239,8 +248,9 @@ def _from_folder(path: Path, arch: str | None) -> ResolvedEncoder:
     for folder in (path / ENCODER_PATH, path):
         if (folder / WEIGHTS_NAME).exists():
             encoder, card = load_encoder(folder, arch)
+            start = _own(folder, encoder, str(folder.resolve()))
             return ResolvedEncoder(
-                encoder, card, card.source_run_id, str(folder), start=_own(folder, encoder, str(folder.resolve()))
+                encoder, card, card.source_run_id, str(folder), start=start, head=read_head(folder, card)
             )
     file = find_in_folder(path)
     if file is None:

@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ca2cl import __version__
 from ca2cl.errors import InputError
+from ca2cl.evaluation.clusters import cluster
 from ca2cl.methods.base import Method
 from ca2cl.methods.registry import DEFAULT, known_method
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.report import run_summary as facts
-from ca2cl.report.clusters import cluster
 from ca2cl.report.config import ReportConfig
 from ca2cl.report.curves import HEIGHT, WIDTH, counts, panels
 from ca2cl.report.embedding_map import draw_map

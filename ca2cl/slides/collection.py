@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ca2cl.common.files import check_writable, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
 from ca2cl.slides.config import SlideOptions
-from ca2cl.slides.listing import list_slides
+from ca2cl.slides.listing import Listing, list_slides
 from ca2cl.slides.records import SLIDES_NAME, SlideRecord, thumbnail_path, write_rows
 from ca2cl.slides.source import SlideSource
 from ca2cl.slides.stage import CutJob, cut_slides, summary
@@ -26,6 +27,24 @@ _SHOWN = 3
 
 class NoTiles(InputError):
     """No slide gave a tile."""
+
+
+def listed(source: str, split: str | None, options: SlideOptions) -> Listing:
+    """The slides of ``source`` as ``list_slides`` finds them, if ``options`` fit them.
+
+    Raises:
+        InputError: no slides, or settings that do not fit.
+    """
+    if options.mask is not None and not Path(options.mask).exists():
+        raise InputError(f"mask is {options.mask!r}: not there; give a folder of annotations or one file")
+    if options.preview is not None:
+        check_writable(Path(options.preview), "preview")
+    found = list_slides(source, split)
+    if options.mask is not None and Path(options.mask).is_file() and len(found.slides) > 1:
+        raise InputError(
+            f"mask is {options.mask!r}: one file for {len(found.slides)} slides; give a folder with a file for each"
+        )
+    return found
 
 
 class SlideJob:
@@ -48,16 +67,7 @@ class SlideJob:
         self, source: str, split: str | None, options: SlideOptions, folder: Path, *, seed: int, form: str, quality: int
     ) -> None:
         assert options.mpp is not None
-        if options.mask is not None and not Path(options.mask).exists():
-            raise InputError(f"mask is {options.mask!r}: not there; give a folder of annotations or one file")
-        if options.preview is not None:
-            check_writable(Path(options.preview), "preview")
-        self._listing = list_slides(source, split)
-        if options.mask is not None and Path(options.mask).is_file() and len(self._listing.slides) > 1:
-            raise InputError(
-                f"mask is {options.mask!r}: one file for {len(self._listing.slides)} slides; give a folder with a file "
-                "for each"
-            )
+        self._listing = listed(source, split, options)
         self._job = CutJob(self._listing, options, Staging(folder), seed, form, quality)
         self.name, self.digest = self._listing.name, self._listing.digest
         self.classes: list[str] = []
@@ -82,10 +92,17 @@ class SlideJob:
                 from ca2cl.slides.previews import write_previews
 
                 write_previews(Path(options.preview), records, staging)
-            _warn(records, out / SLIDES_NAME, options.strict)
+            check_slides(records, out / SLIDES_NAME, options.strict)
+            warn_of_failed(records, out / SLIDES_NAME)
         assert options.mpp is not None
         source = SlideSource(self.name, self.digest, records, staging, options.mpp, self._job.form)
         content = {"records": [asdict(record) for record in records], "states": self._states()}
+        if source.classes and (bare := int((source.labels < 0).sum())):
+            logger.warning(
+                "%d of %d tiles have no class, because their annotations have none; give these one, or leave them out",
+                bare,
+                len(source),
+            )
         write_atomic(staging.folder / _CUT_NAME, json.dumps(content).encode(), REMEDY)
         sys.stdout.write(f"{summary(records)}\n")
         return source
@@ -138,12 +155,17 @@ def _keep_thumbnails(records: list[SlideRecord], staging: Staging, out: Path) ->
                 path.replace(target)
 
 
-def _warn(records: list[SlideRecord], rows: Path, strict: bool) -> None:
-    """Name slides that gave nothing.
+def check_slides(records: Sequence[SlideRecord], rows: Path, strict: bool) -> None:
+    """Refuse slides of which none gives a tile.
+
+    Args:
+        records: of all slides.
+        rows: the file that has them, for the message.
+        strict: refuse slides of which one failed, too.
 
     Raises:
-        InputError: a slide failed and ``strict`` is set.
-        NoTiles: no slide gave one.
+        NoTiles: none does.
+        InputError: one failed, and ``strict`` is set.
     """
     failed = [record for record in records if record.error is not None]
     first = f"{failed[0].path}: {failed[0].error}" if failed else ""
@@ -155,6 +177,11 @@ def _warn(records: list[SlideRecord], rows: Path, strict: bool) -> None:
         dropped = ", ".join(f"{reason} {count}" for reason, count in records[0].dropped.items())
         why = first or f"{records[0].slide}: all tiles dropped ({dropped})"
         raise NoTiles(f"no slide gave a tile, see {rows}; the first: {why}")
+
+
+def warn_of_failed(records: Sequence[SlideRecord], rows: Path) -> None:
+    """Name slides that gave nothing."""
+    failed = [record for record in records if record.error is not None]
     for record in failed[:_SHOWN]:
         logger.warning("%s: %s", record.path, record.error)
     if len(failed) > _SHOWN:

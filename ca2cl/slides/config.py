@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from ca2cl.common.optional import need
 from ca2cl.common.ranges import check_ranges, require
 from ca2cl.errors import InputError
 
@@ -80,10 +81,26 @@ class _Rule:
     value: float
 
 
-def slide_settings(options: SlideOptions) -> dict[str, Any]:
-    """The settings that are not the defaults, and decide about tiles."""
+def check_installed() -> None:
+    """Refuse slides where what reads them is not installed.
+
+    Raises:
+        MissingPackage: it is not.
+    """
+    for name in ("openslide", "skimage", "shapely"):
+        need(name, 'install it with pip install "ca2cl[slides]"')
+
+
+def slide_options(options: SlideOptions) -> dict[str, Any]:
+    """All settings by name, of a configuration that has more."""
+    return {field.name: getattr(options, field.name) for field in fields(SlideOptions)}
+
+
+def slide_settings(options: SlideOptions, *, defaults: bool = False) -> dict[str, Any]:
+    """The settings that decide about tiles; those that are the defaults only with ``defaults``."""
     return {
-        field.name: value
+        field.name: list(value) if isinstance(value, tuple) else value
         for field in fields(SlideOptions)
-        if field.name not in ("strict", "preview") and (value := getattr(options, field.name)) != field.default
+        if field.name not in ("strict", "preview")
+        and ((value := getattr(options, field.name)) != field.default or defaults)
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,16 @@ from ca2cl.slides.tissue.mask import TissueMask
 logger = logging.getLogger(__name__)
 
 
-def write_previews(path: Path, records: Sequence[SlideRecord], staging: Staging) -> None:
+def write_previews(
+    path: Path, records: Sequence[SlideRecord], staging: Staging, blurred: Callable[[int], Sequence[int]] | None = None
+) -> None:
     """Draw slides into ``path``, a page or a sheet; one that failed is a line with its error.
+
+    Args:
+        path: of the page or sheet.
+        records: of all slides.
+        staging: their scans.
+        blurred: numbers in the grid of a slide's blurred tiles; by default those that were cut and then dropped.
 
     Raises:
         InputError: the file cannot be written.
@@ -29,24 +37,31 @@ def write_previews(path: Path, records: Sequence[SlideRecord], staging: Staging)
     drawn = drawn_slides(path, len(records))
     if len(drawn) < len(records):
         logger.warning("%s: %d of %d slides are drawn", path, len(drawn), len(records))
-    write_preview(path, _previews(records, staging, drawn, picture_side(path, len(records))), len(records))
+    side = picture_side(path, len(records))
+    write_preview(path, _previews(records, staging, drawn, side, blurred or staging.blurred), len(records))
 
 
-def _previews(records: Sequence[SlideRecord], staging: Staging, drawn: range, side: int) -> Iterator[Preview]:
+def _previews(
+    records: Sequence[SlideRecord],
+    staging: Staging,
+    drawn: range,
+    side: int,
+    blurred: Callable[[int], Sequence[int]],
+) -> Iterator[Preview]:
     shown = without_shared_folder([record.slide for record in records])
     for number, record in enumerate(records):
         if record.error is not None:
             yield Preview(shown[number], None, record.error)
         elif number in drawn:
-            yield _drawn(number, shown[number], record, staging, side)
+            yield _drawn(number, shown[number], record, staging, side, blurred(number))
 
 
-def _drawn(number: int, name: str, record: SlideRecord, staging: Staging, side: int) -> Preview:
+def _drawn(number: int, name: str, record: SlideRecord, staging: Staging, side: int, blurred: Sequence[int]) -> Preview:
     found, scan = staging.picture(number), staging.read_scan(number)
     if found is None or scan is None or scan.grid is None or record.mpp is None:
         return Preview(name, None, "not drawn: what its scan left is damaged")
     names = [REASONS[code] for code in found.reasons.tolist()]
-    for tile in staging.blurred(number):
+    for tile in blurred:
         names[tile] = "blurred"
     boxes = scan.grid.boxes(scan.grid.corners()) * (record.mpp / found.overview_mpp)
     mask = TissueMask(found.tissue, found.artefacts, found.mpp)

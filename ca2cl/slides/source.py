@@ -53,7 +53,7 @@ class SlideSource:
         if record.patient is not None:
             meta["patient"] = record.patient
         return Tile(
-            key=safe_key(f"{record.slide}_x{x}_y{y}"),
+            key=tile_key(record.slide, x, y),
             name=f"{record.slide}[{x},{y}]",
             row=row,
             label=int(found["label"]),
@@ -61,6 +61,16 @@ class SlideSource:
             ext=self._ext,
             meta=meta,
         )
+
+
+def tile_key(slide: str, x: int, y: int) -> str:
+    """Key of a tile.
+
+    Args:
+        slide: the slide's name.
+        x, y: left upper corner in level-0 pixels.
+    """
+    return safe_key(f"{slide}_x{x}_y{y}")
 
 
 class StagedReader:
@@ -88,20 +98,25 @@ class StagedReader:
             InputError: its file is gone or damaged.
         """
         found = self._table[tile.row]
-        path = Staging(Path(self.folder)).bin_path(int(found["slide"]), int(found["piece"]))
-        size = int(found["size"])
+        slide, piece, size = int(found["slide"]), int(found["piece"]), int(found["size"])
         try:
-            file = _opened(path)
+            file = _opened(self.folder, slide, piece)
             file.seek(int(found["offset"]))
             data = file.read(size)
         except OSError as error:
+            path = _path(self.folder, slide, piece)
             raise InputError(f"{path}: cannot be read ({error.strerror}); run again with an empty folder") from None
         if len(data) != size:
+            path = _path(self.folder, slide, piece)
             raise InputError(f"{path}: ends early; run again with an empty folder")
         return data
 
 
+def _path(folder: str, slide: int, piece: int) -> Path:
+    return Staging(Path(folder)).bin_path(slide, piece)
+
+
 @lru_cache(maxsize=128)
-def _opened(path: Path) -> BinaryIO:
+def _opened(folder: str, slide: int, piece: int) -> BinaryIO:
     """Files stay open for the next tiles: a shard has tiles of many slides."""
-    return path.open("rb", buffering=0)
+    return _path(folder, slide, piece).open("rb", buffering=0)

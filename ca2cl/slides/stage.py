@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,29 +71,49 @@ def cut_slides(job: CutJob, workers: int) -> list[SlideRecord]:
     Raises:
         InputError: a file cannot be written, or a process was killed.
     """
+    numbers = range(len(job.listing.slides))
+    records, failed = _dispatch(job, numbers, workers, cut=True)
+    return without_twins(job, [records[number] for number in numbers], failed)
+
+
+def scan_slides(job: CutJob, numbers: Sequence[int], workers: int) -> None:
+    """Scan these slides, unless an earlier run has, without cutting a tile.
+
+    Args:
+        job: the slides.
+        numbers: those to scan.
+        workers: processes.
+
+    Raises:
+        InputError: a file cannot be written, or a process was killed.
+    """
+    _dispatch(job, numbers, max(min(workers, len(numbers)), 1), cut=False)
+
+
+def _dispatch(
+    job: CutJob, numbers: Sequence[int], workers: int, *, cut: bool
+) -> tuple[dict[int, SlideRecord], dict[int, str]]:
+    """Records of these slides by their number, and errors of those of which a tile did not decode."""
     records: dict[int, SlideRecord] = {}
     logged = time.monotonic()
-    with (
-        worker_pool(workers) as pool,
-        tqdm(total=len(job.listing.slides), unit="slide", disable=None, desc="cut") as bar,
-    ):
-        dispatch = _Dispatch(job, pool, workers)
+    title = "cut" if cut else "scan"
+    with worker_pool(workers) as pool, tqdm(total=len(numbers), unit="slide", disable=None, desc=title) as bar:
+        dispatch = _Dispatch(job, pool, workers, numbers, cut=cut)
         for number, record in dispatch.run():
             records[number] = record
             bar.update()
             if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
-                logger.info("%d of %d slides cut", len(records), len(job.listing.slides))
-    found = [records[number] for number in range(len(job.listing.slides))]
-    return _without_twins(job, found, dispatch.failed)
+                logger.info("%s: %d of %d slides", title, len(records), len(numbers))
+    return records, dispatch.failed
 
 
 class _Dispatch:
     """Hands out scans and pieces, so that no process waits for a slide that another one is at."""
 
-    def __init__(self, job: CutJob, pool: Executor, workers: int) -> None:
-        self._job, self._pool, self._most = job, pool, 2 * workers
-        self._scans = iter(range(len(job.listing.slides)))
+    def __init__(self, job: CutJob, pool: Executor, workers: int, numbers: Sequence[int], *, cut: bool) -> None:
+        self._job, self._pool, self._most, self._cut = job, pool, 2 * workers, cut
+        self._scans = iter(numbers)
         self._pieces: deque[tuple[int, int]] = deque()
         self._pending: dict[Future[Any], tuple[int, int]] = {}
         self._left: dict[int, int] = {}
@@ -106,18 +126,19 @@ class _Dispatch:
     def run(self) -> Iterator[tuple[int, SlideRecord]]:
         """Yield number and record of each slide when it is done."""
         while self._fill():
-            for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
+            done = wait(self._pending, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=self._pending.__getitem__):  # of copies the first is cut
                 slide, piece = self._pending.pop(future)
                 if piece == _SCAN:
                     pieces, digest = future.result()
-                    if self._is_twin(slide, digest):
+                    if not self._cut or self._is_twin(slide, digest):
                         pieces = 0
                     self._left[slide] = pieces
                     self._pieces += [(slide, number) for number in range(pieces)]
                 else:
                     self._end_piece(slide, future)
                 if self._left[slide] == 0:
-                    yield slide, _close(self._job, slide, self.failed.get(slide))
+                    yield slide, _close(self._job, slide, self.failed.get(slide), cut=self._cut)
 
     def _is_twin(self, slide: int, digest: str | None) -> bool:
         """True if an earlier slide is known to have this digest: its tiles need not be cut twice."""
@@ -150,6 +171,7 @@ class _Dispatch:
                     job.options,
                     job.seed,
                     job.is_drawn(slide),
+                    self._cut,
                 )
             else:
                 break
@@ -168,28 +190,29 @@ class _Dispatch:
 
 
 def _scan(
-    staging: Staging,
-    number: int,
-    slide: SlideFile,
-    state: list[int],
-    path: Path,
-    options: SlideOptions,
-    seed: int,
-    drawn: bool,
-) -> tuple[int, str | None]:
-    """Scan a slide, unless an earlier run has; the number of its pieces, and its digest if it can be used."""
+    staging: Staging, number: int, slide: SlideFile, state: list[int], path: Path, options: SlideOptions, seed: int,
+    drawn: bool, cut: bool,
+) -> tuple[int, str | None]:  # fmt: skip
+    """Scan a slide, unless an earlier run has; the number of its pieces, and its digest if it can be used.
+
+    A remote slide stays until it is ``cut``.
+    """
     known = staging.read_scan(number)
     current = known is not None and known.state == state and known.record.error is None
     if drawn and staging.picture(number) is None:
         current = False  # scanned without --preview
     if known is not None and current:
-        if is_remote(slide.path) and not all(staging.read_piece(number, piece) for piece in range(known.pieces)):
-            _fetch(slide, path)
+        if (
+            cut
+            and is_remote(slide.path)
+            and not all(staging.read_piece(number, piece) for piece in range(known.pieces))
+        ):
+            fetch_slide(slide, path)
         return known.pieces, known.record.digest
     staging.forget(number)
     try:
         if is_remote(slide.path):
-            _fetch(slide, path)
+            fetch_slide(slide, path)
         scan = scan_slide(slide, path, state, options, seed)
     except SlideError as error:
         reason = str(error).removeprefix(f"{slide.where}: ")
@@ -200,7 +223,7 @@ def _scan(
     return known.pieces, known.record.digest if known.record.error is None else None
 
 
-def _fetch(slide: SlideFile, path: Path) -> None:
+def fetch_slide(slide: SlideFile, path: Path) -> None:
     """Copy a remote slide, unless it is there.
 
     Raises:
@@ -219,12 +242,14 @@ def _fetch(slide: SlideFile, path: Path) -> None:
         raise SlideError(str(error)) from None
 
 
-def _close(job: CutJob, number: int, error: str | None) -> SlideRecord:
-    """The record of a slide whose pieces have ended."""
+def _close(job: CutJob, number: int, error: str | None, *, cut: bool) -> SlideRecord:
+    """The record of a slide whose pieces have ended; of one that is not cut, that of its scan."""
     scan = job.staging.read_scan(number)
     assert scan is not None
     record = scan.record
     job.staging.drop_local(number)
+    if not cut:
+        return record
     if error is not None:
         record = record.failed(error.removeprefix(f"{job.path(number)}: "))
         job.staging.forget(number)
@@ -238,7 +263,7 @@ def _close(job: CutJob, number: int, error: str | None) -> SlideRecord:
     return replace(record, kept=sum(len(piece.numbers) for piece in found), dropped=dropped, seconds=seconds)
 
 
-def _without_twins(job: CutJob, records: list[SlideRecord], failed: Container[int]) -> list[SlideRecord]:
+def without_twins(job: CutJob, records: list[SlideRecord], failed: Container[int] = ()) -> list[SlideRecord]:
     """Slides with the content of an earlier one give no tiles: files of one DICOM series, or copies.
 
     Args:

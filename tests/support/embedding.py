@@ -43,7 +43,7 @@ def write_encoder(folder: Path, factor: float = 1.0) -> None:
     save_encoder(folder, state, card)
 
 
-def config(tissue: Path, out: Path, **changes: Any) -> EmbedConfig:
+def config(tissue: Path, out: Path, /, **changes: Any) -> EmbedConfig:
     settings: dict[str, Any] = {
         "encoder": str(tissue / "encoder"),
         "source": str(tissue / "shards"),

@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.job_dir import JobDir, changed
-from ca2cl.common.optional import need
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import (
     INDEX_NAME,
@@ -51,7 +50,7 @@ from ca2cl.data.sources.base import Source, SourceOptions
 from ca2cl.data.sources.choose import open_source
 from ca2cl.errors import InputError
 from ca2cl.runtime.lifetime import processes_can_share
-from ca2cl.slides.config import SlideOptions, slide_settings
+from ca2cl.slides.config import SlideOptions, check_installed, slide_settings
 
 if TYPE_CHECKING:
     from ca2cl.slides.collection import SlideJob
@@ -115,8 +114,7 @@ def run(config: ShardConfig) -> int:
 
 
 def _slides(config: ShardConfig) -> SlideJob:
-    for name in ("openslide", "skimage", "shapely"):
-        need(name, 'install it with pip install "ca2cl[slides]"')
+    check_installed()
     from ca2cl.slides.collection import SlideJob
 
     form = "jpeg" if config.encode == "keep" else config.encode
@@ -155,10 +153,13 @@ def identify(source: Source | SlideJob, config: ShardConfig) -> tuple[str, dict[
     # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
     for name in ("source", "out", "workers", "check", "bad", "check_classes", *SlideOptions.__dataclass_fields__):
         del options[name]
-    options |= slide_settings(config)
-    identity = json.dumps([source.name, source.digest, source.classes, options], sort_keys=True)
+    identity = json.dumps(
+        [source.name, source.digest, source.classes, options | slide_settings(config)], sort_keys=True
+    )
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    return digest, {**options, "source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
+    options |= slide_settings(config, defaults=config.mpp is not None)
+    facts = {"source": source.name, "tiles": source.digest[:12], "classes": " ".join(source.classes)}
+    return digest, options | facts
 
 
 def make_plan(source: Source, config: ShardConfig) -> Plan:

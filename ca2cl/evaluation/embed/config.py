@@ -11,6 +11,7 @@ from annotated_types import Ge, Interval
 from ca2cl.common.ranges import check_ranges
 from ca2cl.config import Pooling, TrackingConfig
 from ca2cl.errors import InputError
+from ca2cl.slides.config import SlideOptions
 
 POSITIONAL = ("source", "out")
 SUFFIXES = (".parquet", ".safetensors")
@@ -21,8 +22,11 @@ Tokens = Literal["class", "mean", "both", "patch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
+class EmbedConfig(SlideOptions):
     """Write an encoder's feature vectors of tiles: one row a tile, with key, label, source and vector.
+
+    With --mpp, the tiles are those of slides: ca2cl embed --encoder RUN slides/ vectors.parquet --mpp 0.5. Their rows
+    also have slide, patient, x, y, mpp and side, and NAME.slides.jsonl has a line for each slide.
 
     Rows are in the order of the shards' index, or of the sorted paths of a folder. Under ``accelerate launch`` the
     processes share the work and write the same file as a single process; all of them must see the folder of ``out``. If
@@ -35,7 +39,8 @@ class EmbedConfig:
     .safetensors file, timm:NAME.TAG, hf-hub:ORG/NAME, torchvision:IMAGENET1K_V1 or random."""
     source: str
     """Tiles: shards (folder or URL), folder of images (nested or not), folder written by datasets.save_to_disk,
-    hf:NAME, or module:Class:WHERE for your own source."""
+    hf:NAME, or module:Class:WHERE for your own source. With --mpp: a slide, a folder or quoted pattern of slides, or a
+    CSV."""
     out: str
     """File to write: NAME.parquet, or NAME.safetensors with keys, labels and sources in NAME.keys.jsonl."""
     tokens: tuple[Tokens, ...] = ()
@@ -65,11 +70,13 @@ class EmbedConfig:
     unlabelled: bool = False
     """Ignore labels in folder names or columns."""
     split: str | None = None
-    """Split of a Hugging Face dataset; needed if it has several."""
+    """Split of a Hugging Face dataset or of a CSV of slides; needed if it has several."""
     image_column: str | None = None
     """Image column of a Hugging Face dataset; found by type by default."""
     label_column: str | None = None
     """Label column of a Hugging Face dataset; found by type or name by default."""
+    seed: int = 0
+    """Seed of the draw of --max_tiles."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow store of the encoder; nothing is logged."""
 
@@ -89,5 +96,6 @@ class EmbedConfig:
             )
         check_ranges(
             self, batch_size=Ge(1), workers=Ge(0), part_size=Interval(ge=1, le=1 << 16), image_size=Ge(32),
-            max_bad_rate=Interval(ge=0, le=1),
+            max_bad_rate=Interval(ge=0, le=1), seed=Ge(0),
         )  # fmt: skip
+        self.check_slides()

@@ -6,13 +6,14 @@ Legend: B tiles of a batch, H, W height and width in pixels, S side of the encod
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.parts import Part, PartFacts, Parts
 from ca2cl.evaluation.embed.patch_tokens import TokenGrid
 from ca2cl.evaluation.embed.tiles import Decoded, DecodeRange, Prepare, TileData, TileRow, open_tiles
+from ca2cl.evaluation.embed.writer import slides_path
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_io import weights_digest
 from ca2cl.models.preprocess import preprocess
@@ -39,6 +41,10 @@ from ca2cl.runtime.device import find_device
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.heap import return_freed_memory
 from ca2cl.runtime.precision import check_precision
+from ca2cl.slides.config import check_installed
+
+if TYPE_CHECKING:
+    from ca2cl.evaluation.embed.slides import SlideTiles
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +71,19 @@ class EmbedJob:
     parts: Parts
     device: torch.device
     prepare: Prepare
+    slides: SlideTiles | None = None
+    """``data``, where these are tiles of slides."""
+
+    def scanned(self, ranks: Ranks) -> EmbedJob:
+        """This job after the scan of its slides, when the number of tiles is known.
+
+        Raises:
+            InputError: there are none.
+        """
+        assert self.slides is not None
+        self.slides.scan(ranks, self.config.workers, slides_path(self.out))
+        parts = replace(self.parts, tiles=len(self.slides), starts=self.slides.starts)
+        return replace(self, parts=parts)
 
     @property
     def out(self) -> Path:
@@ -125,6 +144,7 @@ class EmbedJob:
                 "name": self.data.name,
                 "manifest_digest": self.data.manifest_digest,
                 "classes": list(self.data.classes),
+                **({"slides": self.slides.settings} if self.slides is not None else {}),
                 "undecodable": len(bad),
                 "undecodable_first": {tile.key: tile.reason for tile in bad[:_NAMED_BAD]},
             },
@@ -144,13 +164,10 @@ def open_job(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> Emb
     check_writable(Path(config.out), "out")  # first: encoder and tiles take longer
     device = find_device(config.device)
     check_precision(config.precision, device, "precision")
-    options = SourceOptions(
-        unlabelled=config.unlabelled,
-        split=config.split,
-        image_column=config.image_column,
-        label_column=config.label_column,
-    )
-    data = open_tiles(config.source, config.cache_dir, options)
+    out = Path(config.out)
+    folder = out.with_name(f"{out.name}.parts")
+    slides = _open_slides(config, folder) if config.mpp is not None else None
+    data: TileData = _open_tiles(config) if slides is None else slides
     tracking = config.tracking
     found = encoder or resolve_encoder(config.encoder, tracking_uri=tracking.uri, root=tracking.root)
     card = found.card
@@ -163,7 +180,7 @@ def open_job(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> Emb
         "ca2cl": __version__,
         "encoder": weights_digest(found.encoder, card.mean, card.std),
         "data": data.digest,
-        "tiles": len(data),
+        **({"tiles": len(data)} if slides is None else slides.settings),
         "labels": [config.unlabelled, *data.classes],
         "image_size": size,
         "precision": config.precision,
@@ -171,10 +188,29 @@ def open_job(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> Emb
         "part_size": config.part_size,
         **({"tokens": [*config.tokens, config.token_dtype]} if config.tokens else {}),
     }
-    out = Path(config.out)
-    parts = Parts(out.with_name(f"{out.name}.parts"), identity, len(data), config.part_size, dim, grid)
+    parts = Parts(folder, identity, len(data), config.part_size, dim, grid)
     found.encoder.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return EmbedJob(config, found, data, parts, device, partial(preprocess, size=size, mean=card.mean, std=card.std))
+    prepare = partial(preprocess, size=size, mean=card.mean, std=card.std)
+    return EmbedJob(config, found, data, parts, device, prepare, slides)
+
+
+def _open_tiles(config: EmbedConfig) -> TileData:
+    options = SourceOptions(
+        unlabelled=config.unlabelled,
+        split=config.split,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    return open_tiles(config.source, config.cache_dir, options)
+
+
+def _open_slides(config: EmbedConfig, folder: Path) -> SlideTiles:
+    check_installed()
+    from ca2cl.evaluation.embed.slides import SlideTiles
+
+    return SlideTiles(
+        config.source, config.split, config, seed=config.seed, unlabelled=config.unlabelled, folder=folder
+    )
 
 
 def _shape(config: EmbedConfig, found: ResolvedEncoder, size: int) -> tuple[int, TokenGrid | None]:
@@ -219,14 +255,27 @@ def embed_parts(
     """
     parts = [job.parts[number] for number in todo]
     progress = _Progress(job, parts, finished, ranks)
-    step = job.config.batch_size
-    requests = [(first, min(first + step, part.last)) for part in parts for first in range(part.first, part.last, step)]
+    slides = job.slides
+    with progress.bar:
+        for batch in [parts] if slides is None else slides.batches(parts):
+            with contextlib.nullcontext() if slides is None else slides.at_hand(batch):
+                _make_all(job, batch, progress)
+    return progress.done, time.monotonic() - progress.started
+
+
+def _requests(job: EmbedJob, part: Part) -> list[tuple[int, int]]:
+    """First and last tiles of the part's batches."""
+    firsts = range(part.first, part.last, job.config.batch_size)
+    return list(itertools.pairwise([*firsts, part.last]))
+
+
+def _make_all(job: EmbedJob, parts: Sequence[Part], progress: _Progress) -> None:
+    requests = [request for part in parts for request in _requests(job, part)]
     rows = max((last - first for first, last in requests), default=1)
     workers = TileWorkers(DecodeRange(job.data, job.prepare), rows, job.data.tile_size, job.config.workers)
-    with contextlib.closing(workers.answers(requests)) as answers, progress.bar:
+    with contextlib.closing(workers.answers(requests)) as answers:
         for part in parts:
             _make(job, part, answers, progress)
-    return progress.done, time.monotonic() - progress.started
 
 
 def _make(
@@ -234,20 +283,22 @@ def _make(
 ) -> None:
     rows: list[TileRow] = []
     bad: list[BadTile] = []
-    turned = 0
+    turned, blurred, failed = 0, 0, None
     vectors = [np.empty((0, job.parts.dim), np.float32)]
     with job.parts.token_writer(part) as append:
-        while len(rows) + len(bad) < part.last - part.first:
+        for first, last in _requests(job, part):
             decoded, tiles_BHWC = next(answers)
-            if decoded.rows:
+            failed = failed or decoded.failed
+            if decoded.rows and failed is None:
                 made = job.encode(tiles_BHWC[: len(decoded.rows)], decoded.resized)
                 vectors.append(made.vectors)
                 append(made.tokens)
-            rows += decoded.rows
+                rows += decoded.rows
             bad += decoded.bad
             turned += decoded.turned
-            progress.update(len(decoded.rows), decoded.bad)
-    job.parts.write(part, rows, np.concatenate(vectors), bad, turned)
+            blurred += decoded.blurred
+            progress.update(last - first - len(decoded.bad), decoded.bad)
+    job.parts.write(part, rows, np.concatenate(vectors), bad, turned, blurred, failed)
 
 
 class _Progress:

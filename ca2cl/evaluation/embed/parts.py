@@ -6,13 +6,16 @@ vectors of two encoders or data sets never come into one file. Parts are Parquet
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,17 +56,38 @@ class PartFacts(NamedTuple):
     rows: int
     """Vectors in it: its tiles less the bad ones."""
     bad: list[BadTile]
-    turned: int
+    turned: int = 0
     """Tiles that say that they are to be shown turned."""
+    blurred: int = 0
+    """Tiles of a slide that were left out as blurred."""
+    failed: str | None = None
+    """Why the slide of its tiles cannot be read; none of these is wanted then."""
 
 
-def schema(dim: int) -> pa.Schema:
-    """Columns of the parts and of the Parquet result."""
+_PLACE = [
+    pa.field("slide", pa.string(), nullable=False),
+    pa.field("patient", pa.string()),
+    pa.field("x", pa.int32(), nullable=False),
+    pa.field("y", pa.int32(), nullable=False),
+    pa.field("mpp", pa.float64(), nullable=False),
+    pa.field("side", pa.float64(), nullable=False),
+]
+"""Columns of ``TilePlace``."""
+
+
+def schema(dim: int, *, placed: bool = False) -> pa.Schema:
+    """Columns of the parts and of the Parquet result.
+
+    Args:
+        dim: D, length of a vector.
+        placed: True for tiles of slides.
+    """
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
             pa.field("label", pa.string()),
             pa.field("source", pa.string(), nullable=False),
+            *(_PLACE if placed else []),
             pa.field("vector", pa.list_(pa.field("element", pa.float32(), nullable=False), dim), nullable=False),
         ]
     )
@@ -85,6 +109,7 @@ class Parts:
         size: tiles of a part; the last has what is left.
         dim: D, length of a vector.
         grid: patch tokens of a tile, where these are written too.
+        starts: number of each slide's first tile, and of all tiles; no part has tiles of two slides. None: no slides.
     """
 
     folder: Path
@@ -93,6 +118,26 @@ class Parts:
     size: int
     dim: int
     grid: TokenGrid | None = None
+    starts: tuple[int, ...] | None = None
+
+    @property
+    def placed(self) -> bool:
+        """True for tiles of slides."""
+        return self.starts is not None
+
+    @cached_property
+    def _bounds(self) -> npt.NDArray[np.int64]:
+        """First tile of every part, and the number of tiles."""
+        firsts = [np.arange(*pair, self.size) for pair in itertools.pairwise(self.starts or (0, self.tiles))]
+        return np.concatenate([*firsts, [self.tiles]]).astype(np.int64)
+
+    def _place(self, part: Part) -> list[int] | None:
+        """The slide's number and the part's first tile in it. A slide that could not be read at first, but then can,
+        moves all tiles behind it."""
+        if self.starts is None:
+            return None
+        slide = bisect.bisect_right(self.starts, part.first) - 1
+        return [slide, part.first - self.starts[slide]]
 
     @property
     def digest(self) -> str:
@@ -100,12 +145,12 @@ class Parts:
         return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return -(-self.tiles // self.size)
+        return len(self._bounds) - 1
 
     def __getitem__(self, number: int) -> Part:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        return Part(number, number * self.size, min((number + 1) * self.size, self.tiles))
+        return Part(number, int(self._bounds[number]), int(self._bounds[number + 1]))
 
     def __iter__(self) -> Iterator[Part]:
         return (self[number] for number in range(len(self)))
@@ -129,7 +174,7 @@ class Parts:
 
     def write(
         self, part: Part, rows: Sequence[TileRow], vectors_ND: npt.NDArray[np.float32], bad: list[BadTile],
-        turned: int = 0,
+        turned: int = 0, blurred: int = 0, failed: str | None = None,
     ) -> None:  # fmt: skip
         """Write a finished part; after any crash it is whole or absent.
 
@@ -139,13 +184,18 @@ class Parts:
             vectors_ND: theirs.
             bad: tiles that did not decode.
             turned: good tiles that say that they are to be shown turned.
+            blurred: tiles of a slide that were left out.
+            failed: why the slide cannot be read.
         """
-        columns = schema(self.dim)
+        columns = schema(self.dim, placed=self.placed)
         facts = {"job": self.digest, "first": part.first, "last": part.last, "bad": [(b.key, b.reason) for b in bad]}
-        facts["turned"] = turned
+        facts |= {"turned": turned, "blurred": blurred, "failed": failed, "place": self._place(part)}
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), type=columns.field("vector").type)
-        texts = [pa.array([getattr(row, name) for row in rows], pa.string()) for name in TileRow._fields]
-        table = pa.table([*texts, vectors], columns.with_metadata({_PART_KEY: json.dumps(facts).encode()}))
+        values = [(*row[:3], *(row.place or ())) for row in rows]
+        others = [
+            pa.array([row[place] for row in values], columns.field(place).type) for place in range(len(columns) - 1)
+        ]
+        table = pa.table([*others, vectors], columns.with_metadata({_PART_KEY: json.dumps(facts).encode()}))
         path = self.path(part.number)
         with writing(path, REMEDY), replacing(path) as file, parquet_writer(file, table.schema) as writer:
             writer.write_table(table)
@@ -158,15 +208,16 @@ class Parts:
         try:
             footer = pq.read_metadata(path)
             metadata = parse_json(footer.metadata[_PART_KEY])
-            found = metadata["job"], metadata["first"], metadata["last"]
+            found = metadata["job"], metadata["first"], metadata["last"], metadata.get("place")
             bad = [BadTile(key, reason) for key, reason in metadata["bad"]]
-            turned = int(metadata.get("turned", 0))
+            more = int(metadata.get("turned", 0)), int(metadata.get("blurred", 0)), metadata.get("failed")
         except _DAMAGE as error:
             logger.warning("%s: damaged (%s), made again", path, " ".join(str(error).split())[:200])
             return None
-        if found != (self.digest, part.first, part.last) or not self._has_tokens(part.number, footer.num_rows):
+        wanted = (self.digest, part.first, part.last, self._place(part))
+        if found != wanted or not self._has_tokens(part.number, footer.num_rows):
             return None
-        return PartFacts(footer.num_rows, bad, turned)
+        return PartFacts(footer.num_rows, bad, *more)
 
     def _has_tokens(self, number: int, rows: int) -> bool:
         if self.grid is None:
@@ -185,7 +236,7 @@ class Parts:
         """
         path = self.path(part.number)
         try:
-            return pq.read_table(path, partitioning=None).cast(schema(self.dim))
+            return pq.read_table(path, partitioning=None).cast(schema(self.dim, placed=self.placed))
         except _DAMAGE as error:
             raise InputError(
                 f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); remove it and run again"
@@ -199,8 +250,8 @@ class Parts:
             temporaries=("",),
         )  # fmt: skip
 
-    def adopt(self, overwrite: bool) -> dict[int, PartFacts]:
-        """Take the folder for this job, and find what a run before this one finished of it, by number.
+    def claim(self, overwrite: bool) -> None:
+        """Take the folder for this job.
 
         Raises:
             InputError: it holds another job's parts, and ``overwrite`` does not allow to throw them away.
@@ -221,8 +272,11 @@ class Parts:
                 with writing(stale, REMEDY):
                     stale.unlink()
         self.job.write(self.identity)
+
+    def finished(self) -> dict[int, PartFacts]:
+        """What a run before this one finished of the job, by number; a slide that could not be read is tried again."""
         whole = ((part.number, self.facts(part)) for part in self)
-        return {number: facts for number, facts in whole if facts is not None}
+        return {number: facts for number, facts in whole if facts is not None and facts.failed is None}
 
     def remove(self) -> None:
         """Remove the folder with all that is in it; warn about what cannot be removed."""
@@ -231,8 +285,9 @@ class Parts:
             logger.warning("%s: could not be removed; it is not needed any more", self.folder)
 
     def remove_if_empty(self) -> None:
-        """Leave no folder behind where nothing was finished."""
-        if self.folder.is_dir() and not any(self.folder.glob("part-*.parquet")):
+        """Leave no folder behind where nothing was finished, neither a part nor the scan of a slide."""
+        finished = (path for pattern in ("part-*.parquet", "slides-*/*") for path in self.folder.glob(pattern))
+        if self.folder.is_dir() and not any(True for _ in finished):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
+from functools import partial
 
 from ca2cl.common.files import remove_temporaries
 from ca2cl.common.job_dir import changed, listed
@@ -20,7 +21,7 @@ from ca2cl.errors import InputError, LocalError
 from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.job import EmbedJob, embed_parts, open_job
 from ca2cl.evaluation.embed.parts import KEPT, REMEDY, PartFacts, mine
-from ca2cl.evaluation.embed.writer import PatchTokens, outputs, read_about, write_vectors
+from ca2cl.evaluation.embed.writer import PatchTokens, outputs, read_about, slides_path, write_vectors
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.distributed import Ranks
 
@@ -41,13 +42,15 @@ def run(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> int:
     job = ranks.together(lambda: open_job(config, encoder))
     _check_alike(ranks, job)
     with ExitStack() as held:
-        finished = ranks.from_first(lambda: _begin(job, held))
-        if finished is None:
+        if ranks.from_first(lambda: _is_complete(job, held)):
             if ranks.rank == 0:
                 sys.stdout.write(f"{config.out}: already complete\n")
                 sys.stdout.flush()
             return 0
         try:
+            if job.slides is not None:
+                job = job.scanned(ranks)
+            finished = ranks.from_first(job.parts.finished)
             tiles, seconds = _embed(job, ranks, finished)
             if ranks.rank == 0:
                 _join(job, tiles, seconds)
@@ -67,8 +70,8 @@ def _check_alike(ranks: Ranks, job: EmbedJob) -> None:
             )
 
 
-def _begin(job: EmbedJob, held: ExitStack) -> dict[int, PartFacts] | None:
-    """Claim ``out`` for this job; its finished parts, or None where all is done."""
+def _is_complete(job: EmbedJob, held: ExitStack) -> bool:
+    """True if all is done; otherwise ``out`` is claimed for this job."""
     out, parts = job.out, job.parts
     existing = [path for path in outputs(out) if path.exists()]
     if existing and not job.config.overwrite:
@@ -80,11 +83,16 @@ def _begin(job: EmbedJob, held: ExitStack) -> dict[int, PartFacts] | None:
                 f"{existing[0]}: exists{of}; give another name for out, or replace it with --overwrite true"
             )
         parts.remove()  # where it was killed while it put them away
-        return None
+        if job.config.preview is not None:
+            logger.warning(
+                "%s: not drawn, for all vectors are there; give --preview from the start", job.config.preview
+            )
+        return True
     held.enter_context(parts.job.locked(0.0))
     for path in outputs(out):
         remove_temporaries(path.parent, REMEDY, path.name)
-    return parts.adopt(job.config.overwrite)
+    parts.claim(job.config.overwrite)
+    return False
 
 
 def _embed(job: EmbedJob, ranks: Ranks, finished: dict[int, PartFacts]) -> tuple[int, float]:
@@ -107,7 +115,10 @@ def _join(job: EmbedJob, tiles: int, seconds: float) -> None:
             f"{job.parts.path(facts.index(None))}: not where rank 0 looks for it; give an out on a file system that "
             f"all processes share, and run again: {KEPT}"
         )
-    rows = sum(fact.rows for fact in whole)
+    kept = list(zip(job.parts, whole, strict=True))
+    if job.slides is not None:
+        kept = job.slides.close(job.parts, whole, slides_path(job.out))
+    rows = sum(fact.rows for _, fact in kept)
     bad = [tile for fact in whole for tile in fact.bad]
     job.check_bad(len(bad), bad)
     if not rows:
@@ -116,8 +127,9 @@ def _join(job: EmbedJob, tiles: int, seconds: float) -> None:
     if turned:
         logger.warning("%d tiles say that they are to be shown turned (EXIF orientation); taken as stored", turned)
     dim, grid = job.parts.dim, job.parts.grid
-    tokens = PatchTokens(grid, [job.parts.tokens_path(part.number) for part in job.parts]) if grid else None
-    write_vectors(job.out, lambda: (job.parts.read(part) for part in job.parts), rows, dim, job.about(bad), tokens)
+    tokens = PatchTokens(grid, [job.parts.tokens_path(part.number) for part, _ in kept]) if grid else None
+    tables = partial(map, job.parts.read, [part for part, _ in kept])
+    write_vectors(job.out, tables, rows, dim, job.about(bad), tokens, placed=job.parts.placed)
     job.parts.remove()
     rate = f"{tiles / max(seconds, 1e-9):.0f} tiles/s" if tiles else "all parts were finished"
     patches = f" and {grid.height} x {grid.width} tokens of {grid.dim}" if grid else ""

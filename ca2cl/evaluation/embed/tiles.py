@@ -28,6 +28,7 @@ from ca2cl.data.sources.base import Content, Source, SourceOptions, Tile
 from ca2cl.data.sources.choose import is_source, open_source
 from ca2cl.data.sources.names import is_clutter, shown
 from ca2cl.errors import InputError
+from ca2cl.slides.readers.base import SlideError
 
 Prepare = Callable[[Tensor], Tensor]
 """uint8 tiles (B, H, W, 3) → the encoder's input, float32 (B, 3, S, S)."""
@@ -37,15 +38,36 @@ _LARGEST_USUAL = 1024 * 1024
 """Pixels of a tile above which a whole batch at full size would be too much memory."""
 
 
+class TilePlace(NamedTuple):
+    """Columns of a slide's tile: where it lies."""
+
+    slide: str
+    """The slide's name."""
+    patient: str | None
+    x: int
+    """Of the left upper corner, in level-0 pixels."""
+    y: int
+    mpp: float
+    """Micrometres a pixel of the tile."""
+    side: float
+    """Of the tile, in level-0 pixels."""
+
+
 class TileRow(NamedTuple):
     """Columns of a tile beside its vector."""
 
     key: str
-    """Its key: in a plain folder the one that ``ca2cl shard`` would give it."""
+    """Its key: in a plain folder, or of a slide, the one that ``ca2cl shard`` would give it."""
     label: str | None
     """Name of its class."""
     source: str
-    """The file that it lies in: its shard's name, or its path below the folder."""
+    """The file that it lies in: its shard's name, its path below the folder, or the slide's file."""
+    place: TilePlace | None = None
+    """Of a slide's tile."""
+
+
+class BlurredTile(Exception):
+    """A tile of a slide that is left out because it is not sharp."""
 
 
 class TileData(Protocol):
@@ -68,6 +90,8 @@ class TileData(Protocol):
 
         Raises:
             UndecodableError: it is no tile.
+            BlurredTile: it is one that is not wanted.
+            SlideError: its slide cannot be read.
             InputError: its file cannot be read.
         """
 
@@ -178,6 +202,10 @@ class Decoded:
     """Of tiles of another size than usual: place among the good ones → the encoder's input (3, S, S)."""
     turned: int = 0
     """Good tiles that say that they are to be shown turned."""
+    blurred: int = 0
+    """Tiles of a slide that were left out as blurred."""
+    failed: str | None = None
+    """Why the slide cannot be read; the rest of the range was left out then."""
 
 
 class DecodeRange:
@@ -194,6 +222,7 @@ class DecodeRange:
         """Fill the first rows of ``tiles_RHWC`` with the good tiles, in order."""
         decoded = Decoded([], [], {})
         before = self._data.turned
+        blurred, failed = 0, None
         for number in range(*request):
             place = len(decoded.rows)
             try:
@@ -201,7 +230,13 @@ class DecodeRange:
             except UndecodableError as failure:
                 decoded.bad.append(failure.tile)
                 continue
+            except BlurredTile:
+                blurred += 1
+                continue
+            except SlideError as error:
+                failed = str(error)
+                break
             decoded.rows.append(row)
             if other_HWC is not None:  # as an array: a tensor would go through the small /dev/shm of a container
                 decoded.resized[place] = self._prepare(torch.from_numpy(other_HWC)[None])[0].contiguous().numpy()
-        return replace(decoded, turned=self._data.turned - before)
+        return replace(decoded, turned=self._data.turned - before, blurred=blurred, failed=failed)

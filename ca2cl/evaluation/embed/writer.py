@@ -41,6 +41,11 @@ def keys_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.keys.jsonl")
 
 
+def slides_path(out: Path) -> Path:
+    """Rows of the slides that the tiles are from."""
+    return out.with_name(f"{out.stem}.slides.jsonl")
+
+
 class PatchTokens(NamedTuple):
     """Patch tokens of the rows, and the files of the parts that hold them."""
 
@@ -49,8 +54,9 @@ class PatchTokens(NamedTuple):
 
 
 def write_vectors(
-    out: Path, tables: Tables, rows: int, dim: int, about: Mapping[str, Any], tokens: PatchTokens | None = None
-) -> None:
+    out: Path, tables: Tables, rows: int, dim: int, about: Mapping[str, Any], tokens: PatchTokens | None = None, *,
+    placed: bool = False,
+) -> None:  # fmt: skip
     """Write ``out`` by its suffix.
 
     Args:
@@ -59,10 +65,11 @@ def write_vectors(
         dim: D.
         about: what the file's metadata says; the same content gives the same bytes.
         tokens: patch tokens, for a safetensors file.
+        placed: True for tiles of slides.
     """
     text = json_line(about).decode().strip()
     if out.suffix == ".parquet":
-        _write_parquet(out, tables, dim, text)
+        _write_parquet(out, tables, schema(dim, placed=placed), text)
         return
     with writing(out, REMEDY):
         out.unlink(missing_ok=True)  # never an old result beside new keys
@@ -70,8 +77,8 @@ def write_vectors(
     _write_safetensors(out, tables, rows, dim, text, tokens)
 
 
-def _write_parquet(out: Path, tables: Tables, dim: int, about: str) -> None:
-    columns = schema(dim).with_metadata({METADATA_KEY: about})
+def _write_parquet(out: Path, tables: Tables, columns: pa.Schema, about: str) -> None:
+    columns = columns.with_metadata({METADATA_KEY: about})
     with writing(out, REMEDY), replacing(out) as file, parquet_writer(file, columns) as writer:
         for table in tables():
             if len(table):

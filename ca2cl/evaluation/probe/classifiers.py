@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.evaluation.features import FloatArray, centred
+from ca2cl.evaluation.features import FloatArray, centred, mean_of, scaled
+from ca2cl.evaluation.linear_head import LinearHead
 from ca2cl.evaluation.protocol import HONEST, Protocol
 from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds
 
@@ -45,6 +46,8 @@ class Prediction:
 
     probabilities: npt.NDArray[np.float64]
     setting: dict[str, float]
+    head: LinearHead | None = None
+    """The fitted classifier, if it is a linear one."""
 
 
 def logistic_regression(
@@ -74,9 +77,10 @@ def logistic_regression(
         chosen = protocol.holds_out
         strength = choose_strength(train_ND, labels_N, seed=seed, groups=groups) if chosen else DEFAULT_STRENGTH
     model = _model(strength)
-    train_ND, test_MD = centred(train_ND, test_MD)
-    _fit(model, train_ND, labels_N)
-    return Prediction(np.asarray(model.predict_proba(test_MD), np.float64), {"C": strength})
+    mean_D = mean_of(train_ND)
+    _fit(model, scaled(train_ND, mean_D), labels_N)
+    probabilities_MK = np.asarray(model.predict_proba(scaled(test_MD, mean_D)), np.float64)
+    return Prediction(probabilities_MK, {"C": strength}, _head(model, mean_D))
 
 
 def choose_strength(
@@ -142,6 +146,13 @@ def _model(strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression  # loaded when a probe runs: it takes a second
 
     return LogisticRegression(C=strength, solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True)
+
+
+def _head(model: Any, mean_D: FloatArray) -> LinearHead:
+    weight_KD, bias_K = np.asarray(model.coef_), np.asarray(model.intercept_)
+    if len(weight_KD) == 1:  # of two classes: the log-odds of the second
+        weight_KD, bias_K = (np.concatenate([np.zeros_like(one), one]) for one in (weight_KD, bias_K))
+    return LinearHead(weight_KD, bias_K, mean_D)
 
 
 def _fit(model: Any, train_ND: FloatArray, labels_N: IntArray) -> None:

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from ca2cl import __version__
+from ca2cl.common.files import writing
 from ca2cl.config import flatten
 from ca2cl.evaluation import report as shared
 from ca2cl.evaluation.compare import Comparison, differences
 from ca2cl.evaluation.datasets import ProbeSet, describe_missing, missing_classes
 from ca2cl.evaluation.leakage import lines
+from ca2cl.evaluation.linear_head import SUFFIX, HeadCard, write_head
 from ca2cl.evaluation.probe.classifiers import Strength
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.probe.encoders import Contenders
+from ca2cl.evaluation.probe.scoring import Heads
 from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import Subsets
@@ -27,6 +30,7 @@ from ca2cl.registry.evaluation_run import TOKENS_TAG
 from ca2cl.registry.resolve import ResolvedEncoder
 
 SCHEMA_VERSION = 2
+_REMEDY = "free some space, or give a file in a folder you can write"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class ProbeRecord:
     units: Mapping[str, Units]
     """Units that the tiles of each test set were resampled by."""
     compared: list[Comparison]
+    weights: str
+    """Digest of the encoder's."""
+    heads: Heads
+    """Linear classifiers that were fitted."""
 
     @property
     def statement(self) -> str:
@@ -134,7 +142,39 @@ class ProbeRecord:
             title = f"{shown.features}, {shown.classifier}, {shown.labelled} labelled tiles{on}: % of each label"
             files.append(output.with_name(f"{output.stem}-confusion{f'-{test}' if number else ''}.png"))
             shared.draw_confusion(files[-1], shown.confusion, self.train.index.classes, title)
-        return files
+        return [*files, *self._write_head(output.with_name(f"{output.stem}{SUFFIX}"))]
+
+    def _write_head(self, path: Path) -> list[Path]:
+        """Keep the first draw's linear classifier with the most labels, of the encoder's first features.
+
+        One whose epoch the test tiles chose is not kept.
+        """
+        features = self.rows[0].features
+        fitted = [row for row in self.rows if (row.features, row.classifier, row.budget) in self.heads]
+        ours = [row for row in fitted if row.features == features and row.classifier == fitted[0].classifier]
+        if not ours or self.config.protocol != "honest":
+            with writing(path, _REMEDY):
+                path.unlink(missing_ok=True)  # of an earlier probe of that name
+            return []
+        row, found = max(ours, key=lambda row: row.labelled), self.contenders.encoder
+        local = Path(found.uri)
+        height, width = self.train.index.manifest.tile_size
+        card = HeadCard(
+            classes=tuple(self.train.index.classes),
+            encoder=str(local.resolve()) if local.exists() else found.uri,
+            source_run_id=found.source_run_id,
+            weights=self.weights,
+            image_size=self.config.image_size or found.card.input_size,
+            pooling=self.config.tokens[0] if self.config.tokens else "default",
+            classifier=row.classifier,
+            labels=row.budget,
+            labelled=row.labelled,
+            setting=row.settings[0],
+            tile_size=(height, width),
+            train_manifest_digest=self.train.index.manifest.digest,
+        )
+        write_head(path, self.heads[features, row.classifier, row.budget], card, _REMEDY)
+        return [path]
 
     def metrics(self) -> dict[str, float]:
         """By name, for MLflow. Those of the first test set are named as they are where there is but one, those of the

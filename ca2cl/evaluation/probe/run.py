@@ -27,7 +27,7 @@ from ca2cl.evaluation.leakage import find_leak
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.probe.encoders import Contenders, find_contenders
 from ca2cl.evaluation.probe.record import ProbeRecord
-from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Scoring, score
+from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Heads, Scoring, score
 from ca2cl.evaluation.probe.sgd import RECIPE
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
 from ca2cl.evaluation.result import ENCODER
@@ -47,8 +47,9 @@ def run(config: ProbeConfig) -> int:
     device = find_device(config.device)
     contenders = find_contenders(config)
     output = _prepare_output(config, contenders, indexes)
+    weights = contenders.encoder.digest()  # before they are on the device
     train, *tests = _read(config, contenders, indexes, device)
-    record = _probe(config, contenders, train, dict(zip(name_sets(config.tests), tests, strict=True)))
+    record = _probe(config, contenders, weights, train, dict(zip(name_sets(config.tests), tests, strict=True)))
     sys.stdout.write(record.text())
     files = record.write(output)
     written = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
@@ -96,7 +97,9 @@ def _read(
     ]
 
 
-def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: dict[str, ProbeSet]) -> ProbeRecord:
+def _probe(
+    config: ProbeConfig, contenders: Contenders, weights: str, train: ProbeSet, tests: dict[str, ProbeSet]
+) -> ProbeRecord:
     check_every_class(train.root, train.tiles.labels_N, train.index.classes)
     cards = {ENCODER: contenders.encoder.card, **{name: found.card for name, found in contenders.rivals.items()}}
     leaks = {
@@ -119,7 +122,8 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
         units={name: units_of(test.index, test.tiles.samples_N.tolist(), test.root) for name, test in tests.items()},
         recipe=replace(RECIPE, epochs=config.sgd_epochs, optim=replace(RECIPE.optim, lr=config.sgd_lr)),
     )
-    rows = score(train.tiles, {name: test.tiles for name, test in tests.items()}, subsets, how)
+    heads: Heads = {}
+    rows = score(train.tiles, {name: test.tiles for name, test in tests.items()}, subsets, how, heads)
     return ProbeRecord(
         config=config,
         contenders=contenders,
@@ -132,4 +136,6 @@ def _probe(config: ProbeConfig, contenders: Contenders, train: ProbeSet, tests: 
         rows=rows,
         units=how.units,
         compared=compare_with_first(rows),
+        weights=weights,
+        heads=heads,
     )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ca2cl.evaluation.features import Features
+from ca2cl.evaluation.linear_head import LinearHead
 from ca2cl.evaluation.probe.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
 from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST, Protocol
@@ -41,7 +42,13 @@ class Scoring:
     """Units that the tiles of each test set are resampled by; single tiles where it has none."""
 
 
-def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how: Scoring) -> list[Row]:
+Heads = dict[tuple[str, str, float], LinearHead]
+"""Fitted linear classifiers by features, classifier and budget."""
+
+
+def score(
+    train: Features, tests: Mapping[str, Features], subsets: Subsets, how: Scoring, heads: Heads | None = None
+) -> list[Row]:
     """Every row of the table, features first, then classifier, then budget, then test set.
 
     Args:
@@ -49,6 +56,7 @@ def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how:
         tests: features of the test tiles by the set's name.
         subsets: labelled rows by budget and seed.
         how: classifiers and their settings.
+        heads: gets the linear classifiers of the first draws.
     """
     rows: list[Row] = []
     fits = sum(map(len, subsets.values())) * len(train.values) * len(how.classifiers)
@@ -57,6 +65,9 @@ def score(train: Features, tests: Mapping[str, Features], subsets: Subsets, how:
             for classifier in how.classifiers:
                 for budget, draws in subsets.items():
                     made = _predictions(name, classifier, draws, train, tests, how, bar)
+                    first = next(iter(made.values()))[0]
+                    if heads is not None and first.head is not None:
+                        heads[name, classifier, budget] = first.head
                     new = [
                         score_row(
                             name, classifier, budget, len(draws[0]), tiles.labels_N,
@@ -97,7 +108,7 @@ def _predictions(
             found = classify(classifier, train.values[name], train.labels_N, rows, values_MD, labels_M, seed, how)
             ends = np.cumsum([len(tests[test]) for test in names])[:-1]
             for test, part in zip(names, np.split(found.probabilities, ends), strict=True):
-                made[test].append(Prediction(part, found.setting))
+                made[test].append(Prediction(part, found.setting, found.head if seed == 0 else None))
         bar.update()
     return made
 

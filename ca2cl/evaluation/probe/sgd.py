@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ca2cl.config import OptimConfig
-from ca2cl.evaluation.features import FloatArray, centred
+from ca2cl.evaluation.features import FloatArray, mean_of, scaled
 from ca2cl.evaluation.labelled import LabelledOrder, hold_out
+from ca2cl.evaluation.linear_head import LinearHead
 from ca2cl.evaluation.probe.classifiers import IntArray, Prediction
 from ca2cl.evaluation.protocol import Protocol
 from ca2cl.training.optim import build_optimizer
@@ -78,7 +79,9 @@ def sgd_classifier(
         groups: slide or patient of every labelled tile: whole ones are held out then.
     """
     held_N, _ = hold_out(labels_N, groups, recipe.held_out if protocol.holds_out else 0.0, seed)
-    fit_FD, held_HD, test = (torch.from_numpy(x) for x in centred(train_ND[~held_N], train_ND[held_N], test_MD))
+    mean_D = mean_of(train_ND[~held_N])
+    sets = train_ND[~held_N], train_ND[held_N], test_MD
+    fit_FD, held_HD, test = (torch.from_numpy(scaled(features, mean_D)) for features in sets)
     labels_F, labels_H = torch.from_numpy(labels_N[~held_N]), torch.from_numpy(labels_N[held_N])
     labels_M = torch.from_numpy(test_labels_M)
 
@@ -92,7 +95,8 @@ def sgd_classifier(
     layer, epoch = _train(fit_FD, labels_F, int(labels_N.max()) + 1, judge, seed, recipe)
     with torch.inference_mode():
         probabilities_MK = layer(test).double().softmax(dim=1).numpy()
-    return Prediction(probabilities_MK, {"epoch": float(epoch + 1), "held_out": float(held_N.sum())})
+    head = LinearHead(layer.weight.detach().numpy(), layer.bias.detach().numpy(), mean_D)
+    return Prediction(probabilities_MK, {"epoch": float(epoch + 1), "held_out": float(held_N.sum())}, head)
 
 
 def _train(

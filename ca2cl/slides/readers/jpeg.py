@@ -5,8 +5,10 @@ OpenSlide paints every tile on a canvas with transparency, which takes five time
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,10 @@ class JpegTiles:
 
     def read(self, x: int, y: int, width: int, height: int) -> Pixels | None:
         """Pixels as of ``SlideReader.read``; None if a tile is missing or does not decode."""
-        out = np.full((height, width, 3), self._background, np.uint8)
+        out = np.empty((height, width, 3), np.uint8)
         left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, self._width), min(y + height, self._height)
+        if (right - left, bottom - top) != (width, height):
+            out[:] = self._background
         if left >= right or top >= bottom:
             return out
         wide, high = self.tile
@@ -59,6 +63,10 @@ class JpegTiles:
                     first[1] - y0 : last[1] - y0, first[0] - x0 : last[0] - x0
                 ]
         return out
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
     def whole_tile(self) -> tuple[int, int] | None:
         """Corner of a tile that decodes, of the middle one if possible."""
@@ -90,20 +98,18 @@ def jpeg_tiles(
         remedy: for an error if tifffile is not installed.
     """
     library: Any = need("tifffile", remedy)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings name no file
     found: dict[int, JpegTiles] = {}
-    with library.TiffFile(path) as file:
+    numbers = {(level.width, level.height): number for number, level in reversed(list(enumerate(levels)))}
+    with suppress(Exception), library.TiffFile(path) as file:  # OpenSlide reads what tifffile does not understand
         for page in file.pages:
-            usable = (
-                page.is_tiled
-                and page.compression == _JPEG
-                and page.photometric in (_RGB, _YCBCR)
-                and page.dtype == np.uint8
-                and page.samplesperpixel == 3
-                and page.planarconfig == 1
-            )
-            for number, level in enumerate(levels):
-                same = (page.imagewidth, page.imagelength) == (level.width, level.height)
-                if usable and same and number not in found:
-                    found[number] = JpegTiles(path, page, background)
-                    break
+            number = numbers.get((page.imagewidth, page.imagelength), -1)
+            if number >= 0 and number not in found and _has_jpeg_tiles(page):
+                found[number] = JpegTiles(path, page, background)
     return found
+
+
+def _has_jpeg_tiles(page: Any) -> bool:
+    """True for a page of 8-bit RGB or YCbCr pixels in JPEG tiles."""
+    colour = page.photometric in (_RGB, _YCBCR) and page.samplesperpixel == 3 and page.planarconfig == 1
+    return bool(page.is_tiled and page.compression == _JPEG and page.bitspersample == 8 and colour)

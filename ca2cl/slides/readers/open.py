@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,6 @@ PICTURES = frozenset({"png", "jpg", "jpeg", "bmp", "webp"})
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-@lru_cache(maxsize=2)
 def opened_slide(path: Path, state: tuple[int, ...]) -> SlideReader:
     """As ``open_slide``; kept open for the next tiles of the slide.
 
@@ -23,7 +23,13 @@ def opened_slide(path: Path, state: tuple[int, ...]) -> SlideReader:
         path: the slide.
         state: size and modification time, so that a changed file is opened again.
     """
-    del state
+    return _opened(path, state, os.getpid())
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path, state: tuple[int, ...], process: int) -> SlideReader:
+    """A slide of a process: a forked one must not read through its parent's open file."""
+    del state, process
     return open_slide(path)
 
 

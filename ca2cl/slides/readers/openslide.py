@@ -81,12 +81,13 @@ class OpenSlideReader:
             return {}
         found = {}
         for number, tiles in jpeg_tiles(self._path, self.levels, self._background, _REMEDY).items():
-            corner = tiles.whole_tile()
-            if corner is None or self.levels[number].downsample != round(self.levels[number].downsample):
-                continue
-            direct = tiles.read(*corner, *tiles.tile)
-            if direct is not None and (direct == self._read(number, *corner, *tiles.tile)).all():
+            whole = self.levels[number].downsample == round(self.levels[number].downsample)
+            corner = tiles.whole_tile() if whole else None
+            direct = tiles.read(*corner, *tiles.tile) if corner is not None else None
+            if corner and direct is not None and (direct == self._read(number, *corner, *tiles.tile)).all():
                 found[number] = tiles
+            else:
+                tiles.close()
         return found
 
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
@@ -105,6 +106,8 @@ class OpenSlideReader:
     def close(self) -> None:
         """Close the file."""
         self._slide.close()
+        for tiles in (self._tiles or {}).values():
+            tiles.close()
 
 
 def _bounds(properties: Mapping[str, str], whole: Level) -> tuple[int, int, int, int]:

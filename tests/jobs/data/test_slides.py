@@ -218,7 +218,7 @@ def test_bad_tables_are_one_line(tmp_path: Path, text: str, message: str) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_annotations_choose_tiles_and_classes(slides: Path, tmp_path: Path) -> None:
+def test_annotations_choose_tiles_and_classes(slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def region(x0: int, x1: int, name: str) -> dict[str, Any]:
         ring = [[x0, 0], [x1, 0], [x1, 256], [x0, 256], [x0, 0]]
         return {
@@ -239,7 +239,12 @@ def test_annotations_choose_tiles_and_classes(slides: Path, tmp_path: Path) -> N
     (masks / "s1.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [region(0, 9000, "x")]}))
     with pytest.raises(InputError, match=r"s1: the slide was changed after"):  # or its annotation
         shard(slides, tmp_path / "out", mask=str(masks), tissue=0.0)
+    with pytest.raises(InputError, match=r"holds another job \(tissue 0.0 -> 0.5\)"):
+        shard(slides, tmp_path / "out", mask=str(masks))
+    del features[1]["properties"]["classification"]
+    (masks / "s0.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     shard(slides, tmp_path / "other", mask=str(masks), tissue=0.0)
+    assert "8 of 16 tiles have no class, because their annotations have none" in caplog.text
     assert "s1.geojson" in rows(tmp_path / "other")["s1"]["error"]
 
 

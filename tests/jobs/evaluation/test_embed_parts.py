@@ -154,7 +154,7 @@ def test_killed_in_the_merge_it_leaves_no_half_file(
     settings = config(tissue, tmp_path / "v.parquet")
     with monkeypatch.context() as patched:
 
-        def stop(*_: Any) -> None:
+        def stop(*_: Any, **__: Any) -> None:
             raise Stop
 
         patched.setattr(embed_module, "write_vectors", stop)

@@ -157,7 +157,8 @@ def test_parts_that_are_links_are_removed_and_not_what_they_name(tmp_path: Path)
     (folder / "sub").symlink_to(tmp_path / "mine")
     (folder / "job.json").write_text("{}")
     parts = Parts(folder, {"encoder": "x"}, tiles=3, size=3, dim=2)
-    assert parts.adopt(overwrite=True) == {}
+    parts.claim(overwrite=True)
+    assert parts.finished() == {}
     parts.remove()
     assert not folder.exists() and (tmp_path / "mine" / "keep").read_text() == "x"
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ca2cl.evaluation.clusters import cluster
 from ca2cl.evaluation.features import centred
 from ca2cl.evaluation.probe.scoring import Scoring, score
 from ca2cl.evaluation.report import cells, row_as_dict, row_from_dict
 from ca2cl.evaluation.splits import draw_subsets, stratified_sample
 from ca2cl.methods.base import Method
 from ca2cl.methods.ca2cl.method import CA2CL
-from ca2cl.report.clusters import cluster
 from ca2cl.report.curves import counts, panels
 from ca2cl.report.embedding_map import draw_map
 from ca2cl.report.images import CELL, layout, sprites

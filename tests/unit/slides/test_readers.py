@@ -18,6 +18,7 @@ from tests.support.slides import halved, tissue_picture, write_flat_tiff, write_
 from tests.support.vendors import write_generic, write_leica, write_philips
 
 PICTURE = tissue_picture(1000, 700)
+REAL = Path(__file__).parents[4] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
 
 
 def make(kind: str, folder: Path) -> Path:
@@ -119,6 +120,18 @@ def test_jpeg_tiles_are_those_of_openslide(tmp_path, photometric):
     assert odd._tiles_of(1) is None
 
 
+@pytest.mark.skipif(not REAL.is_file(), reason="needs the real slide in ../shared/data/slides")
+def test_a_real_slide_whose_tiles_share_their_tables():
+    """Its TIFF says that they are RGB, and they do not."""
+    slide, other = OpenSlideReader(REAL), openslide.OpenSlide(REAL)
+    assert slide._tiles_of(0) is not None
+    for x, y in ((1000, 1300), (2100, 2900), (-50, 100)):
+        region = np.asarray(other.read_region((x, y), 0, (300, 200)))
+        expected = np.where(region[..., 3:] > 0, region[..., :3], 255)
+        assert (slide._tiles_of(0).read(x, y, 300, 200) == expected).all()
+    other.close()
+
+
 def test_scattered_tiles_and_interpolated_levels_are_read_alone(tmp_path):
     """Where a level's downsample is no whole number, OpenSlide interpolates, by where a region begins."""
     slide = open_slide(write_svs(tmp_path / "a.svs", tissue_picture(802, 641), 0.25, levels=(2,)))
@@ -147,16 +160,39 @@ def test_a_large_region_is_read_in_bands(tmp_path, monkeypatch):
     assert np.abs(whole.astype(int) - read_scaled(slide, 0, 3.3, 0, 0, 300, 200)).max() <= 1
 
 
-def test_a_pixel_is_where_a_supersampled_reference_has_it(tmp_path):
-    """An edge in the picture lies at the same place, to half a pixel, whatever level is read."""
-    picture = np.full((800, 1200, 3), 250, np.uint8)
-    picture[:, 512:] = 40
-    slide = open_slide(write_svs(tmp_path / "edge.svs", picture, 0.25, levels=(1, 2)))
-    for mpp in (0.25, 0.37, 0.5, 0.61, 1.0, 1.7):
-        grid = make_grid(slide.levels, 0.25, mpp, tile=64, overlap=0, pad=True)
-        row = np.concatenate([grid.read(slide, column, 0)[32, :, 0] for column in range(grid.columns)])
-        edge = (250 - row[: int(1200 * 0.25 / mpp)].astype(float)).cumsum()  # the integral tells the edge below a pixel
-        assert len(row[: int(1200 * 0.25 / mpp)]) - edge[-1] / 210 == pytest.approx(512 * 0.25 / mpp, abs=0.5)
+def waves(left, top, width, height, mpp):
+    """Pixels of a picture that is given in micrometres, each the mean of 4 x 4 points."""
+    x = (left + (np.arange(4 * width) + 0.5) / 4) * mpp
+    y = ((top + (np.arange(4 * height) + 0.5) / 4) * mpp)[:, None]
+    fine = 128 + 50 * np.sin(x / 3.7 + y / 8.1) + 50 * np.sin(y / 3.1 - x / 10.7)
+    return fine.reshape(height, 4, width, 4).mean((1, 3))
+
+
+def shift(found, expected):
+    """By how many pixels ``found`` lies right of and below ``expected``, by least squares."""
+    down, right = np.gradient(expected)
+    slopes = np.stack([right.ravel(), down.ravel()], axis=1)
+    return -np.linalg.lstsq(slopes, (found - expected).ravel(), rcond=None)[0]
+
+
+@pytest.mark.parametrize(("width", "height", "most"), [(600, 400, 0.02), (603, 401, 0.6)])
+@pytest.mark.parametrize("kind", ["svs", "jpeg", "ome"])
+def test_pixels_are_where_a_supersampled_reference_has_them(tmp_path, kind, width, height, most):
+    """Whatever level is read. Where sides are odd, OpenSlide's downsample is that of the rounded sides."""
+    grey = np.rint(waves(0, 0, width, height, 0.25)).astype(np.uint8)
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    if kind == "ome":
+        slide = open_slide(write_ome(tmp_path / "a.ome.tif", picture, 0.25, levels=(1, 2)))
+    else:
+        compression = "jpeg" if kind == "jpeg" else "deflate"
+        slide = open_slide(write_svs(tmp_path / "a.svs", picture, 0.25, levels=(1, 2), compression=compression))
+    for mpp in (0.25, 0.37, 0.5, 0.61, 1.0, 1.3):
+        grid = make_grid(slide.levels, 0.25, mpp, tile=48, overlap=0, pad=False)
+        numbers = np.array([0, len(grid) - 1])
+        for place, pixels in grid.read_tiles(slide, numbers):
+            left, top, _, _ = grid.boxes(grid.corners(numbers))[place] * (0.25 / mpp)
+            across, down = shift(pixels[..., 0].astype(float), waves(left, top, 48, 48, mpp))
+            assert max(abs(across), abs(down)) < most, (mpp, place)
 
 
 @pytest.mark.parametrize(

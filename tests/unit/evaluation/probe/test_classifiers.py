@@ -7,6 +7,8 @@ import pytest
 
 from ca2cl.evaluation.probe import classifiers
 from ca2cl.evaluation.probe.classifiers import choose_strength, logistic_regression, nearest_neighbours
+from ca2cl.evaluation.probe.sgd import SgdRecipe, sgd_classifier
+from ca2cl.evaluation.protocol import HONEST
 
 
 def clouds(count: int, *, classes: int = 3, dim: int = 8, spread: float = 1.0, seed: int = 0) -> tuple:
@@ -127,3 +129,17 @@ def test_both_classifiers_learn_two_and_nine_classes() -> None:
         for found in (logistic_regression(train, labels, test, seed=0), nearest_neighbours(train, labels, test, k=20)):
             assert found.probabilities.shape == (180, classes)
             assert accuracy(found, truth) > 0.9
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("fit", ["logistic", "sgd"])
+def test_the_kept_head_predicts_what_its_classifier_does(classes: int, fit: str) -> None:
+    train, labels = clouds(90, classes=classes, spread=2.0)
+    test, test_labels = clouds(40, classes=classes, spread=2.0, seed=1)
+    if fit == "logistic":
+        found = logistic_regression(train, labels, test, seed=0, strength=1.0)
+    else:
+        recipe = SgdRecipe(epochs=5, min_steps=1)
+        found = sgd_classifier(train, labels, test, test_labels, seed=0, protocol=HONEST, recipe=recipe)
+    assert found.head is not None
+    np.testing.assert_allclose(found.head.probabilities(test), found.probabilities, atol=2e-6)

@@ -39,6 +39,7 @@ class Clustering:
     """Share of all labelled tiles that are of their cluster's most frequent class; None without labels."""
     nmi: float | None
     """Normalised mutual information (arithmetic mean) of cluster and class over labelled tiles."""
+    centroids_KD: Numbers
 
 
 def cluster(features_ND: Numbers, labels_N: Integers, clusters: int, seed: int) -> Clustering:
@@ -62,13 +63,21 @@ def cluster(features_ND: Numbers, labels_N: Integers, clusters: int, seed: int) 
     number_K = np.empty(count, np.int64)
     number_K[order] = np.arange(count)
     assignments_N = number_K[found_N]
-    parts = [_describe(k, features_ND, labels_N, assignments_N, centroids_KD[order[k]]) for k in range(count)]
+    centroids_KD = centroids_KD[order]
+    parts = [_describe(k, features_ND, labels_N, assignments_N, centroids_KD[k]) for k in range(count)]
     known = labels_N >= 0
     if not known.any():
-        return Clustering(assignments_N, parts, None, None)
+        return Clustering(assignments_N, parts, None, None, centroids_KD)
     right = sum(int((labels_N[part.rows] == part.label).sum()) for part in parts if part.label is not None)
     nmi = float(normalized_mutual_info_score(labels_N[known], assignments_N[known]))
-    return Clustering(assignments_N, parts, right / int(known.sum()), nmi)
+    return Clustering(assignments_N, parts, right / int(known.sum()), nmi, centroids_KD)
+
+
+def nearest_centroid(features_ND: Numbers, centroids_KD: Numbers) -> Integers:
+    """The nearest of the centroids to each tile, (N,); of equally near ones the first."""
+    # |f - c|^2 less |f|^2, which is the same for all centroids
+    distance_NK = np.square(centroids_KD).sum(axis=1) - 2 * features_ND @ centroids_KD.T
+    return np.asarray(distance_NK.argmin(axis=1), np.int64)
 
 
 def _describe(
