@@ -102,7 +102,8 @@ def test_the_confusion_matrix_is_drawn(rows: list[Row], tmp_path: Path) -> None:
     from PIL import Image
 
     path = tmp_path / "confusion.png"
-    draw_confusion(path, rows[0].confusion, ["A", "B", "C"], "encoder, linear, 472 labelled tiles: % of each label's tiles")
+    title = "encoder, linear, 472 labelled tiles: % of each label's tiles"
+    draw_confusion(path, rows[0].confusion, ["A", "B", "C"], title)
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) > 300
