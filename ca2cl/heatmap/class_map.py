@@ -38,6 +38,12 @@ class ClassMap:
         """Class with the highest mean score, the first of equals; -1 where no tile is."""
         return np.where(self.covered_YX, self.scores_YXK.argmax(axis=2), -1)
 
+    def cells(self) -> tuple[Floats, npt.NDArray[np.int64], Floats]:
+        """Boxes ``x0, y0, x1, y1`` of the covered cells, (M, 4), their classes (M,) and mean scores (M, K)."""
+        y, x = np.nonzero(self.covered_YX)
+        boxes_M4 = np.stack([self.x_edges[x], self.y_edges[y], self.x_edges[x + 1], self.y_edges[y + 1]], axis=1)
+        return boxes_M4, self.classes_YX[y, x], self.scores_YXK[y, x]
+
     def shares(self) -> Floats:
         """Each class's share of the covered area, (K,)."""
         area_YX = np.outer(np.diff(self.y_edges), np.diff(self.x_edges))

@@ -42,7 +42,7 @@ class HeatmapConfig(SlideOptions):
     """Where the encoder of a probe is now, if it was moved. Its weights must be the same."""
     geojson: Literal["tiles", "regions"] = "tiles"
     """tiles: a detection for each tile, with its class and the probabilities of all; regions: an annotation for each
-    class, the union of its tiles."""
+    class, its area in the picture."""
     side: int = 1200
     """Longer side in pixels of a slide in its picture."""
     batch_size: int = 256

@@ -27,7 +27,7 @@ _TOL_MUTED: tuple[Colour, ...] = (
     (153, 153, 51), (170, 68, 153),
 )  # fmt: skip
 """Both differ with any colour vision: Okabe and Ito (2008) without black; Tol's muted scheme (SRON/EPS/TN/09-002)."""
-_SHADES = 1.0, 1.45, 0.6
+_SHADES = 1.0, 1.3, 0.6
 _WHITE, _INK, _QUIET = (255, 255, 255), (0, 0, 0), (90, 90, 90)
 _PALE = 0.3
 """Share of white in the grey slide below the colours."""
@@ -71,7 +71,7 @@ def palette(count: int) -> list[Colour]:
 
 def _shaded(colour: Colour, factor: float) -> Colour:
     hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in colour))
-    red, green, blue = colorsys.hls_to_rgb(hue, min(lightness * factor, 0.9), saturation)
+    red, green, blue = colorsys.hls_to_rgb(hue, min(lightness * factor, 0.82), saturation)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 

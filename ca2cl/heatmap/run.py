@@ -130,7 +130,7 @@ class _Writer:
         class_map = average(found.boxes_N4, scores_NK)
         shares = class_map.shares().tolist()
         stem = found.slide.replace("/", "~")
-        self._write_geojson(f"{stem}.geojson", found.boxes_N4, scores_NK)
+        self._write_geojson(f"{stem}.geojson", found.boxes_N4, scores_NK, class_map)
         legend = Legend(
             found.slide, names, self.colours, shares, self._notes(len(found.boxes_N4), record), not self._clusters
         )
@@ -152,10 +152,12 @@ class _Writer:
             f"{self._scorer.name}: {how}",
         ]
 
-    def _write_geojson(self, name: str, boxes_N4: Floats, scores_NK: Floats) -> None:
+    def _write_geojson(self, name: str, boxes_N4: Floats, scores_NK: Floats, class_map: ClassMap) -> None:
         from ca2cl.slides.regions.write import write_geojson
 
-        names = self._scorer.classes
+        names, index_N = self._scorer.classes, scores_NK.argmax(axis=1)
+        if self._config.geojson == "regions":  # of the averages, so that they do not overlap where tiles do
+            boxes_N4, index_N, scores_NK = class_map.cells()
         measured = (
             {}
             if self._clusters
@@ -164,10 +166,11 @@ class _Writer:
         write_geojson(
             Path(self._config.out) / name,
             boxes_N4,
-            scores_NK.argmax(axis=1),
+            index_N,
             dict(zip(names, self.colours, strict=True)),
             measured,
             merge=self._config.geojson == "regions",
+            counted="cells" if self._config.overlap else "tiles",
         )
 
     def _write_picture(self, name: str, class_map: ClassMap, record: SlideRecord, legend: Legend) -> None:

@@ -161,11 +161,15 @@ def test_a_run_id_names_the_probe_and_overlapping_tiles_average(root: Path, tmp_
     assert run(settings(root, tmp_path, run=entry.info.run_id[:12], overlap=24, geojson="regions")) == 0
     regions = read_regions(tmp_path / "half.geojson")
     assert sorted(regions.classes) == CLASSES
+    areas = {name: shape.area for name, shape in zip(regions.names, regions.shapes_M, strict=True)}
+    assert regions.shapes_M[0].intersection(regions.shapes_M[1]).area == 0
+    assert sum(areas.values()) == 480 * 288
     shares = json.loads((tmp_path / "heatmap.json").read_text())["slides"][0]["shares"]
     assert shares["coarse"] == pytest.approx(0.5, abs=0.06)  # one column of tiles lies over both halves
-    counted = {f["properties"]["classification"]["name"]: f["properties"]["measurements"]["tiles"]
+    assert shares["coarse"] == pytest.approx(areas["coarse"] / (480 * 288))
+    counted = {f["properties"]["classification"]["name"]: f["properties"]["measurements"]["cells"]
                for f in features(tmp_path / "half.geojson")}  # fmt: skip
-    assert sum(counted.values()) == 19 * 11
+    assert sum(counted.values()) == 20 * 12  # between the edges of 19 x 11 tiles
 
 
 def test_clusters_of_an_encoder_find_the_halves(root: Path, tmp_path: Path) -> None:
