@@ -30,15 +30,17 @@ def area_mean(
         whole = pixels_HWC[: round(height * scale), : round(width * scale)]
         return np.asarray(Image.fromarray(whole).reduce(round(scale)))
     rows, columns, channels = pixels_HWC.shape
-    rows_IH, columns_JW = _weights(top, scale, height, rows), _weights(left, scale, width, columns)
-    wide_IWC = (rows_IH @ pixels_HWC.reshape(rows, -1).astype(np.float32)).reshape(height, columns, channels)
-    means_JIC = (columns_JW @ wide_IWC.transpose(1, 0, 2).reshape(columns, -1)).reshape(width, height, channels)
-    return np.ascontiguousarray(np.rint(means_JIC.transpose(1, 0, 2)).astype(np.uint8))
+    rows_IH, columns_JW = _weights(top, scale, height, rows, 1), _weights(left, scale, width, columns, channels)
+    wide_IW = rows_IH @ pixels_HWC.reshape(rows, -1).astype(np.float32)
+    means_JI = columns_JW @ np.ascontiguousarray(wide_IW.T)
+    np.rint(means_JI, out=means_JI)
+    return np.ascontiguousarray(means_JI.astype(np.uint8).T).reshape(height, width, channels)
 
 
-@lru_cache(maxsize=512)
-def _weights(first: float, scale: float, count: int, length: int) -> Any:
-    """Sparse (count, length): shares of the input pixels in each of ``count`` steps of ``scale`` from ``first``."""
+@lru_cache(maxsize=64)
+def _weights(first: float, scale: float, count: int, length: int, channels: int) -> Any:
+    """Shares of the input pixels in each of ``count`` steps of ``scale`` from ``first``, sparse (count * channels,
+    length * channels)."""
     edges = np.clip(first + scale * np.arange(count + 1), 0, length)
     starts = np.minimum(edges[:-1].astype(np.int64), length - 1)
     reach = int((np.ceil(edges[1:]) - starts).max())
@@ -46,4 +48,5 @@ def _weights(first: float, scale: float, count: int, length: int) -> Any:
     share = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
     step, tap = np.nonzero((share > 0) & (places < length))
     shares = (share[step, tap] / scale).astype(np.float32)
-    return sparse.csr_array((shares, (step, places[step, tap])), shape=(count, length))
+    weights = sparse.csr_array((shares, (step, places[step, tap])), shape=(count, length))
+    return sparse.csr_array(sparse.kron(weights, sparse.eye_array(channels, dtype=np.float32), format="csr"))
