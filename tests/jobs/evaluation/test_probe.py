@@ -139,7 +139,11 @@ def test_the_result_is_a_run_with_its_files_and_its_source(probed: tuple[Path, d
     accuracy = content["results"][1]["mean"]["accuracy"]
     assert logged.data.metrics["encoder/linear/100pct/accuracy"] == pytest.approx(accuracy)
     files = sorted(entry.path for entry in store.client.list_artifacts(logged.info.run_id))
-    assert files == ["probe-confusion.png", "probe.json"] == sorted(p.name for p in (folder / "out").iterdir())
+    assert (
+        files
+        == ["probe-classifier.safetensors", "probe-confusion.png", "probe.json"]
+        == sorted(p.name for p in (folder / "out").iterdir())
+    )
 
 
 def test_the_same_probe_gives_the_same_numbers(
