@@ -120,7 +120,9 @@ def disturb(draw: random.Random, job: Job, running: subprocess.Popen[bytes], see
     time.sleep(draw.uniform(0.5, 25.0))
     number, ranks = draw.choice(SIGNALS), job.ranks()
     target = draw.choice(("rank", "rank", "all", "launcher"))
-    victims = {"rank": [draw.choice(ranks)] if ranks else [], "all": [*ranks, running.pid], "launcher": [running.pid]}
+    if not ranks:
+        target = "launcher"  # it has started none yet; nobody signalled would leave a long job to its end
+    victims = {"rank": ranks and [draw.choice(ranks)], "all": [*ranks, running.pid], "launcher": [running.pid]}
     for victim in victims[target]:
         with suppress(ProcessLookupError):
             os.kill(victim, number)

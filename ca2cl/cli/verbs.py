@@ -63,6 +63,13 @@ VERBS = {
         shared=True,
         kept="finished parts are kept, and the same command goes on",
     ),
+    "heatmap": Verb(
+        "classes or clusters over slides -> pictures and GeoJSON for QuPath",
+        "ca2cl.heatmap.run",
+        "HeatmapConfig",
+        shared=True,
+        kept="finished parts are kept, and the same command goes on",
+    ),
     "export": Verb(
         "an encoder -> a file for torchvision, timm, detectron2 or ONNX", "ca2cl.export.run", "ExportConfig"
     ),

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,8 @@ def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequen
     image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="prediction", ylabel="label", title=title)
+    axes.set(xlabel="prediction", ylabel="label")
+    figure.suptitle(textwrap.fill(title, int(12 * (side + 0.8))), fontsize=10)  # 12 letters an inch
     for (row, column), value in np.ndenumerate(share):
         if confusion[row, column]:
             colour = "white" if value > 0.5 else "black"

@@ -77,6 +77,8 @@ def list_slides(source: str, split: str | None = None) -> Listing:
         if Path(source).suffix[1:].lower() in PYRAMIDS | PICTURES:
             return _listing(Path(source).stem, [{"slide": source}], Path())
         raise InputError(f"{source}: not a slide; give the URL of one, or a CSV with a URL in each line")
+    if path.suffix.lower() == ".csv" and not path.exists():
+        raise InputError(f"{source}: no such file; give a CSV with the columns {', '.join(COLUMNS)}, or slides")
     if split is not None:
         raise InputError(f"split is {split!r}: slides have splits in a CSV's column only; give a CSV, or leave it out")
     if path.is_dir():

@@ -24,6 +24,7 @@ from ca2cl.common.files import replacing, writing
 from ca2cl.slides.tissue.density import Mask, Pixels
 from ca2cl.slides.tissue.mask import TissueMask
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 KEPT = "kept"
 SHEET_SLIDES = 100
 """Slides on a sheet, which is drawn in memory."""
@@ -127,7 +128,7 @@ def draw_preview(
     _paint_mask(picture, mask)
     names = [KEPT if kept else reason for kept, reason in zip(kept_N.tolist(), reasons, strict=True)]
     _draw_tiles(picture, boxes_N4 * scale, names)
-    return _framed(picture, title, Counter(names))
+    return _framed(picture, title, Counter(names), side)
 
 
 def _paint_mask(picture: Image.Image, mask: TissueMask) -> None:
@@ -162,18 +163,20 @@ def _draw_tiles(picture: Image.Image, boxes_N4: npt.NDArray[np.float64], names: 
     picture.paste(Image.blend(picture, tint, _TINT))
 
 
-def _framed(picture: Image.Image, title: str, counts: Counter[str]) -> Image.Image:
-    """The picture with a title above it and the colours of its tiles below it."""
+def _framed(picture: Image.Image, title: str, counts: Counter[str], side: int) -> Image.Image:
+    """The picture with a title above it and the colours of its tiles below it; a title beyond ``side`` is cut."""
     entries = [name for name in _COLOURS if counts[name]] + sorted(counts.keys() - _COLOURS.keys())
     font = ImageFont.load_default(_SIZE)
     texts = [f"{name} {counts[name]}" for name in entries]
     widths = [_LINE + round(font.getlength(text)) + 2 * _MARGIN for text in texts]
     rows = _wrapped(widths, max(picture.width, max(widths, default=0)))
-    width = max([picture.width, *(sum(widths[place] for place in row) for row in rows)])
+    shown = _cut(title, side - 2 * _MARGIN, font)
+    title_width = math.ceil(font.getlength(shown)) + 2 * _MARGIN
+    width = max([picture.width, title_width, *(sum(widths[place] for place in row) for row in rows)])
     framed = Image.new("RGB", (width, picture.height + _LINE * (1 + len(rows))), _WHITE)
     framed.paste(picture, (0, _LINE))
     draw = ImageDraw.Draw(framed)
-    draw.text((_MARGIN, 2), title, fill=_INK, font=font)
+    draw.text((_MARGIN, 2), shown, fill=_INK, font=font)
     for row, places in enumerate(rows):
         left, top = 0, picture.height + _LINE * (1 + row)
         for place in places:
@@ -185,6 +188,15 @@ def _framed(picture: Image.Image, title: str, counts: Counter[str]) -> Image.Ima
             draw.text((left + _LINE, top + 2), texts[place], fill=_INK, font=font)
             left += widths[place]
     return framed
+
+
+def _cut(text: str, most: int, font: Font) -> str:
+    """``text``, cut at the end if it is longer than ``most`` pixels."""
+    if font.getlength(text) <= most:
+        return text
+    while text and font.getlength(text + _CUT) > most:
+        text = text[:-1]
+    return text + _CUT
 
 
 def _wrapped(widths: Sequence[int], most: int) -> list[list[int]]:
@@ -260,7 +272,6 @@ def _sheet(entries: Sequence[Preview], total: int) -> Image.Image:
         small.thumbnail((_CELL - _MARGIN, cell - _MARGIN))
         sheet.paste(small, (place % columns * _CELL, _LINE + place // columns * cell))
     for place, note in enumerate(notes):
-        while font.getlength(note) > sheet.width - 2 * _MARGIN:
-            note = note[: -len(_CUT) - 1] + _CUT  # noqa: PLW2901
-        draw.text((_MARGIN, bottom + place * _LINE), note, fill=_ERROR, font=font)
+        line = _cut(note, sheet.width - 2 * _MARGIN, font)
+        draw.text((_MARGIN, bottom + place * _LINE), line, fill=_ERROR, font=font)
     return sheet

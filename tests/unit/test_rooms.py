@@ -90,6 +90,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tracking", "evaluation", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
+    "heatmap": {
+        "runtime", "store", "slides", "slides.readers", "slides.regions", "models", "registry", "evaluation",
+        "evaluation.embed",
+    },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
         "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",

@@ -138,10 +138,9 @@ class SlideTiles:
         if not is_sharp(pixels, options.mpp, options.least_sharpness):
             raise BlurredTile
         out_HWC[...] = pixels
-        box = grid.boxes(np.array([[column, row]]))[0]
-        x, y = np.rint(box[:2]).astype(int).tolist()
+        x, y, *_ = np.rint(grid.boxes(np.array([[column, row]]))[0]).astype(int).tolist()
         record, label = scan.record, int(scan.labels[position])
-        place = TilePlace(record.slide, record.patient, x, y, options.mpp, float(box[2] - box[0]))
+        place = TilePlace(record.slide, record.patient, x, y, options.mpp, grid.tile * grid.scale * grid.downsample)
         name = scan.classes[label] if label >= 0 and not self._unlabelled else None
         return TileRow(tile_key(record.slide, x, y), name, Path(record.path).name, place), None
 

@@ -108,7 +108,9 @@ def open_tiles(source: str, cache_dir: str | None, options: SourceOptions) -> Ti
             raise InputError(f"cache_dir is none: {source} is remote; give a local folder with --cache_dir")
         return ShardTiles(source, cache_dir)
     if not is_source(source):
-        raise InputError(f"{source}: no such folder; give shards, a folder of images, a saved dataset or hf:NAME")
+        raise InputError(
+            f"{source}: no such folder; give shards, a folder of images, a saved dataset, hf:NAME, or slides with --mpp"
+        )
     if (root / INDEX_NAME).exists() or (
         root.is_dir() and any(not is_clutter(path.name) for path in root.glob("*.tar"))
     ):

@@ -28,26 +28,33 @@ def write_geojson(
     measurements: Mapping[str, NDArray[np.floating[Any]]] | None = None,
     *,
     merge: bool = False,
+    counted: str = "tiles",
 ) -> None:
     """Write tiles to a file for QuPath's "Import objects from file".
 
     Each tile is a detection, which QuPath colours by class, or by a measurement in its measurement maps. Merged, each
-    class is one annotation: the union of its tiles, with the number of tiles and the means of the measurements.
+    class is one annotation: the union of its boxes, with their number and the means of the measurements.
 
     Args:
         path: the file, replaced once it is whole.
-        boxes_N4: x0, y0, x1, y1 of each tile in level-0 pixels.
+        boxes_N4: x0, y0, x1, y1 of each tile, or other box, in level-0 pixels.
         index_N: each tile's class as an index of ``classes``; negative for none.
         classes: names and their colours. QuPath keeps its own colour of a name that it knows.
         measurements: numbers of each tile by name, of shape (N,). One that is not finite is left out.
         merge: True for one annotation a class.
+        counted: name of an annotation's number of boxes.
 
     Raises:
         InputError: the file cannot be written.
     """
     names = [{"name": name, "color": list(colour)} for name, colour in classes.items()]
     boxes_N4 = boxes_N4.round(_DECIMALS)
-    features = (_merged if merge else _tiles)(boxes_N4, index_N, names, measurements or {})
+    measurements = measurements or {}
+    features = (
+        _merged(boxes_N4, index_N, names, measurements, counted)
+        if merge
+        else _tiles(boxes_N4, index_N, names, measurements)
+    )
     with writing(path, _REMEDY), replacing(path) as file:
         file.write(b'{"type": "FeatureCollection", "features": [')
         for number, feature in enumerate(features):
@@ -73,12 +80,13 @@ def _merged(
     index_N: NDArray[np.integer[Any]],
     names: Sequence[Mapping[str, Any]],
     measurements: Mapping[str, NDArray[np.floating[Any]]],
+    counted: str,
 ) -> Iterator[dict[str, Any]]:
     for index in sorted(set(index_N.tolist())):
         of_class_N = index_N == index
         union = shapely.union_all(shapely.box(*boxes_N4[of_class_N].T))
         geometry = parse_json(shapely.to_geojson(shapely.simplify(union, 0)))  # 0: no corners on straight lines
-        numbers = {"tiles": float(of_class_N.sum())}
+        numbers = {counted: float(of_class_N.sum())}
         for name, values_N in measurements.items():
             finite = values_N[of_class_N & np.isfinite(values_N)]
             numbers[name] = float(finite.mean()) if len(finite) else np.nan

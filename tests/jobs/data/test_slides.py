@@ -333,6 +333,7 @@ def test_a_changed_slide_is_not_mixed_with_tiles_cut_before(tmp_path: Path) -> N
         ({"preview": "a.pdf"}, "preview is 'a.pdf': give a file NAME.html or NAME.png"),
         ({"mask": "nowhere"}, "mask is 'nowhere': not there"),
         ({"source": "nowhere"}, "no slides here"),
+        ({"source": "cohort.csv", "split": "train"}, "cohort.csv: no such file; give a CSV with the columns slide, "),
         ({"mask": __file__}, "one file for 3 slides; give a folder"),
         ({"preview": f"{__file__}/a.png"}, "a.png': cannot be written; give a file in a folder"),
     ],

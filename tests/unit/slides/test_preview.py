@@ -78,6 +78,16 @@ def test_any_size(side: int) -> None:
     assert max(drawn(side).size) >= side
 
 
+@pytest.mark.parametrize("title", ["biopsy-2: 240 of 312 tiles", 40 * "a long name "])
+def test_a_title_is_whole_or_cut_within_the_picture(title: str) -> None:
+    mask = TissueMask(np.ones((25, 5), bool), {}, 14.0)
+    boxes = np.array([[0.0, 0, 10, 10]])
+    thumbnail = np.zeros((100, 20, 3), np.uint8)
+    drawn = np.asarray(draw_preview(thumbnail, mask, boxes, np.array([True]), ["kept"], title, 300))[:22]
+    assert 150 < drawn.shape[1] <= 300
+    assert (drawn[:, -4:] == 255).all() and (drawn[:, -30:-6] < 128).any()
+
+
 def test_no_tile_at_all() -> None:
     mask = TissueMask(np.zeros((10, 5), bool), {}, 7.0)
     nothing = draw_preview(np.zeros((10, 5, 3), np.uint8), mask, np.zeros((0, 4)), np.zeros(0, bool), [], "none", 100)

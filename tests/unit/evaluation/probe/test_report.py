@@ -102,10 +102,12 @@ def test_the_confusion_matrix_is_drawn(rows: list[Row], tmp_path: Path) -> None:
     from PIL import Image
 
     path = tmp_path / "confusion.png"
-    draw_confusion(path, rows[0].confusion, ["A", "B", "C"], "encoder, linear")
+    title = "encoder, linear, 472 labelled tiles: % of each label's tiles"
+    draw_confusion(path, rows[0].confusion, ["A", "B", "C"], title)
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) > 300
+    assert (pixels[:60, -3:] == 255).all() and (pixels[:60, :3] == 255).all()  # the title is whole
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
