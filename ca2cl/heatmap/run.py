@@ -30,7 +30,7 @@ from ca2cl.heatmap.vectors import SlideVectors, read_slides
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.slides.config import check_installed, slide_options
 from ca2cl.slides.listing import list_slides
-from ca2cl.slides.records import SlideRecord, read_rows
+from ca2cl.slides.records import SlideRecord, read_rows, without_shared_folder
 
 Floats = npt.NDArray[np.float64]
 logger = logging.getLogger(__name__)
@@ -123,16 +123,18 @@ class _Writer:
         self._clusters = config.clusters is not None
         self.colours = palette(len(scorer.classes))
         self._files = {slide.name: slide for slide in list_slides(config.source, config.split).slides}
+        self._shown = dict(zip(self._files, without_shared_folder(list(self._files)), strict=True))
 
     def write(self, found: SlideVectors, record: SlideRecord) -> dict[str, Any]:
         """Write picture and GeoJSON of a slide; what ``heatmap.json`` says of it."""
         names, scores_NK = self._scorer.classes, self._scorer.probabilities(found.vectors_ND)
         class_map = average(found.boxes_N4, scores_NK)
         shares = class_map.shares().tolist()
-        stem = found.slide.replace("/", "~")
+        title = self._shown[found.slide]
+        stem = title.replace("/", "~")
         self._write_geojson(f"{stem}.geojson", found.boxes_N4, scores_NK, class_map)
         legend = Legend(
-            found.slide, names, self.colours, shares, self._notes(len(found.boxes_N4), record), not self._clusters
+            title, names, self.colours, shares, self._notes(len(found.boxes_N4), record), not self._clusters
         )
         self._write_picture(f"{stem}.png", class_map, record, legend)
         tiles = np.bincount(scores_NK.argmax(axis=1), minlength=len(names)).tolist()

@@ -266,7 +266,7 @@ def _damaged(root: Path) -> dict[str, Any]:
         (lambda root: {"clusters": 1}, "clusters is 1"),
         (lambda root: {"tile": 8}, "tile is 8"),
         (lambda root: {"source": str(root / "encoder")}, "no slides here"),
-        (_white, "no slide gave a tile, see .*; the first: white: {'background': 36}"),
+        (_white, "no slide gave a tile, see .*; the first: white: all tiles dropped .background 36."),
         (_silent, "no slide gave a tile, see .*states no micrometres a pixel"),
         (_other_weights, "was fitted to other weights than those of .*other"),
         (_damaged, "torn-classifier.safetensors: not a probe's classifier"),
