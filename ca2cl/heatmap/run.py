@@ -210,7 +210,9 @@ def _write(config: HeatmapConfig, scorer: Scorer, vectors: Path, mpp: float) -> 
     out = Path(config.out)
     write_json(out / ABOUT, about)
     shares = [[f"{100 * share:.1f} %" for share in row["shares"].values()] for row in rows]
-    cells = [[row["slide"], str(sum(row["tiles"].values())), *some] for row, some in zip(rows, shares, strict=True)]
+    shown = without_shared_folder([row["slide"] for row in rows])
+    tiles = [str(sum(row["tiles"].values())) for row in rows]
+    cells = [[name, count, *some] for name, count, some in zip(shown, tiles, shares, strict=True)]
     sys.stdout.write(aligned(["slide", "tiles", *scorer.classes], cells))
     sys.stdout.write(f"pictures, GeoJSON and {ABOUT} of {len(rows)} slide{'s' * (len(rows) != 1)} in {out}\n")
     sys.stdout.flush()
