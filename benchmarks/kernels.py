@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import ca2cl
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, OptimConfig, ViewsConfig
@@ -114,6 +114,8 @@ class Launches(TorchDispatchMode):
             self._wait("copy to the host")
             return torch.zeros(reads[0].shape, dtype=kwargs.get("dtype") or reads[0].dtype)
         out = func(*args, **kwargs)
+        if name in ("convolution", "convolution_backward"):
+            out = _as_cudnn_leaves_it(out, reads)
         writes = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if name == "native_batch_norm_backward" and not args[-1][0]:
             writes = writes[1:]  # only the meta kernel makes a gradient of the input that is not asked for
@@ -161,6 +163,14 @@ class Launches(TorchDispatchMode):
         """Modelled time of all stages, or of those given."""
         chosen = [b for name, kernels in self.kernels.items() if not stages or name in stages for b in kernels]
         return sum(max(rates.launch_us / 1e3, b / rates.tb_per_s / 1e9) for b in chosen)
+
+
+def _as_cudnn_leaves_it(out: Any, reads: list[Tensor]) -> Any:
+    """What a convolution makes, channels_last where anything that it reads is: the meta kernels forget that."""
+    layout = torch.channels_last
+    if not any(x.ndim == 4 and x.is_contiguous(memory_format=layout) for x in reads):
+        return out
+    return tree_map_only(Tensor, lambda x: torch.empty_like(x, memory_format=layout) if x.ndim == 4 else x, out)
 
 
 def _bytes(x: Tensor) -> int:

@@ -87,7 +87,9 @@ class BatchNorm(nn.BatchNorm2d):
         # A CPU has nothing to gain from one large kernel, and pays for the copies that it needs.
         if x_BCHW.device.type == "cpu":
             return torch.cat([self._forward_local(rows) for rows in torch.split(x_BCHW, self.group)])
-        out, mean_GC, var_GC = group_batch_norm(x_BCHW, self.weight, self.bias, self.group, self.eps)
+        out, mean_GC, var_GC = group_batch_norm(
+            x_BCHW, self.weight, self.bias, self.group, self.eps, native=self.reproducible
+        )
         if self.slot is not None:
             self._record(mean_GC, var_GC)
         return out

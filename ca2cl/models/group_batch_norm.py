@@ -1,21 +1,27 @@
-"""Training-mode BatchNorm over groups of consecutive rows, in one kernel.
+"""Training-mode BatchNorm over groups of consecutive rows, all groups at once.
 
-A run's channels are taken for channels of their own: rows (G s, C, H, W) become (s, G C, H, W), in the channels_last
-layout in which they are, at the cost of one copy in and one out.
+On a GPU, Triton kernels (``models.gpu``) read channels_last rows as they lie, where a group's pixels are consecutive.
+Elsewhere torch's kernel takes a group's channels for channels of their own: rows (G s, C, H, W) become (s, G C, H, W),
+at the cost of one copy in and one out.
 
 Shapes: G groups of s rows, C channels.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ca2cl.models.gpu import group_ops
+
+_HAS_TRITON = find_spec("triton") is not None
+
 
 def group_batch_norm(
-    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, group: int, eps: float
+    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, group: int, eps: float, native: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised rows, and every group's mean and unbiased variance (G, C).
 
@@ -25,9 +31,52 @@ def group_batch_norm(
         bias_C: shift.
         group: s, consecutive rows of a group.
         eps: added to the variance.
+        native: use torch's kernel on every device.
     """
-    found: tuple[Tensor, Tensor, Tensor] = _Groups.apply(x_BCHW, weight_C, bias_C, group, eps)
+    form = _Groups if native or not _has_kernels(x_BCHW, weight_C) else GroupsInPlace
+    found: tuple[Tensor, Tensor, Tensor] = form.apply(x_BCHW, weight_C, bias_C, group, eps)
     return found
+
+
+def _has_kernels(x_BCHW: Tensor, weight_C: Tensor) -> bool:
+    """Whether the Triton kernels take such tensors; the meta device stands for a GPU that has Triton."""
+    return (
+        (x_BCHW.is_meta or (x_BCHW.is_cuda and _HAS_TRITON))
+        and x_BCHW.is_contiguous(memory_format=torch.channels_last)
+        and x_BCHW.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and weight_C.dtype == torch.float32
+    )
+
+
+class GroupsInPlace(torch.autograd.Function):
+    """As ``group_batch_norm``, by Triton kernels that read channels_last rows as they lie.
+
+    Sums have an order of their own, so that a run repeats itself to the last bit on the same device.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, group: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised rows, means and unbiased variances."""
+        pixels = group * x_BCHW.shape[2] * x_BCHW.shape[3]
+        statistics_3GC = group_ops.statistics(group_ops.moments(x_BCHW, group), pixels, eps)
+        ctx.save_for_backward(x_BCHW, weight_C, statistics_3GC)
+        ctx.group = group
+        ctx.set_materialize_grads(False)  # statistics have none
+        mean_GC, _, var_GC = statistics_3GC.unbind()
+        ctx.mark_non_differentiable(mean_GC, var_GC)
+        return group_ops.normalize(x_BCHW, statistics_3GC, weight_C, bias_C, group), mean_GC, var_GC
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of rows, weight and bias."""
+        x_BCHW, weight_C, statistics_3GC = ctx.saved_tensors
+        grad_BCHW = grads[0].contiguous(memory_format=torch.channels_last)
+        sums_G2C = group_ops.gradient_sums(grad_BCHW, x_BCHW, statistics_3GC, ctx.group).sum(1)
+        grad_x = group_ops.input_gradient(grad_BCHW, x_BCHW, statistics_3GC, weight_C, sums_G2C, ctx.group)
+        grad_bias, grad_weight = sums_G2C.sum(0)
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class _Groups(torch.autograd.Function):
