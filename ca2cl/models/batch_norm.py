@@ -34,7 +34,8 @@ class BatchNorm(nn.BatchNorm2d):
         norm: whose samples the statistics are taken over while training.
         group: consecutive rows that share them, where ``norm`` is lane_group.
         slot: the view whose running statistics a pass records, or None: none are recorded.
-        reproducible: sync rounds alike on any number of processes, one included (``reproducible_batch_norm``).
+        reproducible: sync rounds alike on any number of processes, one included (``reproducible_batch_norm``), and
+            lane_group uses torch's own kernel on every device.
     """
 
     def __init__(self, num_features: int, norm: Norm = "sync", group: int = 16) -> None:

@@ -33,8 +33,9 @@ def group_batch_norm(
         eps: added to the variance.
         native: use torch's kernel on every device.
     """
-    form = _Groups if native or not _has_kernels(x_BCHW, weight_C) else GroupsInPlace
-    found: tuple[Tensor, Tensor, Tensor] = form.apply(x_BCHW, weight_C, bias_C, group, eps)
+    if not native and _has_kernels(x_BCHW, weight_C):
+        return fused_group_batch_norm(x_BCHW, weight_C, bias_C, group, eps)
+    found: tuple[Tensor, Tensor, Tensor] = _Groups.apply(x_BCHW, weight_C, bias_C, group, eps)
     return found
 
 
@@ -48,29 +49,37 @@ def _has_kernels(x_BCHW: Tensor, weight_C: Tensor) -> bool:
     )
 
 
-class GroupsInPlace(torch.autograd.Function):
-    """As ``group_batch_norm``, by Triton kernels that read channels_last rows as they lie.
+def fused_group_batch_norm(
+    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, group: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``group_batch_norm``, by the Triton kernels; the order of every sum is fixed.
 
-    Sums have an order of their own, so that a run repeats itself to the last bit on the same device.
+    Args:
+        x_BCHW: rows in channels_last, fp32 or half precision.
+        weight_C: scale, fp32.
+        bias_C: shift, fp32.
+        group: s, consecutive rows of a group.
+        eps: added to the variance.
     """
+    pixels = group * x_BCHW.shape[2] * x_BCHW.shape[3]
+    statistics_3GC = group_ops.statistics(group_ops.moments(x_BCHW.detach(), group), pixels, eps)
+    mean_GC, _, var_GC = statistics_3GC.unbind()
+    return _FusedGroups.apply(x_BCHW, weight_C, bias_C, statistics_3GC, group), mean_GC, var_GC
 
+
+class _FusedGroups(torch.autograd.Function):
+    # Statistics come in and do not go out: autograd would fill a gradient of zeros for each of them.
     @staticmethod
     def forward(
-        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, group: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised rows, means and unbiased variances."""
-        pixels = group * x_BCHW.shape[2] * x_BCHW.shape[3]
-        statistics_3GC = group_ops.statistics(group_ops.moments(x_BCHW, group), pixels, eps)
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, statistics_3GC: Tensor, group: int
+    ) -> Tensor:
         ctx.save_for_backward(x_BCHW, weight_C, statistics_3GC)
         ctx.group = group
-        ctx.set_materialize_grads(False)  # statistics have none
-        mean_GC, _, var_GC = statistics_3GC.unbind()
-        ctx.mark_non_differentiable(mean_GC, var_GC)
-        return group_ops.normalize(x_BCHW, statistics_3GC, weight_C, bias_C, group), mean_GC, var_GC
+        out: Tensor = group_ops.normalize(x_BCHW, statistics_3GC, weight_C, bias_C, group)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of rows, weight and bias."""
         x_BCHW, weight_C, statistics_3GC = ctx.saved_tensors
         grad_BCHW = grads[0].contiguous(memory_format=torch.channels_last)
         sums_G2C = group_ops.gradient_sums(grad_BCHW, x_BCHW, statistics_3GC, ctx.group).sum(1)

@@ -15,10 +15,10 @@ def test_a_step_on_eight_gpus_stays_within_its_budgets(norm: str) -> None:
     counts, collectives = count_step(options)
     found = summarize(options, counts, collectives, bare_passes(options))
     step: dict[str, Any] = found["step"]
-    assert step["launches"] <= 3_700
+    assert step["launches"] <= (3_700 if norm == "sync" else 2_700)
     assert step["host_syncs"] == 1, counts.waits  # the step's numbers, which the loop reads a step late
     assert step["collectives"] <= (150 if norm == "sync" else 10)
     assert found["views"]["launches"] <= 40 and found["views"]["host_syncs"] == 0
     assert found["views"]["bytes"] <= 6e9 * 224 / 1792
     assert found["views"]["copies"] == 1  # the table, beside the tiles
-    assert found["share"] >= (0.85 if norm == "sync" else 0.75)
+    assert found["share"] >= 0.85
