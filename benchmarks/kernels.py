@@ -61,8 +61,8 @@ _FREE = frozenset([
     "view", "_unsafe_view", "expand", "permute", "transpose", "t", "slice", "select", "unsqueeze", "squeeze",
     "detach", "alias", "as_strided", "as_strided_", "unbind", "split", "split_with_sizes", "_reshape_alias", "reshape",
     "unfold", "diagonal", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "narrow",
-    "lift_fresh", "view_as", "set_", "is_same_size", "sym_size", "stride", "numel", "chunk", "empty_permuted", "is_pinned",
-    "_pin_memory",
+    "lift_fresh", "view_as", "set_", "is_same_size", "sym_size", "stride", "numel", "chunk", "empty_permuted",
+    "is_pinned", "_pin_memory",
 ])  # fmt: skip
 """Operators that launch nothing."""
 _WAITS = frozenset([
