@@ -7,7 +7,7 @@ format, which takes longer to make one than a tile's bytes take to be hashed.
 from __future__ import annotations
 
 import hashlib
-import io
+import re
 import tarfile
 from collections.abc import Mapping
 from typing import BinaryIO
@@ -15,6 +15,7 @@ from typing import BinaryIO
 _NAME_BYTES = 100
 _LARGEST = 8**11 - 1
 _DAMAGE = (tarfile.TarError, ValueError, TypeError, OverflowError)  # by what tarfile fails on damaged headers
+_PAX_PATH = re.compile(rb"\d+ path=([^\n]*)\n")
 _SIZE, _SIZE_END, _SUM, _SUM_END = 124, 136, 148, 155
 """Places of a header's size and of its checksum (POSIX.1-1988, ustar); the checksum's last byte is a space."""
 _EMPTY = tarfile.TarInfo().tobuf(tarfile.PAX_FORMAT)
@@ -42,14 +43,23 @@ def find_member(blocks: bytes, key: str, ext: str) -> bytes | None:
         key: the sample's.
         ext: of the member.
     """
+    at, name = 0, ""
     try:
-        with tarfile.open(fileobj=io.BytesIO(blocks), mode="r:") as tar:
-            for member in tar:
-                if not member.name.startswith(f"{key}."):
-                    return None
-                data = blocks[member.offset_data : member.offset_data + member.size]
-                if member.name == f"{key}.{ext}":
-                    return data if len(data) == member.size else None
+        while at < len(blocks):
+            member = tarfile.TarInfo.frombuf(blocks[at : at + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+            at += tarfile.BLOCKSIZE
+            data = blocks[at : at + max(member.size, 0)]
+            at += len(data) + -len(data) % tarfile.BLOCKSIZE
+            if member.type == tarfile.XHDTYPE:  # the next member's name, which is long or not ASCII
+                path = _PAX_PATH.search(data)
+                name = path[1].decode() if path else ""
+                continue
+            name = name or member.name
+            if not name.startswith(f"{key}."):
+                return None
+            if name == f"{key}.{ext}":
+                return data if len(data) == member.size else None
+            name = ""
     except _DAMAGE:
         pass
     return None
