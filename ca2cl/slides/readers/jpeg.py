@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import simplejpeg
 from ca2cl.common.optional import need
 from ca2cl.slides.readers.base import Level, Pixels
 
+logger = logging.getLogger(__name__)
 _JPEG, _RGB, _YCBCR = 7, 2, 6
 """TIFF's compression, and photometric interpretations."""
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
@@ -101,11 +101,14 @@ def jpeg_tiles(
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings name no file
     found: dict[int, JpegTiles] = {}
     numbers = {(level.width, level.height): number for number, level in reversed(list(enumerate(levels)))}
-    with suppress(Exception), library.TiffFile(path) as file:  # OpenSlide reads what tifffile does not understand
-        for page in file.pages:
-            number = numbers.get((page.imagewidth, page.imagelength), -1)
-            if number >= 0 and number not in found and _has_jpeg_tiles(page):
-                found[number] = JpegTiles(path, page, background)
+    try:
+        with library.TiffFile(path) as file:
+            for page in file.pages:
+                number = numbers.get((page.imagewidth, page.imagelength), -1)
+                if number >= 0 and number not in found and _has_jpeg_tiles(page):
+                    found[number] = JpegTiles(path, page, background)
+    except Exception as error:  # noqa: BLE001  # by anything, on files that OpenSlide reads all the same
+        logger.debug("%s: its tiles are read by OpenSlide, tifffile fails: %r", path, error)
     return found
 
 
