@@ -20,6 +20,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common": {"errors"},
     "config": {"common"},
     "runtime": {"errors"},
+    "api": {
+        "runtime", "data", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "methods.ca2cl",
+        "registry",
+    },
     "cli": {"runtime", "store", "data.synthetic"},
     "store": set(),
     "data": set(),
