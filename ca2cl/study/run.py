@@ -54,12 +54,17 @@ def _run(study: Study, config: StudyConfig, children: Children) -> int:
     jobs = plan.jobs
     if config.job is not None and config.job >= len(jobs):
         raise InputError(f"job is {config.job}: the study has {len(jobs)} jobs, 0 to {len(jobs) - 1}")
+    failed = 0
     if not config.table:
-        wanted = jobs if config.job is None else [jobs[config.job]]
-        if failed := _Worker(plan, config, children).work(wanted):
-            return failed
-    sys.stdout.write(_listed(study, config))
-    return 0
+        failed = _Worker(plan, config, children).work(jobs if config.job is None else [jobs[config.job]])
+    left = [job for job in jobs if not job.done()]
+    if left:
+        sys.stdout.write(_listed(study, config))
+    if config.table or (len(left) < len(jobs) if config.job is None else not left):
+        from ca2cl.study.report import report  # torch and MLflow
+
+        report(plan, config)
+    return failed
 
 
 def _listed(study: Study, config: StudyConfig) -> str:
