@@ -19,9 +19,11 @@ from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.redact import redact_all
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
+from ca2cl.evaluation.calibration.reliability import draw_reliability
+from ca2cl.evaluation.calibration.summary import SCALED, Calibration
 from ca2cl.evaluation.compare import Comparison
 from ca2cl.evaluation.leakage import tag as leak_tag
-from ca2cl.evaluation.metrics import ClassificationMetrics
+from ca2cl.evaluation.metrics import ClassificationMetrics, ClassRecall, mean_sd
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Interval
@@ -65,6 +67,108 @@ def cells(row: Row, several: bool = False) -> list[str]:
     return [*what, *([row.test] if several else []), *numbers, interval]
 
 
+_ERRORS = {"calibration_error": "ECE", "brier": "Brier", "log_loss": "log-loss"}
+CALIBRATION_NOTE = (
+    "ECE over 15 bins of equal width; Brier summed over classes; 'T' divides the logits and was chosen on held-out "
+    "labelled tiles, '-' where there were none; raw -> scaled by it"
+)
+
+
+def calibration_heads(several: bool = False) -> list[str]:
+    """Headings of the calibration table's columns.
+
+    Args:
+        several: whether there is more than one test set.
+    """
+    return ["features", "classifier", "labels", *(["test"] if several else []), "T", *_ERRORS.values(), "95 % of Brier"]
+
+
+def calibration_cells(row: Row, several: bool = False) -> list[str]:
+    """Cells of a row of the calibration table, under ``calibration_heads``."""
+    what = [row.features, row.classifier, describe_budget(row.budget), *([row.test] if several else [])]
+    errors = row.calibration.errors() if row.calibration else {}
+    numbers = []
+    for name in _ERRORS:
+        means = [f"{np.mean(errors[one]):.3f}" for one in (name, SCALED + name) if one in errors]
+        numbers.append(" -> ".join(means))
+    temperature = f"{np.mean(errors['temperature']):.2f}" if "temperature" in errors else "-"
+    low, high = row.intervals.get(SCALED + "brier", row.intervals.get("brier", (math.nan, math.nan)))
+    return [*what, temperature, *numbers, describe_interval((low, high))]
+
+
+def calibrated_rows(rows: Sequence[Row], own: Sequence[str]) -> list[Row]:
+    """The rows of the calibration table: all of these features, and of others those at the largest budget.
+
+    Args:
+        rows: the result table.
+        own: features of the encoder.
+    """
+    largest = {row.features: row.budget for row in rows}
+    return [row for row in rows if row.calibration and (row.features in own or row.budget == largest[row.features])]
+
+
+def calibration_table(rows: Sequence[Row], own: Sequence[str]) -> str:
+    """The calibration of some rows as aligned text, empty where it is not known.
+
+    Args:
+        rows: the result table.
+        own: features of the encoder.
+    """
+    several, shown = len({row.test for row in rows}) > 1, calibrated_rows(rows, own)
+    if not shown:
+        return ""
+    text = aligned(calibration_heads(several), [calibration_cells(row, several) for row in shown])
+    return f"\ncalibration: {CALIBRATION_NOTE}\n{text}"
+
+
+def recall_heads(rows: Sequence[Row]) -> list[str]:
+    """Headings of the recall table's columns.
+
+    Args:
+        rows: of one test set and one budget.
+    """
+    unit = "slides" if rows[0].units is not None and rows[0].units.known else "units"
+    return ["recall of", "tiles", unit, *(row.classifier for row in rows)]
+
+
+def recall_cells(rows: Sequence[Row], classes: Sequence[str]) -> list[list[str]]:
+    """Cells of the recall table: for every class its tiles, its slides, and a recall with interval for each row.
+
+    Args:
+        rows: of one test set and one budget.
+        classes: names of the classes.
+    """
+    return [
+        [name, str(of[0].tiles), str(of[0].units), *(describe_recall(one) for one in of)]
+        for name, of in zip(classes, zip(*(row.recalls for row in rows), strict=True), strict=True)
+    ]
+
+
+def describe_recall(found: ClassRecall) -> str:
+    """Recall with its interval."""
+    if math.isnan(found.recall):
+        return "no tiles"
+    return f"{found.recall:.3f} {describe_interval(found.interval)}"
+
+
+def recall_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
+    """Recall by class of the first features with the most labels, for every classifier; a table for each test set.
+
+    Args:
+        rows: the result table.
+        classes: names of the classes.
+    """
+    text = ""
+    for test in dict.fromkeys(row.test for row in rows):
+        ours = [row for row in rows if (row.features, row.test) == (rows[0].features, test)]
+        shown = [row for row in ours if row.budget == ours[-1].budget and row.recalls]
+        if shown:
+            where = f", {shown[0].features}, {describe_budget(shown[0].budget)} labels" + (f", {test}" if test else "")
+            text += f"\nrecall by class with 95 %{where}\n"
+            text += aligned(recall_heads(shown), recall_cells(shown, classes))
+    return text
+
+
 def describe_interval(interval: Interval) -> str:
     """Of an accuracy; one slide alone gives none."""
     return "one slide" if math.isnan(interval[0]) else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
@@ -88,6 +192,9 @@ def row_as_dict(row: Row) -> dict[str, Any]:
         "mean": {name: mean for name, (mean, _) in scores.items()},
         "sd": {name: sd for name, (_, sd) in scores.items()},
         "accuracy_interval_95": list(row.interval),
+        "intervals_95": {name: list(interval) for name, interval in row.intervals.items()},
+        "recalls": [dataclasses.asdict(one) for one in row.recalls],
+        "calibration": row.calibration.as_dict() if row.calibration else None,
         "seeds": [
             {"seed": seed, **setting, **metrics.scores(), "confusion": metrics.confusion.tolist()}
             for seed, (metrics, setting) in enumerate(zip(row.per_seed, row.settings, strict=True))
@@ -106,7 +213,7 @@ def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
         scores = {name: math.nan if seed[name] is None else float(seed[name]) for name in SCORES}
         per_seed.append(ClassificationMetrics(**scores, confusion=np.asarray(seed["confusion"], np.int64)))
         settings.append({name: value for name, value in seed.items() if name not in {*SCORES, "seed", "confusion"}})
-    low, high = (math.nan if bound is None else float(bound) for bound in held["accuracy_interval_95"])
+    calibration = held.get("calibration")
     return Row(
         features=str(held["features"]),
         classifier=str(held["classifier"]),
@@ -114,9 +221,22 @@ def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
         labelled=int(held["labelled"]),
         per_seed=per_seed,
         settings=settings,
-        interval=(low, high),
+        interval=_interval(held["accuracy_interval_95"]),
         test=test,
+        intervals={str(name): _interval(ends) for name, ends in held.get("intervals_95", {}).items()},
+        recalls=[_recall(one) for one in held.get("recalls", ())],
+        calibration=None if calibration is None else Calibration.of(calibration),
     )
+
+
+def _interval(ends: Sequence[float | None]) -> Interval:
+    low, high = (math.nan if end is None else float(end) for end in ends)
+    return low, high
+
+
+def _recall(held: Mapping[str, Any]) -> ClassRecall:
+    recall = math.nan if held["recall"] is None else float(held["recall"])
+    return ClassRecall(recall, _interval(held["interval"]), int(held["tiles"]), int(held["units"]))
 
 
 def tracked_metrics(
@@ -136,7 +256,10 @@ def tracked_metrics(
         for name in SCORES:
             mean, sd = row.mean_sd(name)
             flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean, sd
-        flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = row.interval
+        for name, ends in {"accuracy": row.interval, **row.intervals}.items():
+            flat[f"{prefix}/{name}_low"], flat[f"{prefix}/{name}_high"] = ends
+        for name, values in (row.calibration.errors() if row.calibration else {}).items():
+            flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean_sd(values)
     for c in compared:
         name = metric_name(names.get(c.against, c.against), c.classifier, c.budget)
         flat[f"difference/{name}"] = c.difference.mean
@@ -220,7 +343,28 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequence[str], title: str) -> None:
+def draw_calibration(path: Path, row: Row, title: str) -> bool:
+    """A PNG of a row's reliability diagrams, raw and scaled; False where its calibration is not known.
+
+    Args:
+        path: of the PNG.
+        row: the row.
+        title: above it.
+    """
+    found = row.calibration
+    if found is None:
+        return False
+    panels = [("raw", found.raw_bins)]
+    if found.scaled:
+        panels.append((f"scaled, T = {np.mean(found.temperatures):.2f}", found.scaled_bins))
+    write_atomic(path, draw_reliability(panels, title), _REMEDY)
+    return True
+
+
+def draw_confusion(
+    path: Path, confusion: npt.NDArray[np.int64], classes: Sequence[str], title: str,
+    recalls: Sequence[ClassRecall] = (),
+) -> None:  # fmt: skip
     """A PNG of a (K, K) confusion matrix: colour is the share of a label's tiles, the text its percentage.
 
     Args:
@@ -228,16 +372,17 @@ def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequen
         confusion: counts, rows are labels.
         classes: names of the K classes.
         title: above it.
+        recalls: of the classes; their intervals stand beside the labels.
     """
     from matplotlib.figure import Figure
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.55 * len(classes)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + (2.0 if recalls else 0.8), side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), _with_recalls(classes, recalls))
     axes.set(xlabel="prediction", ylabel="label")
     figure.suptitle(textwrap.fill(title, int(12 * (side + 0.8))), fontsize=10)  # 12 letters an inch
     for (row, column), value in np.ndenumerate(share):
@@ -248,3 +393,11 @@ def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequen
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120)
     write_atomic(path, drawn.getvalue(), _REMEDY)
+
+
+def _with_recalls(classes: Sequence[str], recalls: Sequence[ClassRecall]) -> list[str]:
+    """Names of the classes, each above its recall's interval in percent."""
+    if not recalls:
+        return list(classes)
+    ends = [[round(100 * end) for end in one.interval if not math.isnan(end)] for one in recalls]
+    return [f"{name}\n95 %: {end[0]} to {end[1]}" if end else name for name, end in zip(classes, ends, strict=True)]

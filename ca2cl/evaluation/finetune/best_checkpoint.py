@@ -23,17 +23,19 @@ KEPT = "free some space and start again: finished cells and the last checkpoint 
 
 
 def keep(folder: Path, network: Classifier, card: EncoderCard, facts: Mapping[str, Any]) -> None:
-    """Write a cell's classifier to ``folder / FOLDER``.
+    """Write a cell's classifier to ``folder / FOLDER``, its head's logits divided by the cell's temperature: whatever
+    reads it then has scaled probabilities.
 
     Args:
         folder: of the trial.
         network: the classifier.
         card: of the encoder that it was trained from.
-        facts: of the trial: steps, held-out loss and accuracy.
+        facts: of the trial: steps, held-out loss and accuracy, temperature.
     """
     state = dict(network.encoder.state_dict())
-    state |= {f"fc.{name}": value for name, value in network.head.state_dict().items()}
-    known = {"held_out_loss": facts["held_out_loss"], "held_out_accuracy": facts["held_out_accuracy"]}
+    scale = facts["temperature"] or 1.0
+    state |= {f"fc.{name}": value / scale for name, value in network.head.state_dict().items()}
+    known = {name: facts[name] for name in ("held_out_loss", "held_out_accuracy", "temperature")}
     save_encoder(folder / FOLDER, state, replace(card, step=facts["steps"], metrics=known))
 
 
