@@ -19,8 +19,7 @@ from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.redact import redact_all
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
-from ca2cl.evaluation.calibration.reliability import draw_reliability
-from ca2cl.evaluation.calibration.summary import SCALED, Calibration
+from ca2cl.evaluation.calibration.summary import Calibration
 from ca2cl.evaluation.compare import Comparison
 from ca2cl.evaluation.leakage import tag as leak_tag
 from ca2cl.evaluation.metrics import ClassificationMetrics, ClassRecall, mean_sd
@@ -30,7 +29,7 @@ from ca2cl.evaluation.statistics import Interval
 from ca2cl.registry.evaluation_run import log_evaluation, log_evaluation_once
 from ca2cl.registry.resolve import ResolvedEncoder
 
-_REMEDY = "free some space, or give a file in a folder you can write"
+REMEDY = "free some space, or give a file in a folder you can write"
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
 _COLUMNS = {
     "accuracy": "top-1 accuracy",
@@ -65,108 +64,6 @@ def cells(row: Row, several: bool = False) -> list[str]:
     interval = describe_interval(row.interval)
     what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
     return [*what, *([row.test] if several else []), *numbers, interval]
-
-
-_ERRORS = {"calibration_error": "ECE", "brier": "Brier", "log_loss": "log-loss"}
-CALIBRATION_NOTE = (
-    "ECE over 15 bins of equal width; Brier summed over classes; 'T' divides the logits and was chosen on held-out "
-    "labelled tiles, '-' where there were none; raw -> scaled by it"
-)
-
-
-def calibration_heads(several: bool = False) -> list[str]:
-    """Headings of the calibration table's columns.
-
-    Args:
-        several: whether there is more than one test set.
-    """
-    return ["features", "classifier", "labels", *(["test"] if several else []), "T", *_ERRORS.values(), "95 % of Brier"]
-
-
-def calibration_cells(row: Row, several: bool = False) -> list[str]:
-    """Cells of a row of the calibration table, under ``calibration_heads``."""
-    what = [row.features, row.classifier, describe_budget(row.budget), *([row.test] if several else [])]
-    errors = row.calibration.errors() if row.calibration else {}
-    numbers = []
-    for name in _ERRORS:
-        means = [f"{np.mean(errors[one]):.3f}" for one in (name, SCALED + name) if one in errors]
-        numbers.append(" -> ".join(means))
-    temperature = f"{np.mean(errors['temperature']):.2f}" if "temperature" in errors else "-"
-    low, high = row.intervals.get(SCALED + "brier", row.intervals.get("brier", (math.nan, math.nan)))
-    return [*what, temperature, *numbers, describe_interval((low, high))]
-
-
-def calibrated_rows(rows: Sequence[Row], own: Sequence[str]) -> list[Row]:
-    """The rows of the calibration table: all of these features, and of others those at the largest budget.
-
-    Args:
-        rows: the result table.
-        own: features of the encoder.
-    """
-    largest = {row.features: row.budget for row in rows}
-    return [row for row in rows if row.calibration and (row.features in own or row.budget == largest[row.features])]
-
-
-def calibration_table(rows: Sequence[Row], own: Sequence[str]) -> str:
-    """The calibration of some rows as aligned text, empty where it is not known.
-
-    Args:
-        rows: the result table.
-        own: features of the encoder.
-    """
-    several, shown = len({row.test for row in rows}) > 1, calibrated_rows(rows, own)
-    if not shown:
-        return ""
-    text = aligned(calibration_heads(several), [calibration_cells(row, several) for row in shown])
-    return f"\ncalibration: {CALIBRATION_NOTE}\n{text}"
-
-
-def recall_heads(rows: Sequence[Row]) -> list[str]:
-    """Headings of the recall table's columns.
-
-    Args:
-        rows: of one test set and one budget.
-    """
-    unit = "slides" if rows[0].units is not None and rows[0].units.known else "units"
-    return ["recall of", "tiles", unit, *(row.classifier for row in rows)]
-
-
-def recall_cells(rows: Sequence[Row], classes: Sequence[str]) -> list[list[str]]:
-    """Cells of the recall table: for every class its tiles, its slides, and a recall with interval for each row.
-
-    Args:
-        rows: of one test set and one budget.
-        classes: names of the classes.
-    """
-    return [
-        [name, str(of[0].tiles), str(of[0].units), *(describe_recall(one) for one in of)]
-        for name, of in zip(classes, zip(*(row.recalls for row in rows), strict=True), strict=True)
-    ]
-
-
-def describe_recall(found: ClassRecall) -> str:
-    """Recall with its interval."""
-    if math.isnan(found.recall):
-        return "no tiles"
-    return f"{found.recall:.3f} {describe_interval(found.interval)}"
-
-
-def recall_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Recall by class of the first features with the most labels, for every classifier; a table for each test set.
-
-    Args:
-        rows: the result table.
-        classes: names of the classes.
-    """
-    text = ""
-    for test in dict.fromkeys(row.test for row in rows):
-        ours = [row for row in rows if (row.features, row.test) == (rows[0].features, test)]
-        shown = [row for row in ours if row.budget == ours[-1].budget and row.recalls]
-        if shown:
-            where = f", {shown[0].features}, {describe_budget(shown[0].budget)} labels" + (f", {test}" if test else "")
-            text += f"\nrecall by class with 95 %{where}\n"
-            text += aligned(recall_heads(shown), recall_cells(shown, classes))
-    return text
 
 
 def describe_interval(interval: Interval) -> str:
@@ -330,9 +227,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         InputError: the folder cannot be written.
     """
     text = json.dumps(_finite(redact_all(content)), indent=1, allow_nan=False)
-    with writing(path, _REMEDY):
+    with writing(path, REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (text + "\n").encode(), _REMEDY)
+    write_atomic(path, (text + "\n").encode(), REMEDY)
 
 
 def _finite(value: Any) -> Any:
@@ -341,24 +238,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def draw_calibration(path: Path, row: Row, title: str) -> bool:
-    """A PNG of a row's reliability diagrams, raw and scaled; False where its calibration is not known.
-
-    Args:
-        path: of the PNG.
-        row: the row.
-        title: above it.
-    """
-    found = row.calibration
-    if found is None:
-        return False
-    panels = [("raw", found.raw_bins)]
-    if found.scaled:
-        panels.append((f"scaled, T = {np.mean(found.temperatures):.2f}", found.scaled_bins))
-    write_atomic(path, draw_reliability(panels, title), _REMEDY)
-    return True
 
 
 def draw_confusion(
@@ -392,7 +271,7 @@ def draw_confusion(
     figure.colorbar(image, label="share of the label's tiles")
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120)
-    write_atomic(path, drawn.getvalue(), _REMEDY)
+    write_atomic(path, drawn.getvalue(), REMEDY)
 
 
 def _with_recalls(classes: Sequence[str], recalls: Sequence[ClassRecall]) -> list[str]:

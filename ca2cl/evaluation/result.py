@@ -30,7 +30,7 @@ from ca2cl.evaluation.metrics import (
     mean_sd,
     score_intervals,
 )
-from ca2cl.evaluation.statistics import Interval, Units, bootstrap_interval, ratio_score, score_interval
+from ca2cl.evaluation.statistics import Interval, Units, bootstrap_interval, mean_interval, ratio_score, score_interval
 
 ENCODER = "encoder"
 """Features of the encoder that is evaluated, by their name in tables, files and metrics."""
@@ -117,7 +117,7 @@ def _calibrate(
     for prefix, found in (("", probabilities), (SCALED, scaled)):
         for name, of_tiles in (("brier", brier_scores), ("log_loss", log_losses)):
             if found:
-                intervals[prefix + name] = _interval_of_mean([of_tiles(labels_N, p_NK) for p_NK in found], units)
+                intervals[prefix + name] = mean_interval([of_tiles(labels_N, p_NK) for p_NK in found], units)
     calibration = Calibration(
         raw=[calibration_errors(labels_N, p_NK, units.unit_N) for p_NK in probabilities],
         raw_bins=reliability(labels_N, probabilities, units),
@@ -126,12 +126,6 @@ def _calibrate(
         scaled_bins=reliability(labels_N, scaled, units),
     )
     return calibration, intervals
-
-
-def _interval_of_mean(values: Sequence[npt.NDArray[np.float64]], units: Units) -> Interval:
-    """Of values (N,) of each seed that have no upper bound."""
-    sizes_SG = _sums([np.ones(len(one)) for one in values], units)
-    return score_interval(ratio_score(_sums(values, units)[..., None], sizes_SG[..., None]), bounded=False)
 
 
 def reliability(

@@ -269,6 +269,21 @@ def score_interval(score: Score, *, level: float = 0.95, bounded: bool = True) -
     return _expit(_logit(value) - half), _expit(_logit(value) + half)
 
 
+def mean_interval(values: Sequence[Numbers], units: Units) -> Interval:
+    """``score_interval`` of a mean over tiles and draws that has no upper bound.
+
+    Args:
+        values: of the tiles (N,), at least 0, for every draw.
+        units: what tiles are resampled by.
+    """
+    sums = [np.bincount(units.unit_N, one, minlength=units.count) for one in values]
+    sums_SG = np.stack(sums).astype(np.float64)
+    size_G = np.bincount(units.unit_N, minlength=units.count).astype(np.float64)
+    return score_interval(
+        ratio_score(sums_SG[..., None], np.broadcast_to(size_G, sums_SG.shape)[..., None]), bounded=False
+    )
+
+
 def _logit(share: Any) -> Any:
     return np.log(share / (1 - share))
 

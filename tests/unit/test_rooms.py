@@ -61,14 +61,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory"},
     "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry", "evaluation.calibration"},
     "evaluation.calibration": set(),
+    "evaluation.tables": {"evaluation", "evaluation.calibration"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
         "slides", "slides.readers", "slides.tissue",
     },
-    "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation", "evaluation.calibration"},
+    "evaluation.probe": {
+        "runtime", "data.shards", "registry", "training", "evaluation", "evaluation.calibration",
+        "evaluation.tables",
+    },
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
-        "tracking", "evaluation", "evaluation.calibration",
+        "tracking", "evaluation", "evaluation.calibration", "evaluation.tables",
     },
     "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
@@ -89,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "report.places",
+        "tracking", "evaluation", "evaluation.tables", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {
@@ -98,7 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
-        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",
+        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune", "evaluation.tables",
     },
 }  # fmt: skip
 ONLY_IN = {

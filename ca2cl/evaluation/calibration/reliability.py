@@ -66,13 +66,13 @@ def _draw_panel(upper: Any, lower: Any, bins: Sequence[Bin]) -> None:
     below, above = np.maximum(accuracy - ends[:, 0], 0), np.maximum(ends[:, 1] - accuracy, 0)
     upper.errorbar(
         [one.confidence for one in bins], accuracy, np.where(known, [below, above], 0),
-        fmt="o", markersize=4, color="C0", capsize=2, linewidth=1, label="accuracy, 95 % by slides",
+        fmt="o", markersize=4, color="C0", capsize=2, linewidth=1, label="accuracy with 95 %",
     )  # fmt: skip
     upper.set(xlim=(0, 1), ylim=(0, 1.02))
     upper.legend(fontsize=7, loc="upper left")
     total = max(1, sum(one.count for one in bins))
     shares = [100 * one.count / total for one in bins]
     lower.bar(middle, shares, 0.92 / BINS, color="C0")
-    lower.set_ylim(0, 1.3 * max(shares, default=1))
+    lower.set_ylim(0, 1.5 * max(shares, default=1))
     for x, share, one in zip(middle, shares, bins, strict=True):
-        lower.text(x, share, str(one.count), ha="center", va="bottom", fontsize=6, rotation=90)
+        lower.text(x, share, f" {one.count}", ha="center", va="bottom", fontsize=6, rotation=90)

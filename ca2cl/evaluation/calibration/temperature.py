@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ca2cl.evaluation.calibration.probability_errors import LEAST, IntArray, Numbers, Probabilities
+from ca2cl.evaluation.calibration.probability_errors import IntArray, Numbers, Probabilities
 
 COLDEST, HOTTEST = 0.05, 20.0
+_LEAST = 1e-30
+"""Of a probability, whose logarithm is taken."""
 
 
 def fit_temperature(labels_H: IntArray, p_HK: Probabilities) -> float:
@@ -49,5 +51,5 @@ def scaled_by(p_NK: Probabilities, temperature: float) -> Numbers:
 
 def _logits(p_NK: Probabilities) -> Numbers:
     """Logits up to a constant a tile, the largest of which is 0."""
-    log_NK = np.log(np.maximum(p_NK.astype(np.float64), LEAST))
+    log_NK = np.log(np.maximum(p_NK.astype(np.float64), _LEAST))
     return np.asarray(log_NK - log_NK.max(axis=1, keepdims=True), np.float64)

@@ -26,6 +26,8 @@ from ca2cl.evaluation.protocol import PROTOCOLS
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import Subsets
 from ca2cl.evaluation.statistics import Units
+from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibration
+from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.registry.evaluation_run import TOKENS_TAG
 from ca2cl.registry.resolve import ResolvedEncoder
 
@@ -56,6 +58,9 @@ class ProbeRecord:
     heads: Heads
     """Linear classifiers that were fitted."""
 
+    by_slides: bool
+    """Whole slides or patients were held out, for they are known."""
+
     @property
     def statement(self) -> str:
         """Note to print wherever the numbers are shown; empty for the honest protocol."""
@@ -84,7 +89,8 @@ class ProbeRecord:
             f"{f'{name}: ' if several else ''}{units.statement}\n" for name, units in self.units.items()
         )
         own = list(dict.fromkeys(row.features for row in self.rows if row.features.split(" (")[0] == ENCODER))
-        more = shared.recall_table(self.rows, self.train.index.classes) + shared.calibration_table(self.rows, own)
+        more = recall_table(self.rows, self.train.index.classes)
+        more += calibration_table(self.rows, own, self.by_slides)
         how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
         return f"{shared.table(self.rows)}{statement}{remarks}{compared}{more}{how}"
 
@@ -108,6 +114,7 @@ class ProbeRecord:
             "tokens": list(self.config.tokens),
             "config": {**flatten(self.config), "strength": self.strength},
             "drawn_by": self.drawn_by,
+            "temperature_by": "slide or patient" if self.by_slides else "tile",
             **{key: first[key] for key in ("leak", "resampled", "results", "differences")},
             "tests": per_test,
             "labelled_tiles": self._labelled(),
@@ -146,13 +153,14 @@ class ProbeRecord:
             shared.draw_confusion(files[-1], shown.confusion, self.train.index.classes, title, shown.recalls)
             path = output.with_name(f"{output.stem}-reliability{f'-{test}' if number else ''}.png")
             title = f"{shown.features}, {shown.classifier}, {shown.labelled} labelled tiles{on}: reliability"
-            files += [path] if shared.draw_calibration(path, shown, title) else []
+            files += [path] if draw_calibration(path, shown, title) else []
         return [*files, *self._write_head(output.with_name(f"{output.stem}{SUFFIX}"))]
 
     def _write_head(self, path: Path) -> list[Path]:
         """Keep the first draw's linear classifier with the most labels, of the encoder's first features.
 
-        Its logits are divided by its temperature. One whose epoch the test tiles chose is not kept.
+        Its logits are divided by its temperature, if whole slides chose that. One whose epoch the test tiles chose is
+        not kept.
         """
         features = self.rows[0].features
         fitted = [row for row in self.rows if (row.features, row.classifier, row.budget) in self.heads]
@@ -163,7 +171,7 @@ class ProbeRecord:
             return []
         row, found = max(ours, key=lambda row: row.labelled), self.contenders.encoder
         head, setting = self.heads[features, row.classifier, row.budget], row.settings[0]
-        if row.calibration and row.calibration.temperatures:
+        if self.by_slides and row.calibration and row.calibration.temperatures:
             temperature = row.calibration.temperatures[0]
             head, setting = head.cooled(temperature), {**setting, "temperature": temperature}
         local = Path(found.uri)

@@ -139,4 +139,5 @@ def _probe(
         compared=compare_with_first(rows),
         weights=weights,
         heads=heads,
+        by_slides=slides is not None,
     )
