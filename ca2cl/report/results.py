@@ -12,6 +12,7 @@ from typing import Any
 
 from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
+from ca2cl.evaluation.centers.tables import Table, tables
 from ca2cl.evaluation.leakage import lines
 from ca2cl.evaluation.report import cells, heads, row_from_dict
 from ca2cl.evaluation.result import ENCODER, Row
@@ -50,6 +51,8 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     """Warnings about the numbers: made-up tissue, a leak, a protocol that looks at the test tiles."""
     confusions: list[Confusion] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    """Robustness to centres, shifts and other test sets."""
 
 
 def results(material: RunMaterial) -> list[Result]:
@@ -102,6 +105,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
         ]
         classes = _classes(content, rows)
         own_notes, warnings = _remarks(content, tests)
+        robustness = tables(content.get("robustness") or {})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         logger.warning(
             "run %s: its JSON is not as this version writes it (%r); only metrics are shown", run.run_id, error
@@ -115,7 +119,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
     notes = [_data_note(run), *_resampled(content, tests, own_notes), *own_notes]
-    return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions)
+    return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions, robustness)
 
 
 def _size(budget: float) -> tuple[bool, float]:

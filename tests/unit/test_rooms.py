@@ -64,7 +64,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
         "slides", "slides.readers", "slides.tissue",
     },
-    "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation"},
+    "evaluation.centers": {"data.shards", "slides", "evaluation"},
+    "evaluation.probe": {
+        "runtime", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
+        "evaluation.centers",
+    },
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
         "tracking", "evaluation",
@@ -88,7 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "report.places",
+        "tracking", "evaluation", "evaluation.centers", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {
