@@ -19,8 +19,10 @@ from ca2cl.common.plugins import names_code
 from ca2cl.errors import InputError, nearest
 
 _RECIPES = Path(__file__).parent.parent / "recipes"
+_STUDY = "study_"
+"""What the names of shipped studies begin with; they are no recipes of one verb."""
 _NONE = "none"
-_MAY_NAME_CODE = frozenset({"method.name", "model.arch", "tracking.sinks", "source"})
+MAY_NAME_CODE = frozenset({"method.name", "model.arch", "tracking.sinks", "source"})
 """Settings whose value may be module:attribute: a file, which may come from elsewhere, must not run code."""
 _HOME = re.compile(r"([^/~=]*=)?(~.*)", re.DOTALL)
 
@@ -186,7 +188,22 @@ def _explain(message: str, known: list[str]) -> str:
 
 def recipes() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml") if not path.stem.startswith(_STUDY))
+
+
+def find_study(name: str) -> Path:
+    """The file of a study: a path, or a shipped one's name.
+
+    Raises:
+        InputError: there is none.
+    """
+    shipped = {path.stem: path for path in _RECIPES.glob(f"{_STUDY}*.yaml")}
+    path = Path(name).expanduser()
+    if path.exists() or name not in shipped:
+        if not path.is_file():
+            raise InputError(f"file {name!r} is not there; give a YAML file, or a shipped study: {', '.join(shipped)}")
+        return path
+    return shipped[name]
 
 
 def _with_files(arguments: list[str], types: Mapping[str, str], required: frozenset[str]) -> list[str]:
@@ -205,7 +222,7 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
                 raise InputError(f"no recipe {path!r}: {nearest(path, recipes())}")
             path = str(_RECIPES / f"{path}.yaml")
         for name, words in read_flags(path, types, required, group):
-            if name in _MAY_NAME_CODE and (code := [word for word in words if names_code(word)]):
+            if name in MAY_NAME_CODE and (code := [word for word in words if names_code(word)]):
                 raise InputError(f"config {path!r}: {name} names code; do so on the command line, --{name} {code[0]}")
             value = _joined(types[name], words) if "tuple" in types[name] else words[0]
             replaced.append(f"--{name}={value}")

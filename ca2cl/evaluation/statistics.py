@@ -299,10 +299,14 @@ def sign_flip_p(sums_G: IntArray, *, flips: int = 10_000, seed: int = 0) -> floa
 def holm(differences: Sequence[Difference]) -> list[Difference]:
     """The same with ``p_holm``, Holm's step-down correction (1979) over all of them: the chance that any of them is
     called real by accident stays below the level, however they depend on one another."""
-    order = np.argsort([difference.p for difference in differences], kind="stable")
-    found = list(differences)
-    highest = 0.0
-    for place, number in enumerate(order.tolist()):
-        highest = max(highest, min(1.0, (len(found) - place) * found[number].p))
-        found[number] = replace(found[number], p_holm=highest)
-    return found
+    corrected = holm_p([difference.p for difference in differences])
+    return [replace(difference, p_holm=p) for difference, p in zip(differences, corrected, strict=True)]
+
+
+def holm_p(p: Sequence[float]) -> list[float]:
+    """The values of p in the same order after Holm's correction over all of them."""
+    corrected, highest = [1.0] * len(p), 0.0
+    for place, number in enumerate(np.argsort(p, kind="stable").tolist()):
+        highest = max(highest, min(1.0, (len(p) - place) * p[number]))
+        corrected[number] = highest
+    return corrected

@@ -20,6 +20,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common": {"errors"},
     "config": {"common"},
     "runtime": {"errors"},
+    "api": {
+        "runtime", "data", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "methods.ca2cl",
+        "registry",
+    },
     "cli": {"runtime", "store", "data.synthetic"},
     "store": set(),
     "data": set(),
@@ -99,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "store", "slides", "slides.readers", "slides.regions", "models", "registry", "evaluation",
         "evaluation.embed",
     },
+    "study": {"cli", "runtime", "store", "data.remote", "pretrain", "evaluation.probe", "tracking"},
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
         "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",

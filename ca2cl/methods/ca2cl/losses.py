@@ -50,14 +50,17 @@ def clean_terms(first: Embeddings, second: Embeddings, rows: Rows, config: Objec
     """
     terms = {"nt_xent": nt_xent(first.z, second.z, rows, config.temperature)}
     if config.cluster_weight or config.mutual_information:
-        return terms | _cluster_terms(first.g, second.g, rows, config)
+        return terms | cluster_terms(first.g, second.g, rows, config)
     # DistributedDataParallel wants a gradient for every parameter, those of the group head too
     nothing = given_gradient(terms["nt_xent"].new_zeros(()), [(g, torch.zeros_like(g)) for g in (first.g, second.g)])
     return {"nt_xent": terms["nt_xent"] + nothing}
 
 
-def _cluster_terms(g1_BD: Tensor, g2_BD: Tensor, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """Every rank computes them whole, contributes a W-th of the value, and keeps its own rows of the gradient."""
+def cluster_terms(g1_BD: Tensor, g2_BD: Tensor, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """The terms of the clusters by name.
+
+    Every rank computes them whole, contributes a W-th of the value, and keeps its own rows of the gradient.
+    """
     temperature = config.cluster_temperature
     with torch.enable_grad():
         g1_GD, g2_GD = (g.requires_grad_() for g in rows.gather(g1_BD, g2_BD))
