@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ca2cl.cli.examples import EXAMPLES
 from ca2cl.cli.parser import parse
 from ca2cl.cli.verbs import VERBS
 from ca2cl.errors import InputError
@@ -36,7 +37,9 @@ def commands(text: str) -> Iterator[list[str]]:
             yield [word for word in found[: min(ends, default=len(found))] if word != "..."]
 
 
-DOCUMENTED = sorted({tuple(words) for path in DOCUMENTS for words in commands(path.read_text(encoding="utf-8"))})
+TEXTS = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+TEXTS += [f"```bash\n{line}\n```\n" for lines in EXAMPLES.values() for _, line in lines]
+DOCUMENTED = sorted({tuple(words) for text in TEXTS for words in commands(text)})
 
 
 def name_of(words: tuple[str, ...]) -> str:

@@ -63,7 +63,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
     "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory"},
-    "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
+    "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry", "evaluation.calibration"},
+    "evaluation.calibration": set(),
+    "evaluation.tables": {"evaluation", "evaluation.calibration"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
         "slides", "slides.readers", "slides.tissue",
@@ -71,11 +73,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation.centers": {"data.shards", "slides", "evaluation"},
     "evaluation.probe": {
         "runtime", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
-        "evaluation.centers",
+        "evaluation.calibration", "evaluation.centers", "evaluation.tables",
     },
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
-        "tracking", "evaluation",
+        "tracking", "evaluation", "evaluation.calibration", "evaluation.tables",
     },
     "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
@@ -96,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "evaluation.centers", "report.places",
+        "tracking", "evaluation", "evaluation.centers", "evaluation.tables", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {
@@ -106,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study": {"cli", "runtime", "store", "data.remote", "pretrain", "evaluation.probe", "tracking"},
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
-        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",
+        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune", "evaluation.tables",
     },
 }  # fmt: skip
 ONLY_IN = {

@@ -57,6 +57,10 @@ class ProbeConfig:
     tiles (whole slides if they are known) is held out to choose the epoch, if that is 15 tiles or more."""
     sgd_lr: float = 3.0
     """Peak learning rate of the SGD, on centred features of unit length."""
+    calibrate: bool = True
+    """Choose a temperature for the probabilities of logistic regression and k-NN on held-out labelled tiles (whole
+    slides or patients if they are known), which takes up to five more fits for each; the SGD has held-out tiles
+    anyway. Protocol original holds out nothing, so there is no temperature."""
     protocol: ProtocolName = "honest"
     """honest, or original: as in the linear probe of the method's authors, labelled tiles are drawn with replacement,
     none are held out, and the test tiles choose the epoch of the SGD. The authors also train on augmented tiles with

@@ -123,6 +123,7 @@ def _probe(
         classifiers=[row for name, row in _ROWS.items() if name in config.classifiers],
         groups=slides,
         protocol=protocol,
+        calibrate=config.calibrate,
         units={name: units_of(test.index, test.tiles.samples_N.tolist(), test.root) for name, test in tests.items()},
         recipe=replace(RECIPE, epochs=config.sgd_epochs, optim=replace(RECIPE.optim, lr=config.sgd_lr)),
     )
@@ -142,4 +143,5 @@ def _probe(
         compared=compare_with_first(rows),
         weights=weights,
         heads=heads,
+        by_slides=slides is not None,
     )
