@@ -116,7 +116,7 @@ class _Groups:
 
         scores = []
         for right_SN, unit_N in zip((a_SN, b_SM), self._units, strict=True):
-            sums_SG = np.stack([np.bincount(unit_N, row, minlength=self._count) for row in right_SN])
+            sums_SG = np.stack([np.bincount(unit_N, row, minlength=self._count) for row in right_SN]).astype(np.float64)
             size_G = np.bincount(unit_N, minlength=self._count).astype(np.float64)
             scores.append(ratio_score(sums_SG[..., None], np.broadcast_to(size_G, sums_SG.shape)[..., None]))
         slides = [int((score.weight_G > 0).sum()) for score in scores]

@@ -161,5 +161,6 @@ def _predicted(task: Task, values_ND: FloatArray, classify: Classify) -> npt.NDA
             predicted_N[held_N] = targets[0]
             continue
         probabilities = classify(values_ND[~held_N], code_N.astype(np.int64), values_ND[held_N])
-        predicted_N[held_N] = targets[probabilities.argmax(axis=1)]
+        # less the targets' own shares: a small centre is not outvoted, which balanced accuracy would punish
+        predicted_N[held_N] = targets[(probabilities / np.bincount(code_N)).argmax(axis=1)]
     return predicted_N

@@ -31,11 +31,13 @@ def balanced_interval(right_N: npt.NDArray[np.bool_], target_N: IntArray, units:
 
 
 def _interval(part_NT: npt.NDArray[Any], whole_NT: npt.NDArray[Any], units: Units) -> Interval:
-    sums = [
-        np.stack([np.bincount(units.unit_N, column, minlength=units.count) for column in values.T], axis=1)[None]
-        for values in (part_NT, whole_NT)
-    ]
-    return score_interval(ratio_score(*sums))
+    return score_interval(ratio_score(_sums(part_NT, units), _sums(whole_NT, units)))
+
+
+def _sums(values_NT: npt.NDArray[Any], units: Units) -> Numbers:
+    """Over the tiles of each group, of a single draw: (1, G, T)."""
+    columns = [np.bincount(units.unit_N, column, minlength=units.count) for column in values_NT.T]
+    return np.stack(columns, axis=1)[None].astype(np.float64)
 
 
 def median_interval(values_N: Numbers, units: Units, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:

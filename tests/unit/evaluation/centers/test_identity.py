@@ -73,6 +73,21 @@ def test_a_centre_of_one_slide_is_left_out() -> None:
     assert center_task(np.where(CENTERS == 0, 0, -1), ["a", "b"], slides) is None
 
 
+def test_a_small_centre_is_not_outvoted() -> None:
+    """A guess from the targets' shares alone would always be the large centre."""
+    small = np.where(np.arange(400) % 10 == 0, 0, 1)
+    values = 1.5 * small[:, None] + GENERATOR.normal(size=(400, 1))
+    task = center_task(small, ["a", "b"], None)
+    assert task is not None
+
+    def by_share(fit_FD: FloatArray, targets_F: Integers, held_HD: FloatArray) -> npt.NDArray[np.float64]:
+        odds = nearest_mean(fit_FD, targets_F, held_HD) * np.bincount(targets_F)
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float64)
+
+    (found, _) = scores(task, {"value": values}, LABELS, {"mean": by_share})
+    assert found.balanced_accuracy > 0.65
+
+
 def test_balanced_accuracy_and_the_best_guess_from_the_class() -> None:
     target = np.array([0, 0, 0, 0, 1, 1])
     assert balanced(np.array([1, 1, 0, 0, 1, 1], bool), target) == 0.75
