@@ -57,6 +57,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "models", "views", "methods",
         "training", "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
+        "pretrain.watch",
+    },
+    "pretrain.watch": {
+        "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "models", "views", "methods",
+        "methods.ca2cl", "training", "evaluation",
     },
     "pretrain.memory": {"runtime", "models", "methods", "training"},
     "doctor": {
