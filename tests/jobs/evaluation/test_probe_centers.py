@@ -74,7 +74,8 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Probed:
         "probe", "--encoder", f"{root}/encoder", "--train", f"{root}/train", "--test", f"{root}/norm",
         f"{root}/nonorm", "--tracking.root", str(tmp_path_factory.getbasetemp() / "tracking-tests"),
         "--tracking.experiment", root.name, "--workers", "0", "--device", "cpu", "--seeds", "1",
-        "--labels", "1.0", "--strength", "1.0", "--imagenet", "false", "--classifiers", "logistic", "knn", "--output", f"{root}/p.json",
+        "--labels", "1.0", "--strength", "1.0", "--imagenet", "false",
+        "--classifiers", "logistic", "knn", "--output", f"{root}/p.json",
     ]  # fmt: skip
     more = ["--against", "random:1", "--center", "/([AB])-", "--shifts", "true", "--slide_probe", "true"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
