@@ -35,6 +35,7 @@ FREE = (
 _SINCE = {
     "method.name": DEFAULT, "model.drop_path": "0.0", "optim.layer_decay": "None", "optim.decay_all": "True",
     "optim.freeze_layers": "0", "optim.freeze_steps": "0", "optim.ema": "None",
+    "data.max_per_slide": "None", "objective.same_slide_weight": "1.0",
 }  # fmt: skip
 """Settings that the first runs did not record, with what they then were."""
 _LENGTH = ("run.steps", "run.epochs")

@@ -36,6 +36,7 @@ from ca2cl.pretrain.memory.held import held_bytes
 from ca2cl.pretrain.memory.machine import limit_left
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics, views_dtype
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
+from ca2cl.pretrain.sampling import sample_order
 from ca2cl.pretrain.start import RunStart, find_start, initial_encoder
 from ca2cl.pretrain.teacher import FoundTeacher, find_teacher
 from ca2cl.pretrain.watch import assemble as watching
@@ -78,7 +79,7 @@ def run(config: PretrainConfig) -> int:
     numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     watched = ranks.together(lambda: _watched(config, index))
-    order = _order(config, index, world, method)
+    order = sample_order(config, index, world, method)
     _warn_of_a_small_cache(config, index, world)
     micro_batch = shares.micro_batch(config, world)
     shares.check_accumulation(config, method, world, micro_batch)
@@ -273,16 +274,6 @@ def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dic
     for rank, there in enumerate(ranks.share(numerics)):
         check_numerics(numerics or {}, there or {}, f"on rank {rank}")
     return numerics
-
-
-def _order(config: PretrainConfig, index: ShardIndex, world: int, method: Method) -> LaneOrder:
-    run = config.run
-    order = LaneOrder(
-        index, config.data.lanes, run.batch_size, run.seed, world=world, least=method.least_tiles,
-        fewer=lambda tiles: method.too_few(tiles)[1],
-    )  # fmt: skip
-    order.check_world(world)
-    return order
 
 
 def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:

@@ -168,7 +168,7 @@ def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
     journal = _Journal(job, progress)
     while progress.step < job.total_steps:
         # fetch
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         data, bad = _fetch(job, way_out, first=progress.step == first)
         waited = time.perf_counter() - started
         if data is None:
@@ -190,8 +190,9 @@ def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
         progress.bad_samples += len(bad)
 
         # journal
-        seconds = time.perf_counter() - started
-        journal.add(Reading(terms, outcome, _line(job, progress, data.epoch, lr, seconds, waited)))
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+        line = {**_line(job, progress, data.epoch, lr, seconds, waited), "cpu_s": cpu}
+        journal.add(Reading(terms, outcome, line))
         epoch_ends = progress.step % job.steps_per_epoch == 0
         save_due = progress.step == job.total_steps or progress.step % job.checkpoint_every == 0
         watch_due = job.watch is not None and job.watch.due(progress.step)

@@ -20,6 +20,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common": {"errors"},
     "config": {"common"},
     "runtime": {"errors"},
+    "api": {
+        "runtime", "data", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "methods.ca2cl",
+        "registry",
+    },
     "cli": {"runtime", "store", "data.synthetic"},
     "store": set(),
     "data": set(),
@@ -64,15 +68,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
     },
     "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory"},
-    "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
+    "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry", "evaluation.calibration"},
+    "evaluation.calibration": set(),
+    "evaluation.tables": {"evaluation", "evaluation.calibration"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
         "slides", "slides.readers", "slides.tissue",
     },
-    "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation"},
+    "evaluation.centers": {"data.shards", "slides", "evaluation"},
+    "evaluation.probe": {
+        "runtime", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
+        "evaluation.calibration", "evaluation.centers", "evaluation.tables",
+    },
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
-        "tracking", "evaluation",
+        "tracking", "evaluation", "evaluation.calibration", "evaluation.tables",
     },
     "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
@@ -93,16 +103,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "report.places",
+        "tracking", "evaluation", "evaluation.centers", "evaluation.tables", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {
         "runtime", "store", "slides", "slides.readers", "slides.regions", "models", "registry", "evaluation",
         "evaluation.embed",
     },
+    "study": {"cli", "runtime", "store", "data.remote", "pretrain", "evaluation.probe", "tracking"},
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
-        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",
+        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune", "evaluation.tables",
     },
 }  # fmt: skip
 ONLY_IN = {
