@@ -14,7 +14,7 @@ from ca2cl.errors import InputError
 from ca2cl.runtime.launched import forget_place
 from ca2cl.study.children import Children, Stopped
 from ca2cl.study.config import StudyConfig
-from ca2cl.study.jobs import Job, all_jobs, pretrain_command, probe_command, probe_results
+from ca2cl.study.jobs import Job, all_jobs, pretrain_command, probe_command, probe_results, progress
 from ca2cl.study.plan import Plan, find_plan, make_plan
 from ca2cl.study.recipes import Study, read_study
 
@@ -104,7 +104,7 @@ class _Worker:
             elif code:
                 logger.error("job %d, %s: failed with exit code %d", job.number, job.name, code)
                 failed = failed or code
-                if code == _BAD_INPUT:  # as the next one would
+                if code == _BAD_INPUT and not progress(job.folder)[0]:  # as the next one would
                     break
         return failed
 
