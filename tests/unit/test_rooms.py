@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.shards": {"data", "data.sources", "runtime", "slides"},
     "data.transfer": set(),
     "data.remote": {"data.shards", "data.transfer"},
+    "data.fingerprints": {"data.loading", "data.remote", "data.shards"},
     "data.loading": {"data", "data.shards", "data.remote", "runtime"},
     "slides": {"data", "data.sources", "data.transfer", "runtime", "slides.readers", "slides.regions", "slides.tissue"},
     "slides.readers": set(),
@@ -46,28 +47,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods.distill": {"methods", "models"},
     "training": {"runtime"},
     "weights": {"models", "models.timm"},
-    "registry": {"data", "store", "models", "models.timm", "weights"},
+    "registry": {"data", "data.fingerprints", "store", "models", "models.timm", "weights"},
     "tracking": {"store", "registry"},
     "encoders": {"store", "registry", "models"},
-    "encoders.import_": {"store", "registry", "tracking", "models", "encoders"},
+    "encoders.import_": {"store", "registry", "tracking", "models", "encoders", "data.fingerprints"},
     "pretrain": {
-        "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "models", "views", "methods",
-        "training", "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
+        "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "data.fingerprints", "models",
+        "views", "methods", "training", "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
     },
     "pretrain.memory": {"runtime", "models", "methods", "training"},
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
-    },
+        "doctor.leaks",    },
+    "doctor.leaks": {"runtime", "data.shards", "data.remote", "data.loading", "data.fingerprints"},
     "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory"},
-    "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry"},
+    "evaluation": {
+        "data.shards", "data.remote", "data.loading", "data.fingerprints", "models", "registry", "evaluation.leaks",
+    },
+    "evaluation.leaks": {"data.shards", "data.remote", "data.fingerprints", "models", "registry"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
-        "slides", "slides.readers", "slides.tissue",
+        "slides", "slides.readers", "slides.tissue", "data.fingerprints", "evaluation.leaks",
     },
-    "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation"},
+    "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation", "evaluation.leaks"},
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
-        "tracking", "evaluation",
+        "tracking", "evaluation", "evaluation.leaks", "data.fingerprints",
     },
     "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
@@ -82,13 +87,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "detection.scores": {"data", "detection.coco", "detection.engines"},
     "detection.train": {
-        "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation",
+        "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation", "evaluation.leaks",
         "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
     },
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "report.places",
+        "tracking", "evaluation", "evaluation.leaks", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {
@@ -97,7 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
-        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune",
+        "registry", "evaluation", "evaluation.embed", "evaluation.leaks", "evaluation.probe", "evaluation.finetune",
     },
 }  # fmt: skip
 ONLY_IN = {
