@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,13 +52,13 @@ def _products(a_PSS: Tensor, b_PSS: Tensor) -> Tensor:
 def _structure(pictures_PSS: Tensor) -> Tensor:
     """Pictures less their blur."""
     x_PSS = pictures_PSS.float() - 128
-    blur_SS = _blur().to(x_PSS.device)
+    blur_SS = torch.from_numpy(_blur()).to(x_PSS.device)
     return x_PSS - blur_SS @ x_PSS @ blur_SS.T
 
 
 @cache
-def _blur() -> Tensor:
+def _blur() -> npt.NDArray[np.float32]:
     """Gaussian blur along one axis as a matrix (S, S), its rows normalised at the border."""
-    place_S = torch.arange(SIDE).float()
-    weight_SS = torch.exp(-((place_S[:, None] - place_S) ** 2) / (2 * _BLUR**2))
-    return weight_SS / weight_SS.sum(1, keepdim=True)
+    place_S = np.arange(SIDE)
+    weight_SS = np.exp(-((place_S[:, None] - place_S) ** 2) / (2 * _BLUR**2))
+    return (weight_SS / weight_SS.sum(1, keepdims=True)).astype(np.float32)

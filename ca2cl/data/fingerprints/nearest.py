@@ -73,7 +73,7 @@ class Known:
         """Query, known tile and orientation (P,) of candidates; the same pair may come more than once."""
         views_ND = _views(thumbnails_NSS.to(self.device))
         probes = min(_PROBES, len(self.cells_CD))
-        cell_NP = torch.cat([(part @ self.cells_CD.T).topk(probes, 1).indices for part in torch.split(views_ND, 65536)])
+        cell_NP = torch.cat([(part @ self.cells_CD.T).topk(probes, 1).indices for part in torch.split(views_ND, 8192)])
         order = torch.argsort(cell_NP.flatten(), stable=True)
         bounds = [0, *torch.bincount(cell_NP.flatten(), minlength=len(self.cells_CD)).cumsum(0).tolist()]
         found: list[tuple[Tensor, Tensor]] = []

@@ -103,7 +103,7 @@ class Seen:
             vectors = torch.from_numpy(fingerprints_BD[first : first + 512]).to(device).float() / _SCALE
             views = torch.cat([oriented(vectors, FINE, orientation) for orientation in range(ORIENTATIONS)])
             best = torch.full((len(views),), -1.0, device=device)
-            for part in torch.split(known, 16384):
+            for part in torch.split(known, 4096):
                 best = torch.maximum(best, (views @ (part.to(device).float() / _SCALE).T).amax(1))
             found[first : first + 512] = (best.view(ORIENTATIONS, -1).amax(0) >= COPY).cpu().numpy()
         return found

@@ -13,10 +13,13 @@ import math
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Floats = npt.NDArray[np.float32]
 SIDE = 56
 """S. A pixel of a thumbnail is 4 pixels of a tile of 224."""
 ORIENTATIONS = 8
@@ -80,15 +83,15 @@ def descriptors(thumbnails_BSS: Tensor, form: Descriptor, offset: tuple[int, int
     side = SIDE - 2 * STEP
     top, left = STEP + offset[0], STEP + offset[1]
     window = thumbnails_BSS[:, top : top + side, left : left + side].float() - 128
-    basis_KS = _basis(side, form.size).to(window.device)
-    c_BKK = basis_KS @ window @ basis_KS.T * _weights(form).to(window.device)
+    basis_KS = torch.from_numpy(_basis(side, form.size)).to(window.device)
+    c_BKK = basis_KS @ window @ basis_KS.T * torch.from_numpy(_weights(form)).to(window.device)
     return F.normalize(c_BKK.flatten(1)[:, 1:], dim=1)
 
 
 def oriented(descriptors_BD: Tensor, form: Descriptor, orientation: int) -> Tensor:
     """Descriptors (B, D) of the tiles in another orientation."""
-    order_D, sign_D = _orientation(form.size, orientation)
-    return descriptors_BD[:, order_D.to(descriptors_BD.device)] * sign_D.to(descriptors_BD.device)
+    order_D, sign_D = (torch.from_numpy(x).to(descriptors_BD.device) for x in _orientation(form.size, orientation))
+    return descriptors_BD[:, order_D] * sign_D
 
 
 def turned(pictures_BSS: Tensor, orientation: int) -> Tensor:
@@ -99,33 +102,32 @@ def turned(pictures_BSS: Tensor, orientation: int) -> Tensor:
 
 
 @cache
-def _basis(side: int, size: int) -> Tensor:
+def _basis(side: int, size: int) -> Floats:
     """Orthonormal cosines (K, S) of the DCT of type II."""
-    place_S, frequency_K1 = torch.arange(side) + 0.5, torch.arange(size)[:, None]
-    basis_KS = torch.cos(math.pi * frequency_K1 * place_S / side) * math.sqrt(2 / side)
+    place_S, frequency_K1 = np.arange(side) + 0.5, np.arange(size)[:, None]
+    basis_KS = np.cos(np.pi * frequency_K1 * place_S / side) * math.sqrt(2 / side)
     basis_KS[0] /= math.sqrt(2)
-    return basis_KS
+    return basis_KS.astype(np.float32)
 
 
 @cache
-def _weights(form: Descriptor) -> Tensor:
+def _weights(form: Descriptor) -> Floats:
     """Weights (K, K) of the coefficients; none for the mean."""
-    frequency_K = torch.arange(form.size).float()
-    weights_KK = torch.sqrt(frequency_K[:, None] ** 2 + frequency_K**2) ** form.slope
-    weights_KK[0, 0] = 0
-    return weights_KK
+    frequency_K = np.arange(form.size)
+    weights_KK = np.hypot(frequency_K[:, None], frequency_K) ** form.slope
+    return weights_KK.astype(np.float32)
 
 
 @cache
-def _orientation(size: int, orientation: int) -> tuple[Tensor, Tensor]:
+def _orientation(size: int, orientation: int) -> tuple[npt.NDArray[np.int64], Floats]:
     """Order and signs (D,) that a descriptor's numbers take in an orientation."""
-    number_KK = torch.arange(size**2).view(size, size)
-    odd_K = 1 - 2 * (torch.arange(size) % 2).float()
-    sign_KK = torch.ones(size, size)
+    number_KK = np.arange(size**2).reshape(size, size)
+    odd_K = np.where(np.arange(size) % 2, -1, 1).astype(np.float32)
+    sign_KK = np.ones((size, size), np.float32)
     if orientation & 1:
         sign_KK = sign_KK * odd_K
     if orientation & 2:
         sign_KK = sign_KK * odd_K[:, None]
     if orientation & 4:
         number_KK, sign_KK = number_KK.T, sign_KK.T
-    return number_KK.flatten()[1:] - 1, sign_KK.flatten()[1:].clone()
+    return number_KK.flatten()[1:] - 1, sign_KK.flatten()[1:]

@@ -139,7 +139,7 @@ class EmbedJob:
             "job": self.parts.digest,
             "identity": dict(self.parts.identity),
             "encoder": self.found.describe(),
-            **({"pretraining": dict(self.seen)} if self.seen else {}),
+            **({"pretraining": dict(self.seen)} if self.seen and self.found.card.manifests else {}),
             **({"pooling": self.config.pooling} if self.config.tokens else {}),
             **({"tokens": self.parts.grid.describe()} if self.parts.grid else {}),
             "data": {

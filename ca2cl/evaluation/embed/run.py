@@ -25,6 +25,7 @@ from ca2cl.evaluation.embed.job import EmbedJob, embed_parts, open_job
 from ca2cl.evaluation.embed.parts import KEPT, REMEDY, PartFacts, mine
 from ca2cl.evaluation.embed.seen_tiles import find_seen, seen_lines
 from ca2cl.evaluation.embed.writer import PatchTokens, outputs, read_about, slides_path, write_vectors
+from ca2cl.evaluation.leaks.wording import notes
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.distributed import Ranks
 
@@ -70,7 +71,7 @@ def _find_seen(job: EmbedJob, given: ResolvedEncoder | None) -> dict[str, Any]:
     if given is not None:
         return {}
     part = find_seen(job.data, job.found)
-    for line in seen_lines(part, len(job.data)):
+    for line in (*seen_lines(part, len(job.data)), *notes({"pretraining": {"the encoder": part}})):
         logger.warning("%s", line)
     return part
 

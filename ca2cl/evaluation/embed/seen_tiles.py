@@ -25,6 +25,7 @@ from ca2cl.slides.readers.base import SlideError
 
 logger = logging.getLogger(__name__)
 _SAMPLE = 2048
+_WARNING = "scores made of these vectors say little about new tiles"
 
 
 def find_seen(data: TileData, found: Pretrained) -> dict[str, Any]:
@@ -37,8 +38,10 @@ def find_seen(data: TileData, found: Pretrained) -> dict[str, Any]:
     Raises:
         InputError: a file cannot be read.
     """
+    same = data.manifest_digest in found.card.manifests
     if found.seen is None:
-        return compare_seen(found, [], [], None, str, known=[data.manifest_digest] if data.manifest_digest else [])
+        known = [data.manifest_digest] if data.manifest_digest else []
+        return {**compare_seen(found, [], [], None, str, known=known), "same_manifest": same}
     numbers = np.unique(np.linspace(0, max(len(data) - 1, 0), min(_SAMPLE, len(data))).astype(int))
     out_HWC = np.empty((*data.tile_size, 3), np.uint8)
     keys: list[str] = []
@@ -57,7 +60,7 @@ def find_seen(data: TileData, found: Pretrained) -> dict[str, Any]:
         prints.append(fingerprints_of(thumbnails(torch.from_numpy(tile_HWC)[None])))
     fingerprints = np.concatenate(prints) if prints else None
     part = compare_seen(found, groups, pixels, fingerprints, keys.__getitem__)
-    return {**part, "tiles": len(keys)}
+    return {**part, "tiles": len(keys), "same_manifest": same}
 
 
 def _group(place: TilePlace, found: Pretrained) -> str | None:
@@ -75,8 +78,7 @@ def seen_lines(part: Mapping[str, Any], tiles: int) -> list[str]:
         tiles: number of all tiles of the source.
     """
     looked = part.get("tiles", 0)
+    if part.get("same_manifest"):
+        return [f"LEAK: the encoder was trained on these very shards, by their digest; {_WARNING}"]
     of = f" of {looked} tiles" + (f" looked at, of {tiles}" if looked < tiles else "")
-    return [
-        f"LEAK: {line}; scores made of these vectors say little about new tiles"
-        for line in of_pretraining("the encoder", part, of, "the source")
-    ]
+    return [f"LEAK: {line}; {_WARNING}" for line in of_pretraining("the encoder", part, of, "the source")]

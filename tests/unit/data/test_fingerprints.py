@@ -100,7 +100,7 @@ def test_descriptors_are_cosine_sums() -> None:
 def test_correlations_are_pearsons_at_the_best_shift() -> None:
     tiles = tissue(2, SIDE, 1)
     first, second = thumbs(tiles[:1]), thumbs(np.concatenate([tiles[1:, 3:], tiles[1:, :3]], axis=1))
-    blur = _blur().numpy()
+    blur = _blur()
     a, b = ((x[0].numpy() - 128.0) - blur @ (x[0].numpy() - 128.0) @ blur.T for x in (first, second))
     best = -1.0
     for down in range(-REACH, REACH + 1):
