@@ -65,7 +65,7 @@ class ShardDataset(Dataset[tuple[Any, int]]):
             raise IndexError(f"tile {number} of {len(self)}")
         pixels_HWC = np.empty((*self._source.tile_size, 3), np.uint8)
         try:
-            _, label = self._source.fill(number % len(self), pixels_HWC)
+            _, label, _ = self._source.fill(number % len(self), pixels_HWC)
         except UndecodableError as failure:
             raise InputError(f"tile {failure.tile.key}: {failure.tile.reason}") from None
         tile = torch.from_numpy(pixels_HWC).permute(2, 0, 1)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
+from ca2cl.evaluation.centers.tables import tables as robustness_tables
 from ca2cl.evaluation.leakage import lines
 from ca2cl.evaluation.report import cells, heads, row_from_dict
 from ca2cl.evaluation.result import ENCODER, Row
@@ -51,6 +52,9 @@ class Table:
     rows: list[list[str]]
     own: list[bool]
     """True for the encoder's own rows."""
+    notes: list[str] = field(default_factory=list)
+    folded: bool = True
+    """Whether only the title is shown until it is opened."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     """Warnings about the numbers: made-up tissue, a leak, a protocol that looks at the test tiles."""
     tables: list[Table] = field(default_factory=list)
-    """Calibration, and recall by class with the most labels."""
+    """Calibration, recall by class with the most labels, and robustness to centres, shifts and other test sets."""
     confusions: list[Confusion] = field(default_factory=list)
 
 
@@ -122,6 +126,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
         ]
         classes = _classes(content, rows)
         own_notes, warnings = _remarks(content, tests)
+        robustness = _robustness(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         logger.warning(
             "run %s: its JSON is not as this version writes it (%r); only metrics are shown", run.run_id, error
@@ -135,8 +140,17 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
     notes = [_data_note(run), *_resampled(content, tests, own_notes), *own_notes]
-    tables = [*_calibration(rows, names, several), *_recalls(shown, classes)]
+    tables = [*_calibration(rows, names, several), *_recalls(shown, classes), *robustness]
     return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, tables, confusions)
+
+
+def _robustness(content: Mapping[str, Any]) -> list[Table]:
+    return [
+        Table(
+            table.title, table.heads, table.rows, [row[0] == ENCODER for row in table.rows], table.notes, folded=False
+        )
+        for table in robustness_tables(content.get("robustness") or {})
+    ]
 
 
 def _calibration(rows: Sequence[Row], own: Container[str], several: bool) -> list[Table]:

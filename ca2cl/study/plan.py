@@ -110,7 +110,7 @@ def _record(study: Study) -> dict[str, Any]:
 
 
 def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write a recipe's settings, all of them: a recipe of another version of ca2cl changes nothing."""
+    """Write a recipe's settings, all of them, for its jobs and for whoever repeats one by hand."""
     del settings["tracking"]
     settings["data"] = {name: value for name, value in settings["data"].items() if name != "shards"}
     for name in ("output_dir", "seed", "steps", "epochs"):

@@ -81,6 +81,7 @@ class _Worker:
     def __init__(self, plan: Plan, config: StudyConfig, children: Children) -> None:
         self._plan, self._config, self._children = plan, config, children
         self._took: list[float] = []
+        self._said = False
 
     def work(self, jobs: Sequence[Job]) -> int:
         """Do what is left of the jobs; 0, or the exit code of the first one that failed.
@@ -133,7 +134,9 @@ class _Worker:
     def _pause(self, left: Sequence[Job]) -> None:
         """Wait a little where other processes work on all jobs that are left."""
         if not any(_free(job) for job in left):
-            logger.debug("waiting for other processes")
+            if not self._said:
+                logger.info("other processes work on the last %d jobs: waiting for them", len(left))
+                self._said = True
             time.sleep(_POLL_S)
             self._children.check()
 

@@ -57,6 +57,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "models", "views", "methods",
         "training", "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
+        "pretrain.watch",
+    },
+    "pretrain.watch": {
+        "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "models", "views", "methods",
+        "methods.ca2cl", "training", "evaluation",
     },
     "pretrain.memory": {"runtime", "models", "methods", "training"},
     "doctor": {
@@ -70,9 +75,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
         "slides", "slides.readers", "slides.tissue",
     },
+    "evaluation.centers": {"data.shards", "slides", "evaluation"},
     "evaluation.probe": {
-        "runtime", "data.shards", "registry", "training", "evaluation", "evaluation.calibration",
-        "evaluation.tables",
+        "runtime", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
+        "evaluation.calibration", "evaluation.centers", "evaluation.tables",
     },
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
@@ -97,7 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "evaluation.tables", "report.places",
+        "tracking", "evaluation", "evaluation.centers", "evaluation.tables", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from ca2cl import __version__
 from ca2cl.common.files import writing
 from ca2cl.config import flatten
 from ca2cl.evaluation import report as shared
+from ca2cl.evaluation.centers.plot import draw_shifts
+from ca2cl.evaluation.centers.tables import tables
+from ca2cl.evaluation.centers.tracked import tracked
 from ca2cl.evaluation.compare import Comparison, differences
 from ca2cl.evaluation.datasets import ProbeSet, describe_missing, missing_classes
 from ca2cl.evaluation.leakage import lines
@@ -57,9 +60,10 @@ class ProbeRecord:
     """Digest of the encoder's."""
     heads: Heads
     """Linear classifiers that were fitted."""
-
     by_slides: bool
     """Whole slides or patients were held out, for they are known."""
+    robustness: Mapping[str, Any] = field(default_factory=dict)
+    """To centres, shifts and other test sets, as the JSON has it (``probe.robustness``)."""
 
     @property
     def statement(self) -> str:
@@ -92,7 +96,8 @@ class ProbeRecord:
         more = recall_table(self.rows, self.train.index.classes)
         more += calibration_table(self.rows, own, self.by_slides)
         how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
-        return f"{shared.table(self.rows)}{statement}{remarks}{compared}{more}{how}"
+        robust = "".join(table.text() for table in tables(self.robustness))
+        return f"{shared.table(self.rows)}{statement}{remarks}{compared}{more}{how}{robust}"
 
     def content(self) -> dict[str, Any]:
         """Everything that the JSON holds.
@@ -117,6 +122,7 @@ class ProbeRecord:
             "temperature_by": "slide or patient" if self.by_slides else "tile",
             **{key: first[key] for key in ("leak", "resampled", "results", "differences")},
             "tests": per_test,
+            "robustness": self.robustness,
             "labelled_tiles": self._labelled(),
         }
 
@@ -154,6 +160,9 @@ class ProbeRecord:
             path = output.with_name(f"{output.stem}-reliability{f'-{test}' if number else ''}.png")
             title = f"{shown.features}, {shown.classifier}, {shown.labelled} labelled tiles{on}: reliability"
             files += [path] if draw_calibration(path, shown, title) else []
+        if "shifts" in self.robustness:
+            files.append(output.with_name(f"{output.stem}-shifts.png"))
+            draw_shifts(files[-1], self.robustness["shifts"])
         return [*files, *self._write_head(output.with_name(f"{output.stem}{SUFFIX}"))]
 
     def _write_head(self, path: Path) -> list[Path]:
@@ -203,7 +212,7 @@ class ProbeRecord:
             rows = [row for row in self.rows if row.test == test]
             found = shared.tracked_metrics(rows, names, [c for c in self.compared if c.test == test])
             flat |= {f"other_tests/{test}/{name}" if number else name: value for name, value in found.items()}
-        return flat
+        return flat | tracked(self.robustness, names)
 
     def log(self, files: Sequence[Path]) -> str:
         """Log it as a run of its own and return the run's id.
