@@ -12,7 +12,7 @@ from typing import Any
 
 from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
-from ca2cl.evaluation.centers.tables import tables as robustness_tables
+from ca2cl.evaluation.centers import tables as robustness
 from ca2cl.evaluation.leakage import lines
 from ca2cl.evaluation.report import cells, heads, row_from_dict
 from ca2cl.evaluation.result import ENCODER, Row
@@ -53,8 +53,7 @@ class Table:
     own: list[bool]
     """True for the encoder's own rows."""
     notes: list[str] = field(default_factory=list)
-    folded: bool = True
-    """Whether only the title is shown until it is opened."""
+    """To print under it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     """Warnings about the numbers: made-up tissue, a leak, a protocol that looks at the test tiles."""
     tables: list[Table] = field(default_factory=list)
-    """Calibration, recall by class with the most labels, and robustness to centres, shifts and other test sets."""
+    """Calibration, recall by class with the most labels, and robustness."""
     confusions: list[Confusion] = field(default_factory=list)
 
 
@@ -126,7 +125,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
         ]
         classes = _classes(content, rows)
         own_notes, warnings = _remarks(content, tests)
-        robustness = _robustness(content)
+        robust = _robustness(content, rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         logger.warning(
             "run %s: its JSON is not as this version writes it (%r); only metrics are shown", run.run_id, error
@@ -140,17 +139,8 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
     notes = [_data_note(run), *_resampled(content, tests, own_notes), *own_notes]
-    tables = [*_calibration(rows, names, several), *_recalls(shown, classes), *robustness]
+    tables = [*_calibration(rows, names, several), *_recalls(shown, classes), *robust]
     return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, tables, confusions)
-
-
-def _robustness(content: Mapping[str, Any]) -> list[Table]:
-    return [
-        Table(
-            table.title, table.heads, table.rows, [row[0] == ENCODER for row in table.rows], table.notes, folded=False
-        )
-        for table in robustness_tables(content.get("robustness") or {})
-    ]
 
 
 def _calibration(rows: Sequence[Row], own: Container[str], several: bool) -> list[Table]:
@@ -172,6 +162,12 @@ def _recalls(shown: Sequence[Row], classes: Sequence[str]) -> list[Table]:
         heading = f"{title}, on {key[1]}" if key[1] else title
         found.append(Table(heading, recall_heads(rows), cells_of, [False] * len(cells_of)))
     return found
+
+
+def _robustness(content: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:
+    first = {row.features for row in rows[:1]}
+    found = robustness.tables(content.get("robustness") or {})
+    return [Table(one.title, one.heads, one.rows, [row[0] in first for row in one.rows], one.notes) for one in found]
 
 
 def _size(budget: float) -> tuple[bool, float]:

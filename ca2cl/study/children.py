@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-import subprocess
 from collections.abc import Sequence
+from subprocess import Popen
 from types import FrameType
 
 from ca2cl.runtime.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED
@@ -36,7 +36,7 @@ class Children:
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Popen[bytes] | None = None
 
     def install(self) -> Children:
         """Take over the signals of this process, but for those that it was started to ignore."""
@@ -52,7 +52,7 @@ class Children:
             Stopped: a signal came, to this process or, as a scheduler sends it, to the child alone.
         """
         self.check()
-        self._child = subprocess.Popen(command)
+        self._child = Popen(command)
         if self._received is not None:  # between the check and the child's start
             self._child.send_signal(self._received)
         code = self._child.wait()

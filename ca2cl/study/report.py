@@ -49,7 +49,7 @@ def report(plan: Plan, config: StudyConfig) -> None:
     sys.stdout.write(text)
     files = [plan.out / name for name in (RESULTS, CSV, TEXT, CHART)]
     write_json(files[0], _content(plan, rows, compute, differences))
-    write_atomic(files[1], _csv(rows).encode(), REMEDY)
+    write_atomic(files[1], write_csv(rows).encode(), REMEDY)
     write_atomic(files[2], text.encode(), REMEDY)
     write_atomic(files[3], draw_chart(rows, plan.study.name), REMEDY)
     sys.stdout.write(f"written to {', '.join(map(str, files))}\n")
@@ -70,7 +70,7 @@ def _text(plan: Plan, rows: Sequence[Row], compute: Sequence[Compute], differenc
     if shown:
         title = f"{shown[0].first} less the others: 95 % by Welch's t between seeds, p corrected by Holm for all "
         parts.append(f"{title}{len(shown)}\n" + "".join(f"{_line(one, several)}\n" for one in shown))
-    parts.append(sentence(plan, rows, shown) + "\n")
+    parts.append(sentence(plan, len(compute), rows, shown) + "\n")
     return "\n".join(parts)
 
 
@@ -97,12 +97,20 @@ def _signed(interval: tuple[float, float]) -> str:
     return f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
-def sentence(plan: Plan, rows: Sequence[Row], shown: Sequence[Difference]) -> str:
-    """What the table shows, and what it cannot show."""
-    seeds = min(len(row.scores["accuracy"]) for row in rows if not row.floor)
-    total, length = len(plan.jobs), _length(plan)
-    done = sum(1 for job in plan.jobs if job.done())
-    begin = f"{done} of {total} runs, {length}" if done < total else f"{seeds} seeds a recipe, {length}"
+def sentence(plan: Plan, finished: int, rows: Sequence[Row], shown: Sequence[Difference]) -> str:
+    """What the table shows, and what it cannot show.
+
+    Args:
+        plan: the study's.
+        finished: number of finished jobs.
+        rows: the table.
+        shown: the differences that are printed.
+    """
+    seeds, total = min(len(row.seeds) for row in rows if not row.floor), len(plan.jobs)
+    minutes, steps = plan.study.minutes, plan.study.steps
+    length = f"{minutes:g} minutes each" if minutes is not None else f"{steps} steps each"
+    runs = f"{seeds} seeds a recipe" if finished == total else f"{finished} of {total} runs are finished"
+    begin = f"{runs}, {length}"
     several = len({row.test for row in rows}) > 1
     found = [f"{begin}: {_verdict(shown, seeds, several)}."]
     halves = [(one.interval[1] - one.interval[0]) / 2 for one in shown if math.isfinite(one.interval[0])]
@@ -114,15 +122,11 @@ def sentence(plan: Plan, rows: Sequence[Row], shown: Sequence[Difference]) -> st
     return " ".join([*found, *_beside_floors(rows, several)])
 
 
-def _length(plan: Plan) -> str:
-    minutes, steps = plan.study.minutes, plan.study.steps
-    return f"{minutes:g} minutes each" if minutes is not None else f"{steps} steps each"
-
-
 def _verdict(shown: Sequence[Difference], seeds: int, several: bool) -> str:
     if not shown:
         return "there is one recipe, and nothing to compare it with"
-    first, how = shown[0].first, f"{shown[0].classifier} probe, Holm over {len(shown)} comparisons"
+    count = f"{len(shown)} comparison{'s' if len(shown) > 1 else ''}"
+    first, how = shown[0].first, f"{shown[0].classifier} probe, Holm over {count}"
     if seeds < 2:
         return "one seed says nothing about the spread between seeds, so no recipes are compared"
     real = [one for one in shown if one.p_holm < _LEVEL]
@@ -168,12 +172,12 @@ def _content(
         "differences_by": "Welch's t between training seeds, taken as independent; Holm within each classifier",
         "compute": [one.as_dict() for one in compute],
         "minutes_are": describe_clock(compute),
-        "summary": sentence(plan, rows, by_primary(rows, differences)),
+        "summary": sentence(plan, len(compute), rows, by_primary(rows, differences)),
     }
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    """One line for every value, as plotting programs want them."""
+def write_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV, with one line for every seed."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(("recipe", "floor", "tokens", "classifier", "budget", "labelled", "test", "seed", *SCORES))

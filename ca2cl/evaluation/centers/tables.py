@@ -13,7 +13,6 @@ from ca2cl.evaluation.splits import describe_budget
 
 Content = Mapping[str, Any]
 _MOST_COLUMNS = 6
-RESAMPLED = "95 %: {units} {unit}s resampled; they say nothing about other centres"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _centers(scope: Content) -> Iterator[Table]:
     ]  # fmt: skip
     heads = ["features", "RI [95 %]", "MaRI [95 %]", "CRoMa [95 %]", "lowest 10 %", "centre nearer", "k", "support",
              "CRoMa support"]  # fmt: skip
-    notes = [f"centres (tiles): {named}", RESAMPLED.format(unit=scope["unit"], units=scope["units"])]
+    notes = [f"centres (tiles): {named}", _resampled(scope)]
     if scope["scored_tiles"] < scope["tiles"]:
         notes.append(f"indices of {scope['scored_tiles']} of {scope['tiles']} tiles, drawn by centre and class")
     yield Table(f"robustness to centres, {where}: above .5 (CRoMa: 0) class outweighs centre", heads, rows, notes)
@@ -75,6 +74,14 @@ def _centers(scope: Content) -> Iterator[Table]:
         yield _accuracy(scope["accuracy"], where)
     if scope["probe"] is not None:
         yield _identity(scope["probe"], where)
+
+
+def _resampled(held: Content) -> str:
+    return f"95 %: {held['units']} {_plural(held['unit'])} resampled; it says nothing about other centres"
+
+
+def _plural(unit: str) -> str:
+    return "tiles" if unit == "tile" else "slides or patients"
 
 
 def _accuracy(rows: Sequence[Content], where: str) -> Table:
@@ -108,7 +115,11 @@ def _identity(probe: Content, where: str) -> Table:
     if not probe.get("scores"):
         return Table(f"probe of the slide, {where}", heads, [], ["fewer than two slides with five tiles are known"])
     what, count = probe["what"], len(probe["targets"])
-    held = "tiles held out within slides" if what == "slide" else f"whole {probe['unit']}s held out"
+    held = (
+        "tiles held out within slides"
+        if what == "slide"
+        else f"{'' if probe['unit'] == 'tile' else 'whole '}{_plural(probe['unit'])} held out"
+    )
     rows = [
         [one["features"], one["classifier"], _with(one["balanced_accuracy"], one["interval_95"])]
         for one in probe["scores"]

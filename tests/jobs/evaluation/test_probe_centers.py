@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import escape
 from PIL import Image
 
 from ca2cl.cli import main
@@ -20,8 +22,12 @@ from ca2cl.evaluation.centers.shifts import SHIFTS, stain
 from ca2cl.evaluation.centers.tables import tables
 from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
-from ca2cl.store.open import open_store
+from ca2cl.registry.versions import EncoderVersion
+from ca2cl.report.material import RunMaterial
+from ca2cl.report.results import Result, results
+from ca2cl.store.open import Store, open_store
 
+SOURCE_RUN = "c24c" * 8
 FEATURES = ["encoder", "random:1", "colour histogram", "random encoder"]
 CENTERS, SLIDES, TILES = "AB", 2, 4
 
@@ -61,7 +67,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Probed:
     torch.manual_seed(5)
     card = EncoderCard(
         arch="resnet18", feature_dim=512, input_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
-        source_run_id="ab" * 16,
+        source_run_id=SOURCE_RUN,
     )  # fmt: skip
     save_encoder(root / "encoder", build_encoder("resnet18").state_dict(), card)
     arguments = [
@@ -108,7 +114,7 @@ def test_the_centre_is_predicted_with_whole_slides_held_out(probed: Probed) -> N
     assert {name for name, _ in scores} == {*FEATURES, "class alone"}
     slides, _ = probed.content["robustness"]["slide_probe"]
     assert len(slides["targets"]) == 4 and slides["chance"] == 0.25 and slides["tiles"] == 48
-    assert "whole slide or patients held out; lower is more robust" in probed.printed
+    assert "whole slides or patients held out; lower is more robust" in probed.printed
     assert "chance, 1 of 4" in probed.printed and "tiles held out within slides" in probed.printed
 
 
@@ -162,10 +168,24 @@ def test_the_run_has_the_numbers_and_the_plot(probed: Probed) -> None:
     assert "p-shifts.png" in {entry.path for entry in store.client.list_artifacts(run.info.run_id)}
 
 
+def _results(store: Store) -> list[Result]:
+    entry = EncoderVersion("", "", SOURCE_RUN)
+    return results(RunMaterial(run_id=SOURCE_RUN, name="", status="FINISHED", store=store, entry=entry))
+
+
 def test_the_page_has_the_tables_of_the_file(probed: Probed) -> None:
     """JSON has null where a number is undefined, and the terminal printed the same cells."""
     robust = probed.content["robustness"]
     shown = tables(robust)
+    store = open_store(None, Path(probed.arguments[probed.arguments.index("--tracking.root") + 1]))
+    (run,) = store.client.search_runs([store.experiment_id(probed.folder.name)])
+    (result,) = [one for one in _results(store) if one.run_id == run.info.run_id]
+    pages = Environment(loader=PackageLoader("ca2cl.report", "templates"), autoescape=True, undefined=StrictUndefined)
+    page = pages.get_template("result.html").render(result=result)
+    for table in shown:
+        assert str(escape(table.title)) in page and all(str(escape(note)) in page for note in table.notes)
+    random = next(row for row in shown[0].rows if row[0] == "random encoder")
+    assert "".join(f"<td>{cell}</td>" for cell in random) in page
     assert [table.title.partition(",")[0].partition(":")[0] for table in shown] == [
         "robustness to centres", "top-1 accuracy by centre", "centre predicted from the features",
         "robustness to centres", "top-1 accuracy by centre", "centre predicted from the features",

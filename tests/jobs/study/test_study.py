@@ -61,7 +61,7 @@ def run_here(folder: Path, *more: str) -> tuple[int, list[Sequence[str]]]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        patched.setattr(children.subprocess, "Popen", start)
+        patched.setattr(children, "Popen", start)
         before = [(number, signal.getsignal(number)) for number in children._PASSED_ON]
         try:
             return main([*VERB, *more]), started
