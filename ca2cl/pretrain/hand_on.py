@@ -76,7 +76,7 @@ def hand_on(
         tracker.log_encoder(best, config.tracking.register_as, alias=BEST_PATH)
     tracker.log_encoder(folder, config.tracking.register_as)
     if tracker.run_id:
-        tracker.describe(describe_run(config, manifest, step, provenance.get("start"), tracker.run_id))
+        tracker.describe(describe_run(config, index.manifest, step, provenance.get("start"), tracker.run_id))
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")
 
 
