@@ -23,7 +23,7 @@ def describe_input(shards: str, manifest: Mapping[str, Any], context: str) -> di
         context: what it was used for: training or testing.
     """
     kept = ("digest", "samples", "shards", "bytes", "classes", "counts", "tile_size", "source")
-    return {"location": redact(shards), "context": context, **{name: manifest[name] for name in kept}}
+    return {"location": redact(shards), "context": context, **{name: manifest.get(name) for name in kept}}
 
 
 def log_inputs(store: Store, run_id: str, inputs: Sequence[Mapping[str, Any]]) -> None:
