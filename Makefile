@@ -9,7 +9,7 @@ export OMP_NUM_THREADS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help environment lint format quick test slow docs
+.PHONY: help environment lint format quick test slow docs site
 
 help:  ## list these commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -40,3 +40,6 @@ slow:  ## tests that take minutes each
 
 docs: | $(BIN)/python  ## draw docs/architecture.svg and its table again
 	$(BIN)/python -m benchmarks.architecture
+
+site: | $(BIN)/python  ## build the documentation site, docs/_build/html/index.html
+	PYTHON=$(abspath $(BIN)/python) bash docs/build.sh

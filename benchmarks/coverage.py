@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.evaluation.statistics import Units, bootstrap_interval, paired_difference
+from ca2cl.evaluation.calibration.probability_errors import brier_scores
+from ca2cl.evaluation.metrics import class_recalls, classification_metrics, score_intervals
+from ca2cl.evaluation.statistics import Units, bootstrap_interval, mean_interval, paired_difference
 
 Numbers = npt.NDArray[np.float64]
 SPREADS = (0.0, 0.5, 1.0, 1.5)
 """Standard deviations of a slide's logit."""
 DRAWS, TILES, BASE = 5, 1000, 0.6
 RESAMPLES = 1000
+CLASSES = 4
 
 
 class World(NamedTuple):
@@ -137,12 +140,44 @@ def over_draws(spread: float, slides: int, repeats: int, generator: np.random.Ge
     return p, interval, held
 
 
+def four_classes(world: World, generator: np.random.Generator) -> tuple[Any, Any, Units]:
+    """Labels and probabilities: slides hold classes in unlike shares, and shift the logit of the true class, all of
+    them together and each class on its own."""
+    units = world.units(generator)
+    unit_N = units.unit_N
+    share_GK = generator.dirichlet(np.full(CLASSES, 0.5), world.slides)
+    labels_N = (generator.random(len(unit_N))[:, None] > share_GK.cumsum(axis=1)[unit_N, :-1]).sum(axis=1)
+    shift_GK = generator.standard_normal((world.slides, 1)) + 0.5 * generator.standard_normal((world.slides, CLASSES))
+    logits_NK = 1.5 * generator.standard_normal((len(unit_N), CLASSES))
+    logits_NK[np.arange(len(unit_N)), labels_N] += world.logit + world.spread * shift_GK[unit_N, labels_N]
+    odds_NK = np.exp(logits_NK)
+    return labels_N, odds_NK / odds_NK.sum(axis=1, keepdims=True), units
+
+
+def coverage_of_scores(world: World, repeats: int, generator: np.random.Generator) -> dict[str, float]:
+    """Shares of test sets whose interval holds the truth, by score; the truth is that of 2,000 slides."""
+    labels_N, p_NK, units = four_classes(world._replace(slides=2000), generator)
+    found = classification_metrics(labels_N, p_NK).scores()
+    recall = float((p_NK.argmax(axis=1) == labels_N)[labels_N == 0].mean())
+    truth = {name: found[name] for name in ("balanced_accuracy", "macro_f1", "macro_auroc")}
+    truth |= {"recall": recall, "brier": float(brier_scores(labels_N, p_NK).mean())}
+    held = dict.fromkeys(truth, 0.0)
+    for _ in range(repeats):
+        labels_N, p_NK, units = four_classes(world, generator)
+        intervals = score_intervals(labels_N, [p_NK], units)
+        intervals["recall"] = class_recalls(labels_N, [p_NK], units)[0].interval
+        intervals["brier"] = mean_interval([brier_scores(labels_N, p_NK)], units)
+        for name, (low, high) in intervals.items():
+            held[name] += low <= truth[name] <= high
+    return {name: count / repeats for name, count in held.items()}
+
+
 def _expit(logits: Numbers) -> Numbers:
     return np.asarray(1 / (1 + np.exp(-logits)), np.float64)
 
 
 def main() -> None:
-    """Print three tables."""
+    """Print four tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--slides", type=int, nargs="+", default=[30, 50, 100])
@@ -167,6 +202,12 @@ def main() -> None:
         for spread in (0.0, 0.01, 0.03, 0.07):
             shown = " | ".join(f"{share:.3f}" for share in over_draws(spread, slides, options.repeats, generator))
             print(f"| {slides if slides < TILES else 'single tiles'} | {spread} | {shown} |", flush=True)
+    print("\n| slides | sd | balanced accuracy | macro F1 | macro AUROC | a class's recall | Brier score |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for world in (World(slides, spread) for slides in options.slides for spread in SPREADS):
+        of_score = coverage_of_scores(world, options.repeats, generator)
+        shown = " | ".join(f"{share:.3f}" for share in of_score.values())
+        print(f"| {world.slides} | {world.spread} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def host_tiles(batch: int, size: int, count: int = 3) -> list[TileBatch]:
         keys = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=generator)
         rows = torch.arange(batch)
         tiles = tiles.pin_memory() if torch.cuda.is_available() else tiles
-        found.append(TileBatch(number, 0, tiles, keys, rows, rows, [""] * batch, []))
+        found.append(TileBatch(number, 0, tiles, keys, rows, rows, rows, [""] * batch, []))
     return found
 
 

@@ -269,7 +269,7 @@ def build_engine(arch: str, norm: Any, precision: Any) -> AccelerateEngine:
         return AccelerateEngine(accelerator, network, optimizer, precision)
 
 
-def count_step(options: argparse.Namespace) -> tuple[Launches, Counter[str]]:
+def count_step(options: argparse.Namespace, objective: ObjectiveConfig | None = None) -> tuple[Launches, Counter[str]]:
     """One whole step of ``smoke``'s method: feed, views, passes, losses, optimizer and the loop's reads."""
     size, batch, world = options.size, options.batch, options.processes
     config = ViewsConfig(recipe=options.views)
@@ -278,13 +278,13 @@ def count_step(options: argparse.Namespace) -> tuple[Launches, Counter[str]]:
     keys = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=torch.Generator().manual_seed(0))
     rows = torch.arange(batch)
     tiles = torch.empty(1, dtype=torch.uint8).expand(batch, size, size, 3)
-    data = TileBatch(0, 0, tiles, keys, rows, rows, [""] * batch, [])
+    data = TileBatch(0, 0, tiles, keys, rows, rows, rows, [""] * batch, [])
     groups = None
     if options.norm == "lane_group":
         groups = LaneGroups(
             batch, batch, 16, next(k for k in (4, 2, 1) if batch // options.micro_batches % (16 * k) == 0)
         )
-    method = CA2CL(ObjectiveConfig())
+    method = CA2CL(objective or ObjectiveConfig())
     counts = Launches()
     with fake_ranks(world) as collectives, meta_autocast():
         engine = build_engine(options.arch, options.norm, options.precision)

@@ -41,6 +41,11 @@ class DataConfig:
     workers: int = 2
     """Decoding processes for each training process; 0 decodes in the training process itself. Does not affect
     results."""
+    max_per_slide: int | None = None
+    """Most tiles of a slide or patient in a batch. The tiles of every slide are then spread over all batches of an
+    epoch as evenly as possible. Of a slide with more than so many for each step of an epoch, the others wait for the
+    next epochs. Tiles without a slide are not limited. A batch reads from all shards, so remote ones must fit into
+    data.cache_dir. none: no limit, and each lane reads shard after shard."""
     cache_dir: str | None = None
     """Local folder that caches remote shards; needed for remote shards only."""
     cache_gb: float | None = None
@@ -53,8 +58,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_ranges(
-            self, "data", image_size=Ge(32), lanes=Ge(1), workers=Ge(0), cache_gb=Gt(0), fetch_timeout=Gt(0),
-            max_bad_rate=Interval(ge=0, le=1),
+            self, "data", image_size=Ge(32), lanes=Ge(1), workers=Ge(0), max_per_slide=Ge(1), cache_gb=Gt(0),
+            fetch_timeout=Gt(0), max_bad_rate=Interval(ge=0, le=1),
         )  # fmt: skip
 
 
@@ -135,6 +140,9 @@ class ObjectiveConfig:
 
     temperature: float = 0.2
     """Temperature T of NT-Xent."""
+    same_slide_weight: float = 1.0
+    """Weight in NT-Xent's denominator of negatives of the anchor's own slide or patient. 1: as any other; 0: left out;
+    between: counted less. For methods with NT-Xent; it needs shards with slides or patients."""
     clusters: int = 10
     """Number of k-means clusters K in a batch."""
     cluster_weight: float = 0.1
@@ -160,7 +168,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check_ranges(
             self, "objective", temperature=Gt(0), cluster_temperature=Gt(0), clusters=Ge(2), cluster_weight=Ge(0),
-            lloyd_iterations=Ge(1),
+            lloyd_iterations=Ge(1), same_slide_weight=Interval(ge=0, le=1),
         )  # fmt: skip
         require(
             self.epsilon > 0, "objective.epsilon", self.epsilon, "use a positive number, or --objective.adversary false"

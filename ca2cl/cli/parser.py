@@ -8,19 +8,35 @@ import importlib
 import json
 import os
 import re
+import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ca2cl.cli.complaints import explain
+from ca2cl.cli.fields import groups_of
+from ca2cl.cli.help import long_help, short_help
 from ca2cl.cli.verbs import VERBS
 from ca2cl.cli.yaml_files import read_flags
 from ca2cl.common.plugins import names_code
+from ca2cl.config import ViewsConfig
 from ca2cl.errors import InputError, nearest
 
 _RECIPES = Path(__file__).parent.parent / "recipes"
+_STUDY = "study_"
+"""What the names of shipped studies begin with; they are no recipes of one verb."""
 _NONE = "none"
-_MAY_NAME_CODE = frozenset({"method.name", "model.arch", "tracking.sinks", "source"})
+WITH_RECIPES = ("pretrain", "doctor plan")
+"""Verbs whose settings the shipped recipes are of."""
+_DOCTORS = {
+    "views.recipe": "recipe",
+    **{f"run.{name}": name for name in ("batch_size", "micro_batch_size", "accumulation")},
+}
+_DOCTORS |= {f"data.{name}": name for name in ("lanes", "workers", "image_size")}
+_DOCTORS |= {f"model.{name}": name for name in ("arch", "norm", "norm_group", "norm_block")}
+"""Settings of ``pretrain`` by those of ``doctor`` that they are named by."""
+MAY_NAME_CODE = frozenset({"method.name", "model.arch", "tracking.sinks", "source"})
 """Settings whose value may be module:attribute: a file, which may come from elsewhere, must not run code."""
 _HOME = re.compile(r"([^/~=]*=)?(~.*)", re.DOTALL)
 
@@ -31,30 +47,39 @@ def parse(name: str, arguments: list[str]) -> Any:
     Raises:
         InputError: the arguments do not fit the verb's settings.
     """
-    import jsonargparse
-
-    class Parser(jsonargparse.ArgumentParser):
-        def format_help(self, *formatter: Any) -> str:
-            return super().format_help(*formatter).replace("null", _NONE)  # the word that the explanations use
-
     verb = VERBS[name]
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module = importlib.import_module(verb.settings_module)
     kind = getattr(module, verb.settings)
     positional: tuple[str, ...] = getattr(module, "POSITIONAL", ())
-    parser = Parser(prog=f"ca2cl {name}", description=kind.__doc__, exit_on_error=False)
-    types, missing = _types(kind), dataclasses.MISSING
+    types = _types(kind)
+    files = "" in types.values()
+    if text := _help(name, kind, positional, files, _underscored(arguments)):
+        sys.stdout.write(text)
+        return None
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(prog=f"ca2cl {name}", exit_on_error=False, add_help=False)
+    missing = dataclasses.MISSING
     required = frozenset(f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is missing)
-    if "" in types.values():
-        parser.add_argument(
-            "--config",
-            action=jsonargparse.ActionConfigFile,  # type: ignore[attr-defined]
-            help="YAML file of settings; flags after it win",
-        )
-        parser.epilog = f"--recipe NAME stands for the --config of a shipped recipe: {', '.join(recipes())}"
+    if name == "doctor":
+        arguments = _planned(arguments)
+    if files:
+        parser.add_argument("--config", action=jsonargparse.ActionConfigFile)  # type: ignore[attr-defined]
         arguments = _with_files(arguments, types, required)
     parser.add_class_arguments(kind)
-    return _parsed(parser, kind, _spelt(arguments, positional, types, parser))
+    return _parsed(name, parser, kind, _spelt(arguments, positional, types, parser))
+
+
+def _help(name: str, kind: type, positional: tuple[str, ...], files: bool, arguments: list[str]) -> str:
+    """The help that the arguments ask for; empty if they do not."""
+    wanted = next((word for word in arguments if word in ("-h", "--help", "--help_all")), "")
+    if not wanted:
+        return ""
+    groups, shipped = list(groups_of(kind)), recipes() if name in WITH_RECIPES else []
+    if wanted == "--help_all":
+        return long_help(name, groups, positional, shipped, files)
+    return short_help(name, groups, positional, shipped)
 
 
 def _types(kind: type, prefix: str = "") -> dict[str, str]:
@@ -70,12 +95,12 @@ def _types(kind: type, prefix: str = "") -> dict[str, str]:
     return types
 
 
-def _parsed(parser: Any, kind: type, arguments: list[str]) -> Any:
-    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+def _parsed(name: str, parser: Any, kind: type, arguments: list[str]) -> Any:
     try:
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
-        raise InputError(_explain(str(error), known)) from None
+        fields = {field.name: field for group in groups_of(kind) for field in group.fields}
+        raise InputError(explain(str(error), name, fields)) from None
     except (UnicodeError, RecursionError) as error:  # of a value that is read as YAML
         raise InputError(f"a setting cannot be read ({str(error)[:200]}); see --help") from None
     except SystemExit as end:
@@ -120,9 +145,6 @@ def _spelt(arguments: list[str], positional: tuple[str, ...], types: Mapping[str
     """
     alone = {option for action in parser._actions if action.nargs in (0, "?") for option in action.option_strings}
     names, rest = list(positional), _underscored(arguments)
-    if positional:
-        shown = [f"{name.upper()} ..." if "tuple" in types[name] else name.upper() for name in positional]
-        parser.usage = f"{parser.prog} {' '.join(shown)} [--setting VALUE ...]"
     spelt: list[str] = []
     while rest:
         word = rest.pop(0)
@@ -173,20 +195,47 @@ def _null(wanted: str, word: str) -> str:
     return str(Path.home()) if word == "~" and "str" in wanted else word
 
 
-def _explain(message: str, known: list[str]) -> str:
-    """A parser's complaint in one line, with the nearest spelling of an unknown key."""
-    message = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)", message) or re.search(r"option '([\w.]+)'", message)
-    group = re.search(r"Group '([\w.]+)'", message)
-    if unknown is None:
-        return message
-    key = f"{group.group(1)}.{unknown.group(1)}" if group else unknown.group(1)
-    return f"unknown setting {key}: {nearest(key, [option[2:] for option in known])}"
-
-
 def recipes() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml") if not path.stem.startswith(_STUDY))
+
+
+def find_study(name: str) -> Path:
+    """The file of a study: a path, or a shipped one's name.
+
+    Raises:
+        InputError: there is none.
+    """
+    shipped = {path.stem: path for path in _RECIPES.glob(f"{_STUDY}*.yaml")}
+    path = Path(name).expanduser()
+    if path.exists() or name not in shipped:
+        if not path.is_file():
+            raise InputError(f"file {name!r} is not there; give a YAML file, or a shipped study: {', '.join(shipped)}")
+        return path
+    return shipped[name]
+
+
+def _planned(arguments: list[str]) -> list[str]:
+    """``doctor --recipe NAME`` of a shipped recipe as the flags of the job that it plans."""
+    pretrain = VERBS["pretrain"]
+    kind = getattr(importlib.import_module(pretrain.settings_module), pretrain.settings)
+    planned: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, recipe = argument.partition("=")
+        if option != "--recipe":
+            planned.append(argument)
+            continue
+        recipe = recipe if equals else next(rest, "")
+        views = typing.get_args(typing.get_type_hints(ViewsConfig)["recipe"])
+        if recipe in views:
+            planned.append(f"--recipe={recipe}")
+        elif recipe in recipes():
+            flags = read_flags(str(_RECIPES / f"{recipe}.yaml"), _types(kind), frozenset(), "")
+            planned += [f"--{_DOCTORS[name]}={words[0]}" for name, words in flags if name in _DOCTORS]
+        else:
+            raise InputError(f"recipe is {recipe!r}: {nearest(recipe, [*views, *recipes()])}")
+    return planned
 
 
 def _with_files(arguments: list[str], types: Mapping[str, str], required: frozenset[str]) -> list[str]:
@@ -205,7 +254,7 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
                 raise InputError(f"no recipe {path!r}: {nearest(path, recipes())}")
             path = str(_RECIPES / f"{path}.yaml")
         for name, words in read_flags(path, types, required, group):
-            if name in _MAY_NAME_CODE and (code := [word for word in words if names_code(word)]):
+            if name in MAY_NAME_CODE and (code := [word for word in words if names_code(word)]):
                 raise InputError(f"config {path!r}: {name} names code; do so on the command line, --{name} {code[0]}")
             value = _joined(types[name], words) if "tuple" in types[name] else words[0]
             replaced.append(f"--{name}={value}")

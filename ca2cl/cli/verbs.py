@@ -44,6 +44,12 @@ VERBS = {
         shared=True,
         kept="checkpoints are kept, and the same command goes on",
     ),
+    "study": Verb(
+        "recipes x seeds -> encoders, probes and a table that compares them",
+        "ca2cl.study.run",
+        "StudyConfig",
+        kept="finished jobs and checkpoints are kept, and the same command goes on",
+    ),
     "launch": Verb(
         "accelerate launch for schedulers: passes on signals and exit codes", "ca2cl.cli.launch", "", raw=True
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -41,6 +42,30 @@ def read_flags(
             yield name, ["null"]
         elif name not in required:
             raise _wrong(path, node, f"{name} has no value: give one, or take the line out")
+
+
+def read_tree(path: str) -> dict[str, Any]:
+    """A YAML file of settings as nested mappings; values are text as it is written, or lists of it.
+
+    Raises:
+        InputError: no such file, not YAML, or something else than settings. Names file and line.
+    """
+    root = _read(path)
+    if not isinstance(root, yaml.MappingNode):
+        raise InputError(f"config {path!r} has no settings; give them by name, such as seeds: 3")
+    return _tree(path, root, "")
+
+
+def _tree(path: str, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in node.value:
+        name = _key(path, key)
+        if isinstance(value, yaml.MappingNode) and not _is_tagged(value):
+            tree[name] = _tree(path, value, f"{prefix}{name}.")
+            continue
+        words = ["null"] if value.tag == _NULL else _words(path, prefix + name, value)
+        tree[name] = words if isinstance(value, yaml.SequenceNode) else words[0]
+    return tree
 
 
 def _read(path: str) -> yaml.Node | None:

@@ -97,6 +97,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def link(source: Path, target: Path) -> None:
+    """A second name for a file that is never written again, or a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sync_replace(temporary: Path, path: Path, remedy: str) -> None:
     """Bring a file that a library wrote to ``temporary`` to its place for good."""
     with writing(path, remedy):

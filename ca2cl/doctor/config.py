@@ -45,7 +45,8 @@ class DoctorConfig:
     workers: int = 2
     """data.workers of the planned job."""
     recipe: Literal["ca2cl", "crop"] = "ca2cl"
-    """views.recipe of the planned job."""
+    """Recipe of the planned job, as for ca2cl pretrain: the job then has its settings. ca2cl or crop: views.recipe
+    alone."""
     image_size: int = 224
     """data.image_size of the planned job: side of the views in pixels."""
     cache_dir: str | None = None

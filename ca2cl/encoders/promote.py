@@ -36,7 +36,8 @@ class PromoteConfig:
     """Alias to move; an alias that no encoder has is set without a comparison."""
     if_better: str | None = None
     """Metric that must be better than the holder's: a full name, or the unique end of one, such as
-    linear/100pct/macro_f1. Lower is better if the name contains loss, error or hausdorff, otherwise higher."""
+    linear/100pct/macro_f1. Lower is better if the name contains loss, error, brier or hausdorff, otherwise
+    higher."""
     than: str | None = None
     """Alias whose holder must be beaten; none: the alias that is moved."""
     exit_code: bool = False

@@ -24,6 +24,8 @@ from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds
 Integers = npt.NDArray[np.int64]
 FEWEST = 15
 """Held-out tiles that can choose an epoch: by ten (30 labels of real tissue, five classes) its choice was chance."""
+BY_SLIDES = "whole slides or patients"
+"""Reason of ``hold_out`` for what it keeps back, where slides are known."""
 IGNORED = -100
 """Label of a row that did not decode: cross-entropy passes over it."""
 
@@ -77,7 +79,7 @@ def hold_out(
     for fold in range(folds):
         held = fold_N == fold
         if len(np.unique(labels_N[held])) == len(np.unique(labels_N[~held])) == classes:
-            return _enough(held, "whole slides or patients")
+            return _enough(held, BY_SLIDES)
     return none, "none: no whole slides hold every class and leave some of it"
 
 

@@ -43,6 +43,10 @@ class LinearHead(NamedTuple):
         odds_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
         return np.asarray(odds_NK / odds_NK.sum(axis=1, keepdims=True))
 
+    def cooled(self, temperature: float) -> LinearHead:
+        """The same classifier with all logits divided by a temperature."""
+        return self._replace(weight_KD=self.weight_KD / temperature, bias_K=self.bias_K / temperature)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadCard:

@@ -19,16 +19,17 @@ from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.redact import redact_all
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
+from ca2cl.evaluation.calibration.summary import Calibration
 from ca2cl.evaluation.compare import Comparison
 from ca2cl.evaluation.leaks.wording import tag as leak_tag
-from ca2cl.evaluation.metrics import ClassificationMetrics
+from ca2cl.evaluation.metrics import ClassificationMetrics, ClassRecall, mean_sd
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Interval
 from ca2cl.registry.evaluation_run import log_evaluation, log_evaluation_once
 from ca2cl.registry.resolve import ResolvedEncoder
 
-_REMEDY = "free some space, or give a file in a folder you can write"
+REMEDY = "free some space, or give a file in a folder you can write"
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
 _COLUMNS = {
     "accuracy": "top-1 accuracy",
@@ -88,6 +89,9 @@ def row_as_dict(row: Row) -> dict[str, Any]:
         "mean": {name: mean for name, (mean, _) in scores.items()},
         "sd": {name: sd for name, (_, sd) in scores.items()},
         "accuracy_interval_95": list(row.interval),
+        "intervals_95": {name: list(interval) for name, interval in row.intervals.items()},
+        "recalls": [dataclasses.asdict(one) for one in row.recalls],
+        "calibration": row.calibration.as_dict() if row.calibration else None,
         "seeds": [
             {"seed": seed, **setting, **metrics.scores(), "confusion": metrics.confusion.tolist()}
             for seed, (metrics, setting) in enumerate(zip(row.per_seed, row.settings, strict=True))
@@ -106,7 +110,7 @@ def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
         scores = {name: math.nan if seed[name] is None else float(seed[name]) for name in SCORES}
         per_seed.append(ClassificationMetrics(**scores, confusion=np.asarray(seed["confusion"], np.int64)))
         settings.append({name: value for name, value in seed.items() if name not in {*SCORES, "seed", "confusion"}})
-    low, high = (math.nan if bound is None else float(bound) for bound in held["accuracy_interval_95"])
+    calibration = held.get("calibration")
     return Row(
         features=str(held["features"]),
         classifier=str(held["classifier"]),
@@ -114,9 +118,22 @@ def row_from_dict(held: Mapping[str, Any], test: str = "") -> Row:
         labelled=int(held["labelled"]),
         per_seed=per_seed,
         settings=settings,
-        interval=(low, high),
+        interval=_interval(held["accuracy_interval_95"]),
         test=test,
+        intervals={str(name): _interval(ends) for name, ends in held.get("intervals_95", {}).items()},
+        recalls=[_recall(one) for one in held.get("recalls", ())],
+        calibration=None if calibration is None else Calibration.of(calibration),
     )
+
+
+def _interval(ends: Sequence[float | None]) -> Interval:
+    low, high = (math.nan if end is None else float(end) for end in ends)
+    return low, high
+
+
+def _recall(held: Mapping[str, Any]) -> ClassRecall:
+    recall = math.nan if held["recall"] is None else float(held["recall"])
+    return ClassRecall(recall, _interval(held["interval"]), int(held["tiles"]), int(held["units"]))
 
 
 def tracked_metrics(
@@ -136,7 +153,10 @@ def tracked_metrics(
         for name in SCORES:
             mean, sd = row.mean_sd(name)
             flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean, sd
-        flat[f"{prefix}/accuracy_low"], flat[f"{prefix}/accuracy_high"] = row.interval
+        for name, ends in {"accuracy": row.interval, **row.intervals}.items():
+            flat[f"{prefix}/{name}_low"], flat[f"{prefix}/{name}_high"] = ends
+        for name, values in (row.calibration.errors() if row.calibration else {}).items():
+            flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean_sd(values)
     for c in compared:
         name = metric_name(names.get(c.against, c.against), c.classifier, c.budget)
         flat[f"difference/{name}"] = c.difference.mean
@@ -207,9 +227,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         InputError: the folder cannot be written.
     """
     text = json.dumps(_finite(redact_all(content)), indent=1, allow_nan=False)
-    with writing(path, _REMEDY):
+    with writing(path, REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (text + "\n").encode(), _REMEDY)
+    write_atomic(path, (text + "\n").encode(), REMEDY)
 
 
 def _finite(value: Any) -> Any:
@@ -220,7 +240,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequence[str], title: str) -> None:
+def draw_confusion(
+    path: Path, confusion: npt.NDArray[np.int64], classes: Sequence[str], title: str,
+    recalls: Sequence[ClassRecall] = (),
+) -> None:  # fmt: skip
     """A PNG of a (K, K) confusion matrix: colour is the share of a label's tiles, the text its percentage.
 
     Args:
@@ -228,16 +251,17 @@ def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequen
         confusion: counts, rows are labels.
         classes: names of the K classes.
         title: above it.
+        recalls: of the classes; their intervals stand beside the labels.
     """
     from matplotlib.figure import Figure
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.55 * len(classes)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + (2.0 if recalls else 0.8), side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), _with_recalls(classes, recalls))
     axes.set(xlabel="prediction", ylabel="label")
     figure.suptitle(textwrap.fill(title, int(12 * (side + 0.8))), fontsize=10)  # 12 letters an inch
     for (row, column), value in np.ndenumerate(share):
@@ -247,4 +271,12 @@ def draw_confusion(path: Path, confusion: npt.NDArray[np.int64], classes: Sequen
     figure.colorbar(image, label="share of the label's tiles")
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120)
-    write_atomic(path, drawn.getvalue(), _REMEDY)
+    write_atomic(path, drawn.getvalue(), REMEDY)
+
+
+def _with_recalls(classes: Sequence[str], recalls: Sequence[ClassRecall]) -> list[str]:
+    """Names of the classes, each above its recall's interval in percent."""
+    if not recalls:
+        return list(classes)
+    ends = [[round(100 * end) for end in one.interval if not math.isnan(end)] for one in recalls]
+    return [f"{name}\n95 %: {end[0]} to {end[1]}" if end else name for name, end in zip(classes, ends, strict=True)]

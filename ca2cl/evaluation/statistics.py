@@ -203,6 +203,87 @@ def _resampled_t(sum_G: Numbers, size_G: IntArray, predictions: int, resamples: 
     return np.asarray((_logit(mean_R) - _logit(sum_G.sum() / size_G.sum())) / error_R, np.float64)
 
 
+@dataclass(frozen=True)
+class Score:
+    """A score of every draw, and how far it moves when a slide is left out."""
+
+    value_S: Numbers
+    moved_SG: Numbers
+    """The score less that of all other slides."""
+    weight_G: Numbers
+    """Share of each slide in the score; they sum to 1."""
+
+
+def ratio_score(top_SGK: Numbers, bottom_SGK: Numbers) -> Score:
+    """Mean over k of sums over slides, top / bottom, as balanced accuracy, macro F1 and the Brier score are.
+
+    A ratio whose bottom is 0 is left out of the mean, also in the samples that lack a slide.
+    """
+    found = [_ratios(top_GK, bottom_GK) for top_GK, bottom_GK in zip(top_SGK, bottom_SGK, strict=True)]
+    left_SG = np.stack([left_G for _, left_G in found])
+    value_S = np.array([value for value, _ in found])
+    share_SGK = bottom_SGK / np.maximum(bottom_SGK.sum(axis=1, keepdims=True), 1e-300)
+    weight_G = share_SGK.sum(axis=(0, 2))
+    return Score(value_S, value_S[:, None] - left_SG, weight_G / max(weight_G.sum(), 1e-300))
+
+
+def _ratios(top_GK: Numbers, bottom_GK: Numbers) -> tuple[float, Numbers]:
+    """The score, and (G,) that of all slides but one."""
+    top_GK, bottom_GK = (np.concatenate([0 * sums[:1], sums]) for sums in (top_GK, bottom_GK))
+    rest_GK = bottom_GK.sum(axis=0) - bottom_GK
+    there_GK = rest_GK > 1e-9
+    ratio_GK = np.where(there_GK, top_GK.sum(axis=0) - top_GK, 0) / np.where(there_GK, rest_GK, 1)
+    mean_G = ratio_GK.sum(axis=1) / np.maximum(there_GK.sum(axis=1), 1)
+    return float(mean_G[0]), np.asarray(mean_G[1:], np.float64)
+
+
+def score_interval(score: Score, *, level: float = 0.95, bounded: bool = True) -> Interval:
+    """Interval of a score averaged over draws, for other slides and other draws of labels.
+
+    Student's t with the jackknife's variance over slides, on the logit scale, or on that of the logarithm for a score
+    without an upper bound; draws of labels add to it as in ``bootstrap_interval``. ``nan`` for a single slide.
+
+    Args:
+        score: in [0, 1], or above 0 where it is not ``bounded``.
+    """
+    from scipy.stats import t
+
+    value, slides, draws = float(score.value_S.mean()), int((score.weight_G > 0).sum()), len(score.value_S)
+    if slides < 2 or not np.isfinite(value):
+        return float("nan"), float("nan")
+    miss = (1 - level) / 2
+    if value <= 0.0 or (bounded and value >= 1.0):
+        bound = miss ** (1 / slides)
+        return (bound, 1.0) if value > 0.0 else (0.0, 1 - bound)
+    slope = value * (1 - value) if bounded else value
+    alike = float(np.square(score.weight_G).sum())
+    of_slides = (slides - 1) / slides * float(np.square(score.moved_SG.mean(axis=0)).sum())
+    half = float(t.ppf(1 - miss, max(1.0, 1 / alike - 1))) ** 2 * of_slides
+    if draws > 1:
+        by_chance = np.square(score.moved_SG - score.moved_SG.mean(axis=0)).sum() / (1 - alike)
+        of_draws = float(np.square(score.value_S - value).sum() - by_chance) / (draws * (draws - 1))
+        half += float(t.ppf(1 - miss, draws - 1)) ** 2 * max(0.0, of_draws)
+    half = half**0.5 / slope
+    if not bounded:
+        return value * float(np.exp(-half)), value * float(np.exp(half))
+    return _expit(_logit(value) - half), _expit(_logit(value) + half)
+
+
+def mean_interval(values: Sequence[Numbers], units: Units) -> Interval:
+    """``score_interval`` of a mean over tiles and draws that has no upper bound.
+
+    Args:
+        values: of the tiles (N,), at least 0, for every draw.
+        units: what tiles are resampled by.
+    """
+    sums = [np.bincount(units.unit_N, one, minlength=units.count) for one in values]
+    sums_SG = np.stack(sums).astype(np.float64)
+    size_G = np.bincount(units.unit_N, minlength=units.count).astype(np.float64)
+    return score_interval(
+        ratio_score(sums_SG[..., None], np.broadcast_to(size_G, sums_SG.shape)[..., None]), bounded=False
+    )
+
+
 def _logit(share: Any) -> Any:
     return np.log(share / (1 - share))
 
@@ -299,10 +380,14 @@ def sign_flip_p(sums_G: IntArray, *, flips: int = 10_000, seed: int = 0) -> floa
 def holm(differences: Sequence[Difference]) -> list[Difference]:
     """The same with ``p_holm``, Holm's step-down correction (1979) over all of them: the chance that any of them is
     called real by accident stays below the level, however they depend on one another."""
-    order = np.argsort([difference.p for difference in differences], kind="stable")
-    found = list(differences)
-    highest = 0.0
-    for place, number in enumerate(order.tolist()):
-        highest = max(highest, min(1.0, (len(found) - place) * found[number].p))
-        found[number] = replace(found[number], p_holm=highest)
-    return found
+    corrected = holm_p([difference.p for difference in differences])
+    return [replace(difference, p_holm=p) for difference, p in zip(differences, corrected, strict=True)]
+
+
+def holm_p(p: Sequence[float]) -> list[float]:
+    """The values of p in the same order after Holm's correction over all of them."""
+    corrected, highest = [1.0] * len(p), 0.0
+    for place, number in enumerate(np.argsort(p, kind="stable").tolist()):
+        highest = max(highest, min(1.0, (len(p) - place) * p[number]))
+        corrected[number] = highest
+    return corrected

@@ -33,9 +33,9 @@ class Safetensors(Target):
 
     def snippet(self, path: Path, card: EncoderCard) -> str:
         return (
-            "from ca2cl.registry.resolve import resolve_encoder\n"
-            f"found = resolve_encoder({str(path)!r})\n"
-            "model, card = found.encoder, found.card\n"
+            "import ca2cl\n"
+            f"model = ca2cl.load_encoder({str(path)!r})\n"
+            "# model(model.transform(tile)[None]) are the features of a tile: a PIL image, or uint8 (H, W, 3)\n"
         )
 
 

@@ -39,6 +39,7 @@ class Tiles(NamedTuple):
             runs of consecutive rows (the first view's are in the order given); None: there are no groups.
         words: int64 (2, B), a word for the strong and the weak view of each row, on the device: drop path draws from
             it. None: the network has none.
+        slides: int64 (B,), equal for tiles of one slide or patient, on the device. None: each tile has its own.
     """
 
     pixels: Tensor
@@ -47,6 +48,7 @@ class Tiles(NamedTuple):
     positions: Tensor
     second_order: Tensor | None = None
     words: Tensor | None = None
+    slides: Tensor | None = None
 
 
 class Views(Protocol):
@@ -70,6 +72,7 @@ class ViewBatch(NamedTuple):
     positions: Tensor
     second_order: Tensor | None = None
     words: Tensor | None = None
+    slides: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class Method(ABC):
 
     options: ClassVar[type] = NoOptions
     """A dataclass of the method's own settings, each a bool, int, float or str with a default: ``method.options``."""
-    counters: ClassVar[Mapping[str, str]] = {}
+    counters: Mapping[str, str] = {}
     """Terms of a step that are counts, added up over the run in the journal, and what each one counts."""
     curves: ClassVar[Sequence[Panel]] = (("Loss", "", (("loss", ""),)),)
     """Charts of the terms of a step; those of rate, norm and throughput are every method's."""
@@ -239,7 +242,7 @@ class Method(ABC):
         """
         made = views(tiles.pixels, tiles.keys, tiles.epoch)
         x1, x2 = (x.contiguous(memory_format=torch.channels_last) for x in made)
-        return ViewBatch(x1, x2, tiles.positions, tiles.second_order, tiles.words)
+        return ViewBatch(x1, x2, tiles.positions, tiles.second_order, tiles.words, tiles.slides)
 
     @abstractmethod
     def step(self, engine: Engine, micro_batches: Sequence[Any]) -> dict[str, Tensor]:

@@ -40,17 +40,23 @@ class Rows(NamedTuple):
     Attributes:
         order: (G,), such that ``gather_rows(x)[order]`` is in canonical order.
         own: (B,), the places of the local rows in it.
+        slides: (G,), equal for rows of one slide, in canonical order; None: they do not matter.
     """
 
     order: Tensor
     own: Tensor
+    slides: Tensor | None = None
 
     @classmethod
-    def at(cls, positions_B: Tensor) -> Rows:
-        """From the local rows' places in the global batch, int64; one collective."""
-        everywhere_G = gather_rows(positions_B)
+    def at(cls, positions_B: Tensor, slides_B: Tensor | None = None) -> Rows:
+        """From the local rows' places in the global batch and their slides, int64; one collective."""
+        if slides_B is None:
+            everywhere_G, slides_G = gather_rows(positions_B), None
+        else:
+            everywhere_G, slides_G = gather_rows(torch.stack([positions_B, slides_B], dim=1)).unbind(1)
         order_G = torch.argsort(everywhere_G)
-        return cls(order_G, torch.searchsorted(everywhere_G[order_G], positions_B))
+        own_B = torch.searchsorted(everywhere_G[order_G], positions_B)
+        return cls(order_G, own_B, None if slides_G is None else slides_G[order_G])
 
     def gather(self, *parts: Tensor) -> list[Tensor]:
         """Local (B, D) rows of several kinds as global (G, D) ones in canonical order, without gradient; one

@@ -8,6 +8,7 @@ Shapes: B local batch, G global batch, N = 2G rows of both views, R rows of a bl
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,14 @@ _ROWS_ON_GPUS = 512
 depend on how many rows a rank has. A GPU wants few large kernels, a CPU those that fit into a cache."""
 
 
+class _Loss(NamedTuple):
+    """What decides about logits: the temperature, log w, and the columns' slides, without which w is 1."""
+
+    temperature: float
+    log_weight: float = 0.0
+    slides_N: Tensor | None = None
+
+
 class _Block(NamedTuple):
     """A block of local rows, with the column of each row itself and of its positive."""
 
@@ -31,20 +40,34 @@ class _Block(NamedTuple):
     self_R: Tensor
     positive_R: Tensor
 
-    def logits(self, columns_ND: Tensor, temperature: float) -> Tensor:
-        """(R, N), each row's own column masked out."""
-        logits_RN = (self.rows_RD / temperature) @ columns_ND.T
-        return logits_RN.scatter_(1, self.self_R[:, None], float("-inf"))
+    def logits(self, columns_ND: Tensor, loss: _Loss) -> Tensor:
+        """(R, N), each row's own column masked out, and log w added to those of negatives of its slide."""
+        logits_RN = (self.rows_RD / loss.temperature) @ columns_ND.T
+        logits_RN.scatter_(1, self.self_R[:, None], float("-inf"))
+        if loss.slides_N is None:
+            return logits_RN
+        same_RN = loss.slides_N[self.self_R][:, None] == loss.slides_N
+        same_RN.scatter_(1, self.positive_R[:, None], False)
+        return torch.where(same_RN, logits_RN + loss.log_weight, logits_RN)
 
 
 def nt_xent(
-    z1_BD: Tensor, z2_BD: Tensor, rows: Rows, temperature: float, logits_at_once: int = LOGITS_AT_ONCE
+    z1_BD: Tensor,
+    z2_BD: Tensor,
+    rows: Rows,
+    temperature: float,
+    logits_at_once: int = LOGITS_AT_ONCE,
+    *,
+    same_slide_weight: float = 1.0,
 ) -> Tensor:
     """This rank's share of NT-Xent over the global batch: the sum over ranks is the loss.
 
     For row i of either view, with the other view's row i as the positive p and all 2G - 1 rows k other than i,
 
         l_i = -log( exp(s_ip) / Z_i ),   s_ik = z_i . z_k / T,   Z_i = sum_{k != i} exp(s_ik),   loss = sum_i l_i / 2G.
+
+    With a weight w of negatives of the anchor's slide, s_ik = z_i . z_k / T + log w for these (k != p): 0 leaves them
+    out. A row without other negatives then has the loss 0. The weight of k for i is that of i for k.
 
     A row is anchor once and a column of every other row, so with P_ik = exp(s_ik) / Z_i
 
@@ -58,35 +81,38 @@ def nt_xent(
         rows: their places in the global batch.
         temperature: T.
         logits_at_once: most logits in memory at a time; at least one row's are.
+        same_slide_weight: w, from 0 to 1; other than 1 it wants ``rows.slides``.
 
     Returns:
         A scalar: the mean of l_i over the local 2B rows, times B / G. Its gradient is that of the whole loss.
     """
-    total, (grad1_BD, grad2_BD) = _value_and_gradients(
-        z1_BD.detach(), z2_BD.detach(), rows, temperature, logits_at_once
-    )
+    loss = _Loss(temperature)
+    if rows.slides is not None and same_slide_weight != 1:
+        log_weight = math.log(same_slide_weight) if same_slide_weight else -math.inf
+        loss = _Loss(temperature, log_weight, rows.slides.repeat(2))
+    total, (grad1_BD, grad2_BD) = _value_and_gradients(z1_BD.detach(), z2_BD.detach(), rows, loss, logits_at_once)
     return given_gradient(total, [(z1_BD, grad1_BD), (z2_BD, grad2_BD)])
 
 
 def _value_and_gradients(
-    z1_BD: Tensor, z2_BD: Tensor, rows: Rows, temperature: float, logits_at_once: int
+    z1_BD: Tensor, z2_BD: Tensor, rows: Rows, loss: _Loss, logits_at_once: int
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     columns_ND = torch.cat(rows.gather(z1_BD, z2_BD))
     pairs = len(columns_ND) // 2
     local = 2 * len(z1_BD)
     size = rows_at_once(z1_BD.device, len(columns_ND), logits_at_once)
     blocks = _blocks(torch.cat([z1_BD, z2_BD]), rows.own, pairs, size)
-    log_z = torch.cat([block.logits(columns_ND, temperature).logsumexp(1) for block in blocks])
+    log_z = torch.cat([block.logits(columns_ND, loss).logsumexp(1) for block in blocks])
     log_z_N = torch.cat(rows.gather(*log_z[:local, None].chunk(2))).squeeze(1)
 
     losses, gradients = [], []
     for block, own_log_z_R in zip(blocks, torch.split(log_z, size), strict=True):
-        logits_RN = block.logits(columns_ND, temperature)
+        logits_RN = block.logits(columns_ND, loss)
         losses.append(own_log_z_R - logits_RN.gather(1, block.positive_R[:, None]).squeeze(1))
         both_RN = (logits_RN - own_log_z_R[:, None]).exp_().add_(logits_RN.sub_(log_z_N).exp_())
         gradients.append(both_RN @ columns_ND - 2 * columns_ND[block.positive_R])
     total = torch.cat(losses)[:local].sum(dtype=torch.float64)
-    return total / (2 * pairs), (torch.cat(gradients)[:local] / (2 * pairs * temperature)).chunk(2)
+    return total / (2 * pairs), (torch.cat(gradients)[:local] / (2 * pairs * loss.temperature)).chunk(2)
 
 
 def rows_at_once(device: torch.device, columns: int, logits_at_once: int = LOGITS_AT_ONCE) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ca2cl.methods.base import MethodSettings
 from ca2cl.methods.gather import Rows
 from ca2cl.methods.nt_xent import nt_xent
+from ca2cl.methods.same_slide import COUNTERS, PANEL, same_slide_terms
 from ca2cl.methods.two_views import TwoViewMethod
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.heads import EncoderNetwork, Projector
@@ -39,23 +40,29 @@ class SimCLR(TwoViewMethod):
         temperature: T.
         accumulation: as of ``TwoViewMethod``.
         projection_dim: outputs of the projector.
+        same_slide_weight: w of ``nt_xent``.
     """
 
-    curves = (("Loss", "", (("loss", "NT-Xent"),)),)
+    curves = (("Loss", "", (("loss", "NT-Xent"),)), PANEL)
 
     def __init__(
         self,
         temperature: float = 0.2,
         accumulation: Literal["exact", "plain"] = "exact",
         projection_dim: int = 128,
+        same_slide_weight: float = 1.0,
     ) -> None:
         super().__init__(accumulation)
         self.temperature, self.projection_dim = temperature, projection_dim
+        self.same_slide_weight, self.uses_slides = same_slide_weight, same_slide_weight != 1
+        if same_slide_weight == 0:
+            self.counters = COUNTERS
 
     @classmethod
     def from_settings(cls, settings: MethodSettings) -> SimCLR:
-        """As ``Method.from_settings``; the temperature is ``objective.temperature``."""
-        return cls(settings.objective.temperature, settings.accumulation, settings.projection_dim)
+        """As ``Method.from_settings``; temperature and weight are those of ``objective``."""
+        objective = settings.objective
+        return cls(objective.temperature, settings.accumulation, settings.projection_dim, objective.same_slide_weight)
 
     def build(self, encoder: Backbone) -> SimCLRNetwork:
         """As ``Method.build``."""
@@ -63,4 +70,6 @@ class SimCLR(TwoViewMethod):
 
     def terms(self, first: Projected, second: Projected, rows: Rows) -> dict[str, Tensor]:
         """As ``TwoViewMethod.terms``."""
-        return {"loss": nt_xent(first.z, second.z, rows, self.temperature)}
+        weight = self.same_slide_weight
+        loss = nt_xent(first.z, second.z, rows, self.temperature, same_slide_weight=weight)
+        return {**same_slide_terms(rows, weight), "loss": loss}

@@ -43,6 +43,9 @@ class TwoViewMethod(AccumulatedMethod):
         accumulation: as of ``AccumulatedMethod``.
     """
 
+    uses_slides = False
+    """Whether ``terms`` gets the rows' slides: they are gathered with the rows' places."""
+
     @abstractmethod
     def terms(self, first: Embedded, second: Embedded, rows: Rows) -> dict[str, Tensor]:
         """This rank's share of every term, the last one ``loss``: the sum over ranks is the term, and the gradient with
@@ -52,7 +55,7 @@ class TwoViewMethod(AccumulatedMethod):
         """As ``AccumulatedMethod.micro_step``."""
         # Through the wrapper goes the last pass before the backward and no other: a wrapper takes every pass through it
         # for the start of a backward of its own (DistributedDataParallel's reducer, DeepSpeed's hooks on outputs).
-        rows = Rows.at(views.positions)
+        rows = Rows.at(views.positions, views.slides if self.uses_slides else None)
         first = embed_first(engine.bare, views, None, record=True)
         second = embed_second(engine.network, views, None, record=True)
         terms = self.terms(first, second, rows)
@@ -60,7 +63,7 @@ class TwoViewMethod(AccumulatedMethod):
 
     def exact_step(self, engine: Engine, micro_batches: Sequence[ViewBatch]) -> dict[str, Tensor]:
         """As ``AccumulatedMethod.exact_step``."""
-        first, second, rows, sizes = embed_all(engine, micro_batches)
+        first, second, rows, sizes = embed_all(engine, micro_batches, slides=self.uses_slides)
         terms = self.terms(first, second, rows)
         strong, weak = outer_gradients(terms["loss"], first, second, sizes, engine)
         for number, views in enumerate(micro_batches):
@@ -98,16 +101,27 @@ def embed_second(network: nn.Module, views: ViewBatch, delta: Tensor | None, *, 
     return found._make(part[back] for part in found)
 
 
-def embed_all(engine: Engine, micro_batches: Sequence[ViewBatch]) -> tuple[Embedded, Embedded, Rows, list[int]]:
-    """Both views' embeddings of all local rows as leaves of a new graph, their places, the micro-batches' sizes."""
-    firsts, seconds, positions = [], [], []
+def embed_all(
+    engine: Engine, micro_batches: Sequence[ViewBatch], *, slides: bool = False
+) -> tuple[Embedded, Embedded, Rows, list[int]]:
+    """Both views' embeddings of all local rows as leaves of a new graph, their places, the micro-batches' sizes.
+
+    Args:
+        engine: whose network embeds them.
+        micro_batches: all of this rank.
+        slides: whether the rows' slides are wanted.
+    """
+    firsts, seconds, positions, names = [], [], [], []
     with torch.no_grad():
         for views in micro_batches:
             firsts.append(embed_first(engine.bare, views, None, record=False))
             seconds.append(embed_second(engine.bare, views, None, record=False))
             positions.append(views.positions)
+            if slides and views.slides is not None:
+                names.append(views.slides)
     first, second = (parts[0]._make(leaf(part) for part in zip(*parts, strict=True)) for parts in (firsts, seconds))
-    return first, second, Rows.at(torch.cat(positions)), [len(part) for part in positions]
+    rows = Rows.at(torch.cat(positions), torch.cat(names) if names else None)
+    return first, second, rows, [len(part) for part in positions]
 
 
 def leaf(parts: Sequence[Tensor]) -> Tensor:

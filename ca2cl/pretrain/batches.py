@@ -115,14 +115,15 @@ class MicroBatches(Sequence[Any]):
 
     def _make(self, number: int) -> Any:
         rows, batch = slice(number * self._size, (number + 1) * self._size), self._batch
-        tiles, positions, keys = (self._rows(x, rows) for x in (batch.tiles, batch.positions, batch.key_hash))
-        tiles, positions = (x.to(self._device, non_blocking=True) for x in (tiles, positions))
+        tiles, keys = (self._rows(x, rows) for x in (batch.tiles, batch.key_hash))
+        numbers_2B = torch.stack([self._rows(x, rows) for x in (batch.positions, batch.slides)])  # one copy for both
+        tiles, (positions, slides) = (x.to(self._device, non_blocking=True) for x in (tiles, numbers_2B))
         if self._copies is not None:
             self._copies.add(batch.tiles, torch.cuda.current_stream(self._device).record_event())
         second_order = None
         if self._groups is not None:
             second_order = self._groups.second_order(len(keys)).to(self._device, non_blocking=True)
-        return self._views(Tiles(tiles, keys, batch.epoch, positions, second_order))
+        return self._views(Tiles(tiles, keys, batch.epoch, positions, second_order, slides=slides))
 
     def _rows(self, x: Tensor, rows: slice) -> Tensor:
         """Rows of ``x`` in the order of groups; in pinned memory where ``x`` is, or no copy from it is asynchronous."""

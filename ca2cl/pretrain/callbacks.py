@@ -24,13 +24,14 @@ from ca2cl.models.preprocess import preprocess
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory.machine import peak_bytes
 from ca2cl.tracking.figures import curves_figure
-from ca2cl.tracking.journal import training_lines
+from ca2cl.tracking.journal import WATCH_PREFIX, training_lines, watch_lines
 from ca2cl.tracking.run import NullTracker, RunTracker
 from ca2cl.training.engine import AccelerateEngine
 
 logger = logging.getLogger(__name__)
 _FIGURE_TILES = 256
 _LONG_STEP_S = 30.0
+_LOOKED = (("knn", "k-NN", ".3f"), ("linear", "linear", ".3f"), ("rank", "rank", ".1f"))
 _REMOTE_SHARDS = 8  # whole ones are fetched, while the other ranks wait
 
 
@@ -57,10 +58,13 @@ class RunObserver:
         self.tracker, self.config, self.index, self.reader, self.order = tracker, config, index, reader, order
         self.state = state
         self.last_metrics: dict[str, float | None] = {}
+        self.last_watch: dict[str, float | None] = {}
         self.active = isinstance(tracker, RunTracker)
         if isinstance(tracker, RunTracker):  # a run that goes on after its last step still knows how it ended
             for record in training_lines(tracker.run_dir / "journal.jsonl"):
                 self._remember(record)
+            for record in watch_lines(tracker.run_dir / "journal.jsonl"):
+                self.last_watch = {name: value for name, value in record.items() if name.startswith(WATCH_PREFIX)}
         # on a terminal a bar, otherwise a plain line now and then
         terminal = self.active and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=not terminal, dynamic_ncols=True)
@@ -78,12 +82,33 @@ class RunObserver:
             return
         self._log_pace(record["step"], self.config.run.batch_size / record["tiles_per_s"])
         self._bar.update(record["step"] - self._bar.n)
-        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tiles_per_s']:.0f} tiles/s")
+        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tiles_per_s']:.0f} tiles/s{self._looked()}")
         if self._bar.disable and (record["step"] % self._line_every == 0 or record["step"] == 1):
             logger.info(
                 "step %d of %s, epoch %d: loss %.4f, lr %.2e, %.0f tiles/s",
                 record["step"], self._bar.total, record["epoch"], record["loss"], record["lr"], record["tiles_per_s"],
             )  # fmt: skip
+
+    def log_watch(self, step: int, numbers: Mapping[str, float], collapse: str) -> None:
+        """Write a watch's line to the journal, and its numbers to the terminal."""
+        self.tracker.log_watch(step, numbers, collapse)
+        self.last_watch = {f"{WATCH_PREFIX}{name}": value for name, value in numbers.items()}
+        if self.active and self._bar.disable:
+            logger.info(
+                "watch at step %d%s, alignment %.3f, uniformity %.3f, centroids of %.1f to %.1f %% of the tiles%s",
+                step, self._looked(), numbers["alignment"], numbers["uniformity"], 100 * numbers["smallest"],
+                100 * numbers["largest"], f"; {collapse}" if collapse else "",
+            )  # fmt: skip
+
+    def _looked(self) -> str:
+        """The last watch's numbers in a few words; empty before the first."""
+        found = [(label, self.last_watch.get(f"{WATCH_PREFIX}{name}"), form) for name, label, form in _LOOKED]
+        words = [f"{label} {value:{form}}" for label, value, form in found if value is not None]
+        return f": {', '.join(words)}" if words else ""
+
+    def log_collapse(self, step: int, reason: str) -> None:
+        """Tag the run with a collapse of its features."""
+        self.tracker.set_tag("ca2cl.collapse", f"step {step}: {reason}")
 
     def _log_pace(self, step: int, seconds: float) -> None:
         """Log how long an epoch will take, from the second step of this start.

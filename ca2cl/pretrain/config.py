@@ -15,6 +15,7 @@ from ca2cl.config import (
     TrackingConfig,
     ViewsConfig,
 )
+from ca2cl.pretrain.watch.config import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class PretrainConfig:
     """Optimizer and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Size, length and folder of the run."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Measurements on held-out tiles while it trains."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow tracking and registry."""
 

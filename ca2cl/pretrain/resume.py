@@ -27,6 +27,7 @@ FREE = (
     "data.shards", "data.cache_dir", "data.cache_gb", "data.fetch_timeout", "data.workers", "data.max_bad_rate",
     "run.output_dir", "run.resume", "run.fsdp", "model.checkpoint_activations",
     "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
+    "watch.shards", "watch.every", "watch.tiles", "watch.metric", "watch.stop", "watch.seed",
     "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
     "tracking.sinks",
 )  # fmt: skip
@@ -34,6 +35,7 @@ FREE = (
 _SINCE = {
     "method.name": DEFAULT, "model.drop_path": "0.0", "optim.layer_decay": "None", "optim.decay_all": "True",
     "optim.freeze_layers": "0", "optim.freeze_steps": "0", "optim.ema": "None",
+    "data.max_per_slide": "None", "objective.same_slide_weight": "1.0",
 }  # fmt: skip
 """Settings that the first runs did not record, with what they then were."""
 _LENGTH = ("run.steps", "run.epochs")

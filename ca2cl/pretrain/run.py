@@ -22,23 +22,28 @@ from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.methods.bitwise import Bitwise
-from ca2cl.models.backbone import check_arch, outline
+from ca2cl.models.backbone import Backbone, check_arch, outline
 from ca2cl.models.bn_groups import LaneGroups
-from ca2cl.models.encoder_io import weights_digest
+from ca2cl.models.encoder_io import EncoderCard, weights_digest
 from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed, maker
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.engines import build_engine, check_fsdp, configured_method, sharing
-from ca2cl.pretrain.hand_on import hand_on
+from ca2cl.pretrain.hand_on import card_of, hand_on
 from ca2cl.pretrain.memory.activations import quick_step
 from ca2cl.pretrain.memory.check import check_memory
 from ca2cl.pretrain.memory.held import held_bytes
 from ca2cl.pretrain.memory.machine import limit_left
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics, views_dtype
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
+from ca2cl.pretrain.sampling import sample_order
 from ca2cl.pretrain.start import RunStart, find_start, initial_encoder
 from ca2cl.pretrain.teacher import FoundTeacher, find_teacher
+from ca2cl.pretrain.watch import assemble as watching
+from ca2cl.pretrain.watch.best import BestEncoder
+from ca2cl.pretrain.watch.held_out import WatchedTiles, find_tiles
+from ca2cl.pretrain.watch.watch import Watch
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
 from ca2cl.runtime.launched import find_place
@@ -74,7 +79,8 @@ def run(config: PretrainConfig) -> int:
     config, begun = ranks.together(lambda: find_start(config))
     numerics = _fix_numerics(config, accelerator, ranks)
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
-    order = _order(config, index, world, method)
+    watched = ranks.together(lambda: _watched(config, index))
+    order = sample_order(config, index, world, method)
     _warn_of_a_small_cache(config, index, world)
     micro_batch = shares.micro_batch(config, world)
     shares.check_accumulation(config, method, world, micro_batch)
@@ -90,8 +96,9 @@ def run(config: PretrainConfig) -> int:
     origin = {"start_weights": weights, "teacher": teacher.identity if teacher is not None else None}
     engine = build_engine(config, accelerator, method, encoder, micro_batch)
     checkpointer = Checkpointer(
-        Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every
-    )
+        Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every,
+        BestEncoder(Path(config.run.output_dir)).weights if watched is not None else None,
+    )  # fmt: skip
     with ExitStack() as start:
         lock = ranks.together(
             lambda: start.enter_context(hold_run(config.run.output_dir)) if accelerator.is_main_process else None
@@ -110,7 +117,8 @@ def run(config: PretrainConfig) -> int:
     provenance = {"earlier_manifests": earlier, **begun.facts()}
     seen = (begun.seen, teacher.seen if teacher is not None else None)
     parts = _Parts(
-        engine, method, index, order, groups, checkpointer, stop, tracker, provenance, seen, origin, numerics
+        engine, method, index, order, groups, checkpointer, stop, tracker, provenance, seen, origin, numerics, ranks,
+        watched, checkpoint,
     )  # fmt: skip
     done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
@@ -154,6 +162,10 @@ class _Parts:
     """Digests of the encoder that the run began with, and of its teacher."""
     numerics: dict[str, str] | None
     """What the last bit depends on, under ``run.accumulation bitwise``."""
+    ranks: Ranks
+    watched: WatchedTiles | None
+    checkpoint: Path | None
+    """The one that the training goes on from."""
 
 
 def _train_tracked(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
@@ -199,12 +211,14 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "views": VERSION,
     }
     observer = RunObserver(tracker, config, method, index, reader, order, steps, state)
+    watch = _open_watch(config, parts, observer, steps)
     run, per_epoch = config.run, order.steps_per_epoch
     bitwise = Bitwise(method, parts.groups.block) if run.accumulation == "bitwise" and parts.groups else None
     job = TrainJob(
         engine=engine, method=bitwise or method,
         data=feed(stream, make, engine.device, micro_batch, parts.groups),
-        observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, state=state, check_bad=budget.check,
+        observer=observer, checkpointer=parts.checkpointer, stop=parts.stop, watch=watch, state=state,
+        check_bad=budget.check,
         batch_size=run.batch_size, total_steps=steps, steps_per_epoch=per_epoch,
         rate=lambda step: learning_rate(config.optim, step, steps, per_epoch), clip_norm=config.optim.clip_norm,
         checkpoint_every=run.checkpoint_every, log_every=run.log_every, max_skipped=run.max_skipped,
@@ -213,12 +227,33 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     try:
         done = train(job, progress)
         if done:
+            best = watch.best if watch is not None else None
             hand_on(
-                config, engine, method, reader, index, parts.provenance, parts.earlier, tracker, observer, progress.step
+                config, engine, method, reader, index, parts.provenance, parts.earlier, tracker, observer,
+                progress.step, best,
             )  # fmt: skip
     finally:
         observer.close()
     return done
+
+
+def _watched(config: PretrainConfig, index: ShardIndex) -> WatchedTiles | None:
+    watching.check(config)
+    return find_tiles(config.watch, config.data.cache_dir, config.data.fetch_timeout, index.manifest.digest)
+
+
+def _open_watch(config: PretrainConfig, parts: _Parts, observer: RunObserver, steps: int) -> Watch | None:
+    """The watch of the job, if it has one; that of another run's checkpoint does not go on."""
+    if parts.watched is None:
+        return None
+
+    def card(encoder: Backbone, step: int) -> EncoderCard:
+        return card_of(config, encoder, parts.index.manifest, parts.provenance, observer, step)
+
+    own = parts.checkpoint if parts.checkpoint and parts.checkpoint.parent == parts.checkpointer.folder else None
+    return watching.open_watch(
+        config, parts.watched, parts.method, parts.ranks, observer, card, observer.state, own, steps
+    )
 
 
 def _check(config: PretrainConfig) -> None:
@@ -246,16 +281,6 @@ def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dic
     for rank, there in enumerate(ranks.share(numerics)):
         check_numerics(numerics or {}, there or {}, f"on rank {rank}")
     return numerics
-
-
-def _order(config: PretrainConfig, index: ShardIndex, world: int, method: Method) -> LaneOrder:
-    run = config.run
-    order = LaneOrder(
-        index, config.data.lanes, run.batch_size, run.seed, world=world, least=method.least_tiles,
-        fewer=lambda tiles: method.too_few(tiles)[1],
-    )  # fmt: skip
-    order.check_world(world)
-    return order
 
 
 def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:

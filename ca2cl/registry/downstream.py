@@ -14,7 +14,7 @@ from ca2cl.store.open import Store, all_pages, store_errors
 
 _OWN = "encoder/"
 _SPREADS = ("_sd", "_low", "_high")  # of a metric over seeds, and its interval: shown with it, never ranked
-_FALLING = ("loss", "error", "hausdorff")
+_FALLING = ("loss", "error", "brier", "hausdorff")
 HONEST = "honest"
 
 

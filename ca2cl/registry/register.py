@@ -43,7 +43,9 @@ _RUNTIME = (
 _log = logging.getLogger(__name__)
 
 
-def log_and_register(run_id: str, folder: str | Path, register_as: str | None, store: Store) -> str | None:
+def log_and_register(
+    run_id: str, folder: str | Path, register_as: str | None, store: Store, alias: str | None = None
+) -> str | None:  # fmt: skip
     """Upload an encoder to its run and make it the newest version of a registered model.
 
     ``models:/NAME@latest`` is MLflow's own alias for the newest version. The first version also becomes
@@ -53,6 +55,8 @@ def log_and_register(run_id: str, folder: str | Path, register_as: str | None, s
     Args:
         folder: what ``save_encoder`` wrote.
         register_as: name of the registered model, or None to upload only.
+        alias: of an encoder beside the run's own, ``best``: it is uploaded under that name, and the alias of the
+            registered model moves to it. It becomes no champion by itself.
 
     Returns:
         The version, or None if nothing was registered.
@@ -64,14 +68,21 @@ def log_and_register(run_id: str, folder: str | Path, register_as: str | None, s
     card = read_card(source / CARD_NAME)
     digest = digest_of(source / WEIGHTS_NAME)
     client = store.client
-    if client.get_run(run_id).data.tags.get(DIGEST_TAG) != digest:
-        upload(store, run_id, source, ENCODER_PATH)
+    tag = DIGEST_TAG if alias is None else f"ca2cl.{alias}_sha256"
+    if client.get_run(run_id).data.tags.get(tag) != digest:
+        upload(store, run_id, source, alias or ENCODER_PATH)
         with scratch_folder() as scratch:
             model = Path(scratch) / MODEL_PATH
             save_pyfunc(model, source, card)
             upload(store, run_id, model, _model_path(digest))
-        client.set_tag(run_id, DIGEST_TAG, digest)
-    return _register(run_id, register_as, digest, card, store) if register_as else None
+        client.set_tag(run_id, tag, digest)
+    if not register_as:
+        return None
+    version = _register(run_id, register_as, digest, card, store)
+    named = alias or (CHAMPION if CHAMPION not in client.get_registered_model(register_as).aliases else None)
+    if named is not None:
+        client.set_registered_model_alias(register_as, named, version)
+    return version
 
 
 def name_run(folder: Path, run_id: str) -> None:
@@ -171,8 +182,6 @@ def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Sto
     if card.manifest_digest:
         tags["ca2cl.manifest_digest"] = card.manifest_digest
     version = client.create_model_version(name, location, run_id, tags=tags)
-    if CHAMPION not in client.get_registered_model(name).aliases:
-        client.set_registered_model_alias(name, CHAMPION, version.version)
     _log.info("registered %s version %s", name, version.version)
     return str(version.version)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ca2cl.common.records import is_number
 from ca2cl.methods.base import Method
-from ca2cl.tracking.figures import PANELS, columns_of, thin
+from ca2cl.tracking.figures import PANELS, WATCH_PANELS, columns_of, thin
 
 WIDTH, HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 8, 24
@@ -53,11 +53,13 @@ class Panel:
         return f"{self.title}{f' in {self.unit}' if self.unit else ''} over optimizer steps: {lasts}"
 
 
-def panels(lines: Sequence[dict[str, Any]], method: type[Method]) -> list[Panel]:
-    """Every panel of the method and of ``tracking.figures`` that the training lines have a finite number for."""
-    columns = columns_of(lines)
-    drawn = []
-    for title, unit, named in (*method.curves, *PANELS):
+def panels(
+    lines: Sequence[dict[str, Any]], method: type[Method], watched: Sequence[dict[str, Any]] = ()
+) -> list[Panel]:  # fmt: skip
+    """Every panel of the method and of ``tracking.figures`` that training and watch lines have a finite number for."""
+    trained, looks, drawn = columns_of(lines), columns_of(watched), []
+    wanted = [*((trained, one) for one in method.curves), *((looks, one) for one in WATCH_PANELS)]
+    for columns, (title, unit, named) in [*wanted, *((trained, one) for one in PANELS)]:
         held = [(columns[name], label) for name, label in named if name in columns]
         held = [(values, label) for values, label in held if np.isfinite(values).any()]
         if held:

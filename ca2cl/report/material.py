@@ -23,7 +23,7 @@ from ca2cl.registry.versions import EncoderVersion, find_version, needed_store
 from ca2cl.store.names import WORD, is_stored
 from ca2cl.store.open import Store, fetch_run, store_errors
 from ca2cl.store.run_artifacts import artifact_texts
-from ca2cl.tracking.journal import JOURNAL_NAME, is_training, read_journal
+from ca2cl.tracking.journal import JOURNAL_NAME, WATCH_PREFIX, is_training, read_journal, watch_lines
 from ca2cl.tracking.run_record import RUN_NAME, read_run, store_of
 
 FILES = ("config.yaml", "environment.json", "manifest.json")
@@ -46,6 +46,8 @@ class RunMaterial:
     tags: Mapping[str, str] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
     """Training lines, ascending in step."""
+    watched: list[dict[str, Any]] = field(default_factory=list)
+    """Watch lines, with their step as ``step``."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Text of those of ``FILES`` that there are."""
     folder: Path | None = None
@@ -114,12 +116,12 @@ def _from_folder(folder: Path, tracking: TrackingConfig) -> RunMaterial:
         if tracking.uri:
             raise
         fault = str(error)
-    lines, status = _journal(folder)
+    lines, watched, status = _journal(folder)
     files = dict(_texts(folder))
     tags = {"ca2cl.manifest_digest": str(_document(files, "manifest.json").get("digest", ""))}
     return RunMaterial(
         run_id=record.run_id, name=folder.resolve().name, status=status or "RUNNING",
-        started=int(record.created * 1000), params=record.params, tags=tags, lines=lines,
+        started=int(record.created * 1000), params=record.params, tags=tags, lines=lines, watched=watched,
         files=files, folder=folder, fault=fault,
     )  # fmt: skip
 
@@ -135,11 +137,13 @@ def _from_store(store: Store, entry: EncoderVersion, folder: Path | None = None)
             f"made it, {tags[SOURCE_RUN_TAG]}"
         )
     folder = folder or _folder_of(entry.run_id, params, store)
-    lines, status = _journal(folder) if folder else ([], "")
+    lines, watched, status = _journal(folder) if folder else ([], [], "")
+    if not lines:
+        lines, watched = _mirrored(store, run)
     return RunMaterial(
         run_id=entry.run_id, name=run.info.run_name or entry.run_id, status=status or run.info.status,
         started=run.info.start_time, ended=run.info.end_time, params=params, tags=tags,
-        lines=lines or _mirrored(store, run), files=_files(store, entry.run_id, folder), folder=folder, store=store,
+        lines=lines, watched=watched, files=_files(store, entry.run_id, folder), folder=folder, store=store,
         entry=entry,
     )  # fmt: skip
 
@@ -157,30 +161,34 @@ def _folder_of(run_id: str, params: Mapping[str, str], store: Store) -> Path | N
     return None
 
 
-def _journal(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """Training lines, and the last status; nothing where there is no journal."""
+Lines = list[dict[str, Any]]
+
+
+def _journal(folder: Path) -> tuple[Lines, Lines, str]:
+    """Training lines, watch lines, and the last status; nothing where there is no journal."""
     path, lines, status = folder / JOURNAL_NAME, [], ""
     if not path.exists():
-        return [], ""
+        return [], [], ""
     for record, _ in read_journal(path):
         if is_training(record):
             lines.append(record)
         elif record.get("event") == "status":
             status = str(record.get("status", ""))
-    return lines, status
+    return lines, list(watch_lines(path)), status
 
 
-def _mirrored(store: Store, run: Any) -> list[dict[str, Any]]:
-    """The training lines as far as MLflow has them as metrics."""
-    steps: dict[int, dict[str, Any]] = {}
+def _mirrored(store: Store, run: Any) -> tuple[Lines, Lines]:
+    """Training and watch lines as far as MLflow has them as metrics."""
+    steps: tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]] = ({}, {})
     with store_errors(store.uri):
         for name in sorted(run.data.metrics):
             if name.startswith(_SYSTEM):
                 continue
             for point in store.client.get_metric_history(run.info.run_id, name):
-                line = steps.setdefault(point.step, {"step": point.step})
+                line = steps[name.startswith(WATCH_PREFIX)].setdefault(point.step, {"step": point.step})
                 line[name] = point.value if math.isfinite(point.value) else None
-    return [steps[step] for step in sorted(steps)]
+    trained, watched = ([found[step] for step in sorted(found)] for found in steps)
+    return trained, watched
 
 
 def _texts(folder: Path) -> Iterator[tuple[str, str]]:

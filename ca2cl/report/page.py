@@ -102,7 +102,7 @@ def _tiles(
 
 
 def _panels(material: RunMaterial, method: type[Method], gaps: dict[str, str]) -> list[Any]:
-    found = panels(material.lines, method) if material.lines else []
+    found = panels(material.lines, method, material.watched) if material.lines else []
     if not found:
         gaps["curves"] = (
             "no training line: the run took no step yet (or was imported), or its numbers were never sent; "

@@ -6,16 +6,24 @@ Legend: K classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
+from ca2cl.evaluation.centers import tables as robustness
 from ca2cl.evaluation.leaks.wording import lines
 from ca2cl.evaluation.report import cells, heads, row_from_dict
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
+from ca2cl.evaluation.tables.calibrations import (
+    CALIBRATION_NOTE,
+    calibrated_rows,
+    calibration_cells,
+    calibration_heads,
+)
+from ca2cl.evaluation.tables.recalls import recall_cells, recall_heads
 from ca2cl.registry.downstream import Downstream, newest_by_terms
 from ca2cl.report.material import RunMaterial
 from ca2cl.store.run_artifacts import json_artifacts
@@ -36,6 +44,19 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A small table under the scores."""
+
+    title: str
+    heads: Sequence[str]
+    rows: list[list[str]]
+    own: list[bool]
+    """True for the encoder's own rows."""
+    notes: list[str] = field(default_factory=list)
+    """To print under it."""
+
+
+@dataclass(frozen=True)
 class Result:
     """One downstream run."""
 
@@ -49,6 +70,8 @@ class Result:
     """Data of the numbers, and the notes that the run itself printed under its table."""
     warnings: list[str] = field(default_factory=list)
     """Warnings about the numbers: made-up tissue, a leak, a protocol that looks at the test tiles."""
+    tables: list[Table] = field(default_factory=list)
+    """Calibration, recall by class with the most labels, and robustness."""
     confusions: list[Confusion] = field(default_factory=list)
 
 
@@ -102,6 +125,7 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
         ]
         classes = _classes(content, rows)
         own_notes, warnings = _remarks(content, tests)
+        robust = _robustness(content, rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         logger.warning(
             "run %s: its JSON is not as this version writes it (%r); only metrics are shown", run.run_id, error
@@ -115,7 +139,35 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
     notes = [_data_note(run), *_resampled(content, tests, own_notes), *own_notes]
-    return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, confusions)
+    tables = [*_calibration(rows, names, several), *_recalls(shown, classes), *robust]
+    return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, tables, confusions)
+
+
+def _calibration(rows: Sequence[Row], own: Container[str], several: bool) -> list[Table]:
+    calibrated = calibrated_rows(rows, own)
+    shown = [calibration_cells(row, several) for row in calibrated]
+    title = f"Calibration: {CALIBRATION_NOTE}"
+    return (
+        [Table(title, calibration_heads(several), shown, [row.features in own for row in calibrated])] if shown else []
+    )
+
+
+def _recalls(shown: Sequence[Row], classes: Sequence[str]) -> list[Table]:
+    """Of the encoder's rows with the most labels, a table for every test set and kind of features."""
+    found = []
+    for key in dict.fromkeys((row.features, row.test) for row in shown if row.recalls):
+        rows = [row for row in shown if (row.features, row.test) == key]
+        title = f"Recall by class with 95 %: {key[0]}, {describe_budget(rows[0].budget)} labels"
+        cells_of = recall_cells(rows, classes)
+        heading = f"{title}, on {key[1]}" if key[1] else title
+        found.append(Table(heading, recall_heads(rows), cells_of, [False] * len(cells_of)))
+    return found
+
+
+def _robustness(content: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:
+    first = {row.features for row in rows[:1]}
+    found = robustness.tables(content.get("robustness") or {})
+    return [Table(one.title, one.heads, one.rows, [row[0] in first for row in one.rows], one.notes) for one in found]
 
 
 def _size(budget: float) -> tuple[bool, float]:

@@ -64,6 +64,7 @@ def find_facts(config: NctConfig, found: ResolvedEncoder) -> dict[str, Any]:
         "tiles": [int((train.labels() >= 0).sum()), len(samples)],
         "test_tiles_published": TEST_TILES,
         "resampled": datasets.units_of(test, samples).as_dict(),
+        "train_slides_known": any(name is not None for name in train.groups()),
         "missing_classes": datasets.missing_classes(test.labels(), test.classes),
         "leak": find_leak(*sides, encoders={ENCODER: found}),
     }

@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
 from ca2cl.common.files import write_atomic, writing
@@ -22,7 +24,7 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.metrics import ClassificationMetrics, classification_metrics
 from ca2cl.evaluation.probe.scoring import LINEAR, SGD, Scoring, classify
 from ca2cl.evaluation.protocol import PROTOCOLS
-from ca2cl.evaluation.result import ENCODER, Row
+from ca2cl.evaluation.result import ENCODER, Row, score_row
 from ca2cl.evaluation.splits import budget_name, draw_subsets
 from ca2cl.evaluation.statistics import Units, bootstrap_interval
 from ca2cl.reproduce.config import KEPT, NctConfig
@@ -34,6 +36,8 @@ CLASSIFIERS = (SGD, LINEAR)
 linear probe is a job of ``ca2cl finetune``, by protocol original."""
 SLIDES = "linear/test-slides.json"
 """The slide or patient of every test tile that was scored; null where none is known."""
+PREDICTIONS = ".safetensors"
+"""Suffix of the file beside a trial's with the test tiles' probabilities and labels."""
 
 
 class LinearTrial(NamedTuple):
@@ -88,18 +92,24 @@ def _run(
     rows_N = subsets[trial.budget][trial.seed]
     first = trial._replace(seed=0)
     everything = len(rows_N) == len(train.labels_N) and not protocol.replacement
-    if trial.classifier == LINEAR and everything and grid[first].exists():
-        return {**_read(grid[first]), **trial._asdict()}  # the same tiles, and no randomness of its own
+    predicted = grid[first].with_suffix(PREDICTIONS)
+    if trial.classifier == LINEAR and everything and grid[first].exists() and predicted.exists():
+        # the same tiles, and no randomness of its own
+        write_atomic(grid[trial].with_suffix(PREDICTIONS), predicted.read_bytes(), KEPT)
+        return {**_read(grid[first]), **trial._asdict()}
     # the slides of all tiles, as for the draw: one rule for all cells, whichever tiles a draw happens to hold
-    how = Scoring(groups=train.slides, protocol=protocol)
+    how = Scoring(groups=train.slides, protocol=protocol, calibrate=True)
     prediction = classify(
         trial.classifier, train.values_ND, train.labels_N, rows_N, test.values_ND, test.labels_N, trial.seed, how
     )
     metrics = classification_metrics(test.labels_N, prediction.probabilities)
+    arrays: dict[str, Any] = {"probabilities": prediction.probabilities.astype(np.float32), "labels": test.labels_N}
+    write_atomic(grid[trial].with_suffix(PREDICTIONS), save(arrays), KEPT)
     return {
         **trial._asdict(),
         "labelled": len(rows_N),
         "setting": prediction.setting,
+        "temperature": prediction.temperature,
         "scores": metrics.scores(),
         "confusion": metrics.confusion.tolist(),
         "right": "".join("01"[hit] for hit in (prediction.probabilities.argmax(axis=1) == test.labels_N).astype(int)),
@@ -133,14 +143,23 @@ def read_rows(config: NctConfig) -> list[Row]:
     grid, units = linear_grid(config), read_units(config.out)
     groups = itertools.groupby(grid, key=lambda trial: (trial.classifier, trial.budget))
     return [
-        _row(classifier, budget, [_read(grid[trial]) for trial in trials], units)
-        for (classifier, budget), trials in groups
+        _row(classifier, budget, [grid[trial] for trial in trials], units) for (classifier, budget), trials in groups
     ]
 
 
-def _row(classifier: str, budget: float, results: Sequence[Mapping[str, Any]], units: Units | None) -> Row:
+def _row(classifier: str, budget: float, paths: Sequence[Path], units: Units | None) -> Row:
+    results = [_read(path) for path in paths]
+    settings = [result["setting"] for result in results]
+    predicted = [path.with_suffix(PREDICTIONS) for path in paths]
+    if all(path.exists() for path in predicted):
+        arrays = [_predictions(path) for path in predicted]
+        return score_row(
+            ENCODER, classifier, budget, results[0]["labelled"], arrays[0]["labels"],
+            [found["probabilities"] for found in arrays], settings, units,
+            temperatures=[result.get("temperature") for result in results],
+        )  # fmt: skip
     right_SM = np.array([[mark == "1" for mark in result["right"]] for result in results])
-    return Row(
+    return Row(  # of a folder of an earlier version, which did not keep probabilities
         features=ENCODER,
         classifier=classifier,
         budget=budget,
@@ -149,6 +168,14 @@ def _row(classifier: str, budget: float, results: Sequence[Mapping[str, Any]], u
             ClassificationMetrics(**result["scores"], confusion=np.array(result["confusion"], np.int64))
             for result in results
         ],
-        settings=[result["setting"] for result in results],
+        settings=settings,
         interval=bootstrap_interval(right_SM, units),
     )
+
+
+def _predictions(path: Path) -> dict[str, Any]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        name = path.with_suffix(".json").name
+        raise InputError(f"{path}: damaged ({error}); delete it and {name} and start again") from None

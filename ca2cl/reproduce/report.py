@@ -15,6 +15,8 @@ from ca2cl.config import flatten
 from ca2cl.evaluation import report as shared
 from ca2cl.evaluation.leaks.pretraining import trained_on
 from ca2cl.evaluation.result import ENCODER, Row
+from ca2cl.evaluation.tables.calibrations import calibration_table
+from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.reproduce.config import JOBS, KEPT, TASKS, NctConfig, jobs
 from ca2cl.reproduce.datasets import made_up
@@ -41,7 +43,10 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     facts = {**facts, "leak": leak, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
     shown = lines(_rows(config))
     remarks = notes(config, facts, made_up(Path(config.data)))
-    text = table(shown) + "\n" + "\n".join(remarks) + "\n"
+    rows = [line.ours for line in shown]
+    more = recall_table(rows, facts["classes"])
+    more += calibration_table(rows, [ENCODER], facts.get("train_slides_known", True))
+    text = table(shown) + more + "\n" + "\n".join(remarks) + "\n"
     sys.stdout.write(text)
     files = [config.out / name for name in (RESULTS, _CHART, _TEXT)]
     shared.write_json(files[0], _content(config, found, facts, shown, remarks))

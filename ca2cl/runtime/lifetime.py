@@ -29,7 +29,7 @@ _LAUNCHERS = {
     "accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli", "accelerate.commands.launch",
     "torchrun", "torch.distributed.run", "torch.distributed.launch", "deepspeed",
 }  # fmt: skip
-_OURS = {"launch", "quickstart"}
+_OURS = {"launch", "quickstart", "study"}
 _HEAD = 6
 """Words of a command line among which its program is looked for: ``python -u -m torch.distributed.run``."""
 
@@ -123,7 +123,7 @@ def _launchers() -> list[psutil.Process]:
 
 
 def is_launcher(command: Sequence[str]) -> bool:
-    """True for a command line of accelerate's, torch's or DeepSpeed's launcher, `ca2cl launch` or quickstart."""
+    """True for a command line of accelerate's, torch's or DeepSpeed's launcher, `ca2cl launch`, quickstart or study."""
     words = [PurePath(word).name for word in command[:_HEAD]]
     ours = {after for word, after in zip(words, words[1:], strict=False) if word == "ca2cl"}
     return bool(_LAUNCHERS.intersection(words) or ours & _OURS)

@@ -23,6 +23,7 @@ def environment() -> dict[str, Any]:
     """Versions, devices, host and commit, ready for JSON."""
     import torch  # seconds that the help of a verb need not take
 
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "ca2cl": ca2cl.__version__,
         "commit": git_commit(),
@@ -31,6 +32,9 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE") or 1),
+        "device": "cuda" if on_gpu else "cpu",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl.common.records import is_number
-from ca2cl.tracking.journal import training_lines
+from ca2cl.tracking.journal import training_lines, watch_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,11 +23,19 @@ PANELS: tuple[Panel, ...] = (
     ("Throughput", "tiles/s", (("tiles_per_s", ""),)),
     ("Waiting for data", "s a step", (("data_wait_s", ""),)),
 )
+WATCH_PANELS: tuple[Panel, ...] = (
+    ("Held-out accuracy", "", (("watch/knn", "k-NN"), ("watch/linear", "linear"))),
+    ("Effective rank", "", (("watch/rank", ""),)),
+    ("Uniformity", "", (("watch/uniformity", ""),)),
+    ("Alignment", "", (("watch/alignment", ""),)),
+    ("Share of the tiles in a centroid", "", (("watch/largest", "largest"), ("watch/smallest", "smallest"))),
+)
+"""Panels of the watch lines."""
 _POINTS = 2000  # more than a panel has pixels; a longer run is drawn as means of equal stretches
 
 
 def curves_figure(journal: str | Path, terms: Sequence[Panel] = ()) -> Figure:
-    """Small multiples of a journal's training lines over optimizer steps: losses, rate, norm, throughput, data wait.
+    """Small multiples of a journal over optimizer steps: losses, watch, rate, norm, throughput, data wait.
 
     Steps whose value was not finite are gaps.
 
@@ -37,8 +45,10 @@ def curves_figure(journal: str | Path, terms: Sequence[Panel] = ()) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    columns = columns_of(list(training_lines(journal)))
-    panels = [panel for panel in (*terms, *PANELS) if any(name in columns for name, _ in panel[2])]
+    trained, watched = (columns_of(list(lines(journal))) for lines in (training_lines, watch_lines))
+    drawn = [*((trained, one) for one in terms), *((watched, one) for one in WATCH_PANELS)]
+    drawn += [(trained, one) for one in PANELS]
+    panels = [(columns, one) for columns, one in drawn if any(name in columns for name, _ in one[2])]
     rows = max(1, -(-len(panels) // 2))
     height = 2.8 * rows
     figure = Figure(figsize=(11, height))
@@ -46,13 +56,13 @@ def curves_figure(journal: str | Path, terms: Sequence[Panel] = ()) -> Figure:
     figure.subplots_adjust(
         left=0.7 / 11, right=1 - 0.15 / 11, bottom=0.5 / height, top=1 - 0.35 / height, wspace=0.2, hspace=0.45
     )
-    for place, panel in enumerate(panels):
+    for place, (columns, panel) in enumerate(panels):
         _draw_panel(figure.add_subplot(rows, 2, place + 1), columns, panel)
     return figure
 
 
 def columns_of(lines: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.float64]]:
-    """Each number of the training lines as an array over lines; NaN where it is absent or was not finite."""
+    """Each number of training or watch lines as an array over lines; NaN where it is absent or was not finite."""
     present = {name for line in lines for name, value in line.items() if value is None or is_number(value)}
     columns = {
         name: np.array([float(line[name]) if is_number(line.get(name)) else np.nan for line in lines])

@@ -1,6 +1,7 @@
 """Journal of a run: one JSON object a line, mirrored by MLflow.
 
-A training line has ``step`` and ``loss`` and no ``event``; every other line has an ``event`` and never a ``step``.
+A training line has ``step`` and ``loss`` and no ``event``; every other line has an ``event`` and never a ``step``. A
+``watch`` line has the step that it belongs to in ``in_step``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from ca2cl.common.records import NONFINITE, is_number, is_whole, json_line, pars
 from ca2cl.errors import InputError
 
 JOURNAL_NAME = "journal.jsonl"
+WATCH = "watch"
+"""Event of a line with measurements of the encoder."""
+WATCH_PREFIX = "watch/"
+"""Of the names of these."""
 _NONFINITE_WORDS = ("nan", "inf", "-inf")
 _LATEST = 1e11  # Unix seconds: some thousand years
 _log = logging.getLogger(__name__)
@@ -61,7 +66,7 @@ class Journal:
                 raise InputError(f"{self.path}: {error.strerror}; free some space and start again") from None
 
     def rewind_to_step(self, step: int) -> int:
-        """Drop the training lines past ``step``, which a resumed run will write again; events stay.
+        """Drop the training and watch lines past ``step``, which a resumed run will write again; events stay.
 
         The file is replaced in one rename. Returns the number of lines dropped.
         """
@@ -110,6 +115,13 @@ def training_lines(path: str | Path) -> Iterator[dict[str, Any]]:
     return (record for record, _ in read_journal(path) if is_training(record))
 
 
+def watch_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The watch lines of a journal, in file order, with their step as ``step``."""
+    for record, _ in read_journal(path):
+        if is_watch(record):
+            yield {"step": record["in_step"], **record}
+
+
 def last_tick(path: Path) -> int:
     """The last ``tick`` of a journal's system lines; -1 where there is none."""
     with path.open("rb") as file:  # (most lines are training lines, which are not decoded)
@@ -120,6 +132,11 @@ def last_tick(path: Path) -> int:
 def is_training(record: Mapping[str, Any]) -> bool:
     """True for the record of an optimizer step."""
     return "event" not in record and "step" in record
+
+
+def is_watch(record: Mapping[str, Any]) -> bool:
+    """True for measurements of the encoder after an optimizer step."""
+    return record.get("event") == WATCH and is_whole(record.get("in_step"))
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:
@@ -140,7 +157,10 @@ def _decode(line: bytes) -> dict[str, Any] | None:
 
 def _is_past(line: bytes, step: int) -> bool:
     record = _decode(line)
-    return record is not None and is_training(record) and record["step"] > step
+    if record is None:
+        return False
+    past = record["step"] if is_training(record) else record["in_step"] if is_watch(record) else step
+    return bool(past > step)
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -22,7 +22,7 @@ from ca2cl.errors import InputError
 from ca2cl.store.open import Store, StoreAway, away_errors, reason
 from ca2cl.store.upload import upload
 from ca2cl.tracking.bookmark import Bookmark
-from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
+from ca2cl.tracking.journal import JOURNAL_NAME, WATCH, WATCH_PREFIX, read_journal
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 MIRROR_NAME = "mirror.json"
 LOCK_NAME = ".mirror.lock"
 BATCH = 1000  # metrics in one request: the limit of MLflow's log-batch
-_NOT_METRICS = frozenset({"step", "tick", "time", "event", NONFINITE})
+_NOT_METRICS = frozenset({"step", "in_step", "tick", "time", "event", NONFINITE})
+_NUMBERS = ("system", WATCH)  # events whose numbers are metrics
 _TEXT_LIMIT = {"params": 6000, "tags": 8000}  # characters that MLflow's stores take
 _PER_REQUEST = 100  # parameters or tags in one request: the limit of MLflow's log-batch
 _UNKNOWN = 2**62
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 _REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"})
 _DELETED = "must be in the 'active' state"  # MLflow's words for a run, under the code of a bad value
+_MARKS = ("loss", f"{WATCH_PREFIX}rank")
+"""Metrics by which the line of a step is known again: of the training, and of a watch."""
 _SAME_LOSS = 1e-3  # relative
 _log = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ class Replayer:
         self.journal = self.run_dir / JOURNAL_NAME
         self._bookmark = Bookmark(self.run_dir / MIRROR_NAME, self.journal)
         self._newest = _UNKNOWN  # step that MLflow may have
-        self._losses: dict[int, list[float]] | None = None  # of the steps that it has, once that is asked for
+        self._known: dict[str, dict[int, list[float]]] | None = None  # what it has of _MARKS, once that is asked for
         self.offset = self._recall()
 
     @property
@@ -106,7 +109,7 @@ class Replayer:
         for record, line_end in read_journal(self.journal, self.offset):
             if stop is not None and stop.is_set():
                 break
-            if "event" in record and record["event"] != "system":
+            if "event" in record and record["event"] not in _NUMBERS:
                 self._send_metrics(metrics, end)
                 sent, waiting, metrics = sent + waiting + 1, 0, []
                 self._send_event(record)
@@ -125,7 +128,7 @@ class Replayer:
         return sent + waiting
 
     def _send_metrics(self, metrics: list[Metric], end: int) -> None:
-        newest = max((one.step for one in metrics if one.key == "loss"), default=0)
+        newest = max((one.step for one in metrics if one.key in _MARKS), default=0)
         if newest > self._newest:
             self._newest = newest
             self._remember(self.offset)  # before: a process that is killed after MLflow has them knows that it may
@@ -139,15 +142,20 @@ class Replayer:
     def _done_again(self, metrics: Sequence[Metric]) -> bool:
         """True if MLflow has a step's numbers already. A resumed job repeats the steps after its checkpoint: the same
         numbers, on GPUs but for their last digits, at another time. MLflow would keep both as points of their own."""
-        loss = next((one for one in metrics if one.key == "loss"), None)
-        if loss is None or loss.step > self._newest:
+        mark = next((one for one in metrics if one.key in _MARKS), None)
+        if mark is None or mark.step > self._newest:
             return False
-        if self._losses is None:
-            self._losses = {}
-            for point in self.store.client.get_metric_history(self.run_id, "loss"):
-                self._losses.setdefault(point.step, []).append(point.value)
-            self._newest = max(self._losses, default=0)
-        return any(_alike(loss.value, one) for one in self._losses.get(loss.step, ()))
+        if self._known is None:
+            self._known = {key: self._history(key) for key in _MARKS}
+            self._newest = max((step for history in self._known.values() for step in history), default=0)
+        return any(_alike(mark.value, one) for one in self._known[mark.key].get(mark.step, ()))
+
+    def _history(self, key: str) -> dict[int, list[float]]:
+        """What MLflow has of a metric, by step."""
+        found: dict[int, list[float]] = {}
+        for point in self.store.client.get_metric_history(self.run_id, key):
+            found.setdefault(point.step, []).append(point.value)
+        return found
 
     def _send_event(self, record: Mapping[str, Any]) -> None:
         kind = record["event"]
@@ -169,7 +177,7 @@ class Replayer:
 
                 folder = self._own(record["path"])
                 name_run(folder, self.run_id)
-                log_and_register(self.run_id, folder, record.get("register_as"), self.store)
+                log_and_register(self.run_id, folder, record.get("register_as"), self.store, alias=record.get("alias"))
 
     def _own(self, name: str) -> Path:
         """The path that a line names in the run's folder; a journal from elsewhere must not have other files sent."""
@@ -209,7 +217,7 @@ def metrics_of(record: Mapping[str, Any]) -> Iterator[Metric]:
     """The MLflow metrics of a line: its numbers at its step and time; NaN and infinities are restored."""
     from mlflow.entities import Metric
 
-    step = int(record.get("step", record.get("tick", 0)))
+    step = int(record.get("step", record.get("in_step", record.get("tick", 0))))
     timestamp = int(float(record.get("time", time.time())) * 1000)
     values = {**record, **{name: float(text) for name, text in record.get(NONFINITE, {}).items() if name in record}}
     for name, value in values.items():

@@ -21,7 +21,7 @@ from ca2cl.config import TrackingConfig, flatten, to_dict
 from ca2cl.errors import InputError
 from ca2cl.store.open import Store, check_host, is_server, open_store
 from ca2cl.tracking.environment import environment, requirements
-from ca2cl.tracking.journal import JOURNAL_NAME, Journal
+from ca2cl.tracking.journal import JOURNAL_NAME, WATCH, WATCH_PREFIX, Journal
 from ca2cl.tracking.mirror import Mirror
 from ca2cl.tracking.replay import LOCK_NAME
 from ca2cl.tracking.run_record import (
@@ -75,8 +75,12 @@ class NullTracker:
     def log_artifact(self, path: str | Path, to: str = "") -> None:
         """Copy a file or folder that lies inside the run's folder to MLflow, under the artifact folder ``to``."""
 
-    def log_encoder(self, folder: str | Path, register_as: str | None) -> None:
-        """Copy a folder that ``save_encoder`` wrote to MLflow, and register it under the name unless None."""
+    def log_encoder(self, folder: str | Path, register_as: str | None, alias: str | None = None) -> None:
+        """Copy a folder that ``save_encoder`` wrote to MLflow, and register it under the name unless None; ``alias`` as
+        in ``log_and_register``."""
+
+    def log_watch(self, step: int, numbers: Mapping[str, float], collapse: str = "") -> None:
+        """Write a line with measurements of the encoder after an optimizer step, and the reason for a collapse."""
 
     def set_tag(self, name: str, value: str) -> None:
         """Set a tag of the MLflow run."""
@@ -170,8 +174,13 @@ class RunTracker(NullTracker):
     def log_artifact(self, path: str | Path, to: str = "") -> None:
         self.log_event("artifact", path=self._relative(path), to=to)
 
-    def log_encoder(self, folder: str | Path, register_as: str | None) -> None:
-        self.log_event("encoder", path=self._relative(folder), register_as=register_as)
+    def log_encoder(self, folder: str | Path, register_as: str | None, alias: str | None = None) -> None:
+        named = {"alias": alias} if alias is not None else {}
+        self.log_event("encoder", path=self._relative(folder), register_as=register_as, **named)
+
+    def log_watch(self, step: int, numbers: Mapping[str, float], collapse: str = "") -> None:
+        found = {f"{WATCH_PREFIX}{name}": value for name, value in numbers.items()}
+        self.log_event(WATCH, in_step=step, **found, **({"collapse": collapse} if collapse else {}))
 
     def set_tag(self, name: str, value: str) -> None:
         self.log_event("tags", tags={name: value})

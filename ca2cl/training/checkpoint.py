@@ -25,7 +25,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ca2cl.common.files import file_digest, fsync
+from ca2cl.common.files import file_digest, fsync, link
 from ca2cl.common.records import Count, DamagedRecord, Number, parse_json, parse_record
 from ca2cl.errors import InputError
 from ca2cl.runtime.tensor_files import Whole, reading_tensors, write_tensors
@@ -37,6 +37,8 @@ _NAME = re.compile(r"step-\d+")
 _MODEL, _OPTIMIZER, _STATE, _LATEST = "model.safetensors", "optimizer.safetensors", "state.json", "latest"
 _EMA = "ema.safetensors"
 """The moving average of the weights, where the run keeps one."""
+BEST_NAME = "best.safetensors"
+"""Weights of the best encoder so far, where the run keeps one."""
 
 
 class Checkpointer:
@@ -46,10 +48,13 @@ class Checkpointer:
         folder: ``checkpoints/`` of the run.
         keep_last: how many of the newest stay.
         keep_every: those of every so many steps stay for good; None: none.
+        best: weights of the best encoder so far. Each checkpoint keeps those of its time, if there are any.
     """
 
-    def __init__(self, folder: Path, keep_last: int, keep_every: int | None = None) -> None:
-        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+    def __init__(
+        self, folder: Path, keep_last: int, keep_every: int | None = None, best: Path | None = None
+    ) -> None:  # fmt: skip
+        self.folder, self.keep_last, self.keep_every, self.best = folder, keep_last, keep_every, best
         self._damaged: set[Path] = set()
 
     def latest(self) -> Path | None:
@@ -151,6 +156,9 @@ class Checkpointer:
         for name, tensors in files.items():
             with (temporary / name).open("wb") as stream:
                 digests[name] = write_tensors(stream, tensors)
+        if self.best is not None and self.best.exists():
+            link(self.best, temporary / BEST_NAME)
+            digests[BEST_NAME] = file_digest(self.best)
         content = {"schema_version": SCHEMA_VERSION, "step": step, **state}
         content["optimizer_name"] = engine.optimizer_name
         content["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else None
@@ -218,7 +226,7 @@ def verify(path: Path) -> None:
     state = read_state(path)
     wanted = state.get("sha256", {})
     try:
-        files = [name for name in (_MODEL, _OPTIMIZER, _EMA) if name in wanted]
+        files = [name for name in (_MODEL, _OPTIMIZER, _EMA, BEST_NAME) if name in wanted]
         changed = next((name for name in files if wanted[name] != file_digest(path / name)), None)
     except OSError as error:
         raise DamagedCheckpoint(f"{path}: damaged ({error})") from None

@@ -68,6 +68,16 @@ class Observer(Protocol):
         """An epoch has ended. Every rank calls it; True on every rank ends the training here, as done."""
 
 
+class Watch(Protocol):
+    """Looks at the network now and then, and changes nothing of it."""
+
+    def due(self, step: int) -> bool:
+        """Whether it looks after optimizer step ``step``; the same on every rank."""
+
+    def look(self, step: int, engine: AccelerateEngine) -> None:
+        """Look after optimizer step ``step``. Every rank calls it; an InputError on all of them ends the training."""
+
+
 @dataclass
 class Progress:
     """Counts that a resumed run goes on with."""
@@ -133,6 +143,8 @@ class TrainJob:
     read_late: bool = False
     """Whether a step's numbers are read after the next step has been launched, so that a GPU need not wait for the
     host. Not for methods with an ``after_step``, which must know whether the step was skipped."""
+    watch: Watch | None = None
+    """Looks before the step's checkpoint, which then holds what came of it."""
     state: dict[str, Any] = field(default_factory=dict)
     """What every checkpoint carries besides weights and counts: run id, digests."""
 
@@ -156,7 +168,7 @@ def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
     journal = _Journal(job, progress)
     while progress.step < job.total_steps:
         # fetch
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         data, bad = _fetch(job, way_out, first=progress.step == first)
         waited = time.perf_counter() - started
         if data is None:
@@ -178,15 +190,19 @@ def _train(job: TrainJob, progress: Progress, way_out: StepExit) -> bool:
         progress.bad_samples += len(bad)
 
         # journal
-        seconds = time.perf_counter() - started
-        journal.add(Reading(terms, outcome, _line(job, progress, data.epoch, lr, seconds, waited)))
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+        line = {**_line(job, progress, data.epoch, lr, seconds, waited), "cpu_s": cpu}
+        journal.add(Reading(terms, outcome, line))
         epoch_ends = progress.step % job.steps_per_epoch == 0
         save_due = progress.step == job.total_steps or progress.step % job.checkpoint_every == 0
-        journal.settle(but=int(job.read_late and not epoch_ends and not save_due))
+        watch_due = job.watch is not None and job.watch.due(progress.step)
+        journal.settle(but=int(job.read_late and not epoch_ends and not save_due and not watch_due))
         if bad:
             job.observer.log_bad(progress.step, bad)
         job.check_bad(progress.bad_samples, progress.step * job.batch_size, bad)
         with job.stop.unhurried():
+            if job.watch is not None and watch_due:
+                job.watch.look(progress.step, job.engine)
             enough = epoch_ends and job.observer.after_epoch(data.epoch, job.engine)
 
         # checkpoint

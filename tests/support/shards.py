@@ -8,7 +8,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +48,17 @@ def write_shards(
     classes: Sequence[str] = ("a", "b", "c"),
     tile_size: tuple[int, int] = (16, 16),
     abouts: Sequence[object] = (),
+    groups: Sequence[str | None] = (),
 ) -> Path:
     """Write ``encoded`` tiles as a shard folder; sample i has key ``t%06d`` and label i % classes unless given, and
-    ``abouts[i]`` as its ``.json`` if there are any."""
+    ``abouts[i]`` as its ``.json`` and ``groups[i]`` as its slide if there are any."""
     root.mkdir(parents=True, exist_ok=True)
     labels = [i % len(classes) for i in range(len(encoded))] if labels is None else list(labels)
     parts = []
     for number, first in enumerate(range(0, len(encoded), per_shard)):
         rows = range(first, min(first + per_shard, len(encoded)))
-        parts.append(_write_shard(root / f"shard-{number:06d}.tar", encoded, labels, rows, ext, abouts))
+        info, samples = _write_shard(root / f"shard-{number:06d}.tar", encoded, labels, rows, ext, abouts)
+        parts.append((info, replace(samples, group=[groups[i] for i in rows]) if groups else samples))
     infos = [info for info, _ in parts]
     write_index(root / INDEX_NAME, parts)
     counts = Counter(classes[label] for label in labels if label >= 0)

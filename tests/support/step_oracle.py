@@ -5,6 +5,7 @@ Shapes: G rows of the global batch, S side of a view, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from ca2cl.config import ObjectiveConfig
 from tests.unit.methods.test_ca2cl import slow_k_means
 
 
-def gradients(network: Any, x1: Tensor, x2: Tensor, objective: ObjectiveConfig) -> dict[str, Tensor]:
+def gradients(
+    network: Any, x1: Tensor, x2: Tensor, objective: ObjectiveConfig, slides: Sequence[int] = ()
+) -> dict[str, Tensor]:
     """The gradient of L with respect to every trained parameter.
 
     Args:
@@ -23,6 +26,7 @@ def gradients(network: Any, x1: Tensor, x2: Tensor, objective: ObjectiveConfig) 
         x1: strong views (G, 3, S, S), in canonical order.
         x2: weak views.
         objective: without mutual information.
+        slides: of the rows, where the objective weights negatives by them.
     """
     stem = next(name for name, p in network.named_parameters() if p is network.encoder.stem.weight)
     trained = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters() if p.requires_grad}
@@ -32,22 +36,30 @@ def gradients(network: Any, x1: Tensor, x2: Tensor, objective: ObjectiveConfig) 
         return functional_call(network, weights, (x,))
 
     first, second = embed(x1), embed(x2)
-    clean = nt_xent(first.z, second.z, objective.temperature)
+    weighted = slides, objective.same_slide_weight
+    clean = nt_xent(first.z, second.z, objective.temperature, *weighted)
     clean = clean + objective.cluster_weight * cluster(first.g, second.g, objective)
     (direction,) = torch.autograd.grad(clean, trained[stem], retain_graph=True)
     size = objective.epsilon * (trained[stem].detach().norm() if objective.epsilon_mode == "relative" else 1.0)
     adversarial = embed(x1, size * direction / direction.norm())
-    loss = clean + nt_xent(second.z, adversarial.z, objective.temperature)
+    loss = clean + nt_xent(second.z, adversarial.z, objective.temperature, *weighted)
     return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
 
-def nt_xent(z1_GD: Tensor, z2_GD: Tensor, temperature: float) -> Tensor:
-    """Anchor by anchor, negative by negative."""
+def nt_xent(
+    z1_GD: Tensor, z2_GD: Tensor, temperature: float, slides: Sequence[int] = (), weight: float = 1.0
+) -> Tensor:
+    """Anchor by anchor, negative by negative; those of the anchor's slide count ``weight`` times."""
     rows, pairs = [*z1_GD, *z2_GD], len(z1_GD)
     total = z1_GD.new_zeros(())
     for i, anchor in enumerate(rows):
-        logits = [anchor @ row / temperature for k, row in enumerate(rows) if k != i]
-        total = total + torch.stack(logits).exp().sum().log() - anchor @ rows[(i + pairs) % len(rows)] / temperature
+        positive = (i + pairs) % len(rows)
+        terms = [torch.exp(anchor @ rows[positive] / temperature)]
+        for k, row in enumerate(rows):
+            if k not in (i, positive):
+                same = bool(slides) and slides[i % pairs] == slides[k % pairs]
+                terms.append((weight if same else 1.0) * torch.exp(anchor @ row / temperature))
+        total = total + torch.stack(terms).sum().log() - anchor @ rows[positive] / temperature
     return total / len(rows)
 
 

@@ -20,6 +20,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common": {"errors"},
     "config": {"common"},
     "runtime": {"errors"},
+    "api": {
+        "runtime", "data", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "methods.ca2cl",
+        "registry",
+    },
     "cli": {"runtime", "store", "data.synthetic"},
     "store": set(),
     "data": set(),
@@ -54,25 +58,39 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrain": {
         "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "data.fingerprints", "models",
         "views", "methods", "training", "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
+        "pretrain.watch",
+    },
+    "pretrain.watch": {
+        "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "models", "views", "methods",
+        "methods.ca2cl", "training", "evaluation",
     },
     "pretrain.memory": {"runtime", "models", "methods", "training"},
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
-        "doctor.leaks",    },
+        "doctor.leaks",
+    },
     "doctor.leaks": {"runtime", "data.shards", "data.remote", "data.loading", "data.fingerprints"},
     "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory"},
     "evaluation": {
         "data.shards", "data.remote", "data.loading", "data.fingerprints", "models", "registry", "evaluation.leaks",
+        "evaluation.calibration",
     },
     "evaluation.leaks": {"data.shards", "data.remote", "data.fingerprints", "models", "registry"},
+    "evaluation.calibration": set(),
+    "evaluation.tables": {"evaluation", "evaluation.calibration"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
         "slides", "slides.readers", "slides.tissue", "data.fingerprints", "evaluation.leaks",
     },
-    "evaluation.probe": {"runtime", "data.shards", "registry", "training", "evaluation", "evaluation.leaks"},
+    "evaluation.centers": {"data.shards", "slides", "evaluation"},
+    "evaluation.probe": {
+        "runtime", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
+        "evaluation.calibration", "evaluation.centers", "evaluation.leaks", "evaluation.tables",
+    },
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
-        "tracking", "evaluation", "evaluation.leaks", "data.fingerprints",
+        "tracking", "evaluation", "evaluation.calibration", "evaluation.leaks", "evaluation.tables",
+        "data.fingerprints",
     },
     "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
@@ -93,16 +111,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "evaluation.leaks", "report.places",
+        "tracking", "evaluation", "evaluation.centers", "evaluation.leaks", "evaluation.tables", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {
         "runtime", "store", "slides", "slides.readers", "slides.regions", "models", "registry", "evaluation",
         "evaluation.embed",
     },
+    "study": {"cli", "runtime", "store", "data.remote", "pretrain", "evaluation.probe", "tracking"},
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
         "registry", "evaluation", "evaluation.embed", "evaluation.leaks", "evaluation.probe", "evaluation.finetune",
+        "evaluation.tables",
     },
 }  # fmt: skip
 ONLY_IN = {

@@ -11,7 +11,8 @@ Legend: N samples, P shards, L lanes, G global batch, B this rank's share of it,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -26,6 +27,8 @@ Integers = npt.NDArray[np.int64]
 # The second 64-bit half of Philox's counter tells the permutations of one epoch apart.
 _SHARDS = 0
 _FIRST_SHARD = 1
+MAX_REPLACEMENTS = 64
+"""Undecodable tiles in a row of a lane after which the data, not the tile, is at fault."""
 
 
 class Sized(Protocol):
@@ -61,6 +64,24 @@ def permutation(seed: int, epoch: int, stream: int, length: int) -> Integers:
     """
     generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, stream, 0], np.uint64))
     return np.argsort(generator.random_raw(length), kind="stable").astype(np.int64, copy=False)
+
+
+def replacements(position: int, per_lane: int, lane_length: int) -> Iterator[int]:
+    """Yield the lane positions to try for a bad one: its slot in the next batch, the batch after that, ...
+
+    They wrap round the lane; where slots run out, those of the neighbouring sample follow. A pure function, so that
+    neither seeking nor the number of processes changes which sample replaces a bad one. At most 64 are tried.
+    """
+    rounds = math.ceil(lane_length / per_lane)
+    tried = {position}
+    for nudge in range(per_lane):
+        for ahead in range(rounds):
+            place = (position + ahead * per_lane + nudge) % lane_length
+            if place not in tried:
+                yield place
+                tried.add(place)
+            if len(tried) > MAX_REPLACEMENTS:
+                return
 
 
 class LaneOrder:
@@ -135,6 +156,22 @@ class LaneOrder:
         j = np.arange(self.per_lane, dtype=np.int64)[None, :]
         virtual = lanes * self.lane_length + within * self.per_lane + j
         return BatchPlan(epoch, self._lookup(epoch, virtual.ravel()), (lanes * self.per_lane + j).ravel())
+
+    def replacements(self, step: int, row: int) -> Iterator[int]:
+        """Yield the samples to try, one after another, where that of a row of a batch does not decode.
+
+        Args:
+            step: of the batch.
+            row: in the global batch.
+        """
+        epoch, within = divmod(step, self.steps_per_epoch)
+        lane, j = divmod(row, self.per_lane)
+        for place in replacements(within * self.per_lane + j, self.per_lane, self.lane_length):
+            yield self.sample(epoch, lane, place)
+
+    def shards_open(self, world: int) -> int:
+        """Shards in which the lanes of one of ``world`` processes stand at a time, and room for the next ones."""
+        return 2 * self.lanes // world + 64
 
     def check_world(self, world: int) -> None:
         """Check that ``world`` processes can share the lanes evenly.

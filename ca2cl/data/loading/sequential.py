@@ -50,7 +50,7 @@ class _Decode:
         bad: list[BadTile] = []
         for sample in request.tolist():
             try:
-                _, label = self._source.fill(sample, tiles_RHWC[len(samples)])
+                _, label, _ = self._source.fill(sample, tiles_RHWC[len(samples)])
             except UndecodableError as failure:
                 bad.append(failure.tile)
             else:

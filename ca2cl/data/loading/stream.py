@@ -10,8 +10,7 @@ Legend: B this rank's tiles of a batch, H, W height and width in pixels, q sampl
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -23,11 +22,8 @@ from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.loading.order import Integers, LaneOrder
 from ca2cl.data.loading.workers import Pixels, TileWorkers
 from ca2cl.data.remote.reader import ShardReader
-from ca2cl.data.shards.index import ShardIndex, key_hash
+from ca2cl.data.shards.index import ShardIndex, key_hash, slide_hash
 from ca2cl.errors import InputError
-
-_MAX_REPLACEMENTS = 64
-"""Undecodable tiles in a row of a lane after which the data, not the tile, is at fault."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,9 @@ class TileBatch:
     """One rank's share of the batch of optimizer step ``step`` (counted from 0).
 
     ``tiles`` uint8 (B, H, W, 3) RGB; ``key_hash`` int64 (B,), from which the views' randomness derives; ``labels``
-    int64 (B,), -1 where unlabelled; ``positions`` int64 (B,), rows in the global batch's canonical order; ``keys``
-    the B samples' keys; ``bad`` the samples that were met and replaced.
+    int64 (B,), -1 where unlabelled; ``positions`` int64 (B,), rows in the global batch's canonical order; ``slides``
+    int64 (B,), equal for tiles of one slide or patient (``slide_hash``); ``keys`` the B samples' keys; ``bad`` the
+    samples that were met and replaced.
     """
 
     step: int
@@ -53,6 +50,7 @@ class TileBatch:
     key_hash: Tensor
     labels: Tensor
     positions: Tensor
+    slides: Tensor
     keys: list[str]
     bad: list[BadTile]
 
@@ -93,6 +91,7 @@ class _Rows:
     key_hash: Integers
     labels: Integers
     positions: Integers
+    slides: Integers
     keys: list[str]
     bad: list[BadTile]
 
@@ -105,8 +104,8 @@ class SampleSource:
         height, width = index.manifest.tile_size
         self.tile_size = (int(height), int(width))
 
-    def fill(self, sample: int, out_HWC: Pixels) -> tuple[str, int]:
-        """Decode a sample into ``out_HWC``; returns its key and label.
+    def fill(self, sample: int, out_HWC: Pixels) -> tuple[str, int, int]:
+        """Decode a sample into ``out_HWC``; returns its key, label and slide.
 
         Raises:
             UndecodableError: it is no tile of the manifest's size.
@@ -120,7 +119,7 @@ class SampleSource:
             decode(data, out_HWC=out_HWC)
         except BadSample as error:
             raise UndecodableError(BadTile(key, str(error))) from None
-        return key, int(samples.label[row])
+        return key, int(samples.label[row]), slide_hash(samples.group[row], key)
 
 
 class UndecodableError(Exception):
@@ -148,53 +147,34 @@ class _BatchRows:
     def __call__(self, request: Request, tiles_RHWC: Pixels) -> _Rows:
         step, first, stop = request
         plan = self._plan(step)
-        keys: list[str] = []
-        labels: list[int] = []
+        good: list[tuple[str, int, int]] = []
         bad: list[BadTile] = []
         for row in range(stop - first):
             try:
-                key, label = self._source.fill(int(plan.samples[first + row]), tiles_RHWC[row])
+                found = self._source.fill(int(plan.samples[first + row]), tiles_RHWC[row])
             except UndecodableError as failure:
                 position = int(plan.positions[first + row])
-                key, label, failed = self._replace(failure.tile, step, position, tiles_RHWC[row])
+                found, failed = self._replace(failure.tile, step, position, tiles_RHWC[row])
                 bad += failed
-            keys.append(key)
-            labels.append(label)
-        hashes = np.array([key_hash(key) for key in keys], np.int64)
-        return _Rows(hashes, np.array(labels, np.int64), plan.positions[first:stop], keys, bad)
+            good.append(found)
+        numbers = np.array([(key_hash(key), label, slide) for key, label, slide in good], np.int64).reshape(-1, 3)
+        hashes, labels, slides = numbers.T
+        return _Rows(hashes, labels, plan.positions[first:stop], slides, [key for key, _, _ in good], bad)
 
-    def _replace(self, tile: BadTile, step: int, position: int, out_HWC: Pixels) -> tuple[str, int, list[BadTile]]:
+    def _replace(
+        self, tile: BadTile, step: int, position: int, out_HWC: Pixels
+    ) -> tuple[tuple[str, int, int], list[BadTile]]:
         """Fill a bad sample's row with the first good one of ``replacements``; the list names all bad ones met."""
-        order, failed = self._order, [tile]
-        epoch, within = divmod(step, order.steps_per_epoch)
-        lane, j = divmod(position, order.per_lane)
-        for place in replacements(within * order.per_lane + j, order.per_lane, order.lane_length):
+        failed = [tile]
+        for sample in self._order.replacements(step, position):
             try:
-                return *self._source.fill(order.sample(epoch, lane, place), out_HWC), failed
+                return self._source.fill(sample, out_HWC), failed
             except UndecodableError as failure:
                 failed.append(failure.tile)
         raise InputError(
             f"sample {tile.key}: {tile.reason}, and so with the next {len(failed) - 1} tiles of its lane; "
             "the data set is damaged, write it again with `ca2cl shard`"
         )
-
-
-def replacements(position: int, per_lane: int, lane_length: int) -> Iterator[int]:
-    """Yield the lane positions to try for a bad one: its slot in the next batch, the batch after that, ...
-
-    They wrap round the lane; where slots run out, those of the neighbouring sample follow. A pure function, so that
-    neither seeking nor the number of processes changes which sample replaces a bad one. At most 64 are tried.
-    """
-    rounds = math.ceil(lane_length / per_lane)
-    tried = {position}
-    for nudge in range(per_lane):
-        for ahead in range(rounds):
-            place = (position + ahead * per_lane + nudge) % lane_length
-            if place not in tried:
-                yield place
-                tried.add(place)
-            if len(tried) > _MAX_REPLACEMENTS:
-                return
 
 
 class LaneStream:
@@ -236,7 +216,7 @@ class LaneStream:
         assert 0 <= rank < world and 0 <= start_step <= stop_step and chunk >= 1, (rank, world, start_step, chunk)
         self._start, self._stop, self._chunk = start_step, stop_step, chunk
         self._rows, self._steps_per_epoch = order.batch_size // world, order.steps_per_epoch
-        index.keep(2 * order.lanes // world + 64)
+        index.keep(order.shards_open(world))
         source = SampleSource(index, reader)
         work = _BatchRows(source, order, rank, world)
         self._workers = TileWorkers(
@@ -265,6 +245,7 @@ class LaneStream:
             key_hash=torch.from_numpy(np.concatenate([part.key_hash for part in parts])),
             labels=torch.from_numpy(np.concatenate([part.labels for part in parts])),
             positions=torch.from_numpy(np.concatenate([part.positions for part in parts])),
+            slides=torch.from_numpy(np.concatenate([part.slides for part in parts])),
             keys=[key for part in parts for key in part.keys],
             bad=[tile for part in parts for tile in part.bad],
         )

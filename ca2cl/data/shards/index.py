@@ -240,6 +240,27 @@ class ShardIndex:
         """The slide or patient of every sample in index order, None where it has none."""
         return [group for samples in self for group in samples.group]
 
+    def slides(self) -> tuple[npt.NDArray[np.int32], int]:
+        """Numbers of the slides or patients of all samples in index order, (N,), and how many there are.
+
+        Numbers are in the order of first appearance, and -1 where a sample has none. One pass over the index: about 50
+        ns a sample.
+        """
+        try:
+            columns = [self._reader.get_batch(shard).column("group") for shard in range(len(self.shards))]
+            for column in columns:
+                column.validate(full=True)
+            parts = pa.chunked_array(columns, pa.string()).dictionary_encode().chunks
+            numbers = [_numbers(part.indices.fill_null(-1)) for part in parts]
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+        return np.concatenate([np.zeros(0, np.int32), *numbers]), len(parts[0].dictionary) if parts else 0
+
+    def has_slides(self) -> bool:
+        """True if any sample has a slide or patient; looks no further than the first shard with one."""
+        shards = (self._reader.get_batch(shard).column("group") for shard in range(len(self.shards)))
+        return any(column.null_count < len(column) for column in shards)
+
     def __iter__(self) -> Iterator[ShardSamples]:
         return (self.samples(shard) for shard in range(len(self.shards)))
 
@@ -331,3 +352,11 @@ def read_manifest(path: Path) -> Manifest:
 def key_hash(key: str) -> int:
     """A stable signed 64-bit hash of a sample key: the identity from which its views' randomness is derived."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def slide_hash(group: str | None, key: str) -> int:
+    """A stable signed 64-bit hash of a tile's slide or patient; a tile without one is a slide of its own."""
+    if group is None:
+        return key_hash(key)
+    word = hashlib.blake2b(group.encode(), digest_size=8, person=b"slide").digest()
+    return int.from_bytes(word, "little", signed=True)

@@ -142,7 +142,7 @@ class ShardTiles:
 
     def fill(self, number: int, out_HWC: Pixels) -> tuple[TileRow, Pixels | None]:
         """See ``TileData``."""
-        key, label = self._source.fill(number, out_HWC)
+        key, label, _ = self._source.fill(number, out_HWC)
         shard = self._index.shards[self._index.locate(number)[0]].name
         return TileRow(key, self.classes[label] if label >= 0 else None, shard), None
 

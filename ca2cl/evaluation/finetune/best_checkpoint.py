@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.common.records import parse_json
+from ca2cl.evaluation.labelled import BY_SLIDES
 from ca2cl.models.classifier import Classifier
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 
@@ -23,17 +24,19 @@ KEPT = "free some space and start again: finished cells and the last checkpoint 
 
 
 def keep(folder: Path, network: Classifier, card: EncoderCard, facts: Mapping[str, Any]) -> None:
-    """Write a cell's classifier to ``folder / FOLDER``.
+    """Write a cell's classifier to ``folder / FOLDER``, its head's logits divided by the cell's temperature if whole
+    slides chose that: whatever reads it then has scaled probabilities.
 
     Args:
         folder: of the trial.
         network: the classifier.
         card: of the encoder that it was trained from.
-        facts: of the trial: steps, held-out loss and accuracy.
+        facts: of the trial: steps, held-out loss and accuracy, temperature and what chose it.
     """
     state = dict(network.encoder.state_dict())
-    state |= {f"fc.{name}": value for name, value in network.head.state_dict().items()}
-    known = {"held_out_loss": facts["held_out_loss"], "held_out_accuracy": facts["held_out_accuracy"]}
+    scale = facts["temperature"] if facts["chosen_by"] == BY_SLIDES else None
+    state |= {f"fc.{name}": value / (scale or 1.0) for name, value in network.head.state_dict().items()}
+    known = {name: facts[name] for name in ("held_out_loss", "held_out_accuracy")} | {"temperature": scale}
     save_encoder(folder / FOLDER, state, replace(card, step=facts["steps"], metrics=known))
 
 

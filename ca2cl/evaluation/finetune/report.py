@@ -28,6 +28,8 @@ from ca2cl.evaluation.finetune.trial import PREDICTIONS, Trial, TuningJob
 from ca2cl.evaluation.leaks.wording import lines as leak_lines
 from ca2cl.evaluation.result import ENCODER, Row, score_row
 from ca2cl.evaluation.statistics import Units
+from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibration
+from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.store.open import open_store, store_errors
@@ -56,6 +58,8 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
         InputError: a trial's files are damaged; the store cannot be reached.
     """
     config, index, out = job.config, job.test.index, Path(job.config.output_dir)
+    if not (out / RESULTS).exists():  # what an earlier start finished stays as it is
+        _keep_seen(job, found, (path.parent for path in grid.values()))
     groups: dict[tuple[str, float], list[Path]] = {}
     for trial, path in grid.items():
         groups.setdefault((trial.start, trial.budget), []).append(path.parent)
@@ -67,6 +71,9 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     leak = read_fields(out / RECORD, ("leak",), AGAIN)["leak"]
     sys.stdout.write(shared.table(rows) + differences(ENCODER, compared, name_classifiers=False))
     sys.stdout.write("".join(f"\n{line}\n" for line in (*leak_lines(leak), describe_missing(missing)) if line))
+    by_slides = any(name is not None for name in job.train.index.groups())
+    sys.stdout.write(recall_table(rows, index.classes))
+    sys.stdout.write(calibration_table(rows, [ENCODER], by_slides))
     files = [out / RESULTS, out / "confusion.png"]
     content = _content(job, found, rows, compared)
     content |= {
@@ -79,9 +86,11 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     shared.write_json(files[0], content)
     shown = [row for row in rows if row.features == ENCODER][-1]
     title = f"{shown.classifier} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
-    shared.draw_confusion(files[1], shown.confusion, index.classes, title)
+    shared.draw_confusion(files[1], shown.confusion, index.classes, title, shown.recalls)
+    title = f"{shown.classifier} from {shown.features}, {shown.labelled} labelled tiles: reliability"
+    files += [out / "reliability.png"] if draw_calibration(out / "reliability.png", shown, title) else []
     sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n{units.statement}\n")
-    sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {files[0]} and {files[1]}\n")
+    sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
     sys.stdout.write(f"{job.protocol.statement}\n" if job.protocol.statement else "")
     sys.stdout.flush()
     metrics = shared.tracked_metrics(rows, shared.metric_names(config.against), compared)
@@ -95,15 +104,21 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     sys.stdout.write(_keep_classifier(job, found, run_id, (path.parent for path in grid.values())))
 
 
+def _keep_seen(job: TuningJob, found: ResolvedEncoder, folders: Iterable[Path]) -> None:
+    """Write beside the best classifier which tiles it was trained on."""
+    classifier = keep_best([*folders])
+    if classifier is not None:
+        labelled = see(job.train.index, job.train.reader, workers=job.config.workers, title="training tiles")
+        with writing(classifier, KEPT):
+            write_seen(classifier, merged([found.seen, labelled]))
+
+
 def _keep_classifier(job: TuningJob, found: ResolvedEncoder, run_id: str, folders: Iterable[Path]) -> str:
     """Keep and register the best classifier; the line about it, empty where there is none."""
     tracking = job.config.tracking
     classifier = keep_best([*folders])
     if classifier is None:
         return ""
-    labelled = see(job.train.index, job.train.reader, workers=job.config.workers, title="training tiles")
-    with writing(classifier, KEPT):
-        write_seen(classifier, merged([found.seen, labelled]))
     text = f"the best classifier on held-out tiles is in {classifier}"
     if not tracking.register_as:
         return f"{text}\n"
@@ -126,7 +141,11 @@ def _row(classifier: str, start: str, budget: float, folders: Sequence[Path], un
     probabilities = [found["probabilities"] for found in predictions]
     settings = [{"best_epoch": result["best_epoch"], "steps": result["steps"]} for result in results]
     labels_M = predictions[0]["labels"]
-    return score_row(start, classifier, budget, results[0]["labelled"], labels_M, probabilities, settings, units)
+    temperatures = [result.get("temperature") for result in results]  # cells of earlier versions have none
+    return score_row(
+        start, classifier, budget, results[0]["labelled"], labels_M, probabilities, settings, units,
+        temperatures=temperatures,
+    )  # fmt: skip
 
 
 def _content(

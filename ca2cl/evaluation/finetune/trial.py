@@ -23,6 +23,7 @@ from ca2cl.common.files import write_atomic, write_record, writing
 from ca2cl.common.grid import RESULT, Grid, folder_name
 from ca2cl.data.loading.stream import BadBudget
 from ca2cl.errors import InputError
+from ca2cl.evaluation.calibration.temperature import fit_temperature
 from ca2cl.evaluation.finetune.best_checkpoint import KEPT, keep
 from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.finetune.early_stopping import Looks, Selection
@@ -182,8 +183,13 @@ class TrialRun:
         selection.restore_best(engine)
         selection.close()
         held = len(watched.samples) if watched is not None and watched is not self.job.test else 0
-        facts = {"labelled": len(self.labelled), "held_out": held, "chosen_by": how, "steps": progress.step}
-        self._finish(engine, selection, {**facts, "bad_samples": progress.bad_samples})
+        facts: dict[str, Any] = {"labelled": len(self.labelled), "held_out": held, "chosen_by": how}
+        facts |= {
+            "steps": progress.step,
+            "bad_samples": progress.bad_samples,
+            "temperature": self._temperature(engine, selection),
+        }
+        self._finish(engine, selection, facts)
         accelerator.free_memory()
         return True
 
@@ -222,6 +228,16 @@ class TrialRun:
             steps_per_epoch=per_epoch, checkpoint_every=every, clip_norm=config.optim.clip_norm,
             check_bad=BadBudget(0.01).check, state=selection.state,
         )  # fmt: skip
+
+    def _temperature(self, engine: AccelerateEngine, selection: Selection) -> float | None:
+        """Temperature that fits the held-out tiles; None where there are none. Every rank calls it."""
+        if selection.watched is None or self.job.protocol.selects_on_test:
+            return None
+        config = self.job.config
+        probabilities_HK, labels_H, _ = predict(
+            engine, selection.watched, selection.prepare, batch_size=config.batch_size, workers=config.workers
+        )
+        return fit_temperature(labels_H, probabilities_HK)
 
     def _finish(self, engine: AccelerateEngine, selection: Selection, facts: dict[str, Any]) -> None:
         config, folder, best = self.job.config, self.folder, selection.best

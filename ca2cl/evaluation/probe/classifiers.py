@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ca2cl.evaluation.calibration.temperature import fit_temperature
 from ca2cl.evaluation.features import FloatArray, centred, mean_of, scaled
 from ca2cl.evaluation.linear_head import LinearHead
 from ca2cl.evaluation.protocol import HONEST, Protocol
-from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds
+from ca2cl.evaluation.splits import known_slides, slide_folds, stratified_folds, stratified_sample
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ FOLDS = 5
 HELD_OUT_TILES = 200
 """Folds are held out in turn until this many tiles have been, so that few labels do not mean a choice by five tiles;
 where slides are known, all are."""
+TEMPERATURE_TILES = 2000
+"""Most tiles of a fold that choose a temperature."""
 RISES = 2
 """The search stops when this many strengths in a row were worse than the best before them."""
 MAX_ITERATIONS = 2000
@@ -48,6 +51,8 @@ class Prediction:
     setting: dict[str, float]
     head: LinearHead | None = None
     """The fitted classifier, if it is a linear one."""
+    temperature: float | None = None
+    """Temperature that fits held-out labelled tiles; None where it was not asked for, or there are none."""
 
 
 def logistic_regression(
@@ -131,6 +136,34 @@ def _held_in_turn(
     return masks[: math.ceil(HELD_OUT_TILES * FOLDS / len(labels_N))] if slides is None else masks
 
 
+Fit = Callable[[FloatArray, IntArray, FloatArray], npt.NDArray[np.float64]]
+"""Labelled features (N, D), their classes (N,) and other features (M, D) → the class probabilities (M, K) of those."""
+
+
+def held_out_temperature(
+    fit: Fit, train_ND: FloatArray, labels_N: IntArray, *, seed: int, groups: Sequence[str | None] | None = None
+) -> float | None:
+    """The temperature that fits the held-out tiles of all folds together, each predicted by a classifier of the other
+    tiles; None with too few labels, or where no whole slide can be held out of those that are known.
+
+    The folds are those that choose the strength of a logistic regression. Test tiles take no part in it.
+
+    Args:
+        fit: the classifier, with its settings.
+        train_ND: labelled features.
+        labels_N: their classes.
+        seed: of the folds.
+        groups: slide or patient of every tile, where known.
+    """
+    labels, probabilities = [], []
+    for held_N in _held_in_turn(labels_N, groups, seed):
+        rows = np.flatnonzero(held_N)
+        rows = rows[stratified_sample(labels_N[rows], TEMPERATURE_TILES, seed)]
+        labels.append(labels_N[rows])
+        probabilities.append(fit(train_ND[~held_N], labels_N[~held_N], train_ND[rows]))
+    return fit_temperature(np.concatenate(labels), np.concatenate(probabilities)) if labels else None
+
+
 def _held_out_loss(
     strength: float, model: Any, fit_FD: FloatArray, held_HD: FloatArray, labels_F: IntArray, labels_H: IntArray
 ) -> float:
@@ -171,9 +204,9 @@ def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatA
     Cosines are of features less the labelled tiles' mean, as for ``logistic_regression``: without that, features of one
     sign all point the same way (a random network's tiles have cosines near 1) and the vote is close to chance.
 
-    Probabilities are shares of the votes. There is no temperature: nothing to tune on the test set, and nearly a
-    majority vote with ties going to the nearer class. ``k`` is cut to the number of labelled tiles. A tile whose
-    features equal the mean is equally far from all.
+    Probabilities are shares of the votes and of one vote more that all classes share: no class is impossible. The
+    weights have no temperature: it is nearly a majority vote with ties going to the nearer class. ``k`` is cut to the
+    number of labelled tiles. A tile whose features equal the mean is equally far from all.
 
     Args:
         train_ND: labelled features.
@@ -187,5 +220,5 @@ def nearest_neighbours(train_ND: FloatArray, labels_N: IntArray, test_MD: FloatA
     unit_ND, unit_MD = centred(train_ND, test_MD)
     # The floor lets a tile that is orthogonal to all its neighbours still get their majority.
     model = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.maximum(1 - distance, 1e-9))
-    votes_MK = model.fit(unit_ND, labels_N).predict_proba(unit_MD)
-    return Prediction(np.asarray(votes_MK, np.float64), {"k": float(k)})
+    votes_MK = np.asarray(model.fit(unit_ND, labels_N).predict_proba(unit_MD), np.float64)
+    return Prediction((k * votes_MK + 1 / votes_MK.shape[1]) / (k + 1), {"k": float(k)})

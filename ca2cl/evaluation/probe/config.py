@@ -57,11 +57,25 @@ class ProbeConfig:
     tiles (whole slides if they are known) is held out to choose the epoch, if that is 15 tiles or more."""
     sgd_lr: float = 3.0
     """Peak learning rate of the SGD, on centred features of unit length."""
+    calibrate: bool = True
+    """Choose a temperature for the probabilities of logistic regression and k-NN on held-out labelled tiles (whole
+    slides or patients if they are known), which takes up to five more fits for each; the SGD has held-out tiles
+    anyway. Protocol original holds out nothing, so there is no temperature."""
     protocol: ProtocolName = "honest"
     """honest, or original: as in the linear probe of the method's authors, labelled tiles are drawn with replacement,
     none are held out, and the test tiles choose the epoch of the SGD. The authors also train on augmented tiles with
     BatchNorm in train mode, which frozen features do not allow: see `ca2cl finetune --trains head --protocol original`.
     The result is marked, is not compared with results of the honest protocol, and promotes no encoder."""
+    center: str | None = None
+    """Medical centre or scanner of a tile: a regular expression that finds it in the tile's path below the source or in
+    its slide or patient (its first group, if any); a column: group, or vendor or mpp of tiles cut from slides; a CSV
+    with the columns center and key, path, slide or group; or set, by which every test set is a centre. Adds the
+    robustness indices RI, MaRI and CRoMa, the accuracy in each centre, and a probe of the centre itself."""
+    slide_probe: bool = False
+    """Also probe how well a tile's slide or patient is predicted from the features, tiles held out within slides."""
+    shifts: bool = False
+    """Also score the first test set's tiles with shifted stains, scanner, JPEG compression and blur, at three strengths
+    each: twelve more passes of every encoder over these tiles."""
     batch_size: int = 256
     """Tiles in a forward pass of the encoder."""
     workers: int = 2
@@ -95,6 +109,13 @@ class ProbeConfig:
         )  # fmt: skip
         if self.strength == "auto" and self.protocol == "original":
             raise InputError("strength is 'auto': protocol original holds out nothing to choose it by; give a number")
+        if self.shifts and not {"logistic", "sgd"} & set(self.classifiers):
+            raise InputError(
+                "shifts is true: k-NN is not scored on shifted tiles; add logistic or sgd to classifiers, or set it to "
+                "false"
+            )
+        if self.shifts and self.protocol == "original":
+            raise InputError("shifts is true: protocol original is for comparison only; use honest, or set it to false")
         if isinstance(self.strength, float | int) and not 0 < self.strength < float("inf"):
             raise InputError(f"strength is {self.strength!r}: use a positive number or auto")
         self._check_names()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from ca2cl import __version__
 from ca2cl.common.files import writing
 from ca2cl.config import flatten
 from ca2cl.evaluation import report as shared
+from ca2cl.evaluation.centers.plot import draw_shifts
+from ca2cl.evaluation.centers.tables import tables
+from ca2cl.evaluation.centers.tracked import tracked
 from ca2cl.evaluation.compare import Comparison, differences
 from ca2cl.evaluation.datasets import ProbeSet, describe_missing, missing_classes
 from ca2cl.evaluation.leaks.wording import lines
@@ -23,9 +26,11 @@ from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.probe.encoders import Contenders
 from ca2cl.evaluation.probe.scoring import Heads
 from ca2cl.evaluation.protocol import PROTOCOLS
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import Subsets
 from ca2cl.evaluation.statistics import Units
+from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibration
+from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.registry.evaluation_run import TOKENS_TAG
 from ca2cl.registry.resolve import ResolvedEncoder
 
@@ -55,6 +60,10 @@ class ProbeRecord:
     """Digest of the encoder's."""
     heads: Heads
     """Linear classifiers that were fitted."""
+    by_slides: bool
+    """Whole slides or patients were held out, for they are known."""
+    robustness: Mapping[str, Any] = field(default_factory=dict)
+    """To centres, shifts and other test sets, as the JSON has it (``probe.robustness``)."""
 
     @property
     def statement(self) -> str:
@@ -83,8 +92,12 @@ class ProbeRecord:
         resampled = "".join(
             f"{f'{name}: ' if several else ''}{units.statement}\n" for name, units in self.units.items()
         )
+        own = list(dict.fromkeys(row.features for row in self.rows if row.features.split(" (")[0] == ENCODER))
+        more = recall_table(self.rows, self.train.index.classes)
+        more += calibration_table(self.rows, own, self.by_slides)
         how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
-        return f"{shared.table(self.rows)}{statement}{remarks}{compared}{how}"
+        robust = "".join(table.text() for table in tables(self.robustness))
+        return f"{shared.table(self.rows)}{statement}{remarks}{compared}{more}{how}{robust}"
 
     def content(self) -> dict[str, Any]:
         """Everything that the JSON holds.
@@ -106,8 +119,10 @@ class ProbeRecord:
             "tokens": list(self.config.tokens),
             "config": {**flatten(self.config), "strength": self.strength},
             "drawn_by": self.drawn_by,
+            "temperature_by": "slide or patient" if self.by_slides else "tile",
             **{key: first[key] for key in ("leak", "resampled", "results", "differences")},
             "tests": per_test,
+            "robustness": self.robustness,
             "labelled_tiles": self._labelled(),
         }
 
@@ -141,13 +156,20 @@ class ProbeRecord:
             on = f" on {test}" if len(self.tests) > 1 else ""
             title = f"{shown.features}, {shown.classifier}, {shown.labelled} labelled tiles{on}: % of each label"
             files.append(output.with_name(f"{output.stem}-confusion{f'-{test}' if number else ''}.png"))
-            shared.draw_confusion(files[-1], shown.confusion, self.train.index.classes, title)
+            shared.draw_confusion(files[-1], shown.confusion, self.train.index.classes, title, shown.recalls)
+            path = output.with_name(f"{output.stem}-reliability{f'-{test}' if number else ''}.png")
+            title = f"{shown.features}, {shown.classifier}, {shown.labelled} labelled tiles{on}: reliability"
+            files += [path] if draw_calibration(path, shown, title) else []
+        if "shifts" in self.robustness:
+            files.append(output.with_name(f"{output.stem}-shifts.png"))
+            draw_shifts(files[-1], self.robustness["shifts"])
         return [*files, *self._write_head(output.with_name(f"{output.stem}{SUFFIX}"))]
 
     def _write_head(self, path: Path) -> list[Path]:
         """Keep the first draw's linear classifier with the most labels, of the encoder's first features.
 
-        One whose epoch the test tiles chose is not kept.
+        Its logits are divided by its temperature, if whole slides chose that. One whose epoch the test tiles chose is
+        not kept.
         """
         features = self.rows[0].features
         fitted = [row for row in self.rows if (row.features, row.classifier, row.budget) in self.heads]
@@ -157,6 +179,10 @@ class ProbeRecord:
                 path.unlink(missing_ok=True)  # of an earlier probe of that name
             return []
         row, found = max(ours, key=lambda row: row.labelled), self.contenders.encoder
+        head, setting = self.heads[features, row.classifier, row.budget], row.settings[0]
+        if self.by_slides and row.calibration and row.calibration.temperatures:
+            temperature = row.calibration.temperatures[0]
+            head, setting = head.cooled(temperature), {**setting, "temperature": temperature}
         local = Path(found.uri)
         height, width = self.train.index.manifest.tile_size
         card = HeadCard(
@@ -169,11 +195,11 @@ class ProbeRecord:
             classifier=row.classifier,
             labels=row.budget,
             labelled=row.labelled,
-            setting=row.settings[0],
+            setting=setting,
             tile_size=(height, width),
             train_manifest_digest=self.train.index.manifest.digest,
         )
-        write_head(path, self.heads[features, row.classifier, row.budget], card, _REMEDY)
+        write_head(path, head, card, _REMEDY)
         return [path]
 
     def metrics(self) -> dict[str, float]:
@@ -186,7 +212,7 @@ class ProbeRecord:
             rows = [row for row in self.rows if row.test == test]
             found = shared.tracked_metrics(rows, names, [c for c in self.compared if c.test == test])
             flat |= {f"other_tests/{test}/{name}" if number else name: value for name, value in found.items()}
-        return flat
+        return flat | tracked(self.robustness, names)
 
     def log(self, files: Sequence[Path]) -> str:
         """Log it as a run of its own and return the run's id.

@@ -27,6 +27,7 @@ from ca2cl.evaluation.leaks.find import find_leak
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.probe.encoders import Contenders, find_contenders
 from ca2cl.evaluation.probe.record import ProbeRecord
+from ca2cl.evaluation.probe.robustness import Probed, assign_centers, measure
 from ca2cl.evaluation.probe.scoring import KNN, LINEAR, SGD, Heads, Scoring, score
 from ca2cl.evaluation.probe.sgd import RECIPE
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
@@ -44,12 +45,15 @@ def run(config: ProbeConfig) -> int:
         InputError: data sets that do not fit together, an unknown encoder, an unwritable output.
     """
     indexes = open_sets(config.train, config.tests, config.cache_dir)
+    centers = assign_centers(config, indexes)
     device = find_device(config.device)
     contenders = find_contenders(config)
     output = _prepare_output(config, contenders, indexes)
     weights = contenders.encoder.digest()  # before they are on the device
     train, *tests = _read(config, contenders, indexes, device)
     record = _probe(config, contenders, weights, train, dict(zip(name_sets(config.tests), tests, strict=True)))
+    probed = Probed(train, record.tests, record.rows, record.heads, record.units)
+    record = replace(record, robustness=measure(config, probed, centers, contenders, device))
     sys.stdout.write(record.text())
     files = record.write(output)
     written = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
@@ -123,6 +127,7 @@ def _probe(
         classifiers=[row for name, row in _ROWS.items() if name in config.classifiers],
         groups=slides,
         protocol=protocol,
+        calibrate=config.calibrate,
         units={name: units_of(test.index, test.tiles.samples_N.tolist(), test.root) for name, test in tests.items()},
         recipe=replace(RECIPE, epochs=config.sgd_epochs, optim=replace(RECIPE.optim, lr=config.sgd_lr)),
     )
@@ -142,4 +147,5 @@ def _probe(
         compared=compare_with_first(rows),
         weights=weights,
         heads=heads,
+        by_slides=slides is not None,
     )

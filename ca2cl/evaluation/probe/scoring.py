@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,13 @@ from tqdm import tqdm
 
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.linear_head import LinearHead
-from ca2cl.evaluation.probe.classifiers import Prediction, Strength, logistic_regression, nearest_neighbours
+from ca2cl.evaluation.probe.classifiers import (
+    Prediction,
+    Strength,
+    held_out_temperature,
+    logistic_regression,
+    nearest_neighbours,
+)
 from ca2cl.evaluation.probe.sgd import RECIPE, SgdRecipe, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST, Protocol
 from ca2cl.evaluation.result import Row, score_row
@@ -40,6 +46,8 @@ class Scoring:
     recipe: SgdRecipe = RECIPE
     units: Mapping[str, Units] = field(default_factory=dict)
     """Units that the tiles of each test set are resampled by; single tiles where it has none."""
+    calibrate: bool = False
+    """Choose a temperature on held-out labelled tiles, where the protocol holds any out."""
 
 
 Heads = dict[tuple[str, str, float], LinearHead]
@@ -72,7 +80,7 @@ def score(
                         score_row(
                             name, classifier, budget, len(draws[0]), tiles.labels_N,
                             [found.probabilities for found in made[test]], [found.setting for found in made[test]],
-                            how.units.get(test), test,
+                            how.units.get(test), test, [found.temperature for found in made[test]],
                         )
                         for test, tiles in tests.items()
                     ]  # fmt: skip
@@ -108,7 +116,8 @@ def _predictions(
             found = classify(classifier, train.values[name], train.labels_N, rows, values_MD, labels_M, seed, how)
             ends = np.cumsum([len(tests[test]) for test in names])[:-1]
             for test, part in zip(names, np.split(found.probabilities, ends), strict=True):
-                made[test].append(Prediction(part, found.setting, found.head if seed == 0 else None))
+                head = found.head if seed == 0 else None
+                made[test].append(replace(found, probabilities=part, head=head))
         bar.update()
     return made
 
@@ -130,11 +139,23 @@ def classify(
         how: settings.
     """
     labelled = values_ND[rows], labels_N[rows], test_MD
-    if classifier == KNN:
-        return nearest_neighbours(*labelled, k=how.k)
     groups = None if how.groups is None else [how.groups[row] for row in rows]
     if classifier == SGD:
         return sgd_classifier(
             *labelled, test_labels_M, seed=seed, protocol=how.protocol, groups=groups, recipe=how.recipe
         )
-    return logistic_regression(*labelled, seed=seed, strength=how.strength, protocol=how.protocol, groups=groups)
+    if classifier == KNN:
+        found = nearest_neighbours(*labelled, k=how.k)
+    else:
+        found = logistic_regression(
+            *labelled, seed=seed, strength=how.strength, protocol=how.protocol, groups=groups
+        )  # fmt: skip
+    if not how.calibrate or not how.protocol.holds_out:
+        return found
+
+    def again(train_FD: Any, labels_F: IntArray, held_HD: Any) -> npt.NDArray[np.float64]:
+        if classifier == KNN:
+            return nearest_neighbours(train_FD, labels_F, held_HD, k=how.k).probabilities
+        return logistic_regression(train_FD, labels_F, held_HD, seed=seed, strength=found.setting["C"]).probabilities
+
+    return replace(found, temperature=held_out_temperature(again, *labelled[:2], seed=seed, groups=groups))

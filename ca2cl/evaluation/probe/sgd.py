@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ca2cl.config import OptimConfig
+from ca2cl.evaluation.calibration.temperature import fit_temperature
 from ca2cl.evaluation.features import FloatArray, mean_of, scaled
 from ca2cl.evaluation.labelled import LabelledOrder, hold_out
 from ca2cl.evaluation.linear_head import LinearHead
@@ -75,7 +76,7 @@ def sgd_classifier(
             accuracy on the test tiles.
         seed: of the order of the tiles, and of which are held out.
         protocol: whether labelled tiles are held out; where none are, or a class has too few, and test tiles do not
-            choose, the last epoch is taken.
+            choose, the last epoch is taken. The held-out tiles also choose the temperature.
         groups: slide or patient of every labelled tile: whole ones are held out then.
     """
     held_N, _ = hold_out(labels_N, groups, recipe.held_out if protocol.holds_out else 0.0, seed)
@@ -94,9 +95,11 @@ def sgd_classifier(
 
     layer, epoch = _train(fit_FD, labels_F, int(labels_N.max()) + 1, judge, seed, recipe)
     with torch.inference_mode():
-        probabilities_MK = layer(test).double().softmax(dim=1).numpy()
+        probabilities_MK, probabilities_HK = (layer(x).double().softmax(dim=1).numpy() for x in (test, held_HD))
     head = LinearHead(layer.weight.detach().numpy(), layer.bias.detach().numpy(), mean_D)
-    return Prediction(probabilities_MK, {"epoch": float(epoch + 1), "held_out": float(held_N.sum())}, head)
+    temperature = fit_temperature(labels_N[held_N], probabilities_HK) if held_N.any() else None
+    setting = {"epoch": float(epoch + 1), "held_out": float(held_N.sum())}
+    return Prediction(probabilities_MK, setting, head, temperature)
 
 
 def _train(

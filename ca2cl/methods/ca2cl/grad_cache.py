@@ -41,7 +41,7 @@ def adversarial_exact_step(
     config: ObjectiveConfig, engine: Engine, micro_batches: Sequence[ViewBatch]
 ) -> dict[str, Tensor]:
     """Accumulate the gradient of one optimizer step over all micro-batches; returns this rank's share of the terms."""
-    first, second, rows, sizes = embed_all(engine, micro_batches)
+    first, second, rows, sizes = embed_all(engine, micro_batches, slides=config.same_slide_weight != 1)
     terms = first_terms(first, second, rows, config)
     strong, weak = outer_gradients(terms["loss"], first, second, sizes, engine)
     weight = stem_weight(engine)

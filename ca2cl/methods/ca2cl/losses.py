@@ -13,12 +13,13 @@ from ca2cl.config import ObjectiveConfig
 from ca2cl.methods.ca2cl.cluster_loss import cluster_loss, k_means, mutual_information
 from ca2cl.methods.gather import Rows, world
 from ca2cl.methods.nt_xent import nt_xent
+from ca2cl.methods.same_slide import same_slide_terms
 from ca2cl.methods.surrogate import given_gradient
 from ca2cl.models.heads import Embeddings
 
 
 def first_terms(first: Embeddings, second: Embeddings, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """L1 as ``loss``, its terms, and no adversary that was skipped.
+    """L1 as ``loss``, its terms, no adversary that was skipped, and the same-slide negatives where they are weighted.
 
     Args:
         first: embeddings of the strong views.
@@ -28,7 +29,8 @@ def first_terms(first: Embeddings, second: Embeddings, rows: Rows, config: Objec
     """
     terms = clean_terms(first, second, rows, config)
     loss = weighted_sum(terms, config)
-    return {**terms, "skipped_adversaries": loss.new_zeros(()), "loss": loss}
+    counts = {"skipped_adversaries": loss.new_zeros(()), **same_slide_terms(rows, config.same_slide_weight)}
+    return {**terms, **counts, "loss": loss}
 
 
 def both_terms(terms: dict[str, Tensor], adversarial: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -48,16 +50,23 @@ def clean_terms(first: Embeddings, second: Embeddings, rows: Rows, config: Objec
         rows: of all ranks.
         config: weights and temperatures.
     """
-    terms = {"nt_xent": nt_xent(first.z, second.z, rows, config.temperature)}
+    terms = {"nt_xent": _nt_xent(first.z, second.z, rows, config)}
     if config.cluster_weight or config.mutual_information:
-        return terms | _cluster_terms(first.g, second.g, rows, config)
+        return terms | cluster_terms(first.g, second.g, rows, config)
     # DistributedDataParallel wants a gradient for every parameter, those of the group head too
     nothing = given_gradient(terms["nt_xent"].new_zeros(()), [(g, torch.zeros_like(g)) for g in (first.g, second.g)])
     return {"nt_xent": terms["nt_xent"] + nothing}
 
 
-def _cluster_terms(g1_BD: Tensor, g2_BD: Tensor, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """Every rank computes them whole, contributes a W-th of the value, and keeps its own rows of the gradient."""
+def _nt_xent(z1_BD: Tensor, z2_BD: Tensor, rows: Rows, config: ObjectiveConfig) -> Tensor:
+    return nt_xent(z1_BD, z2_BD, rows, config.temperature, same_slide_weight=config.same_slide_weight)
+
+
+def cluster_terms(g1_BD: Tensor, g2_BD: Tensor, rows: Rows, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """The terms of the clusters by name.
+
+    Every rank computes them whole, contributes a W-th of the value, and keeps its own rows of the gradient.
+    """
     temperature = config.cluster_temperature
     with torch.enable_grad():
         g1_GD, g2_GD = (g.requires_grad_() for g in rows.gather(g1_BD, g2_BD))
@@ -89,7 +98,7 @@ def adversarial_term(z2_BD: Tensor, z_adv_BD: Tensor, rows: Rows, valid: Tensor,
         z_adv_BD: of the strong views under the perturbation.
         rows: of all ranks.
         valid: whether there was a direction, a scalar.
-        config: the temperature.
+        config: the temperature, and the weight of same-slide negatives.
     """
-    found = nt_xent(z2_BD, z_adv_BD, rows, config.temperature)
+    found = _nt_xent(z2_BD, z_adv_BD, rows, config)
     return torch.where(valid, found, torch.zeros_like(found))

@@ -18,6 +18,7 @@ from ca2cl.methods.ca2cl.cluster_loss import k_means
 from ca2cl.methods.ca2cl.grad_cache import adversarial_exact_step
 from ca2cl.methods.ca2cl.losses import adversarial_term, both_terms, first_terms
 from ca2cl.methods.gather import Rows, all_sum
+from ca2cl.methods.same_slide import COUNTERS, PANEL
 from ca2cl.methods.two_views import TwoViewMethod, carry, embed_first, embed_second, parameters_of
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.heads import Embeddings, Network
@@ -47,6 +48,7 @@ class CA2CL(TwoViewMethod):
         ("Loss", "", (("loss", "total"), ("nt_xent", "NT-Xent"), ("nt_xent_adversarial", "NT-Xent, adversarial"))),
         ("Cluster loss", "", (("cluster", ""),)),
         ("Mutual information", "", (("mutual_information", ""),)),
+        PANEL,
     )
 
     def __init__(
@@ -57,6 +59,9 @@ class CA2CL(TwoViewMethod):
     ) -> None:
         super().__init__(accumulation)
         self.config, self.projection_dim = config, projection_dim
+        self.uses_slides = config.same_slide_weight != 1
+        if config.same_slide_weight == 0:
+            self.counters = {**self.counters, **COUNTERS}
         self.carried = 2 if config.adversary else 0  # L1's by the strong view, and what the surrogate makes of it
 
     @classmethod
@@ -97,7 +102,7 @@ class CA2CL(TwoViewMethod):
         """As ``TwoViewMethod.micro_step``."""
         if not self.config.adversary:
             return super().micro_step(engine, views)
-        weight, rows = stem_weight(engine), Rows.at(views.positions)
+        weight, rows = stem_weight(engine), Rows.at(views.positions, views.slides if self.uses_slides else None)
         delta = zero_perturbation(weight)
         first = embed_first(engine.bare, views, delta, record=True)
         second = embed_second(engine.bare, views, delta, record=True)

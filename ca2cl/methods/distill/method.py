@@ -109,6 +109,11 @@ class Distill(AccumulatedMethod):
     @classmethod
     def from_settings(cls, settings: MethodSettings) -> Distill:
         """As ``Method.from_settings``."""
+        if settings.objective.same_slide_weight != 1:
+            raise InputError(
+                f"objective.same_slide_weight is {settings.objective.same_slide_weight:g}: method.name distill has no "
+                "negatives; leave it out"
+            )
         options = settings.options if isinstance(settings.options, DistillOptions) else DistillOptions()
         return cls(options, settings.accumulation)
 

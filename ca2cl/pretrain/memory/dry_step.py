@@ -122,7 +122,7 @@ def materialise(network: nn.Module, device: torch.device) -> None:
 def _batch(method: Method, rows: int, image_size: int, dtype: torch.dtype, device: torch.device, number: int) -> Any:
     positions = torch.arange(number * rows, (number + 1) * rows, device=device)
     pixels = torch.empty(rows, image_size, image_size, 3, dtype=torch.uint8, device=device)
-    tiles = Tiles(pixels, positions, 0, positions)
+    tiles = Tiles(pixels, positions, 0, positions, slides=positions)
     return method.views(tiles, _FakeViews(image_size, dtype))
 
 

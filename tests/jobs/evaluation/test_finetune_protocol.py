@@ -17,11 +17,16 @@ from safetensors.numpy import load_file
 
 from ca2cl.cli import main
 from ca2cl.data.decode import decode
+from ca2cl.evaluation.finetune.best_checkpoint import keep
 from ca2cl.evaluation.finetune.config import FinetuneConfig
 from ca2cl.evaluation.finetune.run import _starts
 from ca2cl.evaluation.finetune.trial import build_network
+from ca2cl.evaluation.labelled import BY_SLIDES
 from ca2cl.evaluation.splits import split_off
+from ca2cl.models.backbone import build_encoder
 from ca2cl.models.batch_norm import BatchNorm
+from ca2cl.models.classifier import Classifier
+from ca2cl.models.encoder_io import read_card
 from ca2cl.models.preprocess import preprocess
 from ca2cl.registry.resolve import resolve_encoder
 from tests.jobs.registry.test_serving import post
@@ -167,6 +172,8 @@ def test_the_best_held_out_classifier_stays_is_registered_and_served(
     frame = mlflow.pyfunc.load_model("models:/ca2cl-classifier/1").predict(images)
     mlflow.set_tracking_uri(before)
     assert list(frame.columns) == ["prediction", *(f"probability_{name}" for name in CLASSES)]
+    assert held[kept.parent.name]["temperature"] != 1, "of single tiles, whose slides are not known: not applied"
+    assert json.loads((kept / "card.json").read_text())["metrics"]["temperature"] is None
     np.testing.assert_allclose(frame.iloc[:, 1:].to_numpy(), arrays["probabilities"][:5], atol=1e-5)
     assert frame["prediction"].tolist() == [CLASSES[k] for k in arrays["probabilities"][:5].argmax(1)]
 
@@ -187,6 +194,20 @@ def test_the_best_held_out_classifier_stays_is_registered_and_served(
     with torch.inference_mode():
         logits = found.encoder(x).numpy() @ weights["fc.weight"].T + weights["fc.bias"]
     assert logits.argmax() == arrays["probabilities"][0].argmax() and found.card.predicts == tuple(CLASSES)
+
+
+def test_a_temperature_of_whole_slides_is_in_the_weights_that_stay(job: Job, tmp_path: Path) -> None:
+    """Serving, export and heat-maps read them."""
+    card = read_card(next(job("honest").glob("cells/*/classifier")) / "card.json")
+    network = Classifier(build_encoder("resnet18"), 2)
+    torch.nn.init.normal_(network.head.weight)
+    facts = {"steps": 7, "held_out_loss": 0.5, "held_out_accuracy": 0.8, "temperature": 2.5}
+    for chosen_by, scale in ((BY_SLIDES, 2.5), ("tiles of any slide", 1.0)):
+        keep(tmp_path, network, card, {**facts, "chosen_by": chosen_by})
+        weights = load_file(tmp_path / "classifier" / "encoder.safetensors")
+        np.testing.assert_allclose(weights["fc.weight"], network.head.weight.detach() / scale, rtol=1e-6)
+        kept = read_card(tmp_path / "classifier" / "card.json").metrics["temperature"]
+        assert kept == (scale if scale != 1 else None)
 
 
 def test_a_cell_cut_short_leaves_no_classifier_that_counts(job: Job, tmp_path: Path) -> None:

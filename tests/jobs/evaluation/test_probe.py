@@ -141,7 +141,7 @@ def test_the_result_is_a_run_with_its_files_and_its_source(probed: tuple[Path, d
     files = sorted(entry.path for entry in store.client.list_artifacts(logged.info.run_id))
     assert (
         files
-        == ["probe-classifier.safetensors", "probe-confusion.png", "probe.json"]
+        == ["probe-classifier.safetensors", "probe-confusion.png", "probe-reliability.png", "probe.json"]
         == sorted(p.name for p in (folder / "out").iterdir())
     )
 

@@ -185,7 +185,8 @@ def test_the_run_keeps_the_first_sets_names_and_hides_the_others(honest: Probed,
     (seen,) = (one for one in downstream_runs(store)[SOURCE_RUN] if one.run_id == run.info.run_id)
     assert len(seen.scores()) == 3 * 2 * 6 and all(name.startswith("encoder/") for name in seen.metrics)
     files = {entry.path for entry in store.client.list_artifacts(run.info.run_id)}
-    assert files == {"p.json", "p-classifier.safetensors", "p-confusion.png", "p-confusion-nonorm-test.png"}
+    pictures = {f"p-{kind}{test}.png" for kind in ("confusion", "reliability") for test in ("", "-nonorm-test")}
+    assert files == {"p.json", "p-classifier.safetensors", *pictures}
 
 
 def test_the_original_protocol_departs_and_says_so(place: Workplace, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_training_step_runs_where_the_engine_is(
     groups = LaneGroups(8, COUNT, 2, 4)
     tiles = torch.zeros(COUNT, SIDE, SIDE, 3, dtype=torch.uint8)
     rows = torch.arange(COUNT)
-    batch = TileBatch(0, 0, tiles, _keys(), rows, rows, [str(row) for row in rows], [])
+    batch = TileBatch(0, 0, tiles, _keys(), rows, rows, rows, [str(row) for row in rows], [])
     with strict_meta() as gpu:
         engine = _engine(Network(build_encoder("resnet18", norm, group=2)).train(), gpu, monkeypatch)
         micro_batches = MicroBatches(
@@ -130,7 +130,7 @@ def test_a_step_that_continues_given_weights_runs_where_the_engine_is(
     """Drop path, recomputed blocks, groups of parameters, and a moving average that skips what the device skips."""
     groups, views = LaneGroups(8, COUNT, 2, 4), _views("crop")
     tiles, rows = torch.zeros(COUNT, SIDE, SIDE, 3, dtype=torch.uint8), torch.arange(COUNT)
-    batch = TileBatch(0, 0, tiles, _keys(), rows, rows, [str(row) for row in rows], [])
+    batch = TileBatch(0, 0, tiles, _keys(), rows, rows, rows, [str(row) for row in rows], [])
     plain = CA2CL(ObjectiveConfig(clusters=4, lloyd_iterations=2))
     method = Bitwise(plain, groups.block) if accumulation == "bitwise" else plain
     optim = OptimConfig(name="adamw", layer_decay=0.8, decay_all=False, freeze_layers=1, freeze_steps=2)

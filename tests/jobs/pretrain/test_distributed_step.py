@@ -29,6 +29,7 @@ from tests.support.forked import on_ranks
 BATCH = 16
 GROUPS = LaneGroups(lanes=BATCH, batch_size=BATCH, group=2, groups=2)
 GROUP = GROUPS.group
+SLIDES = torch.arange(BATCH) ** 2 % 5 - 2  # 3, 6 or 7 tiles each
 
 
 class Double(EncoderNetwork):
@@ -72,7 +73,8 @@ def micro_batches(rank: int, world: int, count: int) -> list[ViewBatch]:
     mine = torch.arange(rank, BATCH, world)
     mine = mine[GROUPS.first_order(mine)]
     return [
-        ViewBatch(x1[rows], x2[rows], rows, GROUPS.second_order(len(rows))) for rows in mine.split(len(mine) // count)
+        ViewBatch(x1[rows], x2[rows], rows, GROUPS.second_order(len(rows)), slides=SLIDES[rows])
+        for rows in mine.split(len(mine) // count)
     ]
 
 
@@ -81,7 +83,8 @@ def one_step(
 ) -> dict[str, Tensor]:
     kind = next(network.parameters()).dtype
     views = [v._replace(x1=v.x1.to(kind), x2=v.x2.to(kind)) for v in micro_batches(rank, world, count)]
-    method: Any = SimCLR() if isinstance(network, SimCLRNetwork) else CA2CL(objective)
+    weight = objective.same_slide_weight
+    method: Any = SimCLR(same_slide_weight=weight) if isinstance(network, SimCLRNetwork) else CA2CL(objective)
     if accumulation == "bitwise":
         method = Bitwise(method, GROUPS.block)
     terms = method.step(AveragingEngine(network), views)

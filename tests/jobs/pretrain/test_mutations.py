@@ -45,6 +45,16 @@ MUTATIONS = [
         "unit/methods/test_ca2cl.py", "gradients_in_double_precision",
     ),
     Mutation(
+        "the second NT-Xent forgets the weight of same-slide negatives", "methods/ca2cl/losses.py",
+        "found = _nt_xent(z2_BD, z_adv_BD, rows, config)", "found = nt_xent(z2_BD, z_adv_BD, rows, config.temperature)",
+        "jobs/pretrain/test_same_slide.py", "gradient_is_that_of_slow_loops and 1-1-exact-objective0",
+    ),
+    Mutation(
+        "the positive counts as a same-slide negative", "methods/nt_xent.py",
+        "same_RN.scatter_(1, self.positive_R[:, None], False)", "pass",
+        "unit/methods/test_same_slide.py", "value_and_gradient",
+    ),
+    Mutation(
         "the clusters' gradient is W times too large", "methods/ca2cl/losses.py",
         "(x, grad[rows.own])", "(x, grad[rows.own] * world()[1])",
         STEP, "gives_the_gradient_of_one and 2-1-sync-objective0",
@@ -108,8 +118,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the feed leaves the rows' places on the CPU", "pretrain/batches.py",
-        "(x.to(self._device, non_blocking=True) for x in (tiles, positions))",
-        "(tiles.to(self._device, non_blocking=True), positions)",
+        "(x.to(self._device, non_blocking=True) for x in (tiles, numbers_2B))",
+        "(tiles.to(self._device, non_blocking=True), numbers_2B)",
         DEVICES, "a_training_step_runs",
     ),
     Mutation(

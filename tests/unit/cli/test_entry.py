@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ca2cl.cli import main
+from ca2cl.cli.examples import EXAMPLES
 from ca2cl.cli.parser import parse, recipes
 from ca2cl.cli.verbs import VERBS
 
@@ -15,12 +16,6 @@ def outcome(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
     return code, *capfd.readouterr()
 
 
-def explanation(block: str) -> str:
-    """What help says of an option, less its name, placeholder, type and default."""
-    told = re.sub(r"^--\S+(?: (?:[A-Z_]+|\{\S+\}|\[\S+\]))*", "", " ".join(block.split()))
-    return re.sub(r"\(.*", "", told).strip()
-
-
 def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (((), 2), (("--help",), 0)):
         code, out, _ = outcome(capfd, *arguments)
@@ -28,16 +23,36 @@ def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) 
         assert all(f"  {verb}" in out for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if not verb.raw])
-def test_help_of_every_verb_explains_every_setting(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = outcome(capfd, *verb.split(), "--help")
+PROBE = ("probe", "--encoder", "a", "--train", "b", "--test", "c")
+PARSED = [name for name, verb in VERBS.items() if not verb.raw]
+
+
+@pytest.mark.parametrize("verb", PARSED)
+def test_help_all_of_every_verb_explains_every_setting(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome(capfd, *verb.split(), "--help_all")
     assert code == 0
-    assert "null" not in out  # the explanations' word is none
+    assert not re.search(r"\bnull\b|Literal|Union|typing", out)  # the explanations' word is none
     blocks = re.split(r"\n  (?=--)", out)[1:]
     assert blocks
     for block in blocks:
-        name = block.split()[0]
-        assert len(explanation(block).split()) >= 2, f"{verb}: {name} has no explanation"
+        line, _, text = block.partition("\n")
+        assert len(text.split()) >= 2, f"{verb}: {line} has no explanation"
+    for flag in ("-h", "--help", "--help-all"):
+        assert outcome(capfd, *verb.split(), flag, "--nothing")[0] == 0
+
+
+@pytest.mark.parametrize("verb", PARSED)
+def test_help_is_short_and_has_three_examples_of_the_verb(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = outcome(capfd, *verb.split(), "--help")
+    _, every, _ = outcome(capfd, *verb.split(), "--help_all")
+    assert len(EXAMPLES[verb]) == 3
+    words = verb.replace(" plan", " --plan")
+    assert all(f"ca2cl {words}" in line for _, line in EXAMPLES[verb])
+    assert out.count("\n  # ") == 3 and f"ca2cl {verb} --help_all" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert len(out.splitlines()) < 75
+    names = re.findall(r"^  --([\w.]+)", out, flags=re.MULTILINE)
+    assert all(f"\n  --{name}" in every for name in names)
 
 
 def test_the_first_word_of_a_group_lists_its_verbs(capfd: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +76,13 @@ def test_hyphens_are_taken_for_underscores(capfd: pytest.CaptureFixture[str]) ->
     assert parse("encoders import", ["x", "--input-size", "64"]).input_size == 64
 
 
+def test_doctors_recipe_is_pretrains_or_that_of_the_views() -> None:
+    planned = parse("doctor", ["--recipe", "crc5_small", "--batch_size", "32"])
+    assert (planned.recipe, planned.image_size, planned.batch_size, planned.lanes) == ("crop", 96, 32, 64)
+    assert parse("doctor", ["--batch_size", "32", "--recipe", "crc5_small"]).batch_size == 64  # the last one wins
+    assert parse("doctor", ["--recipe=crop"]).recipe == "crop"
+
+
 @pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = outcome(capfd, "pretrain", "--recipe", recipe, "--optim.lr", "0.125", "--print_config")
@@ -75,9 +97,23 @@ def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -
         (("pretrain", "--recipe", "smok"), "no recipe 'smok': did you mean smoke?"),
         (("pretrain", "--optim.rl", "1"), "unknown setting optim.rl: did you mean optim.lr?"),
         (("pretrain", "--config", "nowhere.yaml"), "nowhere.yaml"),
-        (("pretrain", "--optim.lr", "fast"), "optim.lr"),
+        (("pretrain", "--optim.lr", "fast"), "optim.lr is 'fast': give a number"),
+        (("pretrain", "--lr", "1"), "unknown setting lr: did you mean optim.lr?"),
+        (("pretrain", "--name", "x"), "unknown setting name: did you mean method.name or optim.name?"),
+        (("pretrain", "--qqq", "x"), "unknown setting qqq: ca2cl pretrain --help_all lists all of them"),
+        (("pretrain", "--run.steps", "1.5"), "run.steps is '1.5': give a whole number or none"),
+        (("pretrain", "--model.mean", "1", "2"), "model.mean is '1 2': give 3 numbers or none"),
+        (("pretrain", "--run.fsdp", "maybe"), "'maybe' belongs to no setting"),
+        (("doctor", "--views", "x.png"), "views is 'x.png': give 2 texts or none"),
+        (
+            ("probe", "--encoder", "a", "--train", "b", "--test", "c", "--labels", "few"),
+            "labels is 'few': give numbers",
+        ),
+        (("probe", "--encoder", "a", "--train", "b", "--test", "c", "--classifiers", "svm"), "logistic, sgd or knn"),
+        (("probe", "--encoder", "a", "--train", "b", "--test", "c", "--strength", "x"), "give a number, auto or none"),
+        (("probe",), "--encoder, --train and --test must be given; see ca2cl probe --help"),
         (("pretrain", "--optim.lr", "-1"), "optim.lr is -1.0: use more than 0"),
-        (("pretrain", "--model.norm", "batch"), "model.norm"),
+        (("pretrain", "--model.norm", "batch"), "model.norm is 'batch': use sync, frozen or lane_group"),
         (("shard",), "source"),
         (("probe", "--train", "a", "--test", "b"), "encoder"),
         (("doctor", "--lanes", "0"), "lanes is 0"),

@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca2cl.data.loading.order import LaneOrder
-from ca2cl.data.loading.stream import BadBudget, BadTile, LaneStream, SampleSource, TileBatch, replacements
+from ca2cl.data.loading.order import LaneOrder, replacements
+from ca2cl.data.loading.stream import BadBudget, BadTile, LaneStream, SampleSource, TileBatch
 from ca2cl.data.remote.reader import ShardReader
-from ca2cl.data.shards.index import ShardIndex, key_hash
+from ca2cl.data.shards.index import ShardIndex, key_hash, slide_hash
 from ca2cl.errors import InputError
 from tests.support.jobs import ROOT
 from tests.support.shards import encode, random_tiles, write_shards
@@ -60,7 +60,7 @@ def assert_equal(left: Sequence[TileBatch], right: Sequence[TileBatch]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert (a.step, a.epoch, a.keys, a.bad) == (b.step, b.epoch, b.keys, b.bad)
-        for name in ("tiles", "key_hash", "labels", "positions"):
+        for name in ("tiles", "key_hash", "labels", "positions", "slides"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
@@ -183,7 +183,7 @@ def test_source_survives_pickling(shards: Path) -> None:
     again = pickle.loads(pickle.dumps(source))  # noqa: S301 - our own bytes
     for one in (source, again):
         out = np.empty((16, 16, 3), np.uint8)
-        assert one.fill(42, out) == ("t000042", 0) and np.array_equal(out, TILES[42])
+        assert one.fill(42, out) == ("t000042", 0, slide_hash(None, "t000042")) and np.array_equal(out, TILES[42])
 
 
 def workers_of(pid: int) -> list[int]:

@@ -32,7 +32,7 @@ class Views:
 def batch() -> TileBatch:
     rows = torch.arange(ROWS)
     tiles = rows.to(torch.uint8)[:, None, None, None].expand(ROWS, SIDE, SIDE, 3).contiguous()
-    return TileBatch(0, 0, tiles, rows, rows, rows, [str(row) for row in range(ROWS)], [])
+    return TileBatch(0, 0, tiles, rows, rows, rows, rows, [str(row) for row in range(ROWS)], [])
 
 
 @pytest.mark.parametrize(("room", "kept"), [(1 << 20, 4), (BYTES * 2 + BYTES // 2, 2), (0, 0)])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ca2cl.common.records import json_line
 from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.tracking.journal import Journal, read_journal, training_lines
+from ca2cl.tracking.journal import Journal, read_journal, training_lines, watch_lines
 from ca2cl.tracking.system_metrics import SystemSampler
 
 VALUES = st.recursive(
@@ -95,13 +95,15 @@ def test_rewinding_drops_later_training_lines_and_keeps_events(tmp_path: Path) -
     journal = Journal(tmp_path / "journal.jsonl")
     for step in range(1, 6):
         journal.append({"step": step, "loss": float(step)})
-        journal.append({"event": "tag", "name": f"t{step}"})
+        journal.append({"event": "watch", "in_step": step, "watch/rank": float(step)})
+        journal.append({"event": "tag", "name": f"t{step}", "in_step": step})
     with journal.path.open("ab") as file:
         file.write(b"\xff damaged\n")
-    assert journal.rewind_to_step(3) == 2
+    assert journal.rewind_to_step(3) == 4
     journal.append({"step": 4, "loss": 40.0})
+    assert [line["step"] for line in watch_lines(journal.path)] == [1, 2, 3]
     assert [line["loss"] for line in training_lines(journal.path)] == [1.0, 2.0, 3.0, 40.0]
-    assert [r["name"] for r in records(journal.path) if "event" in r] == ["t1", "t2", "t3", "t4", "t5"]
+    assert [r["name"] for r in records(journal.path) if "name" in r] == ["t1", "t2", "t3", "t4", "t5"]
 
 
 def test_rewinding_past_the_end_leaves_the_file_as_it_is(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def loop_votes(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int) 
         votes = [0.0] * (int(max(labels)) + 1)
         for cosine, label in sorted(cosines, reverse=True)[:k]:
             votes[label] += max(cosine, 1e-9)
-        rows.append([vote / sum(votes) for vote in votes])
+        k = min(k, len(train))
+        rows.append([(k * vote / sum(votes) + 1 / len(votes)) / (k + 1) for vote in votes])
     return np.array(rows)
 
 

@@ -56,7 +56,7 @@ def test_rows_are_a_function_of_their_input(rows: list[Row]) -> None:
     train, test = made_up(90, 0), made_up(60, 1)
     subsets = draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3)
     again = score(train, {"test": test}, subsets, Scoring(strength="auto"))
-    assert [row_as_dict(row) for row in again] == [row_as_dict(row) for row in rows]
+    assert json.dumps([row_as_dict(row) for row in again]) == json.dumps([row_as_dict(row) for row in rows])
 
 
 def test_all_labels_leave_no_spread_to_the_neighbours_and_few_labels_do(rows: list[Row]) -> None:
@@ -116,4 +116,7 @@ def test_metrics_for_tracking_are_finite_and_named_by_row(rows: list[Row]) -> No
     assert metrics["encoder/linear/10pct/accuracy"] == rows[0].mean_sd("accuracy")[0]
     assert metrics["floor/k-NN/8_per_class/accuracy_low"] == rows[16].interval[0]
     assert all(math.isfinite(value) for value in metrics.values())
-    assert len(metrics) == len(rows) * (2 * 6 + 2)
+    assert metrics["floor/k-NN/8_per_class/brier_high"] == rows[16].intervals["brier"][1]
+    scaled = sum(row.calibration is not None and bool(row.calibration.scaled) for row in rows)
+    scores, errors = 6, 4  # each with its sd; four scores and two errors with an interval
+    assert len(metrics) == len(rows) * 2 * (scores + errors + 4 + 2) + scaled * 2 * (errors + 1 + 2)

@@ -1,0 +1,1 @@
+"""Names for notebooks and other trainers, which ``import ca2cl`` offers."""

@@ -1,0 +1,1 @@
+"""Robustness of frozen features to medical centres, scanners, stains and compression."""

@@ -1,0 +1,1 @@
+"""Tables and figures beside the scores: calibration, recall by class."""

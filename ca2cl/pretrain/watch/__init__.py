@@ -1,0 +1,1 @@
+"""Watch: the encoder measured on held-out tiles while it trains."""

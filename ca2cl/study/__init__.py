@@ -1,0 +1,1 @@
+"""Studies: recipes x seeds as jobs, and one table that compares them."""

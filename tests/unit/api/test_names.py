@@ -1,0 +1,35 @@
+"""``import ca2cl``: its names, their documentation, and what the import costs."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import ca2cl
+
+
+def test_the_import_brings_no_torch() -> None:
+    code = "import sys, ca2cl; assert set(ca2cl.__all__) <= set(dir(ca2cl)); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ca2cl.__all__)
+def test_every_name_is_there_and_documented(name: str) -> None:
+    found = getattr(ca2cl, name)
+    assert inspect.getdoc(found), name
+    for part, member in inspect.getmembers(found, inspect.isfunction) if inspect.isclass(found) else []:
+        if not part.startswith("_") and member.__module__.startswith("ca2cl."):
+            assert inspect.getdoc(member), f"{name}.{part}"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'ca2cl' has no attribute 'antigravity'"):
+        ca2cl.antigravity  # noqa: B018
+
+
+def test_help_says_shapes_dtypes_ranges_and_errors() -> None:
+    text = inspect.getdoc(ca2cl.load_encoder) or ""
+    assert all(word in text for word in ("uint8", "[0, 255]", "(B, 3, S, S)", "(B, D)", "float32", "Raises"))
