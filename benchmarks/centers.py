@@ -25,7 +25,6 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.evaluation.centers.identity import center_task, scores
 from ca2cl.evaluation.centers.indices import indices
-from ca2cl.evaluation.centers.resampling import Resampled
 from ca2cl.evaluation.centers.shifts import Shift, stain
 from ca2cl.evaluation.features import Extractor, frozen
 from ca2cl.evaluation.probe.classifiers import logistic_regression
@@ -102,7 +101,7 @@ def main() -> None:
     for name, at_strength in planted.features.items():
         found = [indices(values, planted.labels, planted.centers, alone) for values in at_strength]
         for strength, values, one in zip(STRENGTHS, at_strength, found, strict=True):
-            probe = scores(task, {name: values}, planted.labels, {"": _predict}, Resampled(task.units.unit_N))[0]
+            probe = scores(task, {name: values}, planted.labels, {"": _predict})[0]
             numbers = (one.ri, one.mari, one.croma, one.center_nearer, probe.balanced_accuracy)
             rows.append([name, f"{strength:g}", *(f"{number:.3f}" for number in numbers), f"{one.support:.2f}"])
         for index in ("ri", "mari", "croma"):

@@ -36,11 +36,13 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.probe.classifiers import logistic_regression
+from ca2cl.evaluation.splits import labelled_subset
 from ca2cl.methods.gather import Rows
 from ca2cl.methods.simclr import Projected, SimCLR
 from ca2cl.models.encoder_io import make_encoder
 from ca2cl.models.preprocess import preprocess
 from ca2cl.pretrain.watch.held_out import WatchedTiles, choose
+from ca2cl.pretrain.watch.passes import Share
 from ca2cl.pretrain.watch.watch import Centroids, Watch, measure
 from ca2cl.runtime.tensor_files import reading_tensors
 from ca2cl.tracking.journal import watch_lines
@@ -52,7 +54,10 @@ STEP = (
     "--tracking.register_as", "null",
 )  # fmt: skip
 EVERY, TILES = 200, 2000
-SHORT = ("--recipe", "smoke", "--run.figures_every", "0", "--tracking.register_as", "null", "--watch.tiles", "256")
+SHORT = (
+    "--recipe", "smoke", "--run.batch_size", "16", "--objective.clusters", "5", "--run.figures_every", "0",
+    "--tracking.register_as", "null", "--watch.tiles", "100",
+)  # fmt: skip
 NAMES = ("knn", "linear", "rank", "uniformity")
 
 
@@ -99,16 +104,17 @@ def cost(options: argparse.Namespace) -> None:
     say(f"share of the time at one in {EVERY} steps: {costs[-1] / (EVERY * step + costs[-1]):.2%}")
 
 
-def features(path: Path, root: str, cache: Path) -> tuple[Tensor, np.ndarray[Any, Any]]:
-    """Features (N, D) and labels (N,) of all tiles, by the encoder of a checkpoint of a ResNet-18 at 96 px."""
-    kept = cache / f"{path.name}-{ShardIndex(root).manifest.digest[:8]}.npz"
+def features(path: Path, root: str, cache: Path, per_class: int) -> tuple[Tensor, np.ndarray[Any, Any]]:
+    """Features (N, D) and labels (N,) of tiles of each class, by the ResNet-18 of a checkpoint at 96 px."""
+    index = ShardIndex(root)
+    kept = cache / f"{path.name}-{index.manifest.digest[:8]}-{per_class}.npz"
     if not kept.exists():
         with reading_tensors(path / "model.safetensors") as parts:
             state = {k.removeprefix("encoder."): v.read() for k, v in parts.items() if k.startswith("encoder.")}
-        encoder = make_encoder(state, "resnet18", str(path), 96)
-        index, rows, labels = ShardIndex(root), [], []
+        encoder, rows, labels = make_encoder(state, "resnet18", str(path), 96), [], []
+        samples = labelled_subset(index.labels(), per_class, 0)
         with torch.inference_mode():
-            for tiles, own, _ in iterate_tiles(index, ShardReader(root), batch_size=64):
+            for tiles, own, _ in iterate_tiles(index, ShardReader(root), samples, batch_size=64):
                 rows.append(encoder(preprocess(tiles, 96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
                 labels.append(own)
         np.savez(kept, x=torch.cat(rows).numpy(), y=torch.cat(labels).numpy())
@@ -121,7 +127,7 @@ def correlation(options: argparse.Namespace) -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     tiles = choose(ShardIndex(options.held_out), TILES, 0)
     found = sorted(Path(options.run, "checkpoints").glob("step-*"))
-    found = [path for path in found if int(path.name.removeprefix("step-")) % options.every == 0]
+    found = [path for path in found if (int(path.name.removeprefix("step-")) - options.first) % options.every == 0]
     table = {path.name: _row(path, options, tiles) for path in found}
     for name, row in table.items():
         say(name, json.dumps({key: round(value, 4) for key, value in row.items()}))
@@ -133,17 +139,22 @@ def correlation(options: argparse.Namespace) -> None:
 
 
 def _row(path: Path, options: argparse.Namespace, tiles: WatchedTiles) -> dict[str, float]:
-    train_x, train_y = features(path, options.train, options.cache)
-    test_x, test_y = features(path, options.held_out, options.cache)
+    train_x, train_y = features(path, options.train, options.cache, options.labelled)
+    test_x, test_y = features(path, options.held_out, options.cache, 10**6)
     prediction = logistic_regression(train_x.numpy(), train_y, test_x.numpy(), seed=0)
     right = prediction.probabilities.argmax(1)[tiles.samples_N] == test_y[tiles.samples_N]
     half = np.arange(len(tiles)) < len(tiles) // 2  # the order of the watch is random
     row = {}
     for name, places in {"all": np.arange(len(tiles)), "a": np.flatnonzero(half), "b": np.flatnonzero(~half)}.items():
         some = tiles.only(places)
-        numbers, _ = measure(test_x[torch.from_numpy(some.samples_N)], torch.zeros(1), some, Centroids(10, 10))
+        numbers, _ = measure(_share(test_x[torch.from_numpy(some.samples_N)]), some, Centroids(10, 10))
         row |= {f"{one} {name}": numbers[one] for one in NAMES} | {f"probe {name}": float(right[places].mean())}
     return row
+
+
+def _share(features_ND: Tensor) -> Share:
+    """Without embeddings and views."""
+    return Share(np.arange(len(features_ND)), features_ND, features_ND[:, :0], torch.zeros(1))
 
 
 class WithoutNegatives(SimCLR):
@@ -157,25 +168,27 @@ class WithoutNegatives(SimCLR):
 def looks(options: argparse.Namespace, *settings: str) -> list[dict[str, Any]]:
     """The watch lines of a short run."""
     with tempfile.TemporaryDirectory() as folder:
-        where = ("--run.output_dir", f"{folder}/run", "--tracking.root", f"{folder}/store")
+        where = (
+            "--run.output_dir",
+            f"{folder}/run",
+            "--tracking.root",
+            str(Path(tempfile.gettempdir(), "watch-store")),
+        )
         data = ("--data.shards", options.train, "--watch.shards", options.held_out)
         assert ca2cl(["pretrain", *SHORT, *where, *data, *settings]) == 0
         return list(watch_lines(Path(folder, "run", "journal.jsonl")))
 
 
 def told(lines: Sequence[dict[str, Any]]) -> str:
-    """Rank and uniformity of each watch, and the collapses."""
-    rows = [
-        f"{line['step']}: {line['watch/rank'] or math.nan:.1f} {line['watch/uniformity'] or math.nan:.3f}"
-        for line in lines
-    ]
+    """Rank, and distance of two embeddings, of each watch, and the collapses."""
+    rows = [f"{line['step']}: {line['watch/rank'] or math.nan:.1f} {line['watch/apart'] or 0:.4f}" for line in lines]
     named = [f"{line['step']}: {line['collapse']}" for line in lines if line.get("collapse")]
     return f"{', '.join(rows)}; collapses: {'; '.join(named) or 'none'}"
 
 
 def collapse(options: argparse.Namespace) -> None:
     """Runs without negatives at a hundred times the rate, and which of their watches see it."""
-    method = ("--method.name", "benchmarks.watch:WithoutNegatives", "--run.steps", "32", "--watch.every", "4")
+    method = ("--method.name", "benchmarks.watch:WithoutNegatives", "--run.steps", "12", "--watch.every", "2")
     for seed in range(options.runs):
         for name, rate in (("sgd", "5"), ("adamw", "0.1")):
             lines = looks(options, *method, "--optim.name", name, "--optim.lr", rate, "--run.seed", str(seed))
@@ -194,7 +207,7 @@ def healthy(options: argparse.Namespace) -> None:
     named = 0
     for number in range(options.runs):
         settings = varied[number % len(varied)]
-        lines = looks(options, *settings, "--run.steps", "16", "--watch.every", "4", "--run.seed", str(number))
+        lines = looks(options, *settings, "--run.steps", "8", "--watch.every", "2", "--run.seed", str(number))
         named += any(line.get("collapse") for line in lines)
         say(f"seed {number}, {' '.join(settings)}: {told(lines)}")
     say(f"{named} of {options.runs} healthy runs had a watch that found a collapse")
@@ -212,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=20, help="of collapse and healthy")
     parser.add_argument("--run", help="of correlation")
     parser.add_argument("--every", type=int, default=1, help="steps between the checkpoints that are taken")
+    parser.add_argument("--first", type=int, default=0, help="step of the first of these")
+    parser.add_argument("--labelled", type=int, default=200, help="tiles of each class that the probe is fitted on")
     parser.add_argument("--cache", type=Path, default=Path("watch-features"), help="folder for features")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

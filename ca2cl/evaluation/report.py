@@ -159,7 +159,8 @@ def tracked_metrics(
             flat[f"{prefix}/{name}"], flat[f"{prefix}/{name}_sd"] = mean_sd(values)
     for c in compared:
         name = metric_name(names.get(c.against, c.against), c.classifier, c.budget)
-        flat[f"difference/{name}"] = c.difference.mean
+        flat[f"difference/{name}"], flat[f"p_holm/{name}"] = c.difference.mean, c.difference.p_holm
+        flat[f"difference/{name}_low"], flat[f"difference/{name}_high"] = c.difference.interval
     return {name: value for name, value in flat.items() if math.isfinite(value)}
 
 

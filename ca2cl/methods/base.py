@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ca2cl.config import ObjectiveConfig
 from ca2cl.models.backbone import Backbone
+from ca2cl.models.heads import EncoderNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -234,6 +235,11 @@ class Method(ABC):
         """The part of ``build``'s network that is registered in the end."""
         encoder: Backbone = network.encoder
         return encoder
+
+    def embeddings(self, network: Any, features_BD: Tensor) -> Tensor | None:
+        """What the loss compares of an encoder's features, (B, E): if that is the same for all tiles, nothing is learnt
+        any more. By default the first head of an ``EncoderNetwork``, and None for other networks."""
+        return network.heads(features_BD)[0] if isinstance(network, EncoderNetwork) else None
 
     def views(self, tiles: Tiles, views: Views) -> Any:
         """The input of ``step`` for one micro-batch, by default a strong and a weak view.

@@ -32,11 +32,12 @@ class Stopped(BaseException):
 
 
 class Children:
-    """Starts one child at a time and passes on signals to it."""
+    """Starts one child at a time and passes on signals to it. Between two children a signal raises ``Stopped``."""
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
         self._child: Popen[bytes] | None = None
+        self._busy = False
 
     def install(self) -> Children:
         """Take over the signals of this process, but for those that it was started to ignore."""
@@ -51,12 +52,13 @@ class Children:
         Raises:
             Stopped: a signal came, to this process or, as a scheduler sends it, to the child alone.
         """
+        self._busy = True  # from here on a signal is kept for the child
         self.check()
         self._child = Popen(command)
-        if self._received is not None:  # between the check and the child's start
+        if self._received is not None:  # while it was started
             self._child.send_signal(self._received)
         code = self._child.wait()
-        self._child = None
+        self._busy, self._child = False, None
         if code == 0:
             self.check()
             return 0
@@ -75,3 +77,5 @@ class Children:
         self._received = self._received or passed
         if self._child is not None:
             self._child.send_signal(passed)
+        elif not self._busy:
+            self.check()

@@ -12,10 +12,9 @@ from ca2cl.common.locks import Locked, exclusive_lock
 from ca2cl.common.tables import aligned
 from ca2cl.errors import InputError
 from ca2cl.runtime.launched import forget_place
-from ca2cl.runtime.signals import EXIT_PREEMPTED
 from ca2cl.study.children import Children, Stopped
 from ca2cl.study.config import StudyConfig
-from ca2cl.study.jobs import Job, all_jobs, pretrain_command, probe_command, probe_results
+from ca2cl.study.jobs import Job, all_jobs, pretrain_command, probe_command, probe_results, progress
 from ca2cl.study.plan import Plan, find_plan, make_plan
 from ca2cl.study.recipes import Study, read_study
 
@@ -41,8 +40,7 @@ def run(config: StudyConfig) -> int:
     try:
         return _run(study, config, children)
     except Stopped as stopped:
-        if stopped.code == EXIT_PREEMPTED:
-            logger.warning("stopped by a signal; the same command goes on")
+        logger.warning("stopped by a signal; finished jobs and checkpoints are kept, and the same command goes on")
         return stopped.code
 
 
@@ -89,11 +87,12 @@ class _Worker:
         A job that another process works on is left for the end, and then waited for.
         """
         wait = _WAIT_S if self._config.job is not None else 0.0
+        waiting = f"another process works on the job; waiting for it, {wait:.0f} s at most"
         left, failed = [job for job in jobs if not job.done()], 0
         while left:
             job, busy = left.pop(0), False
             try:
-                with exclusive_lock(job.lock, wait):
+                with exclusive_lock(job.lock, wait, waiting=waiting):
                     code = 0 if job.done() else self._do(job, 1 + len(left))
             except Locked as holder:
                 busy, code = True, 0
@@ -105,7 +104,7 @@ class _Worker:
             elif code:
                 logger.error("job %d, %s: failed with exit code %d", job.number, job.name, code)
                 failed = failed or code
-                if code == _BAD_INPUT:  # as the next one would
+                if code == _BAD_INPUT and not progress(job.folder)[0]:  # as the next one would
                     break
         return failed
 

@@ -28,6 +28,7 @@ WATCH_PANELS: tuple[Panel, ...] = (
     ("Effective rank", "", (("watch/rank", ""),)),
     ("Uniformity", "", (("watch/uniformity", ""),)),
     ("Alignment", "", (("watch/alignment", ""),)),
+    ("Distance of two tiles for the loss", "", (("watch/apart", ""),)),
     ("Share of the tiles in a centroid", "", (("watch/largest", "largest"), ("watch/smallest", "smallest"))),
 )
 """Panels of the watch lines."""

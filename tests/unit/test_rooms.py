@@ -118,7 +118,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime", "store", "slides", "slides.readers", "slides.regions", "models", "registry", "evaluation",
         "evaluation.embed",
     },
-    "study": {"cli", "runtime", "store", "data.remote", "pretrain", "evaluation.probe", "tracking"},
+    "study": {
+        "cli", "runtime", "store", "data.remote", "pretrain", "registry", "tracking", "evaluation", "evaluation.probe",
+    },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
         "registry", "evaluation", "evaluation.embed", "evaluation.leaks", "evaluation.probe", "evaluation.finetune",

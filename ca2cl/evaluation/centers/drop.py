@@ -1,6 +1,6 @@
 """Difference in accuracy between test sets, for the same classifiers.
 
-Legend: S draws of labels, N and M test tiles of the two sets, G groups of both together, R resamples.
+Legend: S draws of labels, N and M test tiles of the two sets, G groups of both together.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.evaluation.centers.resampling import NONE, Resampled
+from ca2cl.evaluation.centers.resampling import NONE
 from ca2cl.evaluation.result import Row
-from ca2cl.evaluation.statistics import Interval, Units, paired_difference
+from ca2cl.evaluation.statistics import Interval, Units, paired_difference, ratio_score
 
 _SHARED = 0.5
 """Share of the smaller set's tiles that must be in the other one, by key and class, to compare tile by tile."""
@@ -50,7 +50,7 @@ class Drop:
     mean: float
     interval_95: Interval
     by: Literal["tile", "group"]
-    """tile: the same tiles are in both sets, and are compared one by one; group: slides are resampled."""
+    """tile: the same tiles are in both sets, and are compared one by one; group: slides of both sets vary."""
     tiles: int
     """Pairs, or tiles of both sets."""
 
@@ -74,18 +74,17 @@ def drops(rows: Sequence[Row], tiles: dict[str, TestTiles]) -> list[Drop]:
         paired = len(here) >= _SHARED * min(len(tiles[first].keys), len(tiles[other].keys))
         slides = tiles[first].slides
         units = Units.of(None if slides is None else [slides[row] for row in here], len(here)) if paired else None
-        resampled = None if paired else _Pool(tiles[first].groups(), tiles[other].groups())
+        groups = _Groups(tiles[first].groups(), tiles[other].groups())
         for row in rows:
             if row.test != first:
                 continue
             a_SN, b_SM = row.right_SN, place[row.features, row.classifier, row.budget, other].right_SN
             if paired:
                 a_SN, b_SM = a_SN[:, here], b_SM[:, there]
-                gain = paired_difference(a_SN, b_SM, units, resamples=1)
-                interval, count = gain.interval, len(here)
+                interval = paired_difference(a_SN, b_SM, units, resamples=1).interval
             else:
-                assert resampled is not None
-                interval, count = resampled.interval(a_SN, b_SM), a_SN.shape[1] + b_SM.shape[1]
+                interval = groups.interval(a_SN, b_SM)
+            count = len(here) if paired else a_SN.shape[1] + b_SM.shape[1]
             a, b = float(a_SN.mean()), float(b_SM.mean())
             by: Literal["tile", "group"] = "tile" if paired else "group"
             found.append(Drop(row.features, row.classifier, row.budget, other, a, b, a - b, interval, by, count))
@@ -100,29 +99,34 @@ def same_tiles(a: TestTiles, b: TestTiles) -> tuple[list[int], list[int]]:
     return [row for row, _ in pairs], [row for _, row in pairs]
 
 
-class _Pool:
-    """Groups of two sets, resampled together: one that is in both is drawn for both at once."""
+class _Groups:
+    """Slides of two sets; one that is in both is left out of both at once."""
 
     def __init__(self, a: Sequence[str], b: Sequence[str]) -> None:
         names, unit = np.unique(np.asarray([*a, *b], str), return_inverse=True)
-        self._a_N, self._b_M = unit[: len(a)], unit[len(a) :]
-        in_a, in_b = np.isin(np.arange(len(names)), self._a_N), np.isin(np.arange(len(names)), self._b_M)
-        self._few = min(in_a.sum(), in_b.sum()) < 2
-        self._groups = Resampled(np.arange(len(names)), stratum_G=(in_a + 2 * in_b).astype(np.int64))
+        self._units, self._count = (unit[: len(a)], unit[len(a) :]), len(names)
 
     def interval(self, a_SN: npt.NDArray[np.bool_], b_SM: npt.NDArray[np.bool_]) -> Interval:
-        """95 % of the difference in mean, over groups and draws of labels."""
-        if self._few:
+        """95 % of the difference in mean, for other slides and other draws of labels; ``nan`` for a single slide.
+
+        Student's t with the jackknife's variance over slides, those of both sets added, and the freedom of the set with
+        fewer (effective) slides; the variance of draws is added in squares (``statistics.bootstrap_interval``).
+        """
+        from scipy.stats import t
+
+        scores = []
+        for right_SN, unit_N in zip((a_SN, b_SM), self._units, strict=True):
+            sums_SG = np.stack([np.bincount(unit_N, row, minlength=self._count) for row in right_SN]).astype(np.float64)
+            size_G = np.bincount(unit_N, minlength=self._count).astype(np.float64)
+            scores.append(ratio_score(sums_SG[..., None], np.broadcast_to(size_G, sums_SG.shape)[..., None]))
+        slides = [int((score.weight_G > 0).sum()) for score in scores]
+        if min(slides) < 2:
             return NONE
-        times_RG, draws = self._groups.times_RG, len(a_SN)
-        generator = np.random.default_rng(1)
-        weight_RS = generator.multinomial(draws, np.full(draws, 1 / draws), size=len(times_RG)) / draws
-        means = []
-        for right_SN, unit_N in ((a_SN, self._a_N), (b_SM, self._b_M)):
-            groups = times_RG.shape[1]
-            sum_GS = np.stack([np.bincount(unit_N, row, minlength=groups) for row in right_SN], axis=1)
-            size_R = times_RG @ np.bincount(unit_N, minlength=groups)
-            means.append((times_RG @ sum_GS) / size_R[:, None])
-        found_R = ((means[0] - means[1]) * weight_RS).sum(axis=1)
-        low, high = np.quantile(found_R[np.isfinite(found_R)], [0.025, 0.975])
-        return float(low), float(high)
+        moved = [score.moved_SG.mean(axis=0) * ((n - 1) / n) ** 0.5 for score, n in zip(scores, slides, strict=True)]
+        freedom = min(1 / float(np.square(score.weight_G).sum()) - 1 for score in scores)
+        gain_S = scores[0].value_S - scores[1].value_S
+        half = float(t.ppf(0.975, max(1.0, freedom))) ** 2 * float(np.square(moved[0] - moved[1]).sum())
+        if len(gain_S) > 1:
+            half += float(t.ppf(0.975, len(gain_S) - 1)) ** 2 * float(gain_S.var(ddof=1)) / len(gain_S)
+        mean = float(gain_S.mean())
+        return max(-1.0, mean - half**0.5), min(1.0, mean + half**0.5)

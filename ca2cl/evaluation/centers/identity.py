@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.evaluation.centers.resampling import NONE, Resampled
+from ca2cl.evaluation.centers.resampling import NONE, balanced_interval
 from ca2cl.evaluation.features import FloatArray
 from ca2cl.evaluation.splits import slide_folds, stratified_folds, stratified_sample
 from ca2cl.evaluation.statistics import Interval, Units
@@ -117,8 +117,7 @@ def slide_task(slides: Sequence[str] | None, seed: int = 0) -> Task | None:
 
 
 def scores(
-    task: Task, features: Mapping[str, FloatArray], labels_N: IntArray, classifiers: Mapping[str, Classify],
-    resampled: Resampled,
+    task: Task, features: Mapping[str, FloatArray], labels_N: IntArray, classifiers: Mapping[str, Classify]
 ) -> list[Score]:  # fmt: skip
     """The balanced accuracy of every classifier on every kind of features, and of the class alone.
 
@@ -127,15 +126,13 @@ def scores(
         features: by name, of all tiles of the set.
         labels_N: class of every tile of the set.
         classifiers: by name.
-        resampled: of ``task.units``.
     """
     found = []
     for name, values_ND in features.items():
         for title, classify in classifiers.items():
             right_N = _predicted(task, values_ND[task.rows], classify) == task.target_N
-            found.append(
-                Score(name, title, balanced(right_N, task.target_N), resampled.balanced(right_N, task.target_N))
-            )
+            interval = balanced_interval(right_N, task.target_N, task.units)
+            found.append(Score(name, title, balanced(right_N, task.target_N), interval))
     return [*found, Score(CLASS_ALONE, "best guess", class_alone(labels_N[task.rows], task.target_N))]
 
 
@@ -164,5 +161,6 @@ def _predicted(task: Task, values_ND: FloatArray, classify: Classify) -> npt.NDA
             predicted_N[held_N] = targets[0]
             continue
         probabilities = classify(values_ND[~held_N], code_N.astype(np.int64), values_ND[held_N])
-        predicted_N[held_N] = targets[probabilities.argmax(axis=1)]
+        # less the targets' own shares: a small centre is not outvoted, which balanced accuracy would punish
+        predicted_N[held_N] = targets[(probabilities / np.bincount(code_N)).argmax(axis=1)]
     return predicted_N

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ca2cl.evaluation.centers.resampling import NONE, Resampled
+from ca2cl.evaluation.centers.resampling import NONE, median_interval, share_interval
 from ca2cl.evaluation.centers.typed_neighbours import IntArray, Neighbours, Numbers, typed_neighbours
-from ca2cl.evaluation.statistics import Interval
+from ca2cl.evaluation.statistics import Interval, Units
 
 K_CANDIDATES = (5, 11, 21)
 """Numbers of neighbours; the one that votes for classes best is used for RI and MaRI."""
@@ -62,7 +62,7 @@ class Indices:
 
 def indices(
     values_ND: npt.NDArray[np.floating[Any]], labels_N: IntArray, center_N: IntArray, group_N: IntArray, *,
-    candidates: Sequence[int] = K_CANDIDATES, m: int = M, resampled: Resampled | None = None,
+    candidates: Sequence[int] = K_CANDIDATES, m: int = M, units: Units | None = None,
 ) -> Indices:  # fmt: skip
     """All three indices of some features.
 
@@ -73,7 +73,7 @@ def indices(
         group_N: slide or patient of every tile: tiles of the own one are no neighbours.
         candidates: numbers of neighbours to choose from; those above N - 1 are left out.
         m: nearest neighbours of a type for CRoMa.
-        resampled: of the groups, for intervals of the scored tiles; their neighbours stay the same.
+        units: what scored tiles are resampled by, for intervals; their neighbours stay the same.
     """
     candidates = [k for k in candidates if k < len(values_ND)]
     if not candidates:
@@ -88,12 +88,12 @@ def indices(
     weight_NK = np.exp(-(distance_NK - (typed.min() if len(typed) else 0.0)) / tau)
     margin_N = margins(found)
     scored = margin_N[np.isfinite(margin_N)]
-    counts = _share(same_NK.sum(axis=1), other_NK.sum(axis=1), resampled)
-    weights = _share((weight_NK * same_NK).sum(axis=1), (weight_NK * other_NK).sum(axis=1), resampled)
+    counts = _share(same_NK.sum(axis=1), other_NK.sum(axis=1), units)
+    weights = _share((weight_NK * same_NK).sum(axis=1), (weight_NK * other_NK).sum(axis=1), units)
     return Indices(
         *counts, *weights,
         croma=float(np.median(scored)) if len(scored) else _NAN,
-        croma_interval_95=resampled.median(margin_N) if resampled else NONE,
+        croma_interval_95=median_interval(margin_N, units) if units else NONE,
         croma_tail=float(scored[scored <= np.percentile(scored, 100 * TAIL)].mean()) if len(scored) else _NAN,
         center_nearer=float((scored <= 0).mean()) if len(scored) else _NAN,
         k=k,
@@ -141,11 +141,8 @@ def _types(found: Neighbours, labels_N: IntArray, center_N: IntArray, k: int) ->
     return there_NK & same_class_NK & ~same_center_NK, there_NK & ~same_class_NK & same_center_NK
 
 
-def _share(
-    same_N: npt.NDArray[Any], other_N: npt.NDArray[Any], resampled: Resampled | None
-) -> tuple[float, Interval]:  # fmt: skip
+def _share(same_N: npt.NDArray[Any], other_N: npt.NDArray[Any], units: Units | None) -> tuple[float, Interval]:
     total = float(same_N.sum() + other_N.sum())
     if not total:
         return _NAN, NONE
-    interval = resampled.ratio(same_N, same_N + other_N) if resampled else NONE
-    return float(same_N.sum()) / total, interval
+    return float(same_N.sum()) / total, share_interval(same_N, same_N + other_N, units) if units else NONE

@@ -17,7 +17,6 @@ from ca2cl.errors import InputError
 from ca2cl.evaluation.centers.assignment import SET, TileSet, centers_of
 from ca2cl.evaluation.centers.identity import Classify, Task, center_task, scores, slide_task
 from ca2cl.evaluation.centers.indices import K_CANDIDATES, M, indices
-from ca2cl.evaluation.centers.resampling import Resampled
 from ca2cl.evaluation.datasets import ProbeSet
 from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import stratified_sample
@@ -159,17 +158,17 @@ def center_numbers(scope: Scope, classifiers: Mapping[str, Classify]) -> dict[st
         "units": units.count,
         "k_candidates": list(K_CANDIDATES),
         "m": M,
-        "indices": _indices(scope, rows, group_N),
+        "indices": _indices(scope, rows, units),
     }
     task = center_task(scope.center_N, scope.names, scope.slides)
     return found | {"probe": identity_numbers(scope, task, classifiers)}
 
 
-def _indices(scope: Scope, rows: IntArray, group_N: IntArray) -> list[dict[str, Any]]:
-    labels_N, center_N, resampled = scope.labels_N[rows], scope.center_N[rows], Resampled(group_N)
+def _indices(scope: Scope, rows: IntArray, units: Units) -> list[dict[str, Any]]:
+    labels_N, center_N = scope.labels_N[rows], scope.center_N[rows]
     features = tqdm(scope.features.items(), desc="robustness indices", unit="features", disable=None)
     return [
-        {"features": name, **indices(values_ND[rows], labels_N, center_N, group_N, resampled=resampled).as_dict()}
+        {"features": name, **indices(values_ND[rows], labels_N, center_N, units.unit_N, units=units).as_dict()}
         for name, values_ND in features
     ]
 
@@ -185,7 +184,7 @@ def identity_numbers(scope: Scope, task: Task | None, classifiers: Mapping[str, 
     if task is None:
         return None
     features = tqdm(scope.features.items(), desc=f"probe of the {task.what}", unit="features", disable=None)
-    found = scores(task, dict(features), scope.labels_N, classifiers, Resampled(task.units.unit_N))
+    found = scores(task, dict(features), scope.labels_N, classifiers)
     return {
         "what": task.what,
         "targets": task.names,

@@ -138,7 +138,7 @@ def with_most_labels(rows: Sequence[Content]) -> list[Content]:
 def _drops(rows: Sequence[Content], first: str) -> Table:
     shown = with_most_labels(rows)
     ways = {
-        f"{row['test']}: " + ("the same tiles, one by one" if row["by"] == "tile" else "slides of both sets resampled")
+        f"{row['test']}: " + ("the same tiles, one by one" if row["by"] == "tile" else "slides of both sets vary")
         for row in shown
     }
     return Table(

@@ -106,7 +106,7 @@ def open_watch(
     passes = Passes(data.image_size, mean, std, views, tiles.words_N, HALF.get(settings.run.precision))
     centroids = Centroids(settings.objective.clusters, settings.objective.lloyd_iterations)
     parts = Parts(
-        encoder=method.encoder, passes=passes, own=own, centroids=centroids, ranks=ranks, report=report, card=card,
+        method=method, passes=passes, own=own, centroids=centroids, ranks=ranks, report=report, card=card,
         best=best, state=state, total_steps=total_steps,
     )  # fmt: skip
     return Watch(watch, tiles, parts, so_far)

@@ -1,11 +1,12 @@
 """Features of the watched tiles, from passes that leave nothing behind in the network.
 
-Legend: B tiles of a block, N tiles, A tiles whose views are compared, D features, S side of the input in pixels.
+Legend: B tiles of a block, N tiles, A tiles whose views are compared, D features, E embedding, S side of the input in
+pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ca2cl.errors import InputError
+from ca2cl.methods.base import Method
 from ca2cl.models.preprocess import preprocess
 from ca2cl.pretrain.watch.held_out import ROWS, Integers
 from ca2cl.pretrain.watch.measures import squared_distances
@@ -30,11 +32,13 @@ class Share(NamedTuple):
     Attributes:
         places: of the tiles (N,).
         features: float32 (N, D).
+        embeddings: what the loss compares, float32 (N, E); (N, 0) where the method has none.
         distances: squared distances (A,) between the views of the first ones.
     """
 
     places: Integers
     features: Tensor
+    embeddings: Tensor
     distances: Tensor
 
 
@@ -63,27 +67,27 @@ class Passes:
         self._words_N, self._half = words_N, half
 
     @torch.no_grad()
-    def share(self, encoder: nn.Module, blocks: Iterable[tuple[Integers, Tensor]], device: torch.device) -> Share:
-        """The features of a rank's blocks."""
-        places, features, distances = [], [], []
-        half = self._half
+    def share(
+        self, method: Method, network: nn.Module, blocks: Iterable[tuple[Integers, Tensor]], device: torch.device
+    ) -> Share:  # fmt: skip
+        """What the method's network makes of a rank's blocks."""
+        encoder, half = method.encoder(network), self._half
+        found = []
         with (
-            untouched(encoder, device),
+            untouched(network, device),
             torch.autocast(device.type, half, enabled=half is not None, cache_enabled=False),
         ):
             for block, tiles_BHWC in blocks:
                 if not len(block):
                     continue
                 on_device = tiles_BHWC.to(device, non_blocking=True)
-                x_B3SS = preprocess(on_device, self._size, self._mean, self._std)
-                places.append(block)
-                features.append(encoder(x_B3SS).float().cpu())
-                if block[0] < COMPARED:
-                    distances.append(self._compare(encoder, block, on_device))
-        if not places:
-            return Share(np.zeros(0, np.int64), torch.zeros(0, 0), torch.zeros(0, dtype=torch.float64))
-        none = torch.zeros(0, dtype=torch.float64)
-        return Share(np.concatenate(places), torch.cat(features), torch.cat([none, *distances]))
+                features = encoder(preprocess(on_device, self._size, self._mean, self._std))
+                embeddings = method.embeddings(network, features)
+                embeddings = features[:, :0] if embeddings is None else embeddings
+                near = block[0] < COMPARED
+                distances = self._compare(encoder, block, on_device) if near else torch.zeros(0, dtype=torch.float64)
+                found.append(Share(block, features.float().cpu(), embeddings.float().cpu(), distances))
+        return joined(found)
 
     def _compare(self, encoder: Callable[[Tensor], Tensor], block: Integers, tiles_BHWC: Tensor) -> Tensor:
         keys = torch.from_numpy(self._words_N[block])
@@ -109,15 +113,29 @@ def untouched(network: nn.Module, device: torch.device) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def gather(share: Share, ranks: Ranks) -> Share:
-    """The shares of all ranks as one, in the order of the tiles, on every rank."""
-    parts = [Share(*part) for part in ranks.share(tuple(share))]
+def joined(parts: Sequence[Share]) -> Share:
+    """Several shares as one, in the order of the tiles."""
     parts = [part for part in parts if len(part.places)]
     if not parts:
-        raise InputError("watch.shards: none of the tiles could be decoded; check the shards with `ca2cl doctor`")
+        none = torch.zeros(0, 0)
+        return Share(np.zeros(0, np.int64), none, none, torch.zeros(0, dtype=torch.float64))
     places = np.concatenate([part.places for part in parts])
     order = np.argsort(places, kind="stable")
-    features = torch.cat([part.features for part in parts])[torch.from_numpy(order)]
-    # blocks of distances follow their first tiles, so the sum's order is that of the ranks: it is sorted to be the same
-    distances = torch.cat([part.distances for part in parts]).sort().values
-    return Share(places[order], features, distances)
+    features, embeddings = (
+        torch.cat(rows)[torch.from_numpy(order)]
+        for rows in ([part.features for part in parts], [part.embeddings for part in parts])
+    )
+    # sorted, so that the sum's order is not that of the ranks
+    return Share(places[order], features, embeddings, torch.cat([part.distances for part in parts]).sort().values)
+
+
+def gather(share: Share, ranks: Ranks) -> Share:
+    """The shares of all ranks as one, on every rank.
+
+    Raises:
+        InputError: there are no tiles.
+    """
+    whole = joined([Share(*part) for part in ranks.share(tuple(share))])
+    if not len(whole.places):
+        raise InputError("watch.shards: none of the tiles could be decoded; check the shards with `ca2cl doctor`")
+    return whole

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from ca2cl.errors import InputError
+from ca2cl.methods.base import Method
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_card import EncoderCard
 from ca2cl.pretrain.watch import measures
 from ca2cl.pretrain.watch.best import BestEncoder
-from ca2cl.pretrain.watch.collapse import collapse_of
+from ca2cl.pretrain.watch.collapse import apart, collapse_of
 from ca2cl.pretrain.watch.config import WatchConfig
 from ca2cl.pretrain.watch.held_out import OwnTiles, WatchedTiles
 from ca2cl.pretrain.watch.passes import Passes, Share, gather
@@ -58,7 +58,7 @@ class Parts:
     """What a watch needs of the job.
 
     Attributes:
-        encoder: the encoder that would be registered, of the network inside the engine.
+        method: knows the encoder and the embeddings of its network.
         passes: embeds tiles.
         own: this rank's tiles.
         centroids: settings of k-means.
@@ -70,7 +70,7 @@ class Parts:
         total_steps: of the run.
     """
 
-    encoder: Callable[[Any], Backbone]
+    method: Method
     passes: Passes
     own: OwnTiles
     centroids: Centroids
@@ -116,25 +116,23 @@ class Watch:
         """
         parts, started = self._parts, time.perf_counter()
         with engine.averaged():
-            encoder = parts.encoder(engine.bare)
-            share = parts.ranks.together(lambda: parts.passes.share(encoder, parts.own, engine.device))
+            network = engine.bare
+            share = parts.ranks.together(lambda: parts.passes.share(parts.method, network, parts.own, engine.device))
             whole = gather(share, parts.ranks)
-            self._keep(parts.ranks.from_first(lambda: self._judge(step, encoder, engine, whole, started)))
+            self._keep(parts.ranks.from_first(lambda: self._judge(step, engine, whole, started)))
         if self.state.collapsed >= IN_A_ROW and self._config.stop:
             raise InputError(self._ending(step))
 
-    def _judge(
-        self, step: int, encoder: Backbone, engine: AccelerateEngine, whole: Share, started: float
-    ) -> WatchState:  # fmt: skip
+    def _judge(self, step: int, engine: AccelerateEngine, whole: Share, started: float) -> WatchState:
         """Compute and report the numbers, and keep the encoder if it is the best. Returns the state after that."""
         parts = self._parts
-        tiles = self._tiles.only(whole.places)
-        numbers, collapse = measure(whole.features, whole.distances, tiles, parts.centroids)
+        numbers, collapse = measure(whole, self._tiles.only(whole.places), parts.centroids)
         numbers["seconds"] = time.perf_counter() - started
         parts.report.log_watch(step, numbers, collapse)
         state = self.state.after(collapse)
         value = numbers[self._metric]
         if not collapse and (state.best_step == 0 or value > state.best_value):
+            encoder = parts.method.encoder(engine.bare)
             card = parts.best.write(engine.weights(encoder), parts.card(encoder, step))
             state = replace(state, best_step=step, best_value=value, card=card)
         if state.collapsed >= IN_A_ROW and not state.warned:
@@ -164,21 +162,18 @@ def metric_of(config: WatchConfig, tiles: WatchedTiles) -> str:
     return "knn" if tiles.labels_N is not None else "rank"
 
 
-def measure(
-    features_ND: Tensor, distances_A: Tensor, tiles: WatchedTiles, centroids: Centroids
-) -> tuple[dict[str, float], str]:
+def measure(share: Share, tiles: WatchedTiles, centroids: Centroids) -> tuple[dict[str, float], str]:
     """The numbers of a watch by name, NaN where a feature is not finite, and the reason for a collapse (or empty).
 
     Args:
-        features_ND: of the tiles.
-        distances_A: squared distances between two views of some of them.
+        share: features of all tiles.
         tiles: their labels and slides.
         centroids: settings of k-means.
     """
-    values_ND = features_ND.double()
-    collapse = collapse_of(values_ND)
+    values_ND, embeddings_NE = share.features.double(), share.embeddings.double()
+    collapse = collapse_of(values_ND, embeddings_NE)
     numbers = dict.fromkeys(("knn", "linear") if tiles.labels_N is not None else (), math.nan)
-    numbers |= dict.fromkeys(("rank", "alignment", "uniformity", "largest", "smallest"), math.nan)
+    numbers |= dict.fromkeys(("rank", "alignment", "uniformity", "apart", "largest", "smallest"), math.nan)
     if not values_ND.isfinite().all():
         return numbers, collapse
     unit_ND, centred_ND = measures.unit_rows(values_ND), measures.centred_rows(values_ND)
@@ -187,7 +182,8 @@ def measure(
         numbers["knn"] = measures.neighbour_accuracy(centred_ND, labels, units)
         numbers["linear"] = measures.linear_accuracy(centred_ND, labels, folds)
     numbers["rank"] = measures.effective_rank(values_ND)
-    numbers["alignment"] = float(distances_A.mean())
+    numbers["alignment"] = float(share.distances.mean())
     numbers["uniformity"] = measures.uniformity(unit_ND)
+    numbers["apart"] = apart(embeddings_NE if embeddings_NE.shape[1] else values_ND)
     largest, smallest = measures.centroid_shares(unit_ND, centroids.clusters, centroids.iterations)
     return {**numbers, "largest": largest, "smallest": smallest}, collapse

@@ -73,8 +73,9 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Probed:
     arguments = [
         "probe", "--encoder", f"{root}/encoder", "--train", f"{root}/train", "--test", f"{root}/norm",
         f"{root}/nonorm", "--tracking.root", str(tmp_path_factory.getbasetemp() / "tracking-tests"),
-        "--tracking.experiment", root.name, "--workers", "0", "--device", "cpu", "--seeds", "2", "--labels", "1.0",
-        "--imagenet", "false", "--classifiers", "logistic", "knn", "--output", f"{root}/p.json",
+        "--tracking.experiment", root.name, "--workers", "0", "--device", "cpu", "--seeds", "1",
+        "--labels", "1.0", "--strength", "1.0", "--imagenet", "false",
+        "--classifiers", "logistic", "knn", "--output", f"{root}/p.json",
     ]  # fmt: skip
     more = ["--against", "random:1", "--center", "/([AB])-", "--shifts", "true", "--slide_probe", "true"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -200,7 +201,7 @@ def test_the_page_has_the_tables_of_the_file(probed: Probed) -> None:
 
 
 def test_sets_are_centres(probed: Probed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--center", "set", "--floors", "false", "--seeds", "1", "--output", f"{tmp_path}/p.json"]
+    more = ["--center", "set", "--floors", "false", "--output", f"{tmp_path}/p.json"]
     experiment = ["--tracking.experiment", "sets"]
     assert main([*probed.arguments, *experiment, *more]) == 0
     robust = json.loads((tmp_path / "p.json").read_text())["robustness"]

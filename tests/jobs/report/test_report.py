@@ -209,7 +209,11 @@ def test_downstream_results_stand_with_their_floors_and_confusion(page: Page, jo
         assert (
             f"{row['features']} {row['classifier']} 100 % {row['labelled']} {row['mean']['accuracy']:.3f}" in page.text
         )
-    assert len(page.all("tr", "own")) == len(page.all("table", "confusion")) == 3
+    assert len(page.all("table", "confusion")) == 3
+    assert len(page.all("tr", "own")) == 3 + 3, "scores, and calibration"
+    assert all(words in page.text for words in ("Calibration: ECE over 15 bins", "Recall by class with 95 %: encoder"))
+    linear_recall = content["results"][0]["recalls"][0]
+    assert f"{linear_recall['recall']:.3f} [{linear_recall['interval'][0]:.3f}" in page.text
     # as many as there are test tiles, twice
     assert page.text.count("36 labelled tiles, counts summed over 2 seeds:") == 3
     linear = content["results"][0]

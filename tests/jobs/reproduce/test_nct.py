@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ca2cl.cli import main
 from ca2cl.cli.parser import parse
@@ -25,7 +26,7 @@ from ca2cl.evaluation.splits import known_slides
 from ca2cl.reproduce import run as nct
 from ca2cl.reproduce.config import NctConfig, jobs, settled, tuning
 from ca2cl.reproduce.datasets import MADE_UP
-from ca2cl.reproduce.linear import LinearTrial
+from ca2cl.reproduce.linear import LinearTrial, read_rows
 from ca2cl.reproduce.published_results import FINETUNED, LINEAR
 from ca2cl.reproduce.table import lines, notes, table
 from tests.support.archives import serving, zipped
@@ -106,6 +107,28 @@ def test_a_linear_cell_is_what_its_file_says(whole: Path) -> None:
     assert np.trace(np.array(cell["confusion"])) == cell["right"].count("1") and cell["labelled"] == 72
     first = json.loads((whole / "job/linear" / f"{LinearTrial('linear', 1.0, 0).name}.json").read_text())
     assert first["scores"] == cell["scores"]  # all labels: the same tiles
+    held = load_file(whole / "job/linear" / f"{LinearTrial('linear', 1.0, 1).name}.safetensors")
+    right = held["probabilities"].argmax(1) == held["labels"]
+    assert "".join("01"[hit] for hit in right.astype(int)) == cell["right"]
+
+
+def test_calibration_is_in_the_results_and_a_folder_of_an_earlier_version_does_without(
+    whole: Path, tmp_path: Path
+) -> None:
+    found = {row["classifier"]: row for row in results(whole)["results"]}
+    assert all(len(row["calibration"]["raw"]) == 2 and len(row["recalls"]) == 9 for row in found.values())
+    cells = sorted((whole / "job/linear").glob("linear-100pct-seed?.json"))
+    temperatures = [json.loads(cell.read_text())["temperature"] for cell in cells]
+    assert found["linear"]["calibration"]["temperatures"] == temperatures and len(temperatures) == 2
+    text = (whole / "job" / "reproduce.txt").read_text()
+    assert "recall by class with 95 %" in text and "calibration: ECE" in text
+    shutil.copytree(whole / "job" / "linear", tmp_path / "linear")
+    for path in (tmp_path / "linear").glob("*.safetensors"):
+        path.unlink()
+    job = NctConfig(encoder="random", data="none", output_dir=str(tmp_path), labels=(1.0,), seeds=2)
+    rows = {row.classifier: row for row in read_rows(job)}
+    assert rows["linear"].calibration is None and rows["linear"].interval[0] > 0
+    assert rows["linear"].mean_sd("accuracy")[0] == pytest.approx(found["linear"]["mean"]["accuracy"])
 
 
 def test_a_second_start_has_nothing_to_do_and_logs_nothing(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,29 +190,44 @@ def test_what_a_command_ends_with() -> None:
     assert stopped.value.code == 85
 
 
-def until(true: Callable[[], Any], process: subprocess.Popen[Any], seconds: float = 240) -> None:
+def until(true: Callable[[], Any], process: subprocess.Popen[Any], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert process.poll() is None and time.monotonic() < deadline, process.returncode
         time.sleep(0.05)
 
 
-def started(folder: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
-    """The verb as a user starts it."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        [sys.executable, "-m", "ca2cl", *VERB, *more], cwd=folder, env=variables, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+Starter = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def started() -> Iterator[Starter]:
+    """Starts the verb as a user does; what a failed test leaves running is ended, and so are its jobs."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+        command = [sys.executable, "-m", "ca2cl", *VERB, *more]
+        made.append(
+            subprocess.Popen(
+                command, cwd=folder, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.kill()
+        process.wait()
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
-    text, _ = process.communicate(timeout=600)
+    text, _ = process.communicate(timeout=1500)
     return process.returncode, text
 
 
 @pytest.mark.slow
-def test_equal_minutes_stopped_killed_and_gone_on_with(tiles: Path, tmp_path: Path) -> None:
+def test_equal_minutes_stopped_killed_and_gone_on_with(tiles: Path, tmp_path: Path, started: Starter) -> None:
     folder = prepare(tmp_path, tiles, length="minutes: 0.1")
     study = started(folder)
     first = folder / "out" / "full" / "seed-0"
@@ -250,7 +265,9 @@ def test_equal_minutes_stopped_killed_and_gone_on_with(tiles: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_two_at_once_share_the_jobs_and_a_store_that_is_away_loses_nothing(tiles: Path, tmp_path: Path) -> None:
+def test_two_at_once_share_the_jobs_and_a_store_that_is_away_loses_nothing(
+    tiles: Path, tmp_path: Path, started: Starter
+) -> None:
     folder = prepare(tmp_path, tiles, seeds=2)
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     both = [started(folder, **away), started(folder, **away)]
@@ -269,7 +286,7 @@ def test_two_at_once_share_the_jobs_and_a_store_that_is_away_loses_nothing(tiles
 
 
 @pytest.mark.slow
-def test_a_launcher_starts_the_processes_of_every_training(tiles: Path, tmp_path: Path) -> None:
+def test_a_launcher_starts_the_processes_of_every_training(tiles: Path, tmp_path: Path, started: Starter) -> None:
     folder = prepare(tmp_path, tiles)
     launcher = f"ca2cl launch --config_file {CONFIGS / 'cpu.yaml'} --num_processes 2"
     code, text = finished(started(folder, "--launcher", launcher))

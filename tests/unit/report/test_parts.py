@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -198,6 +199,10 @@ def test_what_went_wrong_is_the_journals_running_total() -> None:
     assert counts(lines, CA2CL) == ["1234567 undecodable tiles replaced"] and counts([], CA2CL) == []
 
 
+NEWER = {"calibration", "recalls", "intervals_95"}
+"""Not in the JSON of earlier versions."""
+
+
 def test_a_probes_rows_come_back_from_its_json() -> None:
     train, test = made_up(60, 0), made_up(30, 1)
     subsets = draw_subsets(train.labels_N, [0.5], seeds=2)
@@ -207,6 +212,9 @@ def test_a_probes_rows_come_back_from_its_json() -> None:
         again = row_from_dict(row_as_dict(row), row.test)
         assert cells(again) == cells(row) and (again.confusion == row.confusion).all()
         assert again.settings == row.settings
+        assert json.dumps(row_as_dict(again)) == json.dumps(row_as_dict(row)), "calibration, recalls and intervals too"
+    earlier = {name: held for name, held in row_as_dict(rows[0]).items() if name not in NEWER}
+    assert cells(row_from_dict(earlier)) == cells(rows[0]) and row_from_dict(earlier).calibration is None
     undefined = row_as_dict(rows[0])
     undefined["seeds"][0]["macro_auroc"] = None
     assert "undefined" in cells(row_from_dict(undefined))

@@ -14,7 +14,6 @@ from ca2cl.evaluation.centers.identity import (
     scores,
     slide_task,
 )
-from ca2cl.evaluation.centers.resampling import Resampled
 from ca2cl.evaluation.features import FloatArray
 
 Integers = npt.NDArray[np.int64]
@@ -43,15 +42,14 @@ def test_features_that_name_the_slide_say_nothing_of_the_centre_of_another_one()
     for fold in range(task.fold_N.max() + 1):
         held = {SLIDES[row] for row in task.rows[task.fold_N == fold]}
         assert not held & {SLIDES[row] for row in task.rows[task.fold_N != fold]}
-    resampled = Resampled(task.units.unit_N)
     features = {"slide": of_slides(0), "centre": np.eye(16)[CENTERS] * 4 + of_slides(1) / 10}
-    slide, centre, floor = scores(task, features, LABELS, {"mean": nearest_mean}, resampled)
+    slide, centre, floor = scores(task, features, LABELS, {"mean": nearest_mean})
     assert 0.1 < slide.balanced_accuracy < 0.6 and centre.balanced_accuracy > 0.95
     assert slide.interval_95[0] <= slide.balanced_accuracy <= slide.interval_95[1]
     assert floor.features == CLASS_ALONE and 1 / 3 <= floor.balanced_accuracy < 0.45
     loose = center_task(CENTERS, ["a", "b", "c"], None)
     assert loose is not None and "easier" in loose.notes[0]
-    (leaky, *_) = scores(loose, {"slide": features["slide"]}, LABELS, {"mean": nearest_mean}, Resampled(loose.rows))
+    (leaky, *_) = scores(loose, {"slide": features["slide"]}, LABELS, {"mean": nearest_mean})
     assert leaky.balanced_accuracy > slide.balanced_accuracy + 0.2, "slides in both parts are known again"
 
 
@@ -60,8 +58,7 @@ def test_the_slide_is_predicted_from_its_other_tiles() -> None:
     task = slide_task(small)
     assert task is not None and len(task.names) == 24 and 0 not in task.rows and "24 of 25 slides" in task.notes[0]
     noise = GENERATOR.normal(size=(400, 16))
-    resampled = Resampled(task.units.unit_N)
-    known, blind, _ = scores(task, {"slide": of_slides(0), "noise": noise}, LABELS, {"mean": nearest_mean}, resampled)
+    known, blind, _ = scores(task, {"slide": of_slides(0), "noise": noise}, LABELS, {"mean": nearest_mean})
     assert known.balanced_accuracy == 1.0 and blind.balanced_accuracy < 0.15
     for fold in range(5):
         assert set(task.target_N[task.fold_N == fold]) == set(range(24)), "every slide has tiles in every fold"
@@ -74,6 +71,21 @@ def test_a_centre_of_one_slide_is_left_out() -> None:
     assert task is not None and task.names == ["b", "c"] and task.notes == ["centres of a single slide are left out: a"]
     assert set(task.rows) == set(np.flatnonzero(CENTERS > 0)) and set(task.target_N) == {0, 1}
     assert center_task(np.where(CENTERS == 0, 0, -1), ["a", "b"], slides) is None
+
+
+def test_a_small_centre_is_not_outvoted() -> None:
+    """A guess from the targets' shares alone would always be the large centre."""
+    small = np.where(np.arange(400) % 10 == 0, 0, 1)
+    values = 1.5 * small[:, None] + GENERATOR.normal(size=(400, 1))
+    task = center_task(small, ["a", "b"], None)
+    assert task is not None
+
+    def by_share(fit_FD: FloatArray, targets_F: Integers, held_HD: FloatArray) -> npt.NDArray[np.float64]:
+        odds = nearest_mean(fit_FD, targets_F, held_HD) * np.bincount(targets_F)
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float64)
+
+    (found, _) = scores(task, {"value": values}, LABELS, {"mean": by_share})
+    assert found.balanced_accuracy > 0.65
 
 
 def test_balanced_accuracy_and_the_best_guess_from_the_class() -> None:

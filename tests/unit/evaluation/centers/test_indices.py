@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from ca2cl.evaluation.centers.indices import indices, margins
-from ca2cl.evaluation.centers.resampling import Resampled
 from ca2cl.evaluation.centers.typed_neighbours import typed_neighbours
+from ca2cl.evaluation.statistics import Units
 
 Numbers = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -139,7 +139,7 @@ def test_a_stronger_mark_of_the_centre_lowers_all_three() -> None:
 
 def test_intervals_hold_their_numbers() -> None:
     tiles = planted(4, 400)
-    found = indices(*tiles, resampled=Resampled(tiles.groups))
+    found = indices(*tiles, units=Units(tiles.groups, known=True))
     for value, (low, high) in (
         (found.ri, found.ri_interval_95),
         (found.mari, found.mari_interval_95),
