@@ -138,7 +138,8 @@ def with_most_labels(rows: Sequence[Content]) -> list[Content]:
 def _drops(rows: Sequence[Content], first: str) -> Table:
     shown = with_most_labels(rows)
     ways = {
-        f"{row['test']}: " + ("the same tiles, one by one" if row["by"] == "tile" else "slides of both sets vary")
+        f"{row['test']}: "
+        + ("tiles of the same key and class, one by one" if row["by"] == "tile" else "slides of both sets vary")
         for row in shown
     }
     return Table(

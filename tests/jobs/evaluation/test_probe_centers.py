@@ -135,7 +135,7 @@ def test_the_same_tiles_of_two_sets_are_paired(probed: Probed) -> None:
         )
         assert one["mean"] == pytest.approx(first - other)
         assert one["interval_95"][0] <= one["mean"] <= one["interval_95"][1]
-    assert "nonorm: the same tiles, one by one" in probed.printed
+    assert "nonorm: tiles of the same key and class, one by one" in probed.printed
 
 
 def test_shifted_tiles_are_a_standing_second_set(probed: Probed) -> None:
