@@ -17,7 +17,8 @@ class DoctorConfig:
 
     ``ca2cl doctor`` checks the machine. ``--shards FOLDER`` also checks the sample order and the speed of reading
     tiles. Under ``accelerate launch`` it also checks whether the processes can communicate. ``--views SHARDS OUT.png``
-    draws tiles beside their augmented views. ``--plan`` prints the memory of each process of a pre-training job, with
+    draws tiles beside their augmented views. ``--leaks A B`` finds slides, tiles and altered copies of tiles that two
+    sets of shards share. ``--plan`` prints the memory of each process of a pre-training job, with
     the settings of ca2cl pretrain (see ca2cl doctor plan --help).
     """
 
@@ -54,6 +55,12 @@ class DoctorConfig:
     """Only draw a sheet of views: the shard folder, and the PNG file to write."""
     count: int = 8
     """Number of tiles on the sheet of views."""
+    leaks: tuple[str, str] | None = None
+    """Only compare two sets of shards, A and B: slides, equal tiles and altered copies that both have. Exit code 1 if
+    there are any. The same folder twice looks for copies within it."""
+    leaks_output: str = "leaks"
+    """Folder for what --leaks finds: leaks.json, pairs.csv, groups-a.csv and groups-b.csv for ca2cl shard --groups, and
+    a sheet of pairs."""
     patience: float = 60.0
     """Seconds that the processes of a launch may take to find one another (training allows half an hour)."""
     tracking_uri: str | None = None

@@ -7,10 +7,17 @@ from dataclasses import replace
 
 from ca2cl.config import ViewsConfig
 from ca2cl.doctor.config import DoctorConfig
+from ca2cl.runtime.launched import find_place
 
 
 def run(config: DoctorConfig) -> int:
     """Print what was found, or write the sheet; returns 0, or 1 when something is wrong."""
+    if config.leaks:
+        from ca2cl.doctor.leaks.run import compare
+
+        if find_place().rank != 0:
+            return 0
+        return compare(config.leaks, config.leaks_output, workers=config.workers, cache_dir=config.cache_dir)
     return _sheet(config, *config.views) if config.views else _examine(config)
 
 

@@ -18,7 +18,7 @@ from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Extractor, Features, extract
-from ca2cl.evaluation.leakage import Side
+from ca2cl.evaluation.leaks.find import Side
 from ca2cl.evaluation.splits import known_slides
 from ca2cl.evaluation.statistics import Units
 
@@ -37,7 +37,7 @@ class ProbeSet:
 
     def side(self) -> Side:
         """Its side in a search for leaks."""
-        return Side.of(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N)
+        return Side.of(self.index, self.tiles.samples_N.tolist(), self.tiles.pixels_N, self.tiles.fingerprints_ND)
 
     def describe(self) -> dict[str, Any]:
         """For JSON."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,9 @@ from tqdm import tqdm
 
 from ca2cl.common.redact import redact
 from ca2cl.config import Pooled
+from ca2cl.data.fingerprints.seen import Fingerprints, fingerprints_of
+from ca2cl.data.fingerprints.survey import digest_of
+from ca2cl.data.fingerprints.thumbnails import thumbnails
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.preprocess import preprocess
@@ -35,13 +37,15 @@ class Features:
     """Features of one set of tiles.
 
     ``values[name]`` is float32 (N, D); ``labels_N`` and ``samples_N`` are int64; ``pixels_N`` holds a 16-byte digest of
-    every tile's pixels, by which the same tile is found again under another name.
+    every tile's pixels, by which the same tile is found again under another name; ``fingerprints_ND`` find its altered
+    copies.
     """
 
     values: dict[str, npt.NDArray[np.float32]]
     labels_N: npt.NDArray[np.int64]
     samples_N: npt.NDArray[np.int64]
     pixels_N: list[bytes]
+    fingerprints_ND: Fingerprints | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -91,12 +95,14 @@ def extract(
     labels: list[Tensor] = []
     samples: list[Tensor] = []
     pixels: list[bytes] = []
+    prints: list[Fingerprints] = []
     started = time.monotonic()
     title = redact(title)
     with torch.inference_mode(), tqdm(total=total, desc=title, unit="tile", disable=None) as bar:
         for tiles_BHWC, labels_B, samples_B in batches:
             pixels.extend(pixel_digests(tiles_BHWC))
             on_device = tiles_BHWC.to(device, non_blocking=True)
+            prints.append(fingerprints_of(thumbnails(on_device)))
             for name, extractor in extractors.items():
                 made = extractor(on_device)
                 for key, features in made.items() if isinstance(made, Mapping) else [(name, made)]:
@@ -110,7 +116,7 @@ def extract(
     logger.info("%s: %d of %d tiles in %.1f s", title, len(pixels), total, time.monotonic() - started)
     arrays = {name: torch.cat(parts).numpy() for name, parts in values.items()}
     _check_finite(arrays, title)
-    return Features(arrays, torch.cat(labels).numpy(), torch.cat(samples).numpy(), pixels)
+    return Features(arrays, torch.cat(labels).numpy(), torch.cat(samples).numpy(), pixels, np.concatenate(prints))
 
 
 def centred(train_ND: FloatArray, *others: FloatArray) -> list[FloatArray]:
@@ -133,7 +139,7 @@ def scaled(features_ND: FloatArray, mean_D: FloatArray) -> FloatArray:
 
 def pixel_digests(tiles_BHWC: Tensor) -> list[bytes]:
     """16 bytes for every tile, by which the same pixels are found again."""
-    return [hashlib.blake2b(tile.data, digest_size=16).digest() for tile in tiles_BHWC.cpu().numpy()]
+    return [digest_of(tile) for tile in tiles_BHWC.cpu().numpy()]
 
 
 def _check_finite(arrays: Mapping[str, npt.NDArray[np.float32]], title: str) -> None:

@@ -21,7 +21,7 @@ from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.evaluation.calibration.summary import Calibration
 from ca2cl.evaluation.compare import Comparison
-from ca2cl.evaluation.leakage import tag as leak_tag
+from ca2cl.evaluation.leaks.wording import tag as leak_tag
 from ca2cl.evaluation.metrics import ClassificationMetrics, ClassRecall, mean_sd
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
@@ -178,7 +178,7 @@ def log_results(
         files: to keep with the run.
         name: of the run.
         digests: manifests of train and test.
-        leak: what these share (``leakage.find_leak``).
+        leak: what these share (``leaks.find_leak``).
         tags: more tags.
         params: more parameters.
         logged: JSON file that says which results were logged before, so that a job started again logs them once.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ca2cl import config as settings
 from ca2cl.common.files import writing
-from ca2cl.data.shards.index import Manifest
+from ca2cl.data.fingerprints.seen import Seen, merged, write_seen
+from ca2cl.data.fingerprints.survey import see
+from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.index import Manifest, ShardIndex
+from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
 from ca2cl.models.backbone import Backbone
 from ca2cl.models.encoder_card import EncoderCard
@@ -29,8 +33,10 @@ def hand_on(
     config: PretrainConfig,
     engine: AccelerateEngine,
     method: Method,
-    manifest: Manifest,
+    reader: ShardReader,
+    index: ShardIndex,
     provenance: Mapping[str, Any],
+    earlier: Sequence[Seen | None],
     tracker: NullTracker,
     observer: RunObserver,
     step: int,
@@ -42,8 +48,10 @@ def hand_on(
         config: the job's.
         engine: holds the network.
         method: knows its encoder.
-        manifest: of the tiles.
+        reader: of the tiles.
+        index: of the tiles.
         provenance: fields of the card that tell where the first weights and the teacher come from.
+        earlier: tiles that these were trained on.
         tracker: the run.
         observer: draws the last figures, of the same weights.
         step: optimizer steps done.
@@ -57,14 +65,28 @@ def hand_on(
             return
         observer.figures(engine)
         tracker.await_run()
-        card = card_of(config, encoder, manifest, provenance, observer, step)
+        card = card_of(config, encoder, index.manifest, provenance, observer, step)
         folder = Path(config.run.output_dir) / "encoder"
         with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
+            folder.mkdir(parents=True, exist_ok=True)
+            seen = _seen(index, reader, config.data.workers, earlier)
+            for place in (folder, *([best] if best is not None else [])):
+                write_seen(place, seen)
             save_encoder(folder, weights, card)
     if best is not None:
         tracker.log_encoder(best, config.tracking.register_as, alias=BEST_PATH)
     tracker.log_encoder(folder, config.tracking.register_as)
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")
+
+
+def _seen(index: ShardIndex, reader: ShardReader, workers: int, earlier: Sequence[Seen | None]) -> Seen | None:
+    """What the encoder and its first weights have seen. A shard that is away by now does not cost the encoder."""
+    own = None
+    try:
+        own = see(index, reader, workers=workers)
+    except InputError as error:
+        logger.warning("%s; evaluations of the encoder will not know which tiles it has seen", error)
+    return merged([*earlier, own])
 
 
 def card_of(

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ca2cl import config as settings
+from ca2cl.data.fingerprints.seen import Seen
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import BadBudget, LaneStream
 from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
@@ -114,9 +115,10 @@ def run(config: PretrainConfig) -> int:
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
         _tag_start(tracker, checkpoint, begun, teacher)
     provenance = {"earlier_manifests": earlier, **begun.facts()}
+    seen = (begun.seen, teacher.seen if teacher is not None else None)
     parts = _Parts(
-        engine, method, index, order, groups, checkpointer, stop, tracker, provenance, origin, numerics, ranks, watched,
-        checkpoint,
+        engine, method, index, order, groups, checkpointer, stop, tracker, provenance, seen, origin, numerics, ranks,
+        watched, checkpoint,
     )  # fmt: skip
     done = _train_tracked(config, parts, progress, steps, micro_batch)
     # A launcher ends all processes as soon as one exits with another code than 0; rank 0 must be done by then.
@@ -154,6 +156,8 @@ class _Parts:
     tracker: NullTracker
     provenance: dict[str, Any]
     """Fields of the encoder's card: where the first weights come from, and the tiles that they and the teacher saw."""
+    earlier: tuple[Seen | None, ...]
+    """Tiles that these saw, where that was kept."""
     origin: dict[str, str | None]
     """Digests of the encoder that the run began with, and of its teacher."""
     numerics: dict[str, str] | None
@@ -224,7 +228,10 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         done = train(job, progress)
         if done:
             best = watch.best if watch is not None else None
-            hand_on(config, engine, method, index.manifest, parts.provenance, tracker, observer, progress.step, best)
+            hand_on(
+                config, engine, method, reader, index, parts.provenance, parts.earlier, tracker, observer,
+                progress.step, best,
+            )  # fmt: skip
     finally:
         observer.close()
     return done

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ca2cl.config import ModelConfig
+from ca2cl.data.fingerprints.seen import Seen
 from ca2cl.models.backbone import Backbone, build_encoder, has_batch_norm
 from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.pretrain.config import PretrainConfig
@@ -27,11 +28,13 @@ class RunStart:
 
     Attributes:
         encoder: until ``initial_encoder`` has taken its tensors.
+        seen: tiles that the weights were trained on, where that was kept.
     """
 
     encoder: Backbone | None = None
     card: EncoderCard | None = None
     start: Start | None = None
+    seen: Seen | None = None
 
     @property
     def manifests(self) -> tuple[str, ...]:
@@ -78,7 +81,7 @@ def find_start(config: PretrainConfig) -> tuple[PretrainConfig, RunStart]:
         logger.info("start: %s", _described(config, given))
         if given is not None:
             logger.info("%s", _taken(model, filled, given))
-    begun = RunStart(given.encoder, given.card, given.start) if given else RunStart()
+    begun = RunStart(given.encoder, given.card, given.start, given.seen) if given else RunStart()
     return dataclasses.replace(config, model=filled), begun
 
 

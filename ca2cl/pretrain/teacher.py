@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ca2cl.common.plugins import is_plugin
 from ca2cl.common.records import parse_json
 from ca2cl.config import TrackingConfig
+from ca2cl.data.fingerprints.seen import Seen
 from ca2cl.data.shards.index import ShardIndex, key_hash
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.config import EmbedConfig
@@ -48,12 +49,14 @@ class FoundTeacher:
         uri: what it was found as.
         identity: digest of its weights and normalisation, and its input size: a run goes on with the same alone.
         manifests: tiles that its weights were trained on.
+        seen: digests of these, where they were kept.
     """
 
     teacher: Teacher
     uri: str
     identity: str
     manifests: tuple[str, ...]
+    seen: Seen | None = None
 
     def pass_bytes(self, image_size: int, view_dtype: torch.dtype) -> float:
         """Bytes that a pass of views holds for each tile.
@@ -112,7 +115,7 @@ def find_teacher(
             ranks.together(lambda: check_teacher(weights_bytes(encoder), device))
         teacher = live_teacher(config, source, found, device, unit)
     method.take_teacher(teacher)
-    return FoundTeacher(teacher, found.uri, f"{digest} at {size} px", card.manifests)
+    return FoundTeacher(teacher, found.uri, f"{digest} at {size} px", card.manifests, found.seen)
 
 
 def live_teacher(

@@ -22,6 +22,8 @@ LEAK_TAG = "ca2cl.leak"
 TOKENS_TAG = "ca2cl.tokens"
 """Tokens of a ViT that the features were made of; absent for the encoder's own pooling."""
 TRAINED_ON_TEST = "encoder trained on the test shards"
+TRAINED_ON_TILES = "encoder trained on test tiles"
+TRAINED_ON_SLIDES = "encoder trained on test slides"
 _PARAM_LENGTH = 6000  # MLflow's limit on a parameter's value
 _BATCH = 100  # parameters or tags in one request; MLflow takes 1,000 metrics but no more than 100 of these
 

@@ -15,6 +15,7 @@ from ca2cl.common.records import why_not_tensors
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
+from ca2cl.data.fingerprints.seen import Seen, read_seen
 from ca2cl.errors import InputError
 from ca2cl.models.backbone import DEFAULT_ARCH, Backbone, build_encoder, check_arch
 from ca2cl.models.encoder_io import (
@@ -62,6 +63,8 @@ class ResolvedEncoder:
     """File that the weights were read from; None for random ones."""
     head: Head | None = None
     """Of a classifier, whose classes are ``card.predicts``."""
+    seen: Seen | None = None
+    """Tiles that it was trained on, where that was kept."""
 
     def digest(self) -> str:
         """SHA-256 of the weights and the normalisation; of an encoder on the CPU."""
@@ -231,7 +234,8 @@ def _download(location: str, store: Store, run_id: str | None, uri: str, arch: s
             raise InputError(f"{uri}: holds no {WEIGHTS_NAME}; give an encoder that ca2cl registered")
         encoder, card = load_encoder(weights[0].parent, arch)
         start, head = _own(weights[0].parent, encoder, uri), read_head(weights[0].parent, card)
-    return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri, start=start, head=head)
+        seen = read_seen(weights[0].parent)
+    return ResolvedEncoder(encoder, card, card.source_run_id or run_id, uri, start=start, head=head, seen=seen)
 
 
 def _from_path(path: Path, arch: str | None) -> ResolvedEncoder:
@@ -250,8 +254,9 @@ def _from_folder(path: Path, arch: str | None) -> ResolvedEncoder:
             encoder, card = load_encoder(folder, arch)
             start = _own(folder, encoder, str(folder.resolve()))
             return ResolvedEncoder(
-                encoder, card, card.source_run_id, str(folder), start=start, head=read_head(folder, card)
-            )
+                encoder, card, card.source_run_id, str(folder), start=start, head=read_head(folder, card),
+                seen=read_seen(folder),
+            )  # fmt: skip
     file = find_in_folder(path)
     if file is None:
         raise InputError(

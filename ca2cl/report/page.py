@@ -94,7 +94,7 @@ def _tiles(
     try:
         return read_tiles(
             found, shown.root, shown.index, count=config.tiles, seed=config.seed, device=device,
-            workers=config.workers, cache_dir=config.cache_dir,
+            workers=config.workers, cache_dir=config.cache_dir, test=shown.test and not shown.trained_on,
         )  # fmt: skip
     except InputError as error:
         unreadable(shown, error, gaps)

@@ -13,7 +13,7 @@ from typing import Any
 from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
 from ca2cl.evaluation.centers import tables as robustness
-from ca2cl.evaluation.leakage import lines
+from ca2cl.evaluation.leaks.wording import lines
 from ca2cl.evaluation.report import cells, heads, row_from_dict
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget

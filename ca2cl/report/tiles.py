@@ -5,6 +5,7 @@ Legend: N tiles of the page, B tiles of a batch, D features, T side of a thumbna
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,11 +20,14 @@ from ca2cl.data.loading.stream import BadTile
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.features import Batches, centred, extract, frozen
+from ca2cl.evaluation.leaks.pretraining import compare_seen
+from ca2cl.evaluation.leaks.wording import of_pretraining
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import stratified_sample
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.report.places.tile_places import Places, read_places
 
+logger = logging.getLogger(__name__)
 THUMB = 96
 _BATCH = 64
 Pixels = npt.NDArray[np.uint8]
@@ -47,6 +51,8 @@ class Tiles:
     thumbs_NTTC: Pixels
     bad: list[BadTile]
     """Tiles that were drawn and did not decode."""
+    seen: list[str]
+    """Warnings about tiles that the encoder was trained on."""
     places: Places | None = None
     """On their slides; None where no tile has one."""
 
@@ -74,6 +80,7 @@ def read_tiles(
     device: torch.device,
     workers: int,
     cache_dir: str | None,
+    test: bool = False,
 ) -> Tiles:
     """Draw at most ``count`` tiles, every class with its share, and embed them with the encoder at its own size.
 
@@ -86,6 +93,7 @@ def read_tiles(
         device: where they are embedded.
         workers: decoding processes.
         cache_dir: for remote shards.
+        test: they are shown as tiles that the encoder has not seen, so look for those that it has.
 
     Raises:
         InputError: none of them decodes, or a shard cannot be read.
@@ -99,6 +107,14 @@ def read_tiles(
     extractor = frozen(found.encoder.to(device), card.input_size, card.mean, card.std)
     made = extract(_seen(batches, thumbs), {ENCODER: extractor}, total=len(samples), device=device, title=root)
     places = [index.locate(int(sample)) for sample in made.samples_N]
+    keys = [str(index.samples(shard).key[row]) for shard, row in places]
+    seen = []
+    if test:
+        groups = [index.samples(shard).group[row] for shard, row in places]
+        part = compare_seen(found, groups, made.pixels_N, made.fingerprints_ND, keys.__getitem__)
+        seen = of_pretraining("the encoder", part, f" of {len(keys)} tiles of the page", "the test set")
+    for line in seen:
+        logger.warning("LEAK: %s", line)
     return Tiles(
         digest=index.manifest.digest,
         held=len(index),
@@ -106,9 +122,10 @@ def read_tiles(
         # in double precision, so that neighbours of nearly equal cosine keep their order
         features_ND=np.asarray(centred(made.values[ENCODER].astype(np.float64))[0], np.float64),
         labels_N=made.labels_N,
-        keys=[str(index.samples(shard).key[row]) for shard, row in places],
+        keys=keys,
         thumbs_NTTC=np.stack(thumbs),
         bad=bad,
+        seen=seen,
         places=read_places(index, reader, places),
     )
 

@@ -13,7 +13,9 @@ from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.evaluation import datasets
-from ca2cl.evaluation.leakage import find_leak, side_of
+from ca2cl.evaluation.leaks.find import find_leak, side_of
+from ca2cl.evaluation.result import ENCODER
+from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.reproduce.config import KEPT, NctConfig
 
 NAME = "data.json"
@@ -31,8 +33,12 @@ def open_sets(config: NctConfig) -> list[ShardIndex]:
     return datasets.open_sets(train, [test], None)
 
 
-def find_facts(config: NctConfig) -> dict[str, Any]:
+def find_facts(config: NctConfig, found: ResolvedEncoder) -> dict[str, Any]:
     """Digests, classes, numbers of tiles, and what train and test share: as written down, or found and written down.
+
+    Args:
+        config: the job's.
+        found: the encoder, whose training data the test set is compared with.
 
     Raises:
         InputError: the data are others than those written down, or the file is damaged.
@@ -60,7 +66,7 @@ def find_facts(config: NctConfig) -> dict[str, Any]:
         "resampled": datasets.units_of(test, samples).as_dict(),
         "train_slides_known": any(name is not None for name in train.groups()),
         "missing_classes": datasets.missing_classes(test.labels(), test.classes),
-        "leak": find_leak(*sides),
+        "leak": find_leak(*sides, encoders={ENCODER: found}),
     }
     write_record(path, facts, KEPT)
     return facts

@@ -13,7 +13,7 @@ from ca2cl.common.files import write_atomic
 from ca2cl.common.records import read_fields
 from ca2cl.config import flatten
 from ca2cl.evaluation import report as shared
-from ca2cl.evaluation.leakage import trained_on
+from ca2cl.evaluation.leaks.pretraining import trained_on
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.tables.calibrations import calibration_table
 from ca2cl.evaluation.tables.recalls import recall_table
@@ -39,7 +39,7 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
         InputError: a cell's file is damaged, a file cannot be written, or the store cannot be reached.
     """
     config = replace(config, tasks=_finished(config))
-    leak = {**facts["leak"], "trained_on_test": trained_on({ENCODER: found.card}, facts["digests"][1])}
+    leak = {**facts["leak"], "trained_on_test": trained_on({ENCODER: found}, facts["digests"][1])}
     facts = {**facts, "leak": leak, "arch": found.card.arch, "image_size": config.image_size or found.card.input_size}
     shown = lines(_rows(config))
     remarks = notes(config, facts, made_up(Path(config.data)))

@@ -91,7 +91,7 @@ def _run(config: NctConfig, stop: StopFlag) -> int:
     found = ranks.together(lambda: _resolve(config))
     whose = {**_settings(config), "encoder_weights": weights_digest(found.encoder, found.card.mean, found.card.std)}
     with ExitStack() as held:
-        facts = ranks.from_first(lambda: _begin(config, whose, held))
+        facts = ranks.from_first(lambda: _begin(config, whose, found, held))
         if "linear" in config.tasks and "head" not in tuned:
             _linear(config, ranks)
         for trains in tuned:
@@ -115,14 +115,14 @@ def _resolve(config: NctConfig) -> ResolvedEncoder:
     return resolve_encoder(config.encoder, tracking_uri=config.tracking.uri, root=config.tracking.root)
 
 
-def _begin(config: NctConfig, whose: dict[str, Any], held: ExitStack) -> dict[str, Any]:
+def _begin(config: NctConfig, whose: dict[str, Any], found: ResolvedEncoder, held: ExitStack) -> dict[str, Any]:
     """The first process's part: claim the folder, provide tiles and shards; what they are."""
     job, record = job_dir(config.out), job_record(whose)
     if not job.begin(record, held, timeout=0.0):
         job.write(record)
     published.provide(config)
     published.make_shards(config)
-    return find_facts(config)
+    return find_facts(config, found)
 
 
 def _linear(config: NctConfig, ranks: Ranks) -> None:

@@ -12,7 +12,7 @@ from ca2cl.common.tables import aligned
 from ca2cl.evaluation.datasets import describe_missing
 from ca2cl.evaluation.finetune import original
 from ca2cl.evaluation.finetune.original import ALWAYS, differences, protocol_of
-from ca2cl.evaluation.leakage import lines as leak_lines
+from ca2cl.evaluation.leaks.wording import lines as leak_lines
 from ca2cl.evaluation.report import describe_interval, plus_minus, row_as_dict
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.shards": {"data", "data.sources", "runtime", "slides"},
     "data.transfer": set(),
     "data.remote": {"data.shards", "data.transfer"},
+    "data.fingerprints": {"data.loading", "data.remote", "data.shards"},
     "data.loading": {"data", "data.shards", "data.remote", "runtime"},
     "slides": {"data", "data.sources", "data.transfer", "runtime", "slides.readers", "slides.regions", "slides.tissue"},
     "slides.readers": set(),
@@ -50,13 +51,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods.distill": {"methods", "models"},
     "training": {"runtime"},
     "weights": {"models", "models.timm"},
-    "registry": {"data", "store", "models", "models.timm", "weights"},
+    "registry": {"data", "data.fingerprints", "store", "models", "models.timm", "weights"},
     "tracking": {"store", "registry"},
     "encoders": {"store", "registry", "models"},
-    "encoders.import_": {"store", "registry", "tracking", "models", "encoders"},
+    "encoders.import_": {"store", "registry", "tracking", "models", "encoders", "data.fingerprints"},
     "pretrain": {
-        "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "models", "views", "methods",
-        "training", "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
+        "runtime", "data.shards", "data.remote", "data.transfer", "data.loading", "data.fingerprints", "models",
+        "views", "methods", "training", "registry", "tracking", "weights", "evaluation.embed", "pretrain.memory",
         "pretrain.watch",
     },
     "pretrain.watch": {
@@ -66,23 +67,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrain.memory": {"runtime", "models", "methods", "training"},
     "doctor": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "pretrain",
+        "doctor.leaks",
     },
+    "doctor.leaks": {"runtime", "data.shards", "data.remote", "data.loading", "data.fingerprints"},
     "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory"},
-    "evaluation": {"data.shards", "data.remote", "data.loading", "models", "registry", "evaluation.calibration"},
+    "evaluation": {
+        "data.shards", "data.remote", "data.loading", "data.fingerprints", "models", "registry", "evaluation.leaks",
+        "evaluation.calibration",
+    },
     "evaluation.calibration": set(),
+    "evaluation.leaks": {"data.shards", "data.remote", "data.fingerprints", "models", "registry"},
     "evaluation.tables": {"evaluation", "evaluation.calibration"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
-        "slides", "slides.readers", "slides.tissue",
+        "slides", "slides.readers", "slides.tissue", "data.fingerprints", "evaluation.leaks",
     },
     "evaluation.centers": {"data.shards", "slides", "evaluation"},
     "evaluation.probe": {
         "runtime", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
-        "evaluation.calibration", "evaluation.centers", "evaluation.tables",
+        "evaluation.calibration", "evaluation.centers", "evaluation.leaks", "evaluation.tables",
     },
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
-        "tracking", "evaluation", "evaluation.calibration", "evaluation.tables",
+        "tracking", "evaluation", "evaluation.calibration", "evaluation.leaks", "evaluation.tables",
+        "data.fingerprints",
     },
     "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},
@@ -97,13 +105,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "detection.scores": {"data", "detection.coco", "detection.engines"},
     "detection.train": {
-        "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation",
+        "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation", "evaluation.leaks",
         "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
     },
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "evaluation.centers", "evaluation.tables", "report.places",
+        "tracking", "evaluation", "evaluation.centers", "evaluation.leaks", "evaluation.tables", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {
@@ -115,7 +123,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
-        "registry", "evaluation", "evaluation.embed", "evaluation.probe", "evaluation.finetune", "evaluation.tables",
+        "registry", "evaluation", "evaluation.embed", "evaluation.leaks", "evaluation.probe", "evaluation.finetune",
+        "evaluation.tables",
     },
 }  # fmt: skip
 ONLY_IN = {

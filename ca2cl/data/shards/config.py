@@ -53,6 +53,9 @@ class ShardConfig(SlideOptions):
     group_pattern: str | None = None
     """Regular expression that finds a tile's slide or patient in its path below the source (its first group, if any).
     Files that do not match are counted in a warning, and each counts as a slide of its own."""
+    groups: str | None = None
+    """CSV with the columns key and group, such as one that ca2cl doctor --leaks writes: slide or patient of the tiles
+    with these keys."""
     split: str | None = None
     """Split of a Hugging Face dataset or of a CSV of slides; needed if it has several."""
     image_column: str | None = None
@@ -67,5 +70,7 @@ class ShardConfig(SlideOptions):
         self.check_slides()
         if self.resize is not None and self.mpp is not None:
             raise InputError(f"resize is {self.resize}: tiles of slides have the side --tile; set mpp for their scale")
+        if self.groups is not None and self.mpp is not None:
+            raise InputError(f"groups is {self.groups!r}: tiles of slides have their slide; leave it out")
         if self.resize is not None and (self.resize < 1 or self.encode == "keep"):
             raise InputError(f"resize is {self.resize}: use a positive number and --encode jpeg, webp or png")

@@ -48,6 +48,7 @@ from ca2cl.data.shards.writer import (
 )
 from ca2cl.data.sources.base import Source, SourceOptions
 from ca2cl.data.sources.choose import open_source
+from ca2cl.data.sources.groups import RegroupedSource
 from ca2cl.errors import InputError
 from ca2cl.runtime.lifetime import processes_can_share
 from ca2cl.slides.config import SlideOptions, check_installed, slide_settings
@@ -85,6 +86,8 @@ def run(config: ShardConfig) -> int:
     slides = _slides(config) if config.mpp is not None else None
     options = SourceOptions(**{name: getattr(config, name) for name in SourceOptions.__dataclass_fields__})
     source: Source | None = open_source(config.source, options) if slides is None else None
+    if source is not None and config.groups is not None:
+        source = RegroupedSource(source, config.groups)
     job = job_dir(out)
     with job.locked(0.0):
         listed = slides or source
@@ -151,7 +154,16 @@ def identify(source: Source | SlideJob, config: ShardConfig) -> tuple[str, dict[
     """Digest of what decides about a finished shard's bytes, and the settings by name."""
     options = asdict(config)
     # these do not change a byte of a finished shard, so a run that met a bad tile may go on with other ones
-    for name in ("source", "out", "workers", "check", "bad", "check_classes", *SlideOptions.__dataclass_fields__):
+    for name in (
+        "source",
+        "out",
+        "workers",
+        "check",
+        "bad",
+        "check_classes",
+        "groups",
+        *SlideOptions.__dataclass_fields__,
+    ):
         del options[name]
     identity = json.dumps(
         [source.name, source.digest, source.classes, options | slide_settings(config)], sort_keys=True

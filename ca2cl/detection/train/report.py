@@ -23,7 +23,7 @@ from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.train.config import DetectConfig
 from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST, Trial
 from ca2cl.errors import InputError
-from ca2cl.evaluation.leakage import Leak, lines, tag
+from ca2cl.evaluation.leaks.wording import Leak, lines, tag
 from ca2cl.evaluation.metrics import mean_sd
 from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
@@ -159,7 +159,7 @@ def _log(
     digests: Mapping[str, str], leaks: Mapping[str, Leak],
 ) -> tuple[str, bool]:  # fmt: skip
     # a job's numbers are compared as one: what is wrong with a split is wrong with them
-    kinds = [f"{kind} ({split})" for split, leak in leaks.items() for kind in tag(leak, found.uri).values()]
+    kinds = [f"{kind} ({split})" for split, leak in leaks.items() for kind in tag(leak, FIRST.start).values()]
     tests = [digest for name, digest in digests.items() if name != "train"]
     return log_evaluation_once(
         out / LOGGED,

@@ -69,7 +69,8 @@ def _run(config: DetectConfig, held: ExitStack) -> int:
     train = splits["train"]
     tests = {name: split for name, split in splits.items() if name != "train"}
     classes = [category["name"] for category in read_coco(train.annotations)["categories"]]
-    leaks = find_shared(train, tests) if accelerator.is_main_process else {}  # printed before hours of training
+    # printed before hours of training
+    leaks = find_shared(train, tests, starts) if accelerator.is_main_process else {}
     for trial in ranks.from_first(grid.missing):
         job = TrainJob(
             config.head, starts[trial.start], train, classes, config.schedule(trial.seed),

@@ -19,7 +19,9 @@ from ca2cl.detection.coco.segmentations import Json
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.engines.data import annotated_classes
 from ca2cl.errors import InputError
-from ca2cl.evaluation.leakage import Leak, Side, find_leak
+from ca2cl.evaluation.leaks.find import Side, find_leak
+from ca2cl.evaluation.leaks.pretraining import Pretrained
+from ca2cl.evaluation.leaks.wording import Leak
 
 
 def check_splits(splits: Mapping[str, CocoSplit], *, masks: bool) -> None:
@@ -70,14 +72,20 @@ def _check_images(split: CocoSplit, images: Iterable[Json], *, whole: bool) -> N
         refuse_turned(path, orientation_of(content))
 
 
-def find_shared(train: CocoSplit, tests: Mapping[str, CocoSplit]) -> dict[str, Leak]:
-    """What each test split shares with train. Warns if anything; patients are compared where both files name them.
+def find_shared(
+    train: CocoSplit, tests: Mapping[str, CocoSplit], encoders: Mapping[str, Pretrained] | None = None
+) -> dict[str, Leak]:
+    """What each test split shares with train, and with the training data of the encoders. Warns if anything; patients
+    are compared where both sides name them.
 
     Raises:
         InputError: a file is damaged.
     """
     side = _side(train)
-    return {name: find_leak(side, _side(split), name=name, what="images") for name, split in tests.items()}
+    return {
+        name: find_leak(side, _side(split), name=name, encoders=encoders, what="images")
+        for name, split in tests.items()
+    }
 
 
 def _side(split: CocoSplit) -> Side:

@@ -10,6 +10,7 @@ from ca2cl import __version__
 from ca2cl.common.files import writing
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
+from ca2cl.data.fingerprints.seen import write_seen
 from ca2cl.encoders.import_.config import ImportConfig
 from ca2cl.encoders.show import fetch_card
 from ca2cl.errors import InputError
@@ -39,6 +40,7 @@ def run(config: ImportConfig) -> int:
         card = _card(found, config)
         with writing(folder, _REMEDY):
             save_encoder(folder, found.encoder.state_dict(), card)
+            write_seen(folder, found.seen)
         digest = digest_of(folder / WEIGHTS_NAME)
         card = dataclasses.replace(card, origin_sha256=found.start.sha256 if found.start else digest)
         known = _registered_before(store, config.name, digest, card)

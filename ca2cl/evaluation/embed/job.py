@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,6 +73,8 @@ class EmbedJob:
     prepare: Prepare
     slides: SlideTiles | None = None
     """``data``, where these are tiles of slides."""
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    """Tiles that the encoder was trained on (``find_seen``)."""
 
     def scanned(self, ranks: Ranks) -> EmbedJob:
         """This job after the scan of its slides, when the number of tiles is known.
@@ -137,6 +139,7 @@ class EmbedJob:
             "job": self.parts.digest,
             "identity": dict(self.parts.identity),
             "encoder": self.found.describe(),
+            **({"pretraining": dict(self.seen)} if self.seen and self.found.card.manifests else {}),
             **({"pooling": self.config.pooling} if self.config.tokens else {}),
             **({"tokens": self.parts.grid.describe()} if self.parts.grid else {}),
             "data": {

@@ -13,7 +13,9 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from ca2cl.common.files import remove_temporaries
 from ca2cl.common.job_dir import changed, listed
@@ -21,7 +23,9 @@ from ca2cl.errors import InputError, LocalError
 from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.job import EmbedJob, embed_parts, open_job
 from ca2cl.evaluation.embed.parts import KEPT, REMEDY, PartFacts, mine
+from ca2cl.evaluation.embed.seen_tiles import find_seen, seen_lines
 from ca2cl.evaluation.embed.writer import PatchTokens, outputs, read_about, slides_path, write_vectors
+from ca2cl.evaluation.leaks.wording import notes
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.runtime.distributed import Ranks
 
@@ -50,6 +54,7 @@ def run(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> int:
         try:
             if job.slides is not None:
                 job = job.scanned(ranks)
+            job = replace(job, seen=ranks.from_first(lambda: _find_seen(job, encoder)))
             finished = ranks.from_first(job.parts.finished)
             tiles, seconds = _embed(job, ranks, finished)
             if ranks.rank == 0:
@@ -59,6 +64,16 @@ def run(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> int:
                 job.parts.remove_if_empty()
             raise
     return 0
+
+
+def _find_seen(job: EmbedJob, given: ResolvedEncoder | None) -> dict[str, Any]:
+    """Tiles that the encoder was trained on; not of a distillation's teacher, which may have seen them."""
+    if given is not None:
+        return {}
+    part = find_seen(job.data, job.found)
+    for line in (*seen_lines(part, len(job.data)), *notes({"pretraining": {"the encoder": part}})):
+        logger.warning("%s", line)
+    return part
 
 
 def _check_alike(ranks: Ranks, job: EmbedJob) -> None:
@@ -135,4 +150,5 @@ def _join(job: EmbedJob, tiles: int, seconds: float) -> None:
     patches = f" and {grid.height} x {grid.width} tokens of {grid.dim}" if grid else ""
     left_out = f", {len(bad)} tiles that do not decode left out" if bad else ""
     sys.stdout.write(f"{job.out}: {rows} vectors of {dim} numbers{patches}{left_out}, {rate}\n")
+    sys.stdout.write("".join(f"{line}\n" for line in seen_lines(job.seen, len(job.data))))
     sys.stdout.flush()

@@ -125,6 +125,10 @@ class SlideTiles:
         """Number of the slide of a tile."""
         return bisect.bisect_right(self.starts, number) - 1
 
+    def group(self, number: int) -> str | None:
+        """See ``TileData``."""
+        return None
+
     def fill(self, number: int, out_HWC: Pixels) -> tuple[TileRow, Pixels | None]:
         """See ``TileData``."""
         slide = self.slide_of(number)

@@ -95,6 +95,9 @@ class TileData(Protocol):
             InputError: its file cannot be read.
         """
 
+    def group(self, number: int) -> str | None:
+        """Slide or patient of a tile of shards; None where it is not known or stands in ``TileRow.place``."""
+
 
 def open_tiles(source: str, cache_dir: str | None, options: SourceOptions) -> TileData:
     """List ``source``: shards, a folder of images, a saved dataset or hf:NAME.
@@ -143,6 +146,11 @@ class ShardTiles:
         shard = self._index.shards[self._index.locate(number)[0]].name
         return TileRow(key, self.classes[label] if label >= 0 else None, shard), None
 
+    def group(self, number: int) -> str | None:
+        """See ``TileData``."""
+        shard, row = self._index.locate(number)
+        return self._index.samples(shard).group[row]
+
 
 class SourceTiles:
     """Tiles of a folder in sorted order of their paths (or a dataset's rows), of whatever sizes."""
@@ -172,6 +180,10 @@ class SourceTiles:
             return row, pixels
         out_HWC[...] = pixels
         return row, None
+
+    def group(self, number: int) -> str | None:
+        """See ``TileData``."""
+        return None
 
     def _read(self, tile: Tile) -> Content:
         try:

@@ -13,16 +13,19 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ca2cl import __version__
+from ca2cl.common.files import writing
 from ca2cl.common.grid import AGAIN, RESULT, Grid
 from ca2cl.common.records import read_fields
-from ca2cl.config import TrackingConfig, flatten
+from ca2cl.config import flatten
+from ca2cl.data.fingerprints.seen import merged, write_seen
+from ca2cl.data.fingerprints.survey import see
 from ca2cl.errors import InputError
 from ca2cl.evaluation import report as shared
 from ca2cl.evaluation.compare import Comparison, compare_with_first, differences
 from ca2cl.evaluation.datasets import describe_missing, missing_classes, units_of
-from ca2cl.evaluation.finetune.best_checkpoint import keep_best
+from ca2cl.evaluation.finetune.best_checkpoint import KEPT, keep_best
 from ca2cl.evaluation.finetune.trial import PREDICTIONS, Trial, TuningJob
-from ca2cl.evaluation.leakage import lines as leak_lines
+from ca2cl.evaluation.leaks.wording import lines as leak_lines
 from ca2cl.evaluation.result import ENCODER, Row, score_row
 from ca2cl.evaluation.statistics import Units
 from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibration
@@ -55,6 +58,8 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
         InputError: a trial's files are damaged; the store cannot be reached.
     """
     config, index, out = job.config, job.test.index, Path(job.config.output_dir)
+    if not (out / RESULTS).exists():  # what an earlier start finished stays as it is
+        _keep_seen(job, found, (path.parent for path in grid.values()))
     groups: dict[tuple[str, float], list[Path]] = {}
     for trial, path in grid.items():
         groups.setdefault((trial.start, trial.budget), []).append(path.parent)
@@ -96,11 +101,21 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
         params={"drawn_by": drawn_by}, logged=out / LOGGED,
     )  # fmt: skip
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
-    sys.stdout.write(_keep_classifier(config.tracking, run_id, (path.parent for path in grid.values())))
+    sys.stdout.write(_keep_classifier(job, found, run_id, (path.parent for path in grid.values())))
 
 
-def _keep_classifier(tracking: TrackingConfig, run_id: str, folders: Iterable[Path]) -> str:
+def _keep_seen(job: TuningJob, found: ResolvedEncoder, folders: Iterable[Path]) -> None:
+    """Write beside the best classifier which tiles it was trained on."""
+    classifier = keep_best([*folders])
+    if classifier is not None:
+        labelled = see(job.train.index, job.train.reader, workers=job.config.workers, title="training tiles")
+        with writing(classifier, KEPT):
+            write_seen(classifier, merged([found.seen, labelled]))
+
+
+def _keep_classifier(job: TuningJob, found: ResolvedEncoder, run_id: str, folders: Iterable[Path]) -> str:
     """Keep and register the best classifier; the line about it, empty where there is none."""
+    tracking = job.config.tracking
     classifier = keep_best([*folders])
     if classifier is None:
         return ""

@@ -20,7 +20,7 @@ from ca2cl.evaluation.finetune.original import Settled, draw_original, protocol_
 from ca2cl.evaluation.finetune.report import RECORD, report
 from ca2cl.evaluation.finetune.step import LabelledSet
 from ca2cl.evaluation.finetune.trial import TrialRun, TuningJob, trial_grid
-from ca2cl.evaluation.leakage import find_leak, side_of
+from ca2cl.evaluation.leaks.find import find_leak, side_of
 from ca2cl.evaluation.protocol import describe_draw
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import Subsets, draw_subsets
@@ -112,7 +112,7 @@ def _begin(job: TuningJob, starts: Mapping[str, ResolvedEncoder], held: ExitStac
     if not folder.begin(record, held):
         workers = job.config.workers
         sides = (side_of(tiles.index, tiles.reader, tiles.title, workers=workers) for tiles in (job.train, job.test))
-        leak = find_leak(*sides, encoders={name: found.card for name, found in starts.items()})
+        leak = find_leak(*sides, encoders=starts)
         folder.write({**record, "leak": leak})
 
 

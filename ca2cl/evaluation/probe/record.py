@@ -19,7 +19,7 @@ from ca2cl.evaluation.centers.tables import tables
 from ca2cl.evaluation.centers.tracked import tracked
 from ca2cl.evaluation.compare import Comparison, differences
 from ca2cl.evaluation.datasets import ProbeSet, describe_missing, missing_classes
-from ca2cl.evaluation.leakage import lines
+from ca2cl.evaluation.leaks.wording import lines
 from ca2cl.evaluation.linear_head import SUFFIX, HeadCard, write_head
 from ca2cl.evaluation.probe.classifiers import Strength
 from ca2cl.evaluation.probe.config import ProbeConfig

@@ -23,7 +23,7 @@ from ca2cl.evaluation.datasets import (
     slides_of,
     units_of,
 )
-from ca2cl.evaluation.leakage import find_leak
+from ca2cl.evaluation.leaks.find import find_leak
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.probe.encoders import Contenders, find_contenders
 from ca2cl.evaluation.probe.record import ProbeRecord
@@ -105,9 +105,13 @@ def _probe(
     config: ProbeConfig, contenders: Contenders, weights: str, train: ProbeSet, tests: dict[str, ProbeSet]
 ) -> ProbeRecord:
     check_every_class(train.root, train.tiles.labels_N, train.index.classes)
-    cards = {ENCODER: contenders.encoder.card, **{name: found.card for name, found in contenders.rivals.items()}}
     leaks = {
-        name: find_leak(train.side(), test.side(), name=name if len(tests) > 1 else "", encoders=cards)
+        name: find_leak(
+            train.side(),
+            test.side(),
+            name=name if len(tests) > 1 else "",
+            encoders={ENCODER: contenders.encoder, **contenders.rivals},
+        )
         for name, test in tests.items()
     }
     protocol = PROTOCOLS[config.protocol]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
+from ca2cl.data.fingerprints.seen import read_seen
 from ca2cl.methods.base import MethodSettings, Tiles
 from ca2cl.methods.bitwise import Bitwise
 from ca2cl.methods.distill.method import DistillBatch
@@ -160,6 +161,8 @@ def test_a_stopped_job_goes_on_bit_for_bit(home: Path, tmp_path: Path) -> None:
     assert names == {"encoder", "projector"}, "the teacher is in no checkpoint"
     card = read_card(tmp_path / "one" / "encoder" / "card.json")
     assert MANIFEST in card.earlier_manifests, "what the teacher saw had a part in the student"
+    seen = read_seen(tmp_path / "one" / "encoder")
+    assert seen is not None and seen.manifests == (card.manifest_digest,) and len(seen.fingerprints_ND) > 0
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
+from ca2cl.data.fingerprints.seen import Seen
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.train.split_checks import find_shared
-from ca2cl.evaluation.leakage import Side, find_leak, lines, tag
+from ca2cl.evaluation.leaks.find import Side, find_leak
+from ca2cl.evaluation.leaks.wording import lines, tag
 from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.models.backbone import build_encoder
@@ -31,6 +34,14 @@ from ca2cl.reproduce.table import notes
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class Known:
+    """An encoder as far as its training data are concerned."""
+
+    card: EncoderCard
+    seen: Seen | None = None
 
 
 def side(digest: str, groups: list[str | None], pixels: str, keys: str = "") -> Side:
@@ -69,9 +80,9 @@ def test_equal_tiles_come_before_their_slides() -> None:
 
 def test_an_encoder_that_was_trained_on_the_test_shards_is_found_by_any_of_its_digests() -> None:
     cards = {
-        "encoder": CARD,
-        "pretrained": dataclasses.replace(CARD, manifest_digest="2"),
-        "tuned": dataclasses.replace(CARD, manifest_digest="1", earlier_manifests=("0", "2")),
+        "encoder": Known(CARD),
+        "pretrained": Known(dataclasses.replace(CARD, manifest_digest="2")),
+        "tuned": Known(dataclasses.replace(CARD, manifest_digest="1", earlier_manifests=("0", "2"))),
     }
     leak = find_leak(side("1", [None], "a"), side("2", [None], "b"), name="other", encoders=cards)
     assert leak["trained_on_test"] == ["pretrained", "tuned"]

@@ -1,0 +1,1 @@
+"""Fingerprints of tiles, by which copies and altered copies are found."""
