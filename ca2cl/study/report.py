@@ -17,7 +17,7 @@ from ca2cl.common.job_dir import REMEDY
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
-from ca2cl.evaluation.leakage import lines, tag
+from ca2cl.evaluation.leaks.wording import lines, tag
 from ca2cl.evaluation.report import metric_name, plus_minus, write_json
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import describe_budget
@@ -62,7 +62,7 @@ def report(plan: Plan, config: StudyConfig) -> None:
 
 
 def _leaks(done: Sequence[Job]) -> list[tuple[str, dict[str, Any]]]:
-    """Test set and overlap with training data of every probe, as ``evaluation.leakage`` found it."""
+    """Test set and overlap with training data of every probe, as ``evaluation.leaks`` found it."""
     contents = [content for job in done if (content := probe_results(job.probe)) is not None]
     return [(test, held["leak"]) for content in contents for test, held in content["tests"].items()]
 
