@@ -93,8 +93,8 @@ def cost(options: argparse.Namespace) -> None:
         clocked(AccelerateEngine, "optimizer_step") as steps,
     ):
         where = ("--run.output_dir", f"{folder}/run", "--tracking.root", f"{folder}/store")
-        job = ("--run.steps", "12", "--run.checkpoint_every", "100", "--data.shards", options.train)
-        watch = ("--watch.shards", options.held_out, "--watch.every", "4", "--watch.tiles", str(TILES))
+        job = ("--run.steps", "6", "--run.checkpoint_every", "100", "--data.shards", options.train)
+        watch = ("--watch.shards", options.held_out, "--watch.every", "3", "--watch.tiles", str(TILES))
         assert ca2cl(["pretrain", *STEP, *where, *job, *watch]) == 0
     gaps = [b[1] - a[1] for a, b in zip(steps, steps[1:], strict=False)]
     watched = {number for number, (_, end) in enumerate(steps) for before, _ in looks if end <= before < end + 1}

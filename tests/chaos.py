@@ -27,12 +27,14 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from ca2cl.tracking.journal import watch_lines
 from ca2cl.training.checkpoint import DamagedCheckpoint, verify
 from tests.support.jobs import ROOT, make_shards, training_lines
 from tests.support.servers import Server, free_port
@@ -185,7 +187,19 @@ def faults(job: Job, alone: Job, elastic: bool) -> list[str]:
     off = [a["step"] for a, b in zip(lines, expected, strict=False) if abs(a["loss"] - b["loss"]) > 1e-5 * elastic]
     if off:
         found.append(f"losses differ from step {off[0]} on, {len(off)} of them")
+    if looks(job) != looks(alone):
+        found.append("the watch lines differ")
+    best = [one.run / "best" / "encoder.safetensors" for one in (job, alone)]
+    if best[1].exists() and not elastic and best[0].read_bytes() != best[1].read_bytes():
+        found.append("the best encoders differ")
     return found + mlflow_faults(job)
+
+
+def looks(job: Job) -> list[dict[str, Any]]:
+    """The watch lines, if ``--watch.shards`` is among the settings, without their times; numbers to 1e-4."""
+    lines = watch_lines(job.run / "journal.jsonl")
+    own = [{name: line[name] for name in line if name not in ("time", "watch/seconds")} for line in lines]
+    return [{k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()} for line in own]
 
 
 def mlflow_faults(job: Job) -> list[str]:
@@ -197,6 +211,9 @@ def mlflow_faults(job: Job) -> list[str]:
     found = [] if same == [run_id] else [f"MLflow has {len(same)} runs of the job"]
     if client.get_run(run_id).info.status != "FINISHED":
         found.append(f"the run's status is {client.get_run(run_id).info.status}")
+    looked = sorted(line["step"] for line in looks(job))
+    if looked != sorted(point.step for point in client.get_metric_history(run_id, "watch/rank")):
+        found.append("MLflow has other watches than the journal")
     for metric in ("loss", "lr", "grad_norm"):
         steps = [point.step for point in client.get_metric_history(run_id, metric)]
         if sorted(steps) != list(range(1, job.total + 1)):

@@ -58,6 +58,8 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
         InputError: a trial's files are damaged; the store cannot be reached.
     """
     config, index, out = job.config, job.test.index, Path(job.config.output_dir)
+    if not (out / RESULTS).exists():  # what an earlier start finished stays as it is
+        _keep_seen(job, found, (path.parent for path in grid.values()))
     groups: dict[tuple[str, float], list[Path]] = {}
     for trial, path in grid.items():
         groups.setdefault((trial.start, trial.budget), []).append(path.parent)
@@ -102,15 +104,21 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     sys.stdout.write(_keep_classifier(job, found, run_id, (path.parent for path in grid.values())))
 
 
+def _keep_seen(job: TuningJob, found: ResolvedEncoder, folders: Iterable[Path]) -> None:
+    """Write beside the best classifier which tiles it was trained on."""
+    classifier = keep_best([*folders])
+    if classifier is not None:
+        labelled = see(job.train.index, job.train.reader, workers=job.config.workers, title="training tiles")
+        with writing(classifier, KEPT):
+            write_seen(classifier, merged([found.seen, labelled]))
+
+
 def _keep_classifier(job: TuningJob, found: ResolvedEncoder, run_id: str, folders: Iterable[Path]) -> str:
     """Keep and register the best classifier; the line about it, empty where there is none."""
     tracking = job.config.tracking
     classifier = keep_best([*folders])
     if classifier is None:
         return ""
-    labelled = see(job.train.index, job.train.reader, workers=job.config.workers, title="training tiles")
-    with writing(classifier, KEPT):
-        write_seen(classifier, merged([found.seen, labelled]))
     text = f"the best classifier on held-out tiles is in {classifier}"
     if not tracking.register_as:
         return f"{text}\n"

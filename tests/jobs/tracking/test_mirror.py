@@ -125,6 +125,30 @@ def test_steps_that_are_done_again_are_sent_once(embedded: Store, tmp_path: Path
     assert history(embedded, run_id) == [(step, 1 / step) for step in range(1, 13)]
 
 
+def test_watches_that_are_done_again_are_sent_once(embedded: Store, tmp_path: Path) -> None:
+    """Also those of steps without a training line, as under ``run.log_every``."""
+    journal, run_id = Journal(tmp_path / "journal.jsonl"), new_run(embedded)
+
+    def watch(first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            if step % 4 == 0:
+                steps(journal, step, step)
+            numbers = {"watch/rank": 1 / step, "watch/knn": step / 10}
+            journal.append({"event": "watch", "in_step": step, **numbers, "collapse": "flat"})
+
+    watch(1, 7)
+    Replayer(tmp_path, embedded, run_id).send()
+    journal.rewind_to_step(2)
+    time.sleep(0.01)  # the time of a point is in milliseconds
+    watch(3, 9)
+    Replayer(tmp_path, embedded, run_id).send()
+    for name in ("watch/rank", "watch/knn"):
+        found = embedded.client.get_metric_history(run_id, name)
+        assert [point.step for point in found] == list(range(1, 10)), name
+    assert [step for step, _ in history(embedded, run_id)] == [4, 8]
+    assert "watch/collapse" not in embedded.client.get_run(run_id).data.metrics
+
+
 def test_steps_that_are_done_again_with_other_numbers_are_sent(embedded: Store, tmp_path: Path) -> None:
     journal, run_id = Journal(tmp_path / "journal.jsonl"), new_run(embedded)
     steps(journal, 1, 4)

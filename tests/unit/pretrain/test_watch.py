@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ca2cl.config import ViewsConfig
+from ca2cl.config import RunConfig, ViewsConfig
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_card import EncoderCard
 from ca2cl.pretrain.watch import measures
+from ca2cl.pretrain.watch.assemble import check
 from ca2cl.pretrain.watch.best import BestEncoder
 from ca2cl.pretrain.watch.collapse import collapse_of
 from ca2cl.pretrain.watch.config import WatchConfig
@@ -189,6 +190,13 @@ def test_shards_that_cannot_be_watched_are_refused(shards: Path) -> None:
     assert find_tiles(WatchConfig(), None, 60, "") is None
     with pytest.raises(InputError, match=r"watch\.tiles is 3"):
         WatchConfig(tiles=3)
+
+
+def test_parameters_that_are_shared_out_are_refused() -> None:
+    settings: Any = SimpleNamespace(watch=WatchConfig(shards="x"), run=RunConfig(fsdp=True))
+    with pytest.raises(InputError, match=r"run\.fsdp is true: a watch"):
+        check(settings)
+    check(SimpleNamespace(watch=WatchConfig(), run=RunConfig(fsdp=True)))  # type: ignore[arg-type]
 
 
 def test_a_state_goes_on_with_the_same_tiles_and_metric_alone() -> None:
