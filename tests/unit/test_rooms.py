@@ -119,7 +119,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation.embed",
     },
     "study": {
-        "cli", "runtime", "store", "data.remote", "pretrain", "registry", "tracking", "evaluation", "evaluation.probe",
+        "cli", "runtime", "store", "data.remote", "pretrain", "registry", "tracking", "evaluation", "evaluation.leaks",
+        "evaluation.probe",
     },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
