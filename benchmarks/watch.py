@@ -44,6 +44,7 @@ from ca2cl.models.encoder_io import make_encoder
 from ca2cl.models.preprocess import preprocess
 from ca2cl.pretrain import run as pretrain
 from ca2cl.pretrain.watch.held_out import WatchedTiles, choose
+from ca2cl.pretrain.watch.measures import accuracies_from
 from ca2cl.pretrain.watch.passes import Share
 from ca2cl.pretrain.watch.watch import Centroids, Watch, measure
 from ca2cl.runtime.tensor_files import reading_tensors
@@ -62,7 +63,7 @@ SHORT = (
 )  # fmt: skip
 STRENGTH = 10.0
 """C of the probe, the same for all checkpoints."""
-NAMES = ("knn", "linear", "rank", "uniformity")
+NAMES = ("knn of labelled", "linear of labelled", "knn", "linear", "rank", "uniformity")
 
 
 def say(*words: object) -> None:
@@ -151,7 +152,12 @@ def _row(path: Path, options: argparse.Namespace, tiles: WatchedTiles) -> dict[s
     row = {}
     for name, places in {"all": np.arange(len(tiles)), "a": np.flatnonzero(half), "b": np.flatnonzero(~half)}.items():
         some = tiles.only(places)
-        numbers, _ = measure(_share(test_x[torch.from_numpy(some.samples_N)]), some, Centroids(10, 10))
+        values = test_x[torch.from_numpy(some.samples_N)]
+        numbers, _ = measure(_share(values), some, Centroids(10, 10))
+        assert some.labels_N is not None
+        own = torch.from_numpy(some.labels_N)
+        found = accuracies_from(train_x.double(), torch.from_numpy(train_y), values.double(), own)
+        numbers |= dict(zip(("knn of labelled", "linear of labelled"), found, strict=True))
         row |= {f"{one} {name}": numbers[one] for one in NAMES} | {f"probe {name}": float(right[places].mean())}
     return row
 

@@ -27,7 +27,7 @@ FREE = (
     "data.shards", "data.cache_dir", "data.cache_gb", "data.fetch_timeout", "data.workers", "data.max_bad_rate",
     "run.output_dir", "run.resume", "run.fsdp", "model.checkpoint_activations",
     "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.log_every", "run.figures_every", "run.max_skipped",
-    "watch.shards", "watch.every", "watch.tiles", "watch.metric", "watch.stop", "watch.seed",
+    "watch.shards", "watch.labelled", "watch.every", "watch.tiles", "watch.metric", "watch.stop", "watch.seed",
     "tracking.uri", "tracking.root", "tracking.experiment", "tracking.run_name", "tracking.register_as",
     "tracking.sinks",
 )  # fmt: skip

@@ -95,18 +95,25 @@ def open_watch(
     """
     data, watch = settings.data, settings.watch
     mean, std = settings.model.normalisation
-    policy = FetchPolicy(timeout=data.fetch_timeout)
-    reader = ShardReader(watch.shards, data.cache_dir, index=tiles.index, cache_gb=data.cache_gb, policy=policy)
     views = build_views(settings.views, data.image_size, mean=mean, std=std, seed=watch.seed)
-    own = OwnTiles(tiles, reader, tiles.blocks(ranks.rank, ranks.world), data.workers)
-    words = (tiles.index.manifest.digest, len(tiles), watch.seed, data.image_size, metric_of(watch, tiles))
+    own = _own(data, watch.shards, tiles, ranks)
+    others = tiles.reference
+    reference = _own(data, watch.labelled, others, ranks) if others is not None else None
+    digests = (tiles.index.manifest.digest, others.index.manifest.digest if others is not None else "")
+    words = (*digests, len(tiles), watch.seed, data.image_size, metric_of(watch, tiles))
     so_far = WatchState.of(read_state(checkpoint) if checkpoint is not None else {}, " ".join(map(str, words)))
     best = BestEncoder(Path(settings.run.output_dir))
     ranks.from_first(lambda: best.restore(so_far, checkpoint))
     passes = Passes(data.image_size, mean, std, views, tiles.words_N, HALF.get(settings.run.precision))
     centroids = Centroids(settings.objective.clusters, settings.objective.lloyd_iterations)
     parts = Parts(
-        method=method, passes=passes, own=own, centroids=centroids, ranks=ranks, report=report, card=card,
-        best=best, state=state, total_steps=total_steps,
+        method=method, passes=passes, own=own, reference=reference, centroids=centroids, ranks=ranks,
+        report=report, card=card, best=best, state=state, total_steps=total_steps,
     )  # fmt: skip
     return Watch(watch, tiles, parts, so_far)
+
+
+def _own(data: DataConfig, shards: str, tiles: WatchedTiles, ranks: Ranks) -> OwnTiles:
+    policy = FetchPolicy(timeout=data.fetch_timeout)
+    reader = ShardReader(shards, data.cache_dir, index=tiles.index, cache_gb=data.cache_gb, policy=policy)
+    return OwnTiles(tiles, reader, tiles.blocks(ranks.rank, ranks.world), data.workers)

@@ -45,6 +45,7 @@ class WatchedTiles:
         labels_N: their classes; None without labels, or with one class.
         unit_N: number of each tile's slide or patient, or of the tile where they are not known.
         fold_N: folds of the linear probe, whole slides where they are known; None without labels.
+        reference: labelled tiles of other shards that vote and are fitted; None: these do.
     """
 
     index: ShardIndex
@@ -53,6 +54,7 @@ class WatchedTiles:
     labels_N: Integers | None
     unit_N: Integers
     fold_N: Integers | None
+    reference: WatchedTiles | None = None
 
     def __len__(self) -> int:
         return len(self.samples_N)
@@ -101,6 +103,10 @@ def find_tiles(
             f"watch.shards is {config.shards!r}: these are the shards of data.shards, and tiles that it trains on say "
             "little about others; give held-out ones, or leave watch.shards out"
         )
+    if config.labelled:
+        return _with_reference(
+            config, index, open_index(config.labelled, cache_dir, FetchPolicy(timeout=fetch_timeout))
+        )
     found = choose(index, config.tiles, config.seed)
     if found.labels_N is None and config.metric in ("knn", "linear"):
         raise InputError(
@@ -108,6 +114,23 @@ def find_tiles(
             "--watch.metric rank, or labelled shards"
         )
     return found
+
+
+def _with_reference(config: WatchConfig, index: ShardIndex, labelled: ShardIndex) -> WatchedTiles:
+    """Half of the tiles of each."""
+    if labelled.manifest.digest == index.manifest.digest:
+        raise InputError(
+            f"watch.labelled is {config.labelled!r}: these are the shards of watch.shards; give others, such as "
+            "data.shards, or leave it out"
+        )
+    classes = [*index.classes, *(name for name in labelled.classes if name not in index.classes)]
+    found, reference = (
+        choose(one.relabelled(classes), config.tiles // 2, config.seed) for one in (index, labelled)
+    )  # fmt: skip
+    for name, tiles in ((config.shards, found), (config.labelled, reference)):
+        if tiles.labels_N is None:
+            raise InputError(f"{name}: has not labels of two classes or more; leave watch.labelled out")
+    return replace(found, reference=reference)
 
 
 def choose(index: ShardIndex, count: int, seed: int) -> WatchedTiles:
@@ -129,7 +152,7 @@ def choose(index: ShardIndex, count: int, seed: int) -> WatchedTiles:
     drawn = np.array([key_hash(key) for key in keys], np.int64)
     if len(classes) < 2:
         return WatchedTiles(index, samples, drawn, None, units, None)
-    own = np.searchsorted(classes, labels[samples]).astype(np.int64)
+    own = labels[samples].astype(np.int64)
     fold = stratified_folds(own, FOLDS, seed) if slides is None else slide_folds(own, slides, FOLDS, seed)
     return WatchedTiles(index, samples, drawn, own, units, fold)
 

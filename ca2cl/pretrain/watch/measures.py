@@ -123,6 +123,31 @@ def linear_accuracy(centred_ND: Tensor, labels_N: Tensor, fold_N: Tensor) -> flo
     return mean_recall(predicted, labels_N)
 
 
+def accuracies_from(
+    reference_RD: Tensor, reference_labels_R: Tensor, values_ND: Tensor, labels_N: Tensor
+) -> tuple[float, float]:
+    """As ``neighbour_accuracy`` and ``linear_accuracy``, where other tiles vote and are fitted.
+
+    Features are taken less the mean of the reference.
+
+    Args:
+        reference_RD: features of labelled tiles.
+        reference_labels_R: their classes from 0.
+        values_ND: features of the tiles that are scored.
+        labels_N: their classes.
+    """
+    mean_D = reference_RD.mean(0)
+    reference_RD, rows_ND = unit_rows(reference_RD - mean_D), unit_rows(values_ND - mean_D)
+    targets_RC = F.one_hot(reference_labels_R).double()
+    nearest = (rows_ND @ reference_RD.T).topk(min(NEIGHBOURS, len(reference_RD)), dim=1)
+    votes_NC = (nearest.values.clamp(min=_FLOOR)[:, :, None] * targets_RC[nearest.indices]).sum(1)
+    prior_C = targets_RC.mean(0)
+    penalty_DD = RIDGE * torch.eye(reference_RD.shape[1], dtype=reference_RD.dtype)
+    weight_DC = torch.linalg.solve(reference_RD.T @ reference_RD + penalty_DD, reference_RD.T @ (targets_RC - prior_C))
+    scores_NC = rows_ND @ weight_DC + prior_C
+    return mean_recall(votes_NC.argmax(1), labels_N), mean_recall(scores_NC.argmax(1), labels_N)
+
+
 def mean_recall(predicted_N: Tensor, labels_N: Tensor) -> float:
     """Mean over the classes present of the share of their tiles that are predicted right."""
     right_N = (predicted_N == labels_N).double()

@@ -68,9 +68,14 @@ class Passes:
 
     @torch.no_grad()
     def share(
-        self, method: Method, network: nn.Module, blocks: Iterable[tuple[Integers, Tensor]], device: torch.device
-    ) -> Share:  # fmt: skip
-        """What the method's network makes of a rank's blocks."""
+        self,
+        method: Method,
+        network: nn.Module,
+        blocks: Iterable[tuple[Integers, Tensor]],
+        device: torch.device,
+        compared: int = COMPARED,
+    ) -> Share:
+        """What the method's network makes of a rank's blocks, and of two views of the first ``compared`` tiles."""
         encoder, half = method.encoder(network), self._half
         found = []
         with (
@@ -84,7 +89,7 @@ class Passes:
                 features = encoder(preprocess(on_device, self._size, self._mean, self._std))
                 embeddings = method.embeddings(network, features)
                 embeddings = features[:, :0] if embeddings is None else embeddings
-                near = block[0] < COMPARED
+                near = block[0] < compared
                 distances = self._compare(encoder, block, on_device) if near else torch.zeros(0, dtype=torch.float64)
                 found.append(Share(block, features.float().cpu(), embeddings.float().cpu(), distances))
         return joined(found)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
@@ -61,6 +62,7 @@ class Parts:
         method: knows the encoder and the embeddings of its network.
         passes: embeds tiles.
         own: this rank's tiles.
+        reference: this rank's tiles of the reference, if there is one.
         centroids: settings of k-means.
         ranks: of the job.
         report: receives the numbers; on ranks other than 0 it may ignore them.
@@ -73,6 +75,7 @@ class Parts:
     method: Method
     passes: Passes
     own: OwnTiles
+    reference: OwnTiles | None
     centroids: Centroids
     ranks: Ranks
     report: Report
@@ -118,15 +121,27 @@ class Watch:
         with engine.averaged():
             network = engine.bare
             share = parts.ranks.together(lambda: parts.passes.share(parts.method, network, parts.own, engine.device))
-            whole = gather(share, parts.ranks)
-            self._keep(parts.ranks.from_first(lambda: self._judge(step, engine, whole, started)))
+            whole, others = gather(share, parts.ranks), self._reference(engine)
+            self._keep(parts.ranks.from_first(lambda: self._judge(step, engine, whole, others, started)))
         if self.state.collapsed >= IN_A_ROW and self._config.stop:
             raise InputError(self._ending(step))
 
-    def _judge(self, step: int, engine: AccelerateEngine, whole: Share, started: float) -> WatchState:
+    def _reference(self, engine: AccelerateEngine) -> Share | None:
+        """Features of the reference, if there is one."""
+        parts, own = self._parts, self._parts.reference
+        if own is None:
+            return None
+        return gather(
+            parts.ranks.together(lambda: parts.passes.share(parts.method, engine.bare, own, engine.device, 0)),
+            parts.ranks,
+        )
+
+    def _judge(
+        self, step: int, engine: AccelerateEngine, whole: Share, others: Share | None, started: float
+    ) -> WatchState:  # fmt: skip
         """Compute and report the numbers, and keep the encoder if it is the best. Returns the state after that."""
         parts = self._parts
-        numbers, collapse = measure(whole, self._tiles.only(whole.places), parts.centroids)
+        numbers, collapse = measure(whole, self._tiles.only(whole.places), parts.centroids, others)
         numbers["seconds"] = time.perf_counter() - started
         parts.report.log_watch(step, numbers, collapse)
         state = self.state.after(collapse)
@@ -162,13 +177,16 @@ def metric_of(config: WatchConfig, tiles: WatchedTiles) -> str:
     return "knn" if tiles.labels_N is not None else "rank"
 
 
-def measure(share: Share, tiles: WatchedTiles, centroids: Centroids) -> tuple[dict[str, float], str]:
+def measure(
+    share: Share, tiles: WatchedTiles, centroids: Centroids, reference: Share | None = None
+) -> tuple[dict[str, float], str]:  # fmt: skip
     """The numbers of a watch by name, NaN where a feature is not finite, and the reason for a collapse (or empty).
 
     Args:
         share: features of all tiles.
         tiles: their labels and slides.
         centroids: settings of k-means.
+        reference: features of ``tiles.reference``, if there is one.
     """
     values_ND, embeddings_NE = share.features.double(), share.embeddings.double()
     collapse = collapse_of(values_ND, embeddings_NE)
@@ -176,14 +194,27 @@ def measure(share: Share, tiles: WatchedTiles, centroids: Centroids) -> tuple[di
     numbers |= dict.fromkeys(("rank", "alignment", "uniformity", "apart", "largest", "smallest"), math.nan)
     if not values_ND.isfinite().all():
         return numbers, collapse
-    unit_ND, centred_ND = measures.unit_rows(values_ND), measures.centred_rows(values_ND)
-    if tiles.labels_N is not None and tiles.fold_N is not None:
-        labels, units, folds = (torch.from_numpy(x) for x in (tiles.labels_N, tiles.unit_N, tiles.fold_N))
-        numbers["knn"] = measures.neighbour_accuracy(centred_ND, labels, units)
-        numbers["linear"] = measures.linear_accuracy(centred_ND, labels, folds)
+    unit_ND = measures.unit_rows(values_ND)
+    if tiles.labels_N is not None:
+        numbers["knn"], numbers["linear"] = _accuracies(values_ND, tiles, reference)
     numbers["rank"] = measures.effective_rank(values_ND)
     numbers["alignment"] = float(share.distances.mean())
     numbers["uniformity"] = measures.uniformity(unit_ND)
     numbers["apart"] = apart(embeddings_NE if embeddings_NE.shape[1] else values_ND)
     largest, smallest = measures.centroid_shares(unit_ND, centroids.clusters, centroids.iterations)
     return {**numbers, "largest": largest, "smallest": smallest}, collapse
+
+
+def _accuracies(values_ND: Tensor, tiles: WatchedTiles, reference: Share | None) -> tuple[float, float]:
+    """By k-NN and by the linear probe, of labelled tiles."""
+    assert tiles.labels_N is not None and tiles.fold_N is not None
+    labels, units, folds = (torch.from_numpy(x) for x in (tiles.labels_N, tiles.unit_N, tiles.fold_N))
+    if reference is None or tiles.reference is None:
+        rows_ND = measures.centred_rows(values_ND)
+        by_neighbours = measures.neighbour_accuracy(rows_ND, labels, units)
+        return by_neighbours, measures.linear_accuracy(rows_ND, labels, folds)
+    theirs = tiles.reference.only(reference.places).labels_N
+    assert theirs is not None
+    if not reference.features.isfinite().all():
+        return math.nan, math.nan
+    return measures.accuracies_from(reference.features.double(), torch.from_numpy(theirs), values_ND, labels)

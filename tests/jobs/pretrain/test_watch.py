@@ -28,7 +28,9 @@ JOB = (
     "--objective.adversary", "false", "--data.shards", "shards-0",
 )  # fmt: skip
 BITWISE = ("--run.accumulation", "bitwise", "--model.norm", "lane_group", "--model.norm_group", "2")
-WATCH = ("--watch.shards", "shards-1", "--watch.every", "3", "--watch.tiles", "64")
+WATCH = (
+    "--watch.shards", "shards-1", "--watch.labelled", "shards-0", "--watch.every", "3", "--watch.tiles", "90",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,26 @@ def test_the_linear_probe_is_ridge_regression_on_other_folds(features: Tensor) -
     assert measures.linear_accuracy(*given) == pytest.approx(expected)
 
 
+def test_labelled_tiles_of_other_shards_vote_and_are_fitted(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "NEIGHBOURS", 5)
+    labels, given = np.random.default_rng(4).integers(0, 3, 60), features.numpy()
+    known, asked = given[:40] - given[:40].mean(0), given[40:] - given[:40].mean(0)
+    known, asked = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (known, asked))
+    votes = []
+    for row in asked:
+        nearest = sorted(range(40), key=lambda j, row=row: -float(row @ known[j]))[:5]
+        votes.append([sum(max(float(row @ known[j]), 1e-9) for j in nearest if labels[j] == k) for k in range(3)])
+    targets = np.eye(3)[labels[:40]]
+    x, y = np.concatenate([known, np.eye(7)]), np.concatenate([targets - targets.mean(0), np.zeros((7, 3))])
+    scores = asked @ np.linalg.lstsq(x, y, rcond=None)[0] + targets.mean(0)
+    found = measures.accuracies_from(
+        features[:40], torch.from_numpy(labels[:40]), features[40:], torch.from_numpy(labels[40:])
+    )  # fmt: skip
+    for accuracy, predicted in zip(found, (np.argmax(votes, 1), scores.argmax(1)), strict=True):
+        right = [(predicted == labels[40:])[labels[40:] == k].mean() for k in range(3)]
+        assert accuracy == pytest.approx(np.mean(right))
+
+
 def test_centroids_that_hold_all_tiles_and_none() -> None:
     two = torch.cat([torch.tensor([[1.0, 0.0]]).repeat(30, 1), torch.tensor([[0.0, 1.0]]).repeat(10, 1)]).double()
     mixed = two[torch.randperm(40, generator=torch.Generator().manual_seed(3))]
@@ -141,6 +161,13 @@ def test_the_tiles_are_balanced_and_the_same_for_any_number_of_ranks(shards: Pat
         dealt = [tiles.blocks(rank, world) for rank in range(world)]
         assert len({len(blocks) for blocks in dealt}) == 1
         assert sorted(np.concatenate([one for blocks in dealt for one in blocks])) == list(range(36))
+
+
+def test_labels_of_both_shards_are_numbers_of_the_same_classes(shards: Path, tmp_path: Path) -> None:
+    few = make_shards(tmp_path, 4, seed=1)
+    found = find_tiles(WatchConfig(shards=str(shards), labelled=str(few), tiles=64), None, 60, "")
+    assert found is not None and found.reference is not None and found.labels_N is not None
+    assert len(found) == 27 and len(found.reference) == 27 and found.index.classes == found.reference.index.classes
 
 
 def test_a_rare_class_gives_all_it_has() -> None:
@@ -188,6 +215,8 @@ def test_shards_that_cannot_be_watched_are_refused(shards: Path) -> None:
     with pytest.raises(InputError, match=r"these are the shards of data\.shards"):
         find_tiles(WatchConfig(shards=str(shards)), None, 60, index.manifest.digest)
     assert find_tiles(WatchConfig(), None, 60, "") is None
+    with pytest.raises(InputError, match=r"these are the shards of watch\.shards"):
+        find_tiles(WatchConfig(shards=str(shards), labelled=str(shards)), None, 60, "")
     with pytest.raises(InputError, match=r"watch\.tiles is 3"):
         WatchConfig(tiles=3)
 
