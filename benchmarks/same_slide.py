@@ -77,14 +77,14 @@ def train(shards: Path, run: Path, options: argparse.Namespace, seed: int, setti
     subprocess.run([sys.executable, "-m", "ca2cl", "pretrain", *map(str, words)], check=True)
 
 
-def probe(encoder: str, paths: list[Path]) -> dict[str, float]:
-    """Accuracies of linear probes of patient, image and grade (balanced)."""
+def probe(encoder: str, paths: list[Path], size: int) -> dict[str, float]:
+    """Accuracies of linear probes of patient, image and grade (balanced), from tiles resized to ``size``."""
     found = resolve_encoder(encoder)
     card, parts = found.card, []
     with torch.inference_mode():
         for first in range(0, len(paths), 128):
             tiles = np.stack([np.asarray(Image.open(path)) for path in paths[first : first + 128]])
-            x = preprocess(torch.from_numpy(tiles), card.input_size, card.mean, card.std)
+            x = preprocess(torch.from_numpy(tiles), size, card.mean, card.std)
             parts.append(found.encoder.eval()(x).numpy())
     values_ND = np.concatenate(parts)
     facts = [_NAME.match(path.stem) for path in paths]
@@ -154,13 +154,13 @@ def main() -> None:
             run = options.folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             if not (run / "encoder").exists():
                 train(shards, run, options, seed, SETTINGS[name])
-            found = probe(str(run), paths)
+            found = probe(str(run), paths, options.size)
             print(
                 f"| {name} | {seed} | {share(run):.3f} | {found['patient']:.3f} | {found['image']:.3f} | "
                 f"{found['grade']:.3f} |", flush=True,
             )  # fmt: skip
     for seed in range(options.seeds):
-        found = probe(f"random:{seed}", paths)
+        found = probe(f"random:{seed}", paths, options.size)
         print(f"| random weights | {seed} | | {found['patient']:.3f} | {found['image']:.3f} | {found['grade']:.3f} |")
 
 

@@ -20,6 +20,7 @@ from ca2cl.models.encoder_card import EncoderCard
 from ca2cl.models.encoder_io import save_encoder
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.description import describe_run
 from ca2cl.pretrain.watch.best import BEST_PATH
 from ca2cl.runtime.tensor_files import write_tensors
 from ca2cl.tracking.environment import git_commit
@@ -76,6 +77,8 @@ def hand_on(
     if best is not None:
         tracker.log_encoder(best, config.tracking.register_as, alias=BEST_PATH)
     tracker.log_encoder(folder, config.tracking.register_as)
+    if tracker.run_id:
+        tracker.describe(describe_run(config, index.manifest, step, provenance.get("start"), tracker.run_id))
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")
 
 

@@ -32,6 +32,7 @@ from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibra
 from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.store.notes import short_name
 from ca2cl.store.open import open_store, store_errors
 
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}
@@ -96,7 +97,9 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     metrics = shared.tracked_metrics(rows, shared.metric_names(config.against), compared)
     protocol = config.note_protocol or config.protocol
     run_id, before = shared.log_results(
-        config, found, metrics, files, name=config.tracking.run_name or "finetune", digests=job.digests, leak=leak,
+        config, found, metrics, files, name=config.tracking.run_name or f"finetune of {short_name(found.uri)}",
+        sets=[(config.train, job.train.index.manifest, "training"), (config.test, index.manifest, "testing")],
+        text=shared.table(rows), digests=job.digests, leak=leak,
         tags={"ca2cl.kind": "finetune", "ca2cl.protocol": protocol, "ca2cl.resampled_by": units.name},
         params={"drawn_by": drawn_by}, logged=out / LOGGED,
     )  # fmt: skip
