@@ -79,7 +79,7 @@ def _text(plan: Plan, rows: Sequence[Row], compute: Sequence[Compute], differenc
     shown, draws = by_primary(rows, differences), plan.study.probe.seeds
     parts = [
         aligned(heads, [_cells(row, several) for row in rows]),
-        f"mean ± sd between training seeds; a seed's value is the mean over {draws} draws of labels\n",
+        f"mean ± sd between training seeds; a seed's value is the mean over {_count(draws, 'draw')} of labels\n",
         aligned(COMPUTE_HEADS, compute_rows(compute, plan.study.minutes)),
         describe_clock(compute) + "\n",
     ]
@@ -104,9 +104,14 @@ def _where(one: Difference, several: bool) -> str:
 
 
 def _line(one: Difference, several: bool) -> str:
-    interval = _signed(one.interval) if math.isfinite(one.interval[0]) else "no interval with one seed"
-    what = f"{one.first} less {one.against}, {one.classifier}, {_where(one, several)}"
-    return f"{what}: {one.mean:+.3f} {interval}; p = {one.p_holm:.2g}"
+    what = f"{one.first} less {one.against}, {one.classifier}, {_where(one, several)}: {one.mean:+.3f}"
+    if not math.isfinite(one.interval[0]):
+        return f"{what}, without an interval: one seed"
+    return f"{what} {_signed(one.interval)}; p = {one.p_holm:.2g}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _signed(interval: tuple[float, float]) -> str:
@@ -125,7 +130,7 @@ def sentence(plan: Plan, finished: int, rows: Sequence[Row], shown: Sequence[Dif
     seeds, total = min(len(row.seeds) for row in rows if not row.floor), len(plan.jobs)
     minutes, steps = plan.study.minutes, plan.study.steps
     length = f"{minutes:g} minutes each" if minutes is not None else f"{steps} steps each"
-    runs = f"{seeds} seeds a recipe" if finished == total else f"{finished} of {total} runs are finished"
+    runs = f"{_count(seeds, 'seed')} a recipe" if finished == total else f"{finished} of {total} runs are finished"
     begin = f"{runs}, {length}"
     several = len({row.test for row in rows}) > 1
     found = [f"{begin}: {_verdict(shown, seeds, several)}."]
@@ -141,8 +146,7 @@ def sentence(plan: Plan, finished: int, rows: Sequence[Row], shown: Sequence[Dif
 def _verdict(shown: Sequence[Difference], seeds: int, several: bool) -> str:
     if not shown:
         return "there is one recipe, and nothing to compare it with"
-    count = f"{len(shown)} comparison{'s' if len(shown) > 1 else ''}"
-    first, how = shown[0].first, f"{shown[0].classifier} probe, Holm over {count}"
+    first, how = shown[0].first, f"{shown[0].classifier} probe, Holm over {_count(len(shown), 'comparison')}"
     if seeds < 2:
         return "one seed says nothing about the spread between seeds, so no recipes are compared"
     real = [one for one in shown if one.p_holm < _LEVEL]
