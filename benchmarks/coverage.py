@@ -107,9 +107,9 @@ def coverage(world: World, repeats: int, generator: np.random.Generator) -> tupl
         right_SN, units, found = one_classifier(world, generator)
         correlation += found
         intervals = (
-            bootstrap_interval(right_SN),
+            bootstrap_interval(right_SN, resamples=RESAMPLES),
             percentile_bootstrap(right_SN[0].astype(float), units, generator),
-            bootstrap_interval(right_SN, units),
+            bootstrap_interval(right_SN, units, resamples=RESAMPLES),
         )
         held += [low <= truth <= high for low, high in intervals]
     return (correlation / repeats, *(held / repeats).tolist())
@@ -134,7 +134,7 @@ def over_draws(spread: float, slides: int, repeats: int, generator: np.random.Ge
     for seed in range(repeats):
         a, b, units = two_equals_over_draws(spread, slides, generator)
         found = paired_difference(a, b, units, resamples=RESAMPLES, seed=seed)
-        low, high = bootstrap_interval(a, units)
+        low, high = bootstrap_interval(a, units, resamples=RESAMPLES)
         called += [found.p < 0.05, not found.interval[0] <= 0 <= found.interval[1], low <= BASE <= high]
     p, interval, held = (called / repeats).tolist()
     return p, interval, held

@@ -1,1 +1,1 @@
-"""Parts that evaluation verbs share: splits, metrics, statistics, leakage and reports."""
+"""Parts that evaluation verbs share: splits, metrics, statistics and reports."""

@@ -9,6 +9,7 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.redact import redact_all
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
+from ca2cl.data.shards.index import Manifest
 from ca2cl.evaluation.calibration.summary import Calibration
 from ca2cl.evaluation.compare import Comparison
 from ca2cl.evaluation.leaks.wording import tag as leak_tag
@@ -28,6 +30,8 @@ from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Interval
 from ca2cl.registry.evaluation_run import log_evaluation, log_evaluation_once
 from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.store.inputs import describe_input
+from ca2cl.store.notes import code_block
 
 REMEDY = "free some space, or give a file in a folder you can write"
 SCORES = tuple(f.name for f in dataclasses.fields(ClassificationMetrics) if f.name != "confusion")
@@ -167,7 +171,7 @@ def tracked_metrics(
 def log_results(
     config: Any, found: ResolvedEncoder, metrics: Mapping[str, float], files: Sequence[Path], *, name: str,
     digests: Sequence[str], leak: Mapping[str, Any], tags: Mapping[str, str], params: Mapping[str, Any],
-    logged: Path | None = None,
+    logged: Path | None = None, sets: Sequence[tuple[str, Manifest, str]] = (), text: str = "",
 ) -> tuple[str, bool]:  # fmt: skip
     """Log a verb's results as an MLflow run; its id, and whether it was logged before.
 
@@ -181,6 +185,8 @@ def log_results(
         leak: what these share (``leaks.find_leak``).
         tags: more tags.
         params: more parameters.
+        sets: shards, their manifests, and what they were used for: training or testing.
+        text: of the table, for the run's description.
         logged: JSON file that says which results were logged before, so that a job started again logs them once.
 
     Raises:
@@ -198,6 +204,8 @@ def log_results(
             **leak_tag(leak, ENCODER),
             **tags,
         },
+        "inputs": [describe_input(shards, asdict(manifest), context) for shards, manifest, context in sets],
+        "description": f"{name}, encoder `{found.uri}`\n\n{code_block(text)}" if text else "",
         "uri": config.tracking.uri,
         "root": config.tracking.root,
         "experiment": config.tracking.experiment,

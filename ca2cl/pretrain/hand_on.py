@@ -20,6 +20,7 @@ from ca2cl.models.encoder_card import EncoderCard
 from ca2cl.models.encoder_io import save_encoder
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.description import describe_run
 from ca2cl.pretrain.watch.best import BEST_PATH
 from ca2cl.runtime.tensor_files import write_tensors
 from ca2cl.tracking.environment import git_commit
@@ -69,12 +70,26 @@ def hand_on(
         folder = Path(config.run.output_dir) / "encoder"
         with writing(folder, "free some space and start again: the last step's checkpoint is kept"):
             folder.mkdir(parents=True, exist_ok=True)
-            write_seen(folder, _seen(index, reader, config.data.workers, earlier))
+            seen = _seen(index, reader, config.data.workers, earlier)
+            for place in (folder, *([best] if best is not None else [])):
+                write_seen(place, seen)
             save_encoder(folder, weights, card)
     if best is not None:
         tracker.log_encoder(best, config.tracking.register_as, alias=BEST_PATH)
     tracker.log_encoder(folder, config.tracking.register_as)
+    if tracker.run_id:
+        tracker.describe(describe_run(config, index.manifest, step, provenance.get("start"), tracker.run_id))
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")
+
+
+def _seen(index: ShardIndex, reader: ShardReader, workers: int, earlier: Sequence[Seen | None]) -> Seen | None:
+    """What the encoder and its first weights have seen. A shard that is away by now does not cost the encoder."""
+    own = None
+    try:
+        own = see(index, reader, workers=workers)
+    except InputError as error:
+        logger.warning("%s; evaluations of the encoder will not know which tiles it has seen", error)
+    return merged([*earlier, own])
 
 
 def card_of(
@@ -104,13 +119,3 @@ def card_of(
         source_run_id=observer.tracker.run_id or None,
         **provenance,
     )
-
-
-def _seen(index: ShardIndex, reader: ShardReader, workers: int, earlier: Sequence[Seen | None]) -> Seen | None:
-    """What the encoder and its first weights have seen. A shard that is away by now does not cost the encoder."""
-    own = None
-    try:
-        own = see(index, reader, workers=workers)
-    except InputError as error:
-        logger.warning("%s; evaluations of the encoder will not know which tiles it has seen", error)
-    return merged([*earlier, own])

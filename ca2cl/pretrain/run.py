@@ -29,6 +29,7 @@ from ca2cl.pretrain import shares
 from ca2cl.pretrain.batches import feed, maker
 from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
+from ca2cl.pretrain.description import describe_run
 from ca2cl.pretrain.engines import build_engine, check_fsdp, configured_method, sharing
 from ca2cl.pretrain.hand_on import card_of, hand_on
 from ca2cl.pretrain.memory.activations import quick_step
@@ -114,6 +115,7 @@ def run(config: PretrainConfig) -> int:
         check_progress(progress, steps)
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
         _tag_start(tracker, checkpoint, begun, teacher)
+        tracker.describe(describe_run(config, index.manifest, steps, begun.facts().get("start")))
     provenance = {"earlier_manifests": earlier, **begun.facts()}
     seen = (begun.seen, teacher.seen if teacher is not None else None)
     parts = _Parts(
@@ -135,6 +137,7 @@ def _unit(config: PretrainConfig, groups: LaneGroups | None) -> int | None:
 
 def _tag_start(tracker: NullTracker, checkpoint: Path | None, begun: RunStart, teacher: FoundTeacher | None) -> None:
     """Tag the run with the checkpoint or weights that it begins with, and its teacher."""
+    tracker.set_tag("ca2cl.kind", "pretrain")
     name_origin(tracker, checkpoint)
     for name, value in begun.tags().items() if checkpoint is None else ():
         tracker.set_tag(name, value)

@@ -13,6 +13,8 @@ from typing import Any
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import parse_json
 from ca2cl.common.redact import redact, redact_all
+from ca2cl.store.inputs import log_inputs
+from ca2cl.store.notes import description_tag, source_tags
 from ca2cl.store.open import DEFAULT_ROOT, open_store, store_errors
 from ca2cl.store.upload import upload
 
@@ -36,6 +38,8 @@ def log_evaluation(
     metrics: Mapping[str, float],
     artifacts: Sequence[Path],
     tags: Mapping[str, str] | None = None,
+    inputs: Sequence[Mapping[str, Any]] = (),
+    description: str = "",
     uri: str | None = None,
     root: str | Path = DEFAULT_ROOT,
     experiment: str = "ca2cl",
@@ -49,6 +53,8 @@ def log_evaluation(
         metrics: finite numbers by name.
         artifacts: files to keep with the run.
         tags: more tags, e.g. manifest digests.
+        description: of the run, in Markdown.
+        inputs: data sets (``store.inputs.describe_input``).
 
     Returns:
         The new run's id.
@@ -59,7 +65,8 @@ def log_evaluation(
     from mlflow.entities import Metric, Param
 
     store = open_store(uri, root)
-    all_tags: dict[str, str] = redact_all({"mlflow.runName": name, **(tags or {})})
+    note = description_tag(description) if description else {}
+    all_tags: dict[str, str] = redact_all({"mlflow.runName": name, **source_tags(), **(tags or {}), **note})
     if source_run_id is not None:
         all_tags[SOURCE_RUN_TAG] = source_run_id
     run_id: str = ""
@@ -74,6 +81,8 @@ def log_evaluation(
             points = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
             for start in range(0, len(points), _BATCH):
                 store.client.log_batch(run_id, metrics=points[start : start + _BATCH])
+            if inputs:
+                log_inputs(store, run_id, inputs)
             for path in artifacts:
                 upload(store, run_id, path)
             store.client.set_terminated(run_id, "FINISHED")

@@ -181,9 +181,22 @@ def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Sto
     }
     if card.manifest_digest:
         tags["ca2cl.manifest_digest"] = card.manifest_digest
-    version = client.create_model_version(name, location, run_id, tags=tags)
+    version = client.create_model_version(name, location, run_id, tags=tags, description=_describe(name, card))
     _log.info("registered %s version %s", name, version.version)
     return str(version.version)
+
+
+def _describe(name: str, card: EncoderCard) -> str:
+    """A version in Markdown: its input, output and origin, and how to load it."""
+    side = f"{card.input_size} x {card.input_size}"
+    output = f"probabilities of {', '.join(card.predicts)}" if card.predicts else f"{card.feature_dim} features"
+    start = f" from {card.start}" if card.start else ""
+    trained = f", trained for {card.step:,} steps{start}" if card.step else start
+    return (
+        f"{card.arch}{trained}: tiles of {side} pixels to {output}. Data and settings are those of the source run.\n\n"
+        f"Python: `ca2cl.load_encoder('models:/{name}/VERSION')`, or `mlflow.pyfunc.load_model`, which takes encoded "
+        "images."
+    )
 
 
 def _model_path(digest: str) -> str:

@@ -31,6 +31,7 @@ def log_study(
     params: Mapping[str, Any],
     metrics: Mapping[str, float],
     artifacts: Sequence[Path],
+    tags: Mapping[str, str],
     finished: bool,
     uri: str | None,
     root: str | Path,
@@ -47,6 +48,7 @@ def log_study(
         params: settings.
         metrics: finite numbers by name.
         artifacts: files to keep with the run.
+        tags: more tags.
         finished: all jobs are done; otherwise the run stays RUNNING.
 
     Returns:
@@ -63,13 +65,15 @@ def log_study(
         if run_id and find_run(store, run_id) is None:
             run_id, logged = "", ""  # another store
         if not run_id:
-            tags = {"mlflow.runName": name, "ca2cl.kind": "study", "mlflow.source.name": "ca2cl"}
-            run_id = str(store.client.create_run(store.experiment_id(experiment), tags=tags).info.run_id)
+            own = {"mlflow.runName": name, "ca2cl.kind": "study", "mlflow.source.name": "ca2cl"}
+            run_id = str(store.client.create_run(store.experiment_id(experiment), tags=own).info.run_id)
             _write(record, run_id, "")
             _log_params(store, run_id, params)
         if logged != digest:
             _nest(store, run_id, children, store.experiment_id(experiment))
             _log_results(store, run_id, metrics, artifacts)
+            for key, value in tags.items():
+                store.client.set_tag(run_id, key, value)
             if finished:
                 store.client.set_terminated(run_id, "FINISHED")
             _write(record, run_id, digest)

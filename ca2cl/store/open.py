@@ -29,6 +29,8 @@ from ca2cl.store.template import lacks_nothing, start_database
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's pages then begin with runs and metrics, and not with traces of language models."""
 DEFAULT_ROOT = "ca2cl-runs"
 _DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
@@ -102,7 +104,7 @@ class Store:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    return str(self.client.create_experiment(name, artifact_location=location))
+                    return str(self.client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise

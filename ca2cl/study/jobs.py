@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ from ca2cl.tracking.journal import JOURNAL_NAME, read_journal
 
 PROBE, SETTINGS = "probe.json", "pretrain.yaml"
 DONE, TRAINED, TO_DO = "done", "trained, to be probed", "to do"
-_IN_PROBE_FLAGS = (
-    "train", "labels", "seeds", "draw_by", "classifiers", "knn", "strength", "sgd_epochs", "sgd_lr", "batch_size",
-    "workers", "image_size", "cache_dir", "device", "tokens",
-)  # fmt: skip
+_DECIDED = ("encoder", "against", "output", "protocol", "test", "floors", "imagenet", "tracking")
+"""Settings of a probe that are not the study's, or that differ between its jobs."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,10 @@ def training_flags(folder: Path, shards: str) -> list[str]:
 def probe_command(job: Job, probe: ProbeConfig, config: StudyConfig, name: str) -> list[str]:
     """The command that probes a job's encoder; that of the first job probes the floors, too."""
     words: list[str] = []
-    for field in _IN_PROBE_FLAGS:
-        value = getattr(probe, field)
-        words += [f"--{field}", *map(str, value)] if isinstance(value, tuple) else [f"--{field}={_none(value)}"]
+    for setting in (one.name for one in fields(probe) if one.name not in _DECIDED):
+        value = getattr(probe, setting)
+        several = isinstance(value, tuple)
+        words += [f"--{setting}", *map(str, value)] if several else [f"--{setting}={_none(value)}"]
     floors = probe.floors and job.number == 0
     return [
         sys.executable, "-m", "ca2cl", "probe", "--encoder", str(job.folder), "--test", *probe.tests, *words,

@@ -8,7 +8,7 @@ import logging
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ca2cl import __version__
@@ -17,13 +17,16 @@ from ca2cl.common.job_dir import REMEDY
 from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
+from ca2cl.evaluation.leaks.wording import lines, tag
 from ca2cl.evaluation.report import metric_name, plus_minus, write_json
+from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.registry.study_run import log_study
 from ca2cl.study.chart import draw_chart
 from ca2cl.study.comparison import SCORES, Difference, Row, best_floor, by_primary, compare, read_rows
 from ca2cl.study.compute import COMPUTE_HEADS, Compute, compute_rows, describe_clock, read_compute
 from ca2cl.study.config import StudyConfig
+from ca2cl.study.jobs import Job, probe_results
 from ca2cl.study.plan import Plan
 from ca2cl.tracking.run_record import read_run
 
@@ -45,16 +48,29 @@ def report(plan: Plan, config: StudyConfig) -> None:
     rows, compute = read_rows(done), [read_compute(job) for job in done]
     first = next(name for name in plan.steps if any(job.recipe == name for job in done))
     differences = compare(rows, first)
-    text = _text(plan, rows, compute, differences)
+    leaks = _leaks(done)
+    text = _text(plan, rows, compute, differences) + "".join(f"{line}\n" for line in _leak_lines(leaks))
     sys.stdout.write(text)
     files = [plan.out / name for name in (RESULTS, CSV, TEXT, CHART)]
-    write_json(files[0], _content(plan, rows, compute, differences))
+    write_json(files[0], {**_content(plan, rows, compute, differences), "leaks": _leak_lines(leaks)})
     write_atomic(files[1], write_csv(rows).encode(), REMEDY)
     write_atomic(files[2], text.encode(), REMEDY)
     write_atomic(files[3], draw_chart(rows, plan.study.name), REMEDY)
     sys.stdout.write(f"written to {', '.join(map(str, files))}\n")
     sys.stdout.flush()
-    _log(plan, config, rows, differences)  # last, so that a store that is away costs no result
+    _log(plan, config, _metrics(rows, differences), leaks)  # last, so that a store that is away costs no result
+
+
+def _leaks(done: Sequence[Job]) -> list[tuple[str, dict[str, Any]]]:
+    """Test set and overlap with training data of every probe, as ``evaluation.leaks`` found it."""
+    contents = [content for job in done if (content := probe_results(job.probe)) is not None]
+    return [(test, held["leak"]) for content in contents for test, held in content["tests"].items()]
+
+
+def _leak_lines(leaks: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Warnings to print under the table, each once."""
+    several = len({test for test, _ in leaks}) > 1
+    return list(dict.fromkeys(line for test, leak in leaks for line in lines(leak, test if several else "")))
 
 
 def _text(plan: Plan, rows: Sequence[Row], compute: Sequence[Compute], differences: Sequence[Difference]) -> str:
@@ -63,7 +79,7 @@ def _text(plan: Plan, rows: Sequence[Row], compute: Sequence[Compute], differenc
     shown, draws = by_primary(rows, differences), plan.study.probe.seeds
     parts = [
         aligned(heads, [_cells(row, several) for row in rows]),
-        f"mean ± sd between training seeds; a seed's value is the mean over {draws} draws of labels\n",
+        f"mean ± sd between training seeds; a seed's value is the mean over {_count(draws, 'draw')} of labels\n",
         aligned(COMPUTE_HEADS, compute_rows(compute, plan.study.minutes)),
         describe_clock(compute) + "\n",
     ]
@@ -88,9 +104,14 @@ def _where(one: Difference, several: bool) -> str:
 
 
 def _line(one: Difference, several: bool) -> str:
-    interval = _signed(one.interval) if math.isfinite(one.interval[0]) else "no interval with one seed"
-    what = f"{one.first} less {one.against}, {one.classifier}, {_where(one, several)}"
-    return f"{what}: {one.mean:+.3f} {interval}; p = {one.p_holm:.2g}"
+    what = f"{one.first} less {one.against}, {one.classifier}, {_where(one, several)}: {one.mean:+.3f}"
+    if not math.isfinite(one.interval[0]):
+        return f"{what}, without an interval: one seed"
+    return f"{what} {_signed(one.interval)}; p = {one.p_holm:.2g}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _signed(interval: tuple[float, float]) -> str:
@@ -109,7 +130,7 @@ def sentence(plan: Plan, finished: int, rows: Sequence[Row], shown: Sequence[Dif
     seeds, total = min(len(row.seeds) for row in rows if not row.floor), len(plan.jobs)
     minutes, steps = plan.study.minutes, plan.study.steps
     length = f"{minutes:g} minutes each" if minutes is not None else f"{steps} steps each"
-    runs = f"{seeds} seeds a recipe" if finished == total else f"{finished} of {total} runs are finished"
+    runs = f"{_count(seeds, 'seed')} a recipe" if finished == total else f"{finished} of {total} runs are finished"
     begin = f"{runs}, {length}"
     several = len({row.test for row in rows}) > 1
     found = [f"{begin}: {_verdict(shown, seeds, several)}."]
@@ -125,8 +146,7 @@ def sentence(plan: Plan, finished: int, rows: Sequence[Row], shown: Sequence[Dif
 def _verdict(shown: Sequence[Difference], seeds: int, several: bool) -> str:
     if not shown:
         return "there is one recipe, and nothing to compare it with"
-    count = f"{len(shown)} comparison{'s' if len(shown) > 1 else ''}"
-    first, how = shown[0].first, f"{shown[0].classifier} probe, Holm over {count}"
+    first, how = shown[0].first, f"{shown[0].classifier} probe, Holm over {_count(len(shown), 'comparison')}"
     if seeds < 2:
         return "one seed says nothing about the spread between seeds, so no recipes are compared"
     real = [one for one in shown if one.p_holm < _LEVEL]
@@ -188,7 +208,9 @@ def write_csv(rows: Sequence[Row]) -> str:
     return written.getvalue()
 
 
-def _log(plan: Plan, config: StudyConfig, rows: Sequence[Row], differences: Sequence[Difference]) -> None:
+def _log(
+    plan: Plan, config: StudyConfig, metrics: Mapping[str, float], leaks: Sequence[tuple[str, dict[str, Any]]]
+) -> None:
     tracking, files = config.tracking, [plan.out / name for name in (RESULTS, CSV, TEXT, CHART, "study.json")]
     children = [read_run(job.folder).run_id for job in plan.jobs if job.done()]
     try:
@@ -197,7 +219,8 @@ def _log(plan: Plan, config: StudyConfig, rows: Sequence[Row], differences: Sequ
             [child for child in children if child],
             name=tracking.run_name or plan.study.name,
             params={"minutes": plan.study.minutes, "seeds": plan.study.seeds, **_recipe_params(plan)},
-            metrics=_metrics(rows, differences),
+            metrics=metrics,
+            tags={name: value for _, leak in leaks for name, value in tag(leak, ENCODER).items()},
             artifacts=files,
             finished=len(children) == len(plan.jobs),
             uri=tracking.uri,

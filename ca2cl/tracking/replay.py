@@ -19,6 +19,7 @@ from ca2cl.common.locks import exclusive_lock
 from ca2cl.common.records import NONFINITE, is_file_name, is_number, is_whole, lies_in
 from ca2cl.common.scratch import NoScratch
 from ca2cl.errors import InputError
+from ca2cl.store.inputs import log_inputs
 from ca2cl.store.open import Store, StoreAway, away_errors, reason
 from ca2cl.store.upload import upload
 from ca2cl.tracking.bookmark import Bookmark
@@ -170,6 +171,8 @@ class Replayer:
                     upload(self.store, self.run_id, path, to)
                 else:
                     _log.warning("%s: gone before it could be copied to MLflow", path)
+            elif kind == "inputs":
+                log_inputs(self.store, self.run_id, record["inputs"])
             elif kind == "status":
                 self._send_status(str(record["status"]), int(record["time"] * 1000))
             elif kind == "encoder":

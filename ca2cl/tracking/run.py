@@ -19,6 +19,8 @@ from ca2cl.common.mlflow_names import LONGEST_RUN_NAME
 from ca2cl.common.redact import redact_all
 from ca2cl.config import TrackingConfig, flatten, to_dict
 from ca2cl.errors import InputError
+from ca2cl.store.inputs import describe_input
+from ca2cl.store.notes import description_tag
 from ca2cl.store.open import Store, check_host, is_server, open_store
 from ca2cl.tracking.environment import environment, requirements
 from ca2cl.tracking.journal import JOURNAL_NAME, WATCH, WATCH_PREFIX, Journal
@@ -84,6 +86,11 @@ class NullTracker:
 
     def set_tag(self, name: str, value: str) -> None:
         """Set a tag of the MLflow run."""
+
+    def describe(self, text: str) -> None:
+        """Set the run's description, in Markdown."""
+        for name, value in description_tag(text).items():
+            self.set_tag(name, value)
 
     def await_run(self) -> None:
         """Return once MLflow has the run or is known to be away."""
@@ -342,6 +349,7 @@ def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[s
         _log.warning("resumed with changed settings: %s", ", ".join(sorted(drift)))
     if manifest is not None:
         tracker.set_tag("ca2cl.manifest_digest", str(manifest.get("digest", "")))
+        tracker.log_event("inputs", inputs=[describe_input(now.get("data.shards", ""), manifest, "training")])
     files = {
         "config.yaml": yaml.safe_dump(redact_all(to_dict(config)), sort_keys=False),
         "environment.json": json.dumps(environment(), indent=2),

@@ -20,6 +20,7 @@ from ca2cl.common.files import replacing
 from ca2cl.common.records import Number, read_record
 from ca2cl.errors import InputError
 from ca2cl.store.databases import database_of, sqlite_uri
+from ca2cl.store.notes import source_tags
 from ca2cl.store.open import Store, StoreAway, fetch_run, open_store, store_errors
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.replay import Replayer
@@ -128,8 +129,7 @@ def beside(folder: Path, store: Store) -> str:
 
 def system_tags() -> dict[str, str]:
     """Who made a run, with what, at which commit."""
-    tags = {"mlflow.source.name": "ca2cl", "mlflow.source.type": "LOCAL", "mlflow.user": os.environ.get("USER", "")}
-    commit = git_commit()
+    tags, commit = source_tags(), git_commit()
     return {**tags, "mlflow.source.git.commit": commit.partition("+")[0]} if commit else tags
 
 

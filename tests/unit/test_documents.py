@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MADE = {"settings/index.md"}
+"""Pages that ``docs/build.sh`` writes."""
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 
@@ -22,7 +24,8 @@ def named(text: str) -> set[str]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_a_document_names_files_that_are_there(path: Path) -> None:
     places = (ROOT, ROOT / "ca2cl", path.parent)
-    missing = [name for name in named(path.read_text()) if not any(any(place.glob(name)) for place in places)]
+    wanted = named(path.read_text()) - MADE
+    missing = [name for name in wanted if not any(any(place.glob(name)) for place in places)]
     assert missing == []
 
 

@@ -72,8 +72,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor.leaks": {"runtime", "data.shards", "data.remote", "data.loading", "data.fingerprints"},
     "doctor.plan": {"models", "methods", "pretrain", "pretrain.memory"},
     "evaluation": {
-        "data.shards", "data.remote", "data.loading", "data.fingerprints", "models", "registry", "evaluation.leaks",
-        "evaluation.calibration",
+        "store", "data.shards", "data.remote", "data.loading", "data.fingerprints", "models", "registry",
+        "evaluation.leaks", "evaluation.calibration",
     },
     "evaluation.calibration": set(),
     "evaluation.leaks": {"data.shards", "data.remote", "data.fingerprints", "models", "registry"},
@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "evaluation.centers": {"data.shards", "slides", "evaluation"},
     "evaluation.probe": {
-        "runtime", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
+        "runtime", "store", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
         "evaluation.calibration", "evaluation.centers", "evaluation.leaks", "evaluation.tables",
     },
     "evaluation.finetune": {
@@ -119,7 +119,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation.embed",
     },
     "study": {
-        "cli", "runtime", "store", "data.remote", "pretrain", "registry", "tracking", "evaluation", "evaluation.probe",
+        "cli", "runtime", "store", "data.remote", "pretrain", "registry", "tracking", "evaluation", "evaluation.leaks",
+        "evaluation.probe",
     },
     "reproduce": {
         "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",

@@ -61,4 +61,5 @@ def _blur() -> npt.NDArray[np.float32]:
     """Gaussian blur along one axis as a matrix (S, S), its rows normalised at the border."""
     place_S = np.arange(SIDE)
     weight_SS = np.exp(-((place_S[:, None] - place_S) ** 2) / (2 * _BLUR**2))
-    return np.asarray(weight_SS / weight_SS.sum(1, keepdims=True), np.float32)
+    blur_SS: npt.NDArray[np.float32] = (weight_SS / weight_SS.sum(1, keepdims=True)).astype(np.float32)
+    return blur_SS

@@ -8,8 +8,8 @@ slide with more than n T samples, n T take part in an epoch and others in the ne
 every slide.
 
 As in ``LaneOrder``, nothing depends on the number of processes or workers, and the step is the whole position. What it
-costs: a table of 4 bytes a sample in every process (its workers share it), and a batch reads from G places, which are
-shards without any order as ``ca2cl shard`` writes them.
+costs: every start reads the slides of all samples, which are then a table of 4 bytes a sample in every process (its
+workers share it), and a batch reads from G places. These lie in all shards, because ``ca2cl shard`` mixes tiles.
 
 Legend: N samples, S slides, L lanes, G global batch, q samples a lane gives, T steps of an epoch, n most tiles a slide.
 """
@@ -80,7 +80,7 @@ class SlideTable:
 class SlideOrder(LaneOrder):
     """The samples of every batch, at most ``max_per_slide`` of a slide.
 
-    Lane l is the l-th q-th part of the runs; a sample of any lane is found in the same way as in ``LaneOrder``.
+    Lane l has the runs l q to (l + 1) q - 1, which are also its rows in a batch.
 
     Args:
         index: the shards' index.

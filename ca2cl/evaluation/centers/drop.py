@@ -50,7 +50,7 @@ class Drop:
     mean: float
     interval_95: Interval
     by: Literal["tile", "group"]
-    """tile: the same tiles are in both sets, and are compared one by one; group: slides of both sets vary."""
+    """tile: tiles of the same key are in both sets, and are compared one by one; group: slides of both sets vary."""
     tiles: int
     """Pairs, or tiles of both sets."""
 
@@ -92,10 +92,13 @@ def drops(rows: Sequence[Row], tiles: dict[str, TestTiles]) -> list[Drop]:
 
 
 def same_tiles(a: TestTiles, b: TestTiles) -> tuple[list[int], list[int]]:
-    """Rows of ``a`` and of ``b`` with the same key and class, pair by pair."""
-    rows = {(key, label): row for row, (key, label) in enumerate(zip(b.keys, b.labels, strict=True))}
-    both = enumerate(zip(a.keys, a.labels, strict=True))
-    pairs = [(row, rows[tile]) for row, tile in both if tile in rows]
+    """Rows of ``a`` and of ``b`` with the same key, class and (where both sets know them) slide, pair by pair."""
+    both = a.slides is not None and b.slides is not None
+    names_a, names_b = (
+        zip(one.keys, one.labels, one.slides if both and one.slides else one.labels, strict=True) for one in (a, b)
+    )
+    rows = {name: row for row, name in enumerate(names_b)}
+    pairs = [(row, rows[name]) for row, name in enumerate(names_a) if name in rows]
     return [row for row, _ in pairs], [row for _, row in pairs]
 
 

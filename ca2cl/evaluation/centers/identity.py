@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ca2cl.evaluation.centers.resampling import NONE, balanced_interval
 from ca2cl.evaluation.features import FloatArray
-from ca2cl.evaluation.splits import slide_folds, stratified_folds, stratified_sample
+from ca2cl.evaluation.splits import labelled_subset, slide_folds, stratified_folds
 from ca2cl.evaluation.statistics import Interval, Units
 
 IntArray = npt.NDArray[np.int64]
@@ -22,6 +22,7 @@ Classify = Callable[[FloatArray, IntArray, FloatArray], npt.NDArray[np.float64]]
 """Fitted features, their targets 0..T-1, held-out features → probabilities of the targets."""
 FOLDS = 5
 MOST_TILES = 5000
+"""Tiles that take part, shared out evenly among the targets."""
 MOST_SLIDES = 100
 CLASS_ALONE = "class alone"
 """Floor: the best guess from a tile's class."""
@@ -71,7 +72,7 @@ def center_task(center_N: IntArray, names: Sequence[str], slides: Sequence[str] 
         seed: of the folds and of the tiles that take part.
     """
     known = np.flatnonzero(center_N >= 0)
-    rows = known[stratified_sample(center_N[known], MOST_TILES, seed)]
+    rows = known[labelled_subset(center_N[known], max(FOLDS, MOST_TILES // max(1, len(names))), seed)]
     group_N = np.asarray(slides, str)[rows] if slides is not None else rows.astype(str)
     kept = [t for t in range(len(names)) if len(np.unique(group_N[center_N[rows] == t])) > 1]
     notes = []
@@ -109,7 +110,7 @@ def slide_task(slides: Sequence[str] | None, seed: int = 0) -> Task | None:
     if len(kept) < 2:
         return None
     rows = np.flatnonzero(np.isin(slide_N, kept))
-    rows = rows[stratified_sample(slide_N[rows], max(MOST_TILES, FOLDS * len(kept)), seed)]
+    rows = rows[labelled_subset(slide_N[rows], max(FOLDS, MOST_TILES // len(kept)), seed)]
     target_N = np.searchsorted(kept, slide_N[rows]).astype(np.int64)
     notes = [f"{len(kept)} of {len(names)} slides, those with the most tiles and at least {FOLDS}"]
     held = [str(names[t]).removeprefix("slide ") for t in kept]

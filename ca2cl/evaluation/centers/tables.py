@@ -138,7 +138,8 @@ def with_most_labels(rows: Sequence[Content]) -> list[Content]:
 def _drops(rows: Sequence[Content], first: str) -> Table:
     shown = with_most_labels(rows)
     ways = {
-        f"{row['test']}: " + ("the same tiles, one by one" if row["by"] == "tile" else "slides of both sets vary")
+        f"{row['test']}: "
+        + ("tiles of the same key and class, one by one" if row["by"] == "tile" else "slides of both sets vary")
         for row in shown
     }
     return Table(
@@ -156,21 +157,20 @@ def _drops(rows: Sequence[Content], first: str) -> Table:
 
 
 def _shifts(shifts: Content) -> Table:
-    rows = [
-        [
-            one["features"], one["family"] if one["family"] == CLEAN else f"{one['family']} {one['strength']}",
-            _with(one["accuracy"], one["accuracy_interval_95"]),
-            "" if one["family"] == CLEAN else _with(one["drop"], one["drop_interval_95"], sign=True),
-        ]
-        for one in shifts["scores"]
-    ]  # fmt: skip
+    found = {(one["features"], one["family"], one["strength"]): one for one in shifts["scores"]}
+    strongest = max(strength for _, _, strength in found)
+    rows = []
+    for name, family in dict.fromkeys((features, family) for features, family, _ in found if family != CLEAN):
+        line = [found[name, CLEAN, 0], *(found[name, family, strength] for strength in range(1, strongest + 1))]
+        drop = _with(line[-1]["drop"], line[-1]["drop_interval_95"], sign=True)
+        rows.append([name, family, *(_number(one["accuracy"]) for one in line), drop])
     settings = "; ".join(f"{name}: {setting}" for name, setting in shifts["settings"].items())
     title = (
-        f"shifted tiles of {shifts['test']}: {shifts['classifier']}, {describe_budget(shifts['budget'])} labels, first "
-        "draw"
+        f"top-1 accuracy on shifted tiles of {shifts['test']}: {shifts['classifier']}, "
+        f"{describe_budget(shifts['budget'])} labels, first draw"
     )
-    heads = ["features", "shift", "top-1 accuracy [95 %]", "drop [95 %]"]
-    return Table(title, heads, rows, [settings])
+    strengths = [str(strength) for strength in range(1, strongest + 1)]
+    return Table(title, ["features", "shift", CLEAN, *strengths, f"drop at {strongest} [95 %]"], rows, [settings])
 
 
 def _with(value: float | None, interval: Sequence[float | None], sign: bool = False) -> str:

@@ -32,6 +32,7 @@ from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibra
 from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.store.notes import short_name
 from ca2cl.store.open import open_store, store_errors
 
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}
@@ -58,6 +59,8 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
         InputError: a trial's files are damaged; the store cannot be reached.
     """
     config, index, out = job.config, job.test.index, Path(job.config.output_dir)
+    if not (out / RESULTS).exists():  # what an earlier start finished stays as it is
+        _keep_seen(job, found, (path.parent for path in grid.values()))
     groups: dict[tuple[str, float], list[Path]] = {}
     for trial, path in grid.items():
         groups.setdefault((trial.start, trial.budget), []).append(path.parent)
@@ -94,12 +97,23 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     metrics = shared.tracked_metrics(rows, shared.metric_names(config.against), compared)
     protocol = config.note_protocol or config.protocol
     run_id, before = shared.log_results(
-        config, found, metrics, files, name=config.tracking.run_name or "finetune", digests=job.digests, leak=leak,
+        config, found, metrics, files, name=config.tracking.run_name or f"finetune of {short_name(found.uri)}",
+        sets=[(config.train, job.train.index.manifest, "training"), (config.test, index.manifest, "testing")],
+        text=shared.table(rows), digests=job.digests, leak=leak,
         tags={"ca2cl.kind": "finetune", "ca2cl.protocol": protocol, "ca2cl.resampled_by": units.name},
         params={"drawn_by": drawn_by}, logged=out / LOGGED,
     )  # fmt: skip
     sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
     sys.stdout.write(_keep_classifier(job, found, run_id, (path.parent for path in grid.values())))
+
+
+def _keep_seen(job: TuningJob, found: ResolvedEncoder, folders: Iterable[Path]) -> None:
+    """Write beside the best classifier which tiles it was trained on."""
+    classifier = keep_best([*folders])
+    if classifier is not None:
+        labelled = see(job.train.index, job.train.reader, workers=job.config.workers, title="training tiles")
+        with writing(classifier, KEPT):
+            write_seen(classifier, merged([found.seen, labelled]))
 
 
 def _keep_classifier(job: TuningJob, found: ResolvedEncoder, run_id: str, folders: Iterable[Path]) -> str:
@@ -108,9 +122,6 @@ def _keep_classifier(job: TuningJob, found: ResolvedEncoder, run_id: str, folder
     classifier = keep_best([*folders])
     if classifier is None:
         return ""
-    labelled = see(job.train.index, job.train.reader, workers=job.config.workers, title="training tiles")
-    with writing(classifier, KEPT):
-        write_seen(classifier, merged([found.seen, labelled]))
     text = f"the best classifier on held-out tiles is in {classifier}"
     if not tracking.register_as:
         return f"{text}\n"

@@ -33,6 +33,7 @@ from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibra
 from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.registry.evaluation_run import TOKENS_TAG
 from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.store.notes import short_name
 
 SCHEMA_VERSION = 2
 _REMEDY = "free some space, or give a file in a folder you can write"
@@ -230,7 +231,13 @@ class ProbeRecord:
         if self.statement:
             tags["ca2cl.protocol"] = self.statement
         run_id, _ = shared.log_results(
-            self.config, self.contenders.encoder, self.metrics(), files, name="probe",
+            self.config, self.contenders.encoder, self.metrics(), files,
+            name=self.config.tracking.run_name or f"probe of {short_name(self.contenders.encoder.uri)}",
+            sets=[
+                (self.train.root, self.train.index.manifest, "training"),
+                *((test.root, test.index.manifest, "testing") for test in self.tests.values()),
+            ],
+            text=shared.table(self.rows),
             digests=(self.train.index.manifest.digest, digests[first]), leak=self.leaks[first], tags=tags,
             params={"strength": self.strength, "drawn_by": self.drawn_by},
         )  # fmt: skip

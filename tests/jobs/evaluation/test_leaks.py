@@ -16,7 +16,7 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
-from ca2cl.data.fingerprints.seen import Seen
+from ca2cl.data.fingerprints.seen import Seen, read_seen
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
@@ -220,3 +220,5 @@ def test_fine_tuning_says_it_and_hands_on_what_the_start_was_trained_on(
     (card,) = (tmp_path / "job" / "cells").glob("*/classifier/card.json")
     seen = read_card(card).manifests
     assert seen == tuple(ShardIndex(place / name).manifest.digest for name in ("other", "train"))
+    kept = read_seen(card.parent)
+    assert kept is not None and kept.manifests == seen[1:], "no file is with the encoder that it started from"

@@ -135,7 +135,7 @@ def test_the_same_tiles_of_two_sets_are_paired(probed: Probed) -> None:
         )
         assert one["mean"] == pytest.approx(first - other)
         assert one["interval_95"][0] <= one["mean"] <= one["interval_95"][1]
-    assert "nonorm: the same tiles, one by one" in probed.printed
+    assert "nonorm: tiles of the same key and class, one by one" in probed.printed
 
 
 def test_shifted_tiles_are_a_standing_second_set(probed: Probed) -> None:
@@ -191,10 +191,14 @@ def test_the_page_has_the_tables_of_the_file(probed: Probed) -> None:
         "robustness to centres", "top-1 accuracy by centre", "centre predicted from the features",
         "robustness to centres", "top-1 accuracy by centre", "centre predicted from the features",
         "slide predicted from the features", "slide predicted from the features",
-        "drop in top-1 accuracy from norm", "shifted tiles of norm",
+        "drop in top-1 accuracy from norm", "top-1 accuracy on shifted tiles of norm",
     ]  # fmt: skip
     for table in shown:
         assert table.text() in probed.printed
+    blur = next(row for row in shown[-1].rows if row[:2] == ["random encoder", "blur"])
+    scores = [s for s in robust["shifts"]["scores"] if s["features"] == "random encoder"]
+    blurred = [s for s in scores if s["family"] in ("clean", "blur")]
+    assert blur[2:6] == [f"{s['accuracy']:.3f}" for s in blurred] and blur[6].startswith(f"{blurred[-1]['drop']:+.3f}")
     robust["centers"][0]["indices"][0] |= {"ri": None, "ri_interval_95": [None, None], "support": None}
     assert tables(robust)[0].rows[0][1] == "undefined"
     assert tables({}) == []

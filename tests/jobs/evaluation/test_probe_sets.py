@@ -20,6 +20,7 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
 from ca2cl.errors import InputError
 from ca2cl.evaluation.datasets import name_sets, open_sets
+from ca2cl.evaluation.linear_head import read_head
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
 from ca2cl.models.backbone import build_encoder
@@ -148,6 +149,20 @@ def test_labels_are_drawn_and_held_out_by_slide(honest: Probed, place: Workplace
     assert all(seed["held_out"] in (15, 30) for seed in sgd["seeds"]), "one whole slide of six, or two"
 
 
+def test_the_temperature_of_whole_slides_is_in_the_classifier_that_stays(honest: Probed) -> None:
+    row = honest.content["results"][1]
+    assert (row["classifier"], row["budget"]) == ("linear", 1.0) and honest.content["temperature_by"] != "tile"
+    temperatures, (head, card) = (
+        row["calibration"]["temperatures"],
+        read_head(honest.folder / "p-classifier.safetensors"),
+    )
+    assert len(temperatures) == len(row["seeds"]) and card.setting["temperature"] == temperatures[0] != 1
+    assert head.weight_KD.shape == (3, 512)
+    assert "T was chosen on single tiles" not in honest.printed
+    assert "recall of  tiles  slides" in honest.printed and "calibration: ECE" in honest.printed
+    assert {"balanced_accuracy", "macro_f1", "brier", "scaled_brier"} < set(row["intervals_95"])
+
+
 def test_the_encoder_is_compared_with_everything_else(honest: Probed) -> None:
     found = honest.content["tests"]["nonorm-test"]["differences"]
     assert len(found) == 4 * 3 * 2
@@ -183,7 +198,9 @@ def test_the_run_keeps_the_first_sets_names_and_hides_the_others(honest: Probed,
     assert "ca2cl.protocol" not in tags
     assert (run.data.params["strength"], run.data.params["drawn_by"]) == ("auto", "slide or patient")
     (seen,) = (one for one in downstream_runs(store)[SOURCE_RUN] if one.run_id == run.info.run_id)
-    assert len(seen.scores()) == 3 * 2 * 6 and all(name.startswith("encoder/") for name in seen.metrics)
+    scaled = sum(name.endswith("/temperature") for name in seen.scores())
+    assert 0 < scaled <= 6 and len(seen.scores()) == 6 * (6 + 4) + scaled * (4 + 1), "scores, errors; scaled ones, T"
+    assert all(name.startswith("encoder/") for name in seen.metrics)
     files = {entry.path for entry in store.client.list_artifacts(run.info.run_id)}
     pictures = {f"p-{kind}{test}.png" for kind in ("confusion", "reliability") for test in ("", "-nonorm-test")}
     assert files == {"p.json", "p-classifier.safetensors", *pictures}

@@ -15,12 +15,14 @@ from PIL import Image
 
 from ca2cl.cli import main
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
-from ca2cl.data.fingerprints.seen import SEEN_NAME, write_seen
+from ca2cl.data.fingerprints.seen import write_seen
 from ca2cl.data.fingerprints.survey import see
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
+from ca2cl.evaluation.leaks.find import find_leak, side_of
+from ca2cl.evaluation.leaks.wording import lines, tag
 from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.models.backbone import build_encoder
@@ -100,28 +102,26 @@ def probe_on(place: Path, folder: Path, *tests: str) -> tuple[dict[str, Any], st
 def test_a_probe_names_slides_copies_and_the_very_shards(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content, leak = probe_on(place, tmp_path, "four", "copied", "pre", "clean")
+    content, leak = probe_on(place, tmp_path, "copied", "four", "pre", "clean")
     printed = capsys.readouterr().out
     named = [line for line in printed.splitlines() if "LEAK" in line]
-    assert len(named) == 3 and leak == TRAINED_ON_SLIDES
-    assert f"LEAK: {FOUR} of 40 test tiles of four; " in named[0]
-    assert f"LEAK: {COPIED} altered copies; " in named[1]
+    assert len(named) == 3 and leak == TRAINED_ON_TILES
+    assert f"LEAK: {COPIED} altered copies; " in named[0]
+    assert f"LEAK: {FOUR} of 40 test tiles of four; " in named[1]
     assert "the test shards of pre are training data of encoder" in named[2]
+    assert tag(content["tests"]["four"]["leak"], "encoder") == {LEAK_TAG: TRAINED_ON_SLIDES}
     clean = content["tests"]["clean"]["leak"]["pretraining"]["encoder"]
     assert (clean["slides"], clean["equal_test_tiles"], clean["copied_test_tiles"]) == (0, 0, 0)
 
 
-def test_copies_tag_the_run_and_an_encoder_without_the_file_says_what_is_not_known(
-    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    assert probe_on(place, tmp_path / "with", "copied")[1] == TRAINED_ON_TILES
-    old = place / "encoder" / SEEN_NAME
-    held = old.rename(place / SEEN_NAME)
-    try:
-        _, leak = probe_on(place, tmp_path / "without", "copied")
-    finally:
-        held.rename(old)
-    assert leak == "" and "not known which slides and tiles encoder has seen of shards" in caplog.text
+def test_an_encoder_without_the_file_says_what_is_not_known(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = (
+        side_of(ShardIndex(place / name), ShardReader(place / name, index=ShardIndex(place / name)), name, workers=0)
+        for name in ("train", "copied")
+    )
+    found = dataclasses.replace(resolve_encoder(str(place / "encoder")), seen=None)
+    leak = find_leak(train, test, encoders={"encoder": found})
+    assert lines(leak) == [] and "not known which slides and tiles encoder has seen of shards" in caplog.text
 
 
 def test_embed_names_them(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,7 @@ def test_a_step_that_continues_given_weights_runs_where_the_engine_is(
     groups, views = LaneGroups(8, COUNT, 2, 4), _views("crop")
     tiles, rows = torch.zeros(COUNT, SIDE, SIDE, 3, dtype=torch.uint8), torch.arange(COUNT)
     batch = TileBatch(0, 0, tiles, _keys(), rows, rows, rows, [str(row) for row in rows], [])
-    plain = CA2CL(ObjectiveConfig(clusters=4, lloyd_iterations=2))
+    plain = CA2CL(ObjectiveConfig(clusters=4, lloyd_iterations=2, same_slide_weight=0.0))
     method = Bitwise(plain, groups.block) if accumulation == "bitwise" else plain
     optim = OptimConfig(name="adamw", layer_decay=0.8, decay_all=False, freeze_layers=1, freeze_steps=2)
     with strict_meta() as gpu:
@@ -143,6 +143,7 @@ def test_a_step_that_continues_given_weights_runs_where_the_engine_is(
         assert micro_batches[0].words.device == gpu
         engine.keep_buffers()
         terms = method.step(engine, micro_batches)
+        assert {"same_slide_negatives", "anchors_without_negatives"} < set(terms)
         assert all(p.grad is not None and p.grad.device == gpu for p in engine.bare.parameters())
         outcome = engine.optimizer_step(1e-3, 1.0, terms["loss"], 0)
         engine.average(outcome)

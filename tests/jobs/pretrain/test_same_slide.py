@@ -12,12 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.kernels import count_step, parse
 from ca2cl.config import ObjectiveConfig
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.run import run as run_shard
 from ca2cl.data.synthetic.tissue import write_tissue
-from ca2cl.methods.ca2cl.method import CA2CL
 from ca2cl.models.backbone import build_encoder
 from tests.jobs.pretrain.test_distributed_step import (
     SLIDES,
@@ -87,22 +85,6 @@ def test_simclr_is_as_exact(world: int, count: int, kind: str, tmp_path: Path) -
     found = found_on(world, network, count, WEIGHTED, tmp_path, kind)
     assert found.keys() == expected.keys() and "term same_slide_negatives" in found
     compare(expected, found)
-
-
-@slow
-def test_weight_1_launches_nothing_more_and_others_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = parse(
-        ["--batch", "32", "--processes", "2", "--size", "32", "--arch", "timm:test_vit", "--precision", "no"]
-    )
-    plain, collectives = count_step(options)
-    weighted, more_collectives = count_step(options, ObjectiveConfig(same_slide_weight=0.3))
-    views = CA2CL.views
-    monkeypatch.setattr(CA2CL, "views", lambda *args: views(*args)._replace(slides=None))
-    without, _ = count_step(options)
-    assert plain.total("launches") == without.total("launches") < weighted.total("launches")
-    for what in ("host_syncs", "copies", "tile_copies"):
-        assert weighted.total(what) == plain.total(what), weighted.waits
-    assert plain.total("host_syncs") == 1 and more_collectives == collectives
 
 
 JOB = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def test_the_table_says_what_it_shows(whole: Path) -> None:
     lines = (out / "study.csv").read_text().splitlines()
     assert len(lines) == 1 + 4 and lines[1].startswith("full,0,,k-NN,1.0,72,")
     assert (out / "study.png").stat().st_size > 10_000
+    assert found["leaks"] == [] and "LEAK" not in text
 
 
 def test_all_runs_are_nested_below_the_studys(whole: Path) -> None:
@@ -159,6 +161,20 @@ def test_another_study_is_refused_and_more_seeds_are_not(
     assert run_here(whole, "--list")[0] == 0
     assert [line.split()[-1] for line in capfd.readouterr().out.splitlines()[-2:]] == ["do", "do"]
     prepare(whole, tiles)
+
+
+def test_a_leak_stands_under_the_table(whole: Path, tmp_path: Path, tiles: Path) -> None:
+    """A probe that found test tiles among the training tiles."""
+    shutil.copytree(whole, tmp_path / "copy", symlinks=True)
+    folder = prepare(tmp_path / "copy", tiles)
+    probe = folder / "out" / "plain" / "seed-0" / "probe.json"
+    content = json.loads(probe.read_text())
+    content["tests"]["shards-1"]["leak"]["equal_test_tiles"] = 5
+    probe.write_text(json.dumps(content))
+    assert run_here(folder, "--table") == (0, [])
+    (line,) = json.loads((folder / "out" / "study-results.json").read_text())["leaks"]
+    assert line.startswith("LEAK: 5 of 36 test tiles are training tiles too")
+    assert line in (folder / "out" / "study.txt").read_text()
 
 
 def test_a_signal_reaches_the_child_and_names_the_exit_code(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_the_same_tiles_are_compared_one_by_one_whatever_their_order() -> None:
 def test_a_key_of_another_class_is_another_tile() -> None:
     a, b = TestTiles(["x", "y", "z"], [0, 1, 2], None), TestTiles(["z", "y", "w"], [2, 0, 0], None)
     assert same_tiles(a, b) == ([2], [0])
+    slides = [TestTiles(["x", "y"], [0, 0], slides) for slides in (["slide 1", "slide 2"], ["slide 1", "slide 3"])]
+    assert same_tiles(*slides) == ([0], [0]), "image_1 of two slides is two tiles"
 
 
 def test_the_interval_of_other_slides_covers_the_truth() -> None:

@@ -65,6 +65,14 @@ def test_the_slide_is_predicted_from_its_other_tiles() -> None:
     assert slide_task(None) is None and slide_task(["slide a"] * 9 + ["slide b"]) is None
 
 
+def test_no_slide_loses_its_tiles_to_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ca2cl.evaluation.centers.identity.MOST_TILES", 40)
+    task = slide_task(["slide large"] * 900 + ["slide a"] * 6 + ["slide b"] * 5 + ["slide c"] * 4)
+    assert task is not None and np.bincount(task.target_N).tolist() == [6, 5, 13]
+    centers = center_task(np.repeat([0, 1], [900, 30]), ["large", "small"], None)
+    assert centers is not None and np.bincount(centers.target_N).tolist() == [20, 20]
+
+
 def test_a_centre_of_one_slide_is_left_out() -> None:
     slides = [f"slide {c}" if c == 0 else slide for c, slide in zip(CENTERS, SLIDES, strict=True)]
     task = center_task(CENTERS, ["a", "b", "c"], slides)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ca2cl.evaluation.centers.indices import indices
 from ca2cl.evaluation.centers.shift_scores import shift_scores
 from ca2cl.evaluation.centers.shifts import FAMILIES, SHIFTS, STAINS, Shift, blur, jpeg, scanner, stain
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.linear_head import LinearHead
+from ca2cl.evaluation.probe.encoders import colour_histogram
 from ca2cl.evaluation.statistics import Units
 
 
@@ -101,3 +103,21 @@ def test_shifted_tiles_are_scored_by_the_classifier_of_the_clean_ones() -> None:
     assert (second.family, second.strength) == ("dark", 1)
     assert second.accuracy == pytest.approx(4 / 6) and second.drop == pytest.approx(2 / 6)
     assert second.drop_interval_95[0] < second.drop < second.drop_interval_95[1]
+
+
+def test_a_stain_shift_of_half_the_tiles_lowers_the_indices_step_by_step() -> None:
+    """Two made-up centres, whose tiles differ in nothing but the shift of the second; classes differ in texture."""
+    generator = np.random.default_rng(0)
+    labels, centers = np.arange(240) % 3, np.arange(240) // 3 % 2
+    tiles = torch.cat([tissue(16, 1, seed) for seed in range(240)])
+    dots = torch.from_numpy(generator.random((240, 16, 16, 1)) < 0.12 * labels[:, None, None, None])
+    tiles = torch.where(dots, torch.tensor([90, 50, 120], dtype=torch.uint8), tiles)
+    second = torch.from_numpy(centers == 1)[:, None, None, None]
+    found = []
+    for strength in (0.0, 0.1, 0.2, 0.4):
+        mixed = torch.where(second, stain(1 + strength, 1 - strength)(tiles), tiles)
+        found.append(indices(colour_histogram(mixed).numpy(), labels, centers, np.arange(240)))
+    for name in ("ri", "mari", "croma"):
+        values = [getattr(one, name) for one in found]
+        assert values == sorted(values, reverse=True) and len(set(values)) == 4, (name, values)
+    assert found[0].croma > 0 > found[-1].croma

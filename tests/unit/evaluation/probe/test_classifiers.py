@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ca2cl.evaluation.calibration.temperature import scaled_by
 from ca2cl.evaluation.probe import classifiers
 from ca2cl.evaluation.probe.classifiers import choose_strength, logistic_regression, nearest_neighbours
 from ca2cl.evaluation.probe.sgd import SgdRecipe, sgd_classifier
@@ -144,3 +145,5 @@ def test_the_kept_head_predicts_what_its_classifier_does(classes: int, fit: str)
         found = sgd_classifier(train, labels, test, test_labels, seed=0, protocol=HONEST, recipe=recipe)
     assert found.head is not None
     np.testing.assert_allclose(found.head.probabilities(test), found.probabilities, atol=2e-6)
+    cooled = found.head.cooled(2.5).probabilities(test)
+    np.testing.assert_allclose(cooled, scaled_by(found.probabilities, 2.5), atol=2e-6)
