@@ -1,4 +1,4 @@
-"""Linear classifier of frozen features, and the file that a probe keeps it in.
+"""Linear classifier of frozen features, and its file.
 
 Legend: N tiles, D features, K classes.
 """

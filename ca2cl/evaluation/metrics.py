@@ -1,4 +1,4 @@
-"""Classification metrics: accuracy, balanced accuracy, F1, AUROC, recalls, confusion matrix, and their intervals.
+"""Classification metrics with intervals: accuracy, F1, AUROC, recalls, confusion matrix.
 
 Legend: N test tiles, K classes, S seeds, G slides (or patients, or single tiles).
 """

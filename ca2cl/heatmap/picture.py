@@ -1,4 +1,4 @@
-"""Draw a slide beside its map of classes, with legend and scale bar.
+"""Draw a slide beside its map, with legend and scale bar.
 
 Legend: H, W pixels of the thumbnail, X, Y cells of the map, K classes.
 """

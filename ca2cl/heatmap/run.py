@@ -1,4 +1,4 @@
-"""``ca2cl heatmap``: embed the tiles of slides, classify them, draw and write the maps.
+"""``ca2cl heatmap``: embed and classify tiles of slides; draw maps.
 
 Legend: N tiles of a slide, D features, K classes.
 """

@@ -1,4 +1,4 @@
-"""What a heat-map shows: the classes of a probe or a classifier, or clusters.
+"""Content of a heat-map: classes of a classifier, or clusters.
 
 Legend: N tiles, D features, K classes or clusters.
 """

@@ -1,4 +1,4 @@
-"""Description of a run on MLflow's page: data, settings, start, and how to use its encoder."""
+"""Description of a run on MLflow's page."""
 
 from __future__ import annotations
 

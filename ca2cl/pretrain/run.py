@@ -16,7 +16,7 @@ from ca2cl import config as settings
 from ca2cl.data.fingerprints.seen import Seen
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import BadBudget, LaneStream
-from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
+from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.errors import InputError
@@ -38,7 +38,7 @@ from ca2cl.pretrain.memory.held import held_bytes
 from ca2cl.pretrain.memory.machine import limit_left
 from ca2cl.pretrain.numerics import check_numerics, choose_kernels, fix_numerics, views_dtype
 from ca2cl.pretrain.resume import check_progress, is_finished, name_origin
-from ca2cl.pretrain.sampling import sample_order
+from ca2cl.pretrain.sampling import sample_order, warn_of_a_small_cache
 from ca2cl.pretrain.start import RunStart, find_start, initial_encoder
 from ca2cl.pretrain.teacher import FoundTeacher, find_teacher
 from ca2cl.pretrain.watch import assemble as watching
@@ -47,7 +47,6 @@ from ca2cl.pretrain.watch.held_out import WatchedTiles, find_tiles
 from ca2cl.pretrain.watch.watch import Watch
 from ca2cl.runtime.accelerator import build_accelerator
 from ca2cl.runtime.distributed import Ranks
-from ca2cl.runtime.launched import find_place
 from ca2cl.runtime.precision import check_precision
 from ca2cl.runtime.signals import StopFlag
 from ca2cl.tracking.run import NullTracker, Status, hold_run, open_run
@@ -68,9 +67,7 @@ def run(config: PretrainConfig) -> int:
     Raises:
         InputError: the configuration, the data or the folder cannot be used.
     """
-    _check(config)
-    method = configured_method(config)
-    shares.check_least(config, method)
+    method = _checked(config)
     stop = StopFlag().install()
     with stop.joining():
         accelerator = build_accelerator()
@@ -82,24 +79,19 @@ def run(config: PretrainConfig) -> int:
     index = ranks.together(lambda: open_index(config.data.shards, config.data.cache_dir, policy))
     watched = ranks.together(lambda: _watched(config, index))
     order = sample_order(config, index, world, method)
-    _warn_of_a_small_cache(config, index, world)
+    warn_of_a_small_cache(config, index, world)
     micro_batch = shares.micro_batch(config, world)
     shares.check_accumulation(config, method, world, micro_batch)
     check_fsdp(config, world, micro_batch)
     groups = shares.lane_groups(config, world, micro_batch)
     steps = config.run.steps or (config.run.epochs or 0) * order.steps_per_epoch
-
     teacher = find_teacher(config, method, accelerator.device, index, ranks, _unit(config, groups))
     ranks.together(lambda: _check_needs(config, method, teacher, accelerator, micro_batch))
     encoder = ranks.together(lambda: initial_encoder(config, begun))
-    earlier = (*begun.manifests, *(teacher.manifests if teacher is not None else ()))
     weights = weights_digest(encoder, *config.model.normalisation)
     origin = {"start_weights": weights, "teacher": teacher.identity if teacher is not None else None}
     engine = build_engine(config, accelerator, method, encoder, micro_batch)
-    checkpointer = Checkpointer(
-        Path(config.run.output_dir) / "checkpoints", config.run.keep_last, config.run.keep_every,
-        BestEncoder(Path(config.run.output_dir)).weights if watched is not None else None,
-    )  # fmt: skip
+    checkpointer = _checkpointer(config, watched)
     with ExitStack() as start:
         lock = ranks.together(
             lambda: start.enter_context(hold_run(config.run.output_dir)) if accelerator.is_main_process else None
@@ -116,7 +108,7 @@ def run(config: PretrainConfig) -> int:
         tracker = _open_tracker(config, accelerator, progress, dataclasses.asdict(index.manifest), lock)
         _tag_start(tracker, checkpoint, begun, teacher)
         tracker.describe(describe_run(config, index.manifest, steps, begun.facts().get("start")))
-    provenance = {"earlier_manifests": earlier, **begun.facts()}
+    provenance = _provenance(begun, teacher)
     seen = (begun.seen, teacher.seen if teacher is not None else None)
     parts = _Parts(
         engine, method, index, order, groups, checkpointer, stop, tracker, provenance, seen, origin, numerics, ranks,
@@ -128,6 +120,26 @@ def run(config: PretrainConfig) -> int:
     stop.over()
     accelerator.end_training()
     return 0 if done else stop.exit_code
+
+
+def _checked(config: PretrainConfig) -> Method:
+    """The method, after the checks that need nothing but the settings."""
+    _check(config)
+    method = configured_method(config)
+    shares.check_least(config, method)
+    return method
+
+
+def _checkpointer(config: PretrainConfig, watched: WatchedTiles | None) -> Checkpointer:
+    run, folder = config.run, Path(config.run.output_dir)
+    best = BestEncoder(folder).weights if watched is not None else None
+    return Checkpointer(folder / "checkpoints", run.keep_last, run.keep_every, best)
+
+
+def _provenance(begun: RunStart, teacher: FoundTeacher | None) -> dict[str, Any]:
+    """Fields of the encoder's card: where the first weights come from, and the tiles that they and the teacher saw."""
+    earlier = (*begun.manifests, *(teacher.manifests if teacher is not None else ()))
+    return {"earlier_manifests": earlier, **begun.facts()}
 
 
 def _unit(config: PretrainConfig, groups: LaneGroups | None) -> int | None:
@@ -284,18 +296,6 @@ def _fix_numerics(config: PretrainConfig, accelerator: Any, ranks: Ranks) -> dic
     for rank, there in enumerate(ranks.share(numerics)):
         check_numerics(numerics or {}, there or {}, f"on rank {rank}")
     return numerics
-
-
-def _warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
-    """Warn if the cache cannot hold one shard for each lane: every batch would then download shards again."""
-    data = config.data
-    lanes = data.lanes * find_place().local_world // world
-    stood_in = min(lanes, len(index.shards)) * index.manifest.bytes / len(index.shards) / 1e9
-    if is_remote(data.shards) and data.cache_gb is not None and data.cache_gb < stood_in:
-        logger.warning(
-            "data.cache_gb is %g: the %d lanes of this machine stand in shards of %.3g GB together, which will be "
-            "fetched again and again; use at least --data.cache_gb %.3g", data.cache_gb, lanes, stood_in, 2 * stood_in,
-        )  # fmt: skip
 
 
 def _check_needs(

@@ -1,4 +1,4 @@
-"""Sample order of a job, and checks of what it asks of the shards."""
+"""Sample order of a job, and its demands on the shards."""
 
 from __future__ import annotations
 
@@ -63,3 +63,15 @@ def _describe(order: SlideOrder, tiles: int) -> None:
         "tiles wait for the next epochs",
         order.max_per_slide, order.limited, order.table.named, order.steps_per_epoch, tiles - used, tiles,
     )  # fmt: skip
+
+
+def warn_of_a_small_cache(config: PretrainConfig, index: ShardIndex, world: int) -> None:
+    """Warn if the cache cannot hold one shard for each lane: every batch would then download shards again."""
+    data = config.data
+    lanes = data.lanes * find_place().local_world // world
+    stood_in = min(lanes, len(index.shards)) * index.manifest.bytes / len(index.shards) / 1e9
+    if is_remote(data.shards) and data.cache_gb is not None and data.cache_gb < stood_in:
+        logger.warning(
+            "data.cache_gb is %g: the %d lanes of this machine stand in shards of %.3g GB together, which will be "
+            "fetched again and again; use at least --data.cache_gb %.3g", data.cache_gb, lanes, stood_in, 2 * stood_in,
+        )  # fmt: skip

@@ -15,7 +15,7 @@ from ca2cl.common.records import parse_json
 from ca2cl.common.redact import redact, redact_all
 from ca2cl.store.inputs import log_inputs
 from ca2cl.store.notes import description_tag, source_tags
-from ca2cl.store.open import DEFAULT_ROOT, open_store, store_errors
+from ca2cl.store.open import DEFAULT_ROOT, Store, open_store, store_errors
 from ca2cl.store.upload import upload
 
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
@@ -62,11 +62,9 @@ def log_evaluation(
     Raises:
         InputError: the store cannot be used, or the experiment was deleted. A run that was begun ends as FAILED.
     """
-    from mlflow.entities import Metric, Param
-
     store = open_store(uri, root)
-    note = description_tag(description) if description else {}
-    all_tags: dict[str, str] = redact_all({"mlflow.runName": name, **source_tags(), **(tags or {}), **note})
+    note = {**(description_tag(description) if description else {}), "mlflow.runName": name}
+    all_tags: dict[str, str] = redact_all({**source_tags(), **(tags or {}), **note})
     if source_run_id is not None:
         all_tags[SOURCE_RUN_TAG] = source_run_id
     run_id: str = ""
@@ -74,13 +72,7 @@ def log_evaluation(
         try:
             created = store.client.create_run(store.experiment_id(experiment), tags=all_tags)
             run_id = str(created.info.run_id)
-            now = int(time.time() * 1000)
-            entries = [Param(key, redact(str(value))[:_PARAM_LENGTH]) for key, value in params.items()]
-            for start in range(0, len(entries), _BATCH):
-                store.client.log_batch(run_id, params=entries[start : start + _BATCH])
-            points = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
-            for start in range(0, len(points), _BATCH):
-                store.client.log_batch(run_id, metrics=points[start : start + _BATCH])
+            _log_numbers(store, run_id, params, metrics)
             if inputs:
                 log_inputs(store, run_id, inputs)
             for path in artifacts:
@@ -91,6 +83,18 @@ def log_evaluation(
                 store.client.set_terminated(run_id, "FAILED")
             raise
     return run_id
+
+
+def _log_numbers(store: Store, run_id: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    entries = [Param(key, redact(str(value))[:_PARAM_LENGTH]) for key, value in params.items()]
+    for start in range(0, len(entries), _BATCH):
+        store.client.log_batch(run_id, params=entries[start : start + _BATCH])
+    points = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+    for start in range(0, len(points), _BATCH):
+        store.client.log_batch(run_id, metrics=points[start : start + _BATCH])
 
 
 def log_evaluation_once(

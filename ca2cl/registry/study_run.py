@@ -1,4 +1,4 @@
-"""Parent run of a study in MLflow, with the runs of its jobs nested below it."""
+"""Parent run of a study in MLflow, with its nested runs."""
 
 from __future__ import annotations
 

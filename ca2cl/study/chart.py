@@ -1,4 +1,4 @@
-"""Chart of a study: a dot for every seed, a bar for the mean."""
+"""Chart of a study: dots for seeds, bars for means."""
 
 from __future__ import annotations
 

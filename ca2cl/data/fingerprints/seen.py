@@ -1,4 +1,4 @@
-"""``seen.safetensors``: digests and fingerprints of the tiles that an encoder was trained on.
+"""``seen.safetensors``: digests and fingerprints of an encoder's training tiles.
 
 It lies beside ``card.json``, so that a test set can be compared with the training data of an encoder when its shards
 are elsewhere. It holds all slides and a sample of the tiles, and no names and no pixels.

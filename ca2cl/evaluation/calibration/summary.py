@@ -1,4 +1,4 @@
-"""Calibration of a row of a result table, raw and scaled by a temperature."""
+"""Calibration of a result row, raw and temperature-scaled."""
 
 from __future__ import annotations
 

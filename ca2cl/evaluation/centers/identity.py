@@ -1,4 +1,4 @@
-"""Probe features for the centre or the slide that a tile comes from.
+"""Probe features for a tile's centre or slide.
 
 Legend: N tiles, T targets (centres or slides), D features, L classes.
 """

@@ -1,4 +1,4 @@
-"""Accuracy of fitted classifiers on shifted test tiles, made and scored batch by batch.
+"""Accuracy of fitted classifiers on shifted test tiles, batch by batch.
 
 Legend: N test tiles.
 """

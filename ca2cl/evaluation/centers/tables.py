@@ -1,4 +1,4 @@
-"""Tables of robustness, of what the JSON holds, for the terminal and the report's page."""
+"""Tables of robustness from the JSON, for terminal and report."""
 
 from __future__ import annotations
 

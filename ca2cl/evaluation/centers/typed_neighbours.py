@@ -1,4 +1,4 @@
-"""Nearest tiles of the same class in other centres, and of other classes in the same.
+"""Nearest tiles of a class elsewhere, and of others in the centre.
 
 Terms are those of Kömen et al. (PathoROB, arXiv 2507.17845) and Grisi et al. (arXiv 2607.25497): SO, same class and
 other centre, is evidence of biology; OS, other class and same centre, is evidence of the centre.

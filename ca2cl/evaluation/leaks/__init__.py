@@ -1,1 +1,1 @@
-"""Overlap of a test set with the tiles that a result was trained on."""
+"""Overlap of a test set with training tiles."""

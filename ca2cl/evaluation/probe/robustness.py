@@ -1,4 +1,4 @@
-"""Measure robustness to centres, shifts and other test sets beside a probe's scores."""
+"""Measure a probe's robustness to centres, shifts and other test sets."""
 
 from __future__ import annotations
 

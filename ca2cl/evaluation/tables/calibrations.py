@@ -1,4 +1,4 @@
-"""Calibration of the rows of a result table, as a table and as a figure."""
+"""Calibration of a result table's rows: table and figure."""
 
 from __future__ import annotations
 

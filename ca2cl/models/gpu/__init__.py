@@ -1,1 +1,1 @@
-"""Normalise groups of rows on a GPU: Triton kernels, each an operator of torch."""
+"""Normalise groups of rows on a GPU by Triton kernels."""

@@ -1,4 +1,4 @@
-"""Collapse of the features, defined by what they are and not by how a run got there.
+"""Collapse of the features: definition and reason.
 
 A collapsed encoder maps all tiles to one vector or to one line, or to no number at all; nothing is left to learn from,
 whatever the data, the encoder and the method. That may show in the features, or in the embeddings that the loss

@@ -1,4 +1,4 @@
-"""Held-out tiles of a watch: chosen once, dealt to the ranks in blocks.
+"""Held-out tiles of a watch, dealt to the ranks in blocks.
 
 A block is embedded by one pass, so that a tile's features do not depend on the number of processes.
 

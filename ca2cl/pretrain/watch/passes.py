@@ -1,4 +1,4 @@
-"""Features of the watched tiles, from passes that leave nothing behind in the network.
+"""Features of the watched tiles; the network stays as it is.
 
 Legend: B tiles of a block, N tiles, A tiles whose views are compared, D features, E embedding, S side of the input in
 pixels.

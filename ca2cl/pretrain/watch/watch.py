@@ -1,4 +1,4 @@
-"""The watch of a run: when it looks, what it computes, and what follows from that."""
+"""Watch of a run: measure the encoder, keep the best, stop."""
 
 from __future__ import annotations
 

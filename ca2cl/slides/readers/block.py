@@ -1,4 +1,4 @@
-"""A region of a slide that is read at once, for the tiles in it."""
+"""Region of a slide that is read at once."""
 
 from __future__ import annotations
 
