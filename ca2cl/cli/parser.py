@@ -38,6 +38,8 @@ _DOCTORS |= {f"model.{name}": name for name in ("arch", "norm", "norm_group", "n
 """Settings of ``pretrain`` by those of ``doctor`` that they are named by."""
 MAY_NAME_CODE = frozenset({"method.name", "model.arch", "tracking.sinks", "source"})
 """Settings whose value may be module:attribute: a file, which may come from elsewhere, must not run code."""
+_STARTS_PROGRAMS = frozenset({"launcher"})
+"""Settings whose words are a command: likewise, and whatever they are."""
 _HOME = re.compile(r"([^/~=]*=)?(~.*)", re.DOTALL)
 
 
@@ -254,6 +256,8 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
                 raise InputError(f"no recipe {path!r}: {nearest(path, recipes())}")
             path = str(_RECIPES / f"{path}.yaml")
         for name, words in read_flags(path, types, required, group):
+            if name in _STARTS_PROGRAMS:
+                raise InputError(f"config {path!r}: {name} starts a program; give it on the command line, --{name}")
             if name in MAY_NAME_CODE and (code := [word for word in words if names_code(word)]):
                 raise InputError(f"config {path!r}: {name} names code; do so on the command line, --{name} {code[0]}")
             value = _joined(types[name], words) if "tuple" in types[name] else words[0]

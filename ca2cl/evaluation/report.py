@@ -171,7 +171,7 @@ def tracked_metrics(
 def log_results(
     config: Any, found: ResolvedEncoder, metrics: Mapping[str, float], files: Sequence[Path], *, name: str,
     digests: Sequence[str], leak: Mapping[str, Any], tags: Mapping[str, str], params: Mapping[str, Any],
-    logged: Path | None = None, sets: Sequence[tuple[str, Manifest, str]] = (), text: str = "",
+    logged: Path | None = None, sets: Sequence[tuple[str, Manifest, str]] = (), shown: str = "",
 ) -> tuple[str, bool]:  # fmt: skip
     """Log a verb's results as an MLflow run; its id, and whether it was logged before.
 
@@ -186,7 +186,7 @@ def log_results(
         tags: more tags.
         params: more parameters.
         sets: shards, their manifests, and what they were used for: training or testing.
-        text: of the table, for the run's description.
+        shown: the table, for the run's description.
         logged: JSON file that says which results were logged before, so that a job started again logs them once.
 
     Raises:
@@ -205,7 +205,7 @@ def log_results(
             **tags,
         },
         "inputs": [describe_input(shards, asdict(manifest), context) for shards, manifest, context in sets],
-        "description": f"{name}, encoder `{found.uri}`\n\n{code_block(text)}" if text else "",
+        "description": f"{name}, encoder `{found.uri}`\n\n{code_block(shown)}" if shown else "",
         "uri": config.tracking.uri,
         "root": config.tracking.root,
         "experiment": config.tracking.experiment,

@@ -25,7 +25,7 @@ def requirements() -> list[Requirement]:
     """Of the package and of every extra that an image may have."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    extras = {name: lines for name, lines in setup["options.extras_require"].items() if name != "test"}
+    extras = {name: lines for name, lines in setup["options.extras_require"].items() if name not in ("test", "docs")}
     lines = "\n".join([setup["options"]["install_requires"], *extras.values()]).splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 

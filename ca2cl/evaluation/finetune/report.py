@@ -99,7 +99,7 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     run_id, before = shared.log_results(
         config, found, metrics, files, name=config.tracking.run_name or f"finetune of {short_name(found.uri)}",
         sets=[(config.train, job.train.index.manifest, "training"), (config.test, index.manifest, "testing")],
-        text=shared.table(rows), digests=job.digests, leak=leak,
+        shown=shared.table(rows), digests=job.digests, leak=leak,
         tags={"ca2cl.kind": "finetune", "ca2cl.protocol": protocol, "ca2cl.resampled_by": units.name},
         params={"drawn_by": drawn_by}, logged=out / LOGGED,
     )  # fmt: skip

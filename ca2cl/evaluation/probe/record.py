@@ -237,7 +237,7 @@ class ProbeRecord:
                 (self.train.root, self.train.index.manifest, "training"),
                 *((test.root, test.index.manifest, "testing") for test in self.tests.values()),
             ],
-            text=shared.table(self.rows),
+            shown=shared.table(self.rows),
             digests=(self.train.index.manifest.digest, digests[first]), leak=self.leaks[first], tags=tags,
             params={"strength": self.strength, "drawn_by": self.drawn_by},
         )  # fmt: skip

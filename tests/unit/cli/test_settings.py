@@ -179,6 +179,13 @@ def test_what_is_not_the_home_folder_stays(text: str) -> None:
     assert parse("pretrain", ["--data.shards", text]).data.shards == text
 
 
+def test_a_file_starts_no_program(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("launcher: rm -r\n", encoding="utf-8")
+    with pytest.raises(InputError, match="launcher starts a program; give it on the command line"):
+        parse("study", ["study_crc5", "--config", str(tmp_path / "c.yaml")])
+    assert parse("study", ["study_crc5", "--launcher", "srun"]).launcher == "srun"
+
+
 def test_a_config_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     settings(tmp_path, "run: {seed: 5}\n")
