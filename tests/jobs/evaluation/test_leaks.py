@@ -6,16 +6,14 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mlflow import MlflowClient
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.fingerprints.seen import Seen, read_seen
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
@@ -24,13 +22,12 @@ from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.train.split_checks import find_shared
 from ca2cl.evaluation.leaks.find import Side, find_leak
 from ca2cl.evaluation.leaks.wording import lines, tag
-from ca2cl.evaluation.probe.run import ProbeConfig
-from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, read_card, save_encoder
 from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_TEST
 from ca2cl.reproduce.config import NctConfig, settled
 from ca2cl.reproduce.table import notes
+from tests.support.probes import run_probe
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"
@@ -132,21 +129,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = dataclasses.replace(CARD, source_run_id=SOURCE_RUN, manifest_digest=ShardIndex(other).manifest.digest)
     save_encoder(root / "encoder", build_encoder().state_dict(), card)
     return root
-
-
-def run_probe(place: Path, folder: Path, *tests: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The JSON and the MLflow run's tags."""
-    config = ProbeConfig(
-        encoder=str(place / "encoder"), train=str(place / "train"), test=tuple(str(place / name) for name in tests),
-        labels=(1.0,), seeds=1, classifiers=("knn",), floors=False, workers=0, output=str(folder / "probe.json"),
-        tracking=TrackingConfig(root=str(folder / "store")),
-    )  # fmt: skip
-    assert probe(config) == 0
-    client = MlflowClient(f"sqlite:///{folder}/store/mlflow.db")
-    experiment = client.get_experiment_by_name("ca2cl")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], max_results=1)
-    return json.loads((folder / "probe.json").read_text()), run.data.tags
 
 
 def test_a_probe_names_and_tags_shared_slides_and_resamples_slides(

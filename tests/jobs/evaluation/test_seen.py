@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mlflow import MlflowClient
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, TrackingConfig
+from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.data.fingerprints.seen import write_seen
 from ca2cl.data.fingerprints.survey import see
 from ca2cl.data.remote.reader import ShardReader
@@ -23,8 +21,6 @@ from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as shard
 from ca2cl.evaluation.leaks.find import find_leak, side_of
 from ca2cl.evaluation.leaks.wording import lines, tag
-from ca2cl.evaluation.probe.run import ProbeConfig
-from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.models.backbone import build_encoder
 from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.registry.evaluation_run import LEAK_TAG, TRAINED_ON_SLIDES, TRAINED_ON_TILES
@@ -32,6 +28,7 @@ from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.report.tiles import read_tiles
 from ca2cl.reproduce.config import NctConfig
 from ca2cl.reproduce.data_summary import find_facts
+from tests.support.probes import run_probe
 
 CARD = EncoderCard(arch="resnet18", feature_dim=512, input_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SOURCE_RUN = "0123456789abcdef0123456789abcdef"
@@ -86,17 +83,8 @@ COPIED = "encoder was trained on 20 of 60 test tiles of copied (a~x20_pre0, a~x2
 
 def probe_on(place: Path, folder: Path, *tests: str) -> tuple[dict[str, Any], str]:
     """The JSON, and the tag of the MLflow run."""
-    config = ProbeConfig(
-        encoder=str(place / "encoder"), train=str(place / "train"), test=tuple(str(place / name) for name in tests),
-        labels=(1.0,), seeds=1, classifiers=("knn",), floors=False, workers=0, output=str(folder / "probe.json"),
-        tracking=TrackingConfig(root=str(folder / "store")),
-    )  # fmt: skip
-    assert probe(config) == 0
-    client = MlflowClient(f"sqlite:///{folder}/store/mlflow.db")
-    experiment = client.get_experiment_by_name("ca2cl")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], max_results=1)
-    return json.loads((folder / "probe.json").read_text()), run.data.tags.get(LEAK_TAG, "")
+    content, tags = run_probe(place, folder, *tests)
+    return content, tags.get(LEAK_TAG, "")
 
 
 def test_a_probe_names_slides_copies_and_the_very_shards(

@@ -41,7 +41,7 @@ from tests.support.pages import Page
 from tests.support.shards import encode, random_tiles, write_shards
 
 HOSTILE = "</script><script>alert(1)</script>"
-SIZE, NAME = 32, "report-encoder"
+SIZE, NAME, OUT = 32, "report-encoder", "{tmp}/x.html"
 
 
 class Job(NamedTuple):
@@ -95,8 +95,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def report(job: Job, out: Path, *arguments: str, run: str | None = None, log: bool = False) -> Page:
-    more = [] if log else ["--no-log"]
-    where = ["--tracking.root", job.root, "--workers", "0", *more, *arguments]
+    where = ["--tracking.root", job.root, "--workers", "0", *([] if log else ["--no-log"]), *arguments]
     assert main(["report", run or job.run_id, str(out), *where]) == 0
     return Page(out)
 
@@ -366,8 +365,7 @@ def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pyt
     out = tmp_path / "a.html"
     assert main(["report", str(folder), str(out), "--workers", "0"]) == 2
     assert "written, but not logged" in capfd.readouterr().err
-    made = Page(out)
-    assert "FINISHED" in made.text and len(made.all("circle", "tile")) == 36
+    assert "FINISHED" in (made := Page(out)).text and len(made.all("circle", "tile")) == 36
     assert any("downstream results are in the store" in line for line in made.missing())
     assert not (tmp_path / "gone.db").exists()
 
@@ -376,17 +374,15 @@ def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pyt
     ("arguments", "message"),
     [
         (("{id}", "{tmp}"), "give a file that ends in .html"), (("{id}", "{tmp}/folder.html"), "cannot be written"),
-        (("{id}", "{tmp}/file/x.html"), "cannot be written"), (("0" * 32, "{tmp}/x.html"), "check the id"),
-        (("nowhere", "{tmp}/x.html"), "no alias 'nowhere'"), (("random", "{tmp}/x.html"), "no alias 'random'"),
-        (("{tmp}", "{tmp}/x.html"), "no run here"),
-        (("{probe}", "{tmp}/x.html"), "is a probe of an encoder; give the run that made it"),
-        (("{id}", "{tmp}/x.html", "--test", "{tmp}"), "no manifest here"),
-        (("{id}", "{tmp}/x.html", "--shards", "{tmp}/none"), "no manifest here"),
-        (("{id}", "{tmp}/x.html", "--tiles", "0"), "tiles is 0: use 1 or more, up to 10000"),
-        (("{id}", "{tmp}/x.html", "--clusters", "1"), "clusters is 1"),
-        (("{id}", "{tmp}/x.html", "--workers", "-1"), "workers is -1"),
-        (("{id}", "{tmp}/x.html", "--seed", "-1"), "seed is -1"),
-        (("{id}", "{tmp}/x.html", "--device", "cuda:99"), "device is 'cuda:99'"), (("{id}",), "out"),
+        (("{id}", "{tmp}/file/x.html"), "cannot be written"), (("0" * 32, OUT), "check the id"),
+        (("nowhere", OUT), "no alias 'nowhere'"), (("random", OUT), "no alias 'random'"),
+        (("{tmp}", OUT), "no run here"), (("{id}",), "out"),
+        (("{probe}", OUT), "is a probe of an encoder; give the run that made it"),
+        (("{id}", OUT, "--test", "{tmp}"), "no manifest here"),
+        (("{id}", OUT, "--shards", "{tmp}/none"), "no manifest here"),
+        (("{id}", OUT, "--tiles", "0"), "tiles is 0: use 1 or more, up to 10000"),
+        (("{id}", OUT, "--clusters", "1"), "clusters is 1"), (("{id}", OUT, "--workers", "-1"), "workers is -1"),
+        (("{id}", OUT, "--seed", "-1"), "seed is -1"), (("{id}", OUT, "--device", "cuda:99"), "device is 'cuda:99'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(
