@@ -224,7 +224,8 @@ def stored_name(word: str, tracking_uri: str | None, root: str | Path | None) ->
         entry = find_version(store, word)
     except InputError as error:
         raise InputError(f"encoder {word!r}: no file or folder of that name; {error}") from None
-    return f"runs:/{entry.run_id}" if entry.run_id.startswith(word) else entry.uri
+    by_label = word in (entry.version, LATEST, *entry.aliases)  # version 1 may be of a run whose id begins with 1
+    return entry.uri if by_label else f"runs:/{entry.run_id}"
 
 
 def _download(location: str, store: Store, run_id: str | None, uri: str, arch: str | None) -> ResolvedEncoder:
