@@ -16,11 +16,13 @@ from pathlib import Path
 
 from annotated_types import Ge
 
+from ca2cl.common.console.summary import PART
 from ca2cl.common.ranges import check_ranges
 from ca2cl.common.records import parse_json
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.store.databases import sqlite_uri
+from ca2cl.store.locate import CONFIG_VARIABLE
 
 POSITIONAL = ("folder",)
 _TILE_SIZE = 64
@@ -100,7 +102,7 @@ def _start(command: Sequence[str], folder: Path) -> int:
     """Run a command in ``folder``, whether or not the environment's programs are on the path."""
     _say("\n$ " + shlex.join(command))
     # made-up tissue needs no network, so nothing asks for one
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", CONFIG_VARIABLE: "", PART: "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     arguments = [sys.executable, "-m", *command]
     return subprocess.run(arguments, cwd=folder, env=environment, check=False).returncode
