@@ -105,7 +105,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "detection.scores": {"data", "detection.coco", "detection.engines"},
     "detection.train": {
-        "runtime", "data", "data.shards", "models", "registry", "tracking", "evaluation", "evaluation.leaks",
+        "runtime", "store", "data", "data.shards", "models", "registry", "tracking", "evaluation", "evaluation.leaks",
         "detection.coco", "detection.engines", "detection.prepare", "detection.scores",
     },
     "export": {"models", "models.timm", "registry", "detection.engines"},
@@ -123,7 +123,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation.probe",
     },
     "reproduce": {
-        "runtime", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
+        "runtime", "store", "data.sources", "data.synthetic", "data.shards", "data.remote", "data.transfer", "models",
         "registry", "evaluation", "evaluation.embed", "evaluation.leaks", "evaluation.probe", "evaluation.finetune",
         "evaluation.tables",
     },
