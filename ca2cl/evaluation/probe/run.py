@@ -33,6 +33,7 @@ from ca2cl.evaluation.probe.sgd import RECIPE
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import draw_subsets
+from ca2cl.evaluation.verdict.screen import files_text, in_bold
 from ca2cl.runtime.device import find_device
 
 _ROWS = {"logistic": LINEAR, "sgd": SGD, "knn": KNN}
@@ -54,10 +55,11 @@ def run(config: ProbeConfig) -> int:
     record = _probe(config, contenders, weights, train, dict(zip(name_sets(config.tests), tests, strict=True)))
     probed = Probed(train, record.tests, record.rows, record.heads, record.units)
     record = replace(record, robustness=measure(config, probed, centers, contenders, device))
-    sys.stdout.write(record.text())
+    if config.details:
+        sys.stdout.write(f"{record.details()}\n")
+    sys.stdout.write(record.text(bold=in_bold()))
     files = record.write(output)
-    written = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
-    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {written}\n")
+    sys.stdout.write(f"\n{files_text(files)}")
     sys.stdout.flush()
     # Last, so that a store that is away costs no result.
     sys.stdout.write(f"logged as MLflow run {record.log(files)}\n")

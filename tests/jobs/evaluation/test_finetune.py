@@ -163,7 +163,10 @@ def whole(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("whole")
     done = finetune(folder, pair, "--seeds", "2")
     assert done.returncode == 0, done.stderr
-    assert "encoder less random, 4/class labels:" in done.stdout and "logged as MLflow run" in done.stdout
+    assert "encoder less random, 4/class labels:" not in done.stdout and "logged as MLflow run" in done.stdout
+    assert "top-1 accuracy on test: " in done.stdout and "random weights" in done.stdout
+    details = (folder / "job" / "finetune-results-details.txt").read_text()
+    assert "encoder less random, 4/class labels:" in details and "recall by class" in details
     return folder
 
 
