@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 from annotated_types import Ge
 
+from ca2cl.common.console.summary import PART
 from ca2cl.common.ranges import check_ranges
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.store.databases import sqlite_uri
+from ca2cl.store.locate import CONFIG_VARIABLE
 
 POSITIONAL = ("folder",)
 _TILE_SIZE = 64
@@ -121,7 +123,7 @@ def _start(command: Command, folder: Path) -> int:
         _say(f"{folder / command.result}: there already, kept as it is")
         return 0
     # made-up tissue needs no network, so nothing asks for one
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", CONFIG_VARIABLE: "", PART: "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     arguments = [sys.executable, "-m", *command.words]
     return subprocess.run(arguments, cwd=folder, env=environment, check=False).returncode
