@@ -31,6 +31,8 @@ WITH_RECIPES = ("pretrain", "doctor plan")
 """Verbs whose settings the shipped recipes are of."""
 _DOCTORS = {
     "views.recipe": "recipe",
+    "views.strength": "strength",
+    "views.crop_scale": "crop_scale",
     **{f"run.{name}": name for name in ("batch_size", "micro_batch_size", "accumulation")},
 }
 _DOCTORS |= {f"data.{name}": name for name in ("lanes", "workers", "image_size")}
@@ -266,7 +268,8 @@ def _planned(arguments: list[str]) -> list[str]:
             planned.append(f"--recipe={recipe}")
         elif recipe in recipes():
             flags = read_flags(str(_RECIPES / f"{recipe}.yaml"), _types(kind), frozenset(), "")
-            planned += [f"--{_DOCTORS[name]}={words[0]}" for name, words in flags if name in _DOCTORS]
+            for name, words in flags:
+                planned += [f"--{_DOCTORS[name]}", *words] if name in _DOCTORS else []
         else:
             raise InputError(f"recipe is {recipe!r}: {nearest(recipe, [*views, *recipes()])}")
     return planned

@@ -26,7 +26,7 @@ def run(config: DoctorConfig) -> int:
 def _sheet(config: DoctorConfig, shards: str, out: str) -> int:
     from ca2cl.views.contact_sheet import run_sheet
 
-    recipe = ViewsConfig(recipe=config.recipe)
+    recipe = ViewsConfig(recipe=config.recipe, strength=config.strength, crop_scale=config.crop_scale)
     path = run_sheet(shards, out, count=config.count, config=recipe, image_size=config.image_size)
     sys.stdout.write(f"views of {config.count} tiles in {path}\n")
     return 0

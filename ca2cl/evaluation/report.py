@@ -28,7 +28,7 @@ from ca2cl.evaluation.metrics import ClassificationMetrics, ClassRecall, mean_sd
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Interval
-from ca2cl.registry.evaluation_run import log_evaluation, log_evaluation_once
+from ca2cl.registry.evaluation_run import VERDICT_TAG, log_evaluation, log_evaluation_once
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.store.inputs import describe_input
 from ca2cl.store.notes import code_block
@@ -64,10 +64,22 @@ def heads(several: bool = False) -> list[str]:
 
 def cells(row: Row, several: bool = False) -> list[str]:
     """Cells of a row of the table, under ``heads``."""
-    numbers = [plus_minus(*row.mean_sd(score)) for score in _COLUMNS]
+    numbers = [plus_minus(*_spread(row, score)) for score in _COLUMNS]
     interval = describe_interval(row.interval)
     what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
     return [*what, *([row.test] if several else []), *numbers, interval]
+
+
+def _spread(row: Row, score: str) -> tuple[float, float]:
+    """Mean and sd over seeds; no sd where all labels, and with them the same classifier, were drawn each time."""
+    mean, sd = row.mean_sd(score)
+    scores = [metrics.scores() for metrics in row.per_seed]
+    return mean, math.nan if row.budget == 1 and all(one == scores[0] for one in scores) else sd
+
+
+def describe_draws(seeds: int) -> str:
+    """What ± is over."""
+    return f"mean ± sd over {seeds} draws of labels" if seeds > 1 else "one draw of labels"
 
 
 def describe_interval(interval: Interval) -> str:
@@ -171,7 +183,7 @@ def tracked_metrics(
 def log_results(
     config: Any, found: ResolvedEncoder, metrics: Mapping[str, float], files: Sequence[Path], *, name: str,
     digests: Sequence[str], leak: Mapping[str, Any], tags: Mapping[str, str], params: Mapping[str, Any],
-    logged: Path | None = None, sets: Sequence[tuple[str, Manifest, str]] = (), shown: str = "",
+    logged: Path | None = None, sets: Sequence[tuple[str, Manifest, str]] = (), shown: str = "", verdict: str = "",
 ) -> tuple[str, bool]:  # fmt: skip
     """Log a verb's results as an MLflow run; its id, and whether it was logged before.
 
@@ -187,6 +199,7 @@ def log_results(
         params: more parameters.
         sets: shards, their manifests, and what they were used for: training or testing.
         shown: the table, for the run's description.
+        verdict: what it shows, in a sentence.
         logged: JSON file that says which results were logged before, so that a job started again logs them once.
 
     Raises:
@@ -202,15 +215,20 @@ def log_results(
             "ca2cl.train_manifest_digest": digests[0],
             "ca2cl.test_manifest_digest": digests[1],
             **leak_tag(leak, ENCODER),
+            **({VERDICT_TAG: verdict} if verdict else {}),
             **tags,
         },
         "inputs": [describe_input(shards, asdict(manifest), context) for shards, manifest, context in sets],
-        "description": f"{name}, encoder `{found.uri}`\n\n{code_block(shown)}" if shown else "",
+        "description": f"{name}, encoder `{found.uri}`\n\n{_strong(verdict)}{code_block(shown)}" if shown else "",
         "uri": config.tracking.uri,
         "root": config.tracking.root,
         "experiment": config.tracking.experiment,
     }
     return log_evaluation_once(logged, **run) if logged else (log_evaluation(**run), False)
+
+
+def _strong(sentence: str) -> str:
+    return f"**{sentence}**\n\n" if sentence else ""
 
 
 def metric_name(features: str, classifier: str, budget: float) -> str:

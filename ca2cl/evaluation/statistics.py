@@ -67,6 +67,11 @@ class Units:
             "narrow unless every tile is of another slide"
         )
 
+    @property
+    def warning(self) -> str:
+        """The same in one short line where it limits what may be said; empty otherwise."""
+        return "" if self.known else "no slides known: tiles count as independent, so 95 % and p may be too narrow"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"unit": self.name, "units": self.count, "statement": self.statement}

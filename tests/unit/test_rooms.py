@@ -79,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation.calibration": set(),
     "evaluation.leaks": {"data.shards", "data.remote", "data.fingerprints", "models", "registry"},
     "evaluation.tables": {"evaluation", "evaluation.calibration"},
+    "evaluation.verdict": {"evaluation"},
     "evaluation.embed": {
         "runtime", "data", "data.sources", "data.shards", "data.remote", "data.loading", "models", "registry",
         "slides", "slides.readers", "slides.tissue", "data.fingerprints", "evaluation.leaks",
@@ -86,12 +87,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation.centers": {"data.shards", "slides", "evaluation"},
     "evaluation.probe": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "registry", "training", "evaluation",
-        "evaluation.calibration", "evaluation.centers", "evaluation.leaks", "evaluation.tables",
+        "evaluation.calibration", "evaluation.centers", "evaluation.leaks", "evaluation.tables", "evaluation.verdict",
     },
     "evaluation.finetune": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "training", "registry",
         "tracking", "evaluation", "evaluation.calibration", "evaluation.leaks", "evaluation.tables",
-        "data.fingerprints",
+        "evaluation.verdict", "data.fingerprints",
     },
     "detection": {"detection.engines", "detection.scores"},
     "detection.coco": {"data"},

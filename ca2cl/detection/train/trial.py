@@ -184,6 +184,10 @@ class TrialRun:
             settings = TrialSettings(*self.trial, encoder.uri, self.config, tracking)
             self.tracker = open_run(self.folder, settings, resume=True, step=step)
             self.tracker.set_tag("ca2cl.kind", "detect-training")
+            self.tracker.describe(
+                f"Training {self.trial.name} of a detection job on {self.config.dataset}. "
+                "The job's own run has the scores of all its trainings."
+            )
             self.tracker.set_tag("ca2cl.engine", f"{self.engine.name} {self.engine.version}")
             if encoder.source_run_id:  # not SOURCE_RUN_TAG: what belongs to the encoder is the whole job's run
                 self.tracker.set_tag("ca2cl.trained_from", encoder.source_run_id)

@@ -19,6 +19,7 @@ from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, sav
 from ca2cl.registry.register import DIGEST_TAG, digest_of, log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.registry.versions import ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
+from ca2cl.store.notes import description_tag
 from ca2cl.store.open import Store, open_store, store_errors
 from ca2cl.tracking.run_record import create_mlflow_run
 
@@ -107,7 +108,13 @@ def _register(
     store: Store, config: ImportConfig, found: ResolvedEncoder, folder: Path, card: EncoderCard
 ) -> tuple[str, str]:
     """A finished run of the kind import, and its version; a run that does not get so far ends as FAILED."""
-    tags = {"ca2cl.kind": KIND, **({ORIGIN_RUN_TAG: card.origin_run_id} if card.origin_run_id else {})}
+    licence = f", licence {card.licence}" if card.licence else ""
+    about = f"Import of `{card.origin}`: {card.arch}, tiles of {card.input_size} pixels{licence}."
+    tags = {
+        "ca2cl.kind": KIND,
+        **description_tag(about),
+        **({ORIGIN_RUN_TAG: card.origin_run_id} if card.origin_run_id else {}),
+    }
     run_name = config.tracking.run_name or f"{KIND} {Path(card.origin or '').name}"
     run_id = create_mlflow_run(store, store.experiment_id(config.tracking.experiment), run_name, tags)
     params = {

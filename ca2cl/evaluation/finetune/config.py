@@ -37,6 +37,9 @@ class FinetuneConfig:
     once and choose nothing."""
     output_dir: str
     """Folder of the job, with one folder for every cell of the table. Run the same command again to resume."""
+    details: bool = False
+    """Print the long tables, too: all metrics, differences, recalls, calibration. They are always in
+    finetune-results-details.txt."""
     against: tuple[str, ...] = ("random",)
     """Other encoders to fine-tune in the same way and to compare tile by tile; [] fine-tunes only the encoder."""
     labels: tuple[float, ...] = (0.01, 0.1, 1.0)

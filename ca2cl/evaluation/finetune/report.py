@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from ca2cl import __version__
 from ca2cl.common.console.summary import closing
-from ca2cl.common.files import writing
+from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.grid import AGAIN, RESULT, Grid
 from ca2cl.common.records import read_fields
 from ca2cl.config import flatten
@@ -23,7 +23,7 @@ from ca2cl.data.fingerprints.survey import see
 from ca2cl.errors import InputError
 from ca2cl.evaluation import report as shared
 from ca2cl.evaluation.compare import Comparison, compare_with_first, differences
-from ca2cl.evaluation.datasets import describe_missing, missing_classes, units_of
+from ca2cl.evaluation.datasets import describe_missing, missing_classes, name_sets, units_of
 from ca2cl.evaluation.finetune.best_checkpoint import KEPT, keep_best
 from ca2cl.evaluation.finetune.trial import PREDICTIONS, Trial, TuningJob
 from ca2cl.evaluation.leaks.wording import lines as leak_lines
@@ -31,6 +31,7 @@ from ca2cl.evaluation.result import ENCODER, Row, score_row
 from ca2cl.evaluation.statistics import Units
 from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibration
 from ca2cl.evaluation.tables.recalls import recall_table
+from ca2cl.evaluation.verdict.screen import DETAILS, files_text, in_bold, summarize
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.store.notes import short_name
@@ -69,16 +70,19 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     units = units_of(index, _predictions(next(iter(grid.values())).parent)["samples"].tolist(), "test")
     rows = [_row(CLASSIFIERS[config.trains], *key, folders, units) for key, folders in groups.items()]
     compared = compare_with_first(rows)
-    missing = missing_classes(index.labels(), index.classes)
+    missing, (test,) = missing_classes(index.labels(), index.classes), name_sets([config.test])
     leak = read_fields(out / RECORD, ("leak",), AGAIN)["leak"]
-    sys.stdout.write(shared.table(rows) + differences(ENCODER, compared, name_classifiers=False))
-    sys.stdout.write("".join(f"\n{line}\n" for line in (*leak_lines(leak), describe_missing(missing)) if line))
-    by_slides = any(name is not None for name in job.train.index.groups())
-    sys.stdout.write(recall_table(rows, index.classes))
-    sys.stdout.write(calibration_table(rows, [ENCODER], by_slides))
-    files = [out / RESULTS, out / "confusion.png"]
+    summary = summarize(
+        rows, {test: units}, compared, {test: leak_lines(leak)}, statement=job.protocol.statement,
+        remarks=[*leak_lines(leak), describe_missing(missing)],
+    )  # fmt: skip
+    details = _details(job, rows, compared, f"labelled tiles drawn by {drawn_by}\n{units.statement}\n")
+    sys.stdout.write(f"{details}\n" if config.details else "")
+    sys.stdout.write(summary.text(bold=in_bold()))
+    files = [out / RESULTS, out / f"{Path(RESULTS).stem}{DETAILS}"]
     content = _content(job, found, rows, compared)
     content |= {
+        "verdict": summary.verdicts[test].as_dict(),
         "leak": leak,
         "cells": [read_fields(path, _OF_ROWS, AGAIN) for path in grid.values()],
         "drawn_by": drawn_by,
@@ -86,21 +90,16 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
         "resampled": units.as_dict(),
     }
     shared.write_json(files[0], content)
-    shown = [row for row in rows if row.features == ENCODER][-1]
-    title = f"{shown.classifier} from {shown.features}, {shown.labelled} labelled tiles: % of each label"
-    shared.draw_confusion(files[1], shown.confusion, index.classes, title, shown.recalls)
-    title = f"{shown.classifier} from {shown.features}, {shown.labelled} labelled tiles: reliability"
-    files += [out / "reliability.png"] if draw_calibration(out / "reliability.png", shown, title) else []
-    sys.stdout.write(f"\nlabelled tiles drawn by {drawn_by}\n{units.statement}\n")
-    sys.stdout.write(f"mean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
-    sys.stdout.write(f"{job.protocol.statement}\n" if job.protocol.statement else "")
+    write_atomic(files[1], f"{summary.text()}\n{details}".encode(), shared.REMEDY)
+    files += _pictures(out, rows, index.classes)
+    sys.stdout.write(f"\n{files_text(files)}")
     sys.stdout.flush()
     metrics = shared.tracked_metrics(rows, shared.metric_names(config.against), compared)
     protocol = config.note_protocol or config.protocol
     run_id, before = shared.log_results(
         config, found, metrics, files, name=config.tracking.run_name or f"finetune of {short_name(found.uri)}",
         sets=[(config.train, job.train.index.manifest, "training"), (config.test, index.manifest, "testing")],
-        shown=shared.table(rows), digests=job.digests, leak=leak,
+        shown=summary.tables(), verdict=" ".join(summary.sentences), digests=job.digests, leak=leak,
         tags={"ca2cl.kind": "finetune", "ca2cl.protocol": protocol, "ca2cl.resampled_by": units.name},
         params={"drawn_by": drawn_by}, logged=out / LOGGED,
     )  # fmt: skip
@@ -109,6 +108,24 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     kept = _keep_classifier(job, found, run_id, (path.parent for path in grid.values()))
     use = ["ca2cl", "heatmap", out, "SLIDES", "--mpp", "0.5", "--out", "maps"]
     sys.stdout.write(kept + closing("fine-tuned encoders", out, *([use] if kept else []), ["ca2cl", "ui"]))
+
+
+def _details(job: TuningJob, rows: Sequence[Row], compared: Sequence[Comparison], how: str) -> str:
+    """The long tables: every metric, differences, recalls, calibration."""
+    by_slides = any(name is not None for name in job.train.index.groups())
+    text = shared.table(rows) + differences(ENCODER, compared, name_classifiers=False)
+    text += recall_table(rows, job.test.index.classes) + calibration_table(rows, [ENCODER], by_slides)
+    return f"{text}\n{shared.describe_draws(job.config.seeds)}; {how}"
+
+
+def _pictures(out: Path, rows: Sequence[Row], classes: Sequence[str]) -> list[Path]:
+    """Confusion matrix and reliability diagram of the encoder with the most labels."""
+    shown = [row for row in rows if row.features == ENCODER][-1]
+    title = f"{shown.classifier} from {shown.features}, {shown.labelled} labelled tiles"
+    confusion, reliability = out / "confusion.png", out / "reliability.png"
+    shared.draw_confusion(confusion, shown.confusion, classes, f"{title}: % of each label", shown.recalls)
+    drawn = draw_calibration(reliability, shown, f"{title}: reliability")
+    return [confusion, *([reliability] if drawn else [])]
 
 
 def _keep_seen(job: TuningJob, found: ResolvedEncoder, folders: Iterable[Path]) -> None:

@@ -105,7 +105,7 @@ def _starts(config: FinetuneConfig) -> dict[str, ResolvedEncoder]:
 
 def _begin(job: TuningJob, starts: Mapping[str, ResolvedEncoder], held: ExitStack) -> None:
     """Claim the folder, and write down what train and test share."""
-    free = ("tracking.", "output_dir", "workers", "note_protocol")
+    free = ("tracking.", "output_dir", "workers", "note_protocol", "details")
     kept = {name: value for name, value in flatten(job.config).items() if not name.startswith(free)}
     weights = [weights_digest(found.encoder, found.card.mean, found.card.std) for found in starts.values()]
     folder, record = job_dir(job.config), job_record(kept, data=job.digests, weights=weights)

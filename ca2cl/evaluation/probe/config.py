@@ -86,6 +86,9 @@ class ProbeConfig:
     """Local folder that caches remote shards; needed for remote shards only."""
     output: str | None = None
     """JSON file of all results; none uses probe-<run>-<data>.json in tracking.root."""
+    details: bool = False
+    """Print the long tables, too: all metrics, differences, recalls, calibration. They are always in
+    NAME-details.txt."""
     floors: bool = True
     """Also probe the baselines: colour histograms, and the same architecture with random and with ImageNet weights."""
     imagenet: bool = True

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ca2cl import __version__
-from ca2cl.common.files import writing
+from ca2cl.common.files import write_atomic, writing
 from ca2cl.config import flatten
 from ca2cl.evaluation import report as shared
 from ca2cl.evaluation.centers.plot import draw_shifts
@@ -31,6 +32,7 @@ from ca2cl.evaluation.splits import Subsets
 from ca2cl.evaluation.statistics import Units
 from ca2cl.evaluation.tables.calibrations import calibration_table, draw_calibration
 from ca2cl.evaluation.tables.recalls import recall_table
+from ca2cl.evaluation.verdict.screen import DETAILS, Summary, summarize
 from ca2cl.registry.evaluation_run import TOKENS_TAG
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.store.notes import short_name
@@ -84,11 +86,21 @@ class ProbeRecord:
     def _missing(self, test: str) -> list[str]:
         return missing_classes(self.tests[test].tiles.labels_N, self.train.index.classes)
 
-    def text(self) -> str:
-        """For the terminal."""
-        statement = f"\n{self.statement}\n" if self.statement else ""
+    @cached_property
+    def summary(self) -> Summary:
+        """The results in short."""
+        leaks = {name: lines(leak) for name, leak in self.leaks.items()}
+        return summarize(
+            self.rows, self.units, self.compared, leaks, statement=self.statement, remarks=self.remarks
+        )  # fmt: skip
+
+    def text(self, *, bold: bool = False) -> str:
+        """For the terminal: the results in short, and robustness where it was measured; ``bold`` as in ``Summary``."""
+        return self.summary.text(bold=bold) + "".join(table.text() for table in tables(self.robustness))
+
+    def details(self) -> str:
+        """The long tables: every metric, differences, recalls, calibration."""
         compared = differences(self.rows[0].features, self.compared, name_tests=len(self.tests) > 1)
-        remarks = "".join(f"\n{line}\n" for line in self.remarks)
         several = len(self.tests) > 1
         resampled = "".join(
             f"{f'{name}: ' if several else ''}{units.statement}\n" for name, units in self.units.items()
@@ -96,9 +108,9 @@ class ProbeRecord:
         own = list(dict.fromkeys(row.features for row in self.rows if row.features.split(" (")[0] == ENCODER))
         more = recall_table(self.rows, self.train.index.classes)
         more += calibration_table(self.rows, own, self.by_slides)
-        how = f"\nlabelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
-        robust = "".join(table.text() for table in tables(self.robustness))
-        return f"{shared.table(self.rows)}{statement}{remarks}{compared}{more}{how}{robust}"
+        draws = shared.describe_draws(self.config.seeds)
+        how = f"\n{draws}; labelled tiles drawn by {self.drawn_by}; strength {self.strength}\n{resampled}"
+        return f"{shared.table(self.rows)}{compared}{more}{how}"
 
     def content(self) -> dict[str, Any]:
         """Everything that the JSON holds.
@@ -113,6 +125,7 @@ class ProbeRecord:
             "kind": "probe",
             "ca2cl": __version__,
             "protocol": {"name": self.config.protocol, "statement": self.statement},
+            "verdict": first["verdict"],
             "encoder": self._describe(self.contenders.encoder),
             "against": {name: self._describe(found) for name, found in self.contenders.rivals.items()},
             "classes": self.train.index.classes,
@@ -130,6 +143,7 @@ class ProbeRecord:
     def _of(self, test: str) -> dict[str, Any]:
         return {
             "data": {**self.tests[test].describe(), "missing_classes": self._missing(test)},
+            "verdict": self.summary.verdicts[test].as_dict(),
             "leak": self.leaks[test],
             "resampled": self.units[test].as_dict(),
             "results": [shared.row_as_dict(row) for row in self.rows if row.test == test],
@@ -148,9 +162,11 @@ class ProbeRecord:
         }
 
     def write(self, output: Path) -> list[Path]:
-        """The JSON, and a confusion matrix for each test set: the first classifier's at the largest budget."""
+        """The JSON, the long tables, and a confusion matrix for each test set: the first classifier's at the largest
+        budget."""
         shared.write_json(output, self.content())
-        files = [output]
+        files = [output, output.with_name(f"{output.stem}{DETAILS}")]
+        write_atomic(files[1], f"{self.text()}\n{self.details()}".encode(), _REMEDY)
         for number, test in enumerate(self.tests):
             ours = [row for row in self.rows if (row.features, row.test) == (self.rows[0].features, test)]
             shown = [row for row in ours if row.classifier == ours[0].classifier][-1]
@@ -237,7 +253,7 @@ class ProbeRecord:
                 (self.train.root, self.train.index.manifest, "training"),
                 *((test.root, test.index.manifest, "testing") for test in self.tests.values()),
             ],
-            shown=shared.table(self.rows),
+            shown=self.summary.tables(), verdict=" ".join(self.summary.sentences),
             digests=(self.train.index.manifest.digest, digests[first]), leak=self.leaks[first], tags=tags,
             params={"strength": self.strength, "drawn_by": self.drawn_by},
         )  # fmt: skip

@@ -34,6 +34,7 @@ from ca2cl.evaluation.probe.sgd import RECIPE
 from ca2cl.evaluation.protocol import PROTOCOLS, describe_draw
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import draw_subsets
+from ca2cl.evaluation.verdict.screen import files_text, in_bold
 from ca2cl.runtime.device import find_device
 from ca2cl.store.open import store_place
 
@@ -56,10 +57,11 @@ def run(config: ProbeConfig) -> int:
     record = _probe(config, contenders, weights, train, dict(zip(name_sets(config.tests), tests, strict=True)))
     probed = Probed(train, record.tests, record.rows, record.heads, record.units)
     record = replace(record, robustness=measure(config, probed, centers, contenders, device))
-    sys.stdout.write(record.text())
+    if config.details:
+        sys.stdout.write(f"{record.details()}\n")
+    sys.stdout.write(record.text(bold=in_bold()))
     files = record.write(output)
-    written = " and ".join([", ".join(map(str, files[:-1])), str(files[-1])])
-    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {written}\n")
+    sys.stdout.write(f"\n{files_text(files)}")
     sys.stdout.flush()
     # Last, so that a store that is away costs no result.
     place = store_place(config.tracking.uri, config.tracking.root)

@@ -137,7 +137,8 @@ def test_a_probe_names_and_tags_shared_slides_and_resamples_slides(
     content, tags = run_probe(place, tmp_path, "test")
     printed = capsys.readouterr().out
     assert "LEAK: train and test share 4 slides or patients (SLIDE2, SLIDE3, SLIDE4, ...), those of 24 of 36" in printed
-    assert "whole slides or patients were resampled (6 of them)" in printed
+    assert "36 tiles of 6 slides or patients" in printed and "No verdict: there is a leak" in printed
+    assert "whole slides or patients were resampled (6 of them)" in (tmp_path / "probe-details.txt").read_text()
     assert content["leak"]["shared_slides"] == 4 and content["resampled"]["units"] == 6
     assert (tags[LEAK_TAG], tags["ca2cl.resampled_by"]) == ("shared slides", "slide or patient")
 

@@ -135,13 +135,22 @@ def test_the_result_is_a_run_with_its_files_and_its_source(probed: tuple[Path, d
     (logged,) = store.client.search_runs([store.experiment_id(folder.name)])
     assert logged.info.status == "FINISHED"
     assert logged.data.tags[SOURCE_RUN_TAG] == SOURCE_RUN
+    assert (
+        logged.data.tags["ca2cl.verdict"]
+        == content["verdict"]["sentence"]
+        == content["tests"]["test"]["verdict"]["sentence"]
+    )
+    assert f"**{content['verdict']['sentence']}**" in logged.data.tags["mlflow.note.content"]
     assert logged.data.tags["ca2cl.test_manifest_digest"] == ShardIndex(tissue / "test").manifest.digest
     accuracy = content["results"][1]["mean"]["accuracy"]
     assert logged.data.metrics["encoder/linear/100pct/accuracy"] == pytest.approx(accuracy)
     files = sorted(entry.path for entry in store.client.list_artifacts(logged.info.run_id))
     assert (
         files
-        == ["probe-classifier.safetensors", "probe-confusion.png", "probe-reliability.png", "probe.json"]
+        == [
+            f"probe{end}"
+            for end in ("-classifier.safetensors", "-confusion.png", "-details.txt", "-reliability.png", ".json")
+        ]
         == sorted(p.name for p in (folder / "out").iterdir())
     )
 
@@ -156,7 +165,11 @@ def test_the_same_probe_gives_the_same_numbers(
     for mine, theirs in zip(again, probed[1]["results"], strict=False):
         assert mine["mean"]["accuracy"] == pytest.approx(theirs["mean"]["accuracy"], abs=0.02)
     printed = capsys.readouterr().out
-    assert "top-1 accuracy" in printed and str(path) in printed and "MLflow run" in printed
+    assert printed.startswith("top-1 accuracy on test: 54 tiles, mean of 2 draws of labels; chance 0.111")
+    assert "compared with nothing else." in printed and "tiles count as independent" in printed
+    assert str(path) in printed and "-details.txt (the long tables" in printed and "MLflow run" in printed
+    assert "macro AUROC" not in printed and "calibration" not in printed
+    assert max(map(len, printed.partition("all numbers")[0].splitlines())) < 80
 
 
 def test_probing_on_the_training_tiles_is_called_a_leak(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +99,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 class Probed(NamedTuple):
     folder: Path
     printed: str
+    details: str
+    """The long tables."""
     content: dict[str, Any]
 
 
@@ -114,7 +117,8 @@ def probed(place: Workplace, folder: Path, *more: str) -> Probed:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setenv("TORCH_HOME", str(place.root / "torch"))
         assert main(place.arguments(folder, *more)) == 0
-    return Probed(folder, printed.getvalue(), json.loads((folder / "p.json").read_text()))
+    details = (folder / "p-details.txt").read_text()
+    return Probed(folder, printed.getvalue(), details, json.loads((folder / "p.json").read_text()))
 
 
 def test_every_encoder_and_floor_is_scored_on_both_test_sets(honest: Probed) -> None:
@@ -131,7 +135,11 @@ def test_every_encoder_and_floor_is_scored_on_both_test_sets(honest: Probed) -> 
     assert honest.content["results"] == tests["norm-test"]["results"] != tests["nonorm-test"]["results"]
     assert honest.content["data"]["test"]["shards"].endswith("/norm/test")
     assert honest.content["against"]["random:1"]["uri"] == "random:1"
-    heads, _, first, second = honest.printed.splitlines()[:4]
+    named = re.findall("top-1 accuracy on ([a-z-]+): 30 tiles", honest.printed)
+    assert named == ["norm-test", "nonorm-test"]
+    lines = honest.details.splitlines()
+    start = next(place for place, line in enumerate(lines) if "macro AUROC" in line)
+    heads, _, first, second = lines[start : start + 4]
     column = heads.index("test ")
     assert first[column:].startswith("norm-test ") and second[column:].startswith("nonorm-test ")
 
@@ -143,7 +151,7 @@ def test_labels_are_drawn_and_held_out_by_slide(honest: Probed, place: Workplace
         assert len({groups[sample] for sample in drawn}) == 1, "five tiles a class are one slide's"
         assert np.bincount(labels[drawn]).tolist() == [5, 5, 5]
     assert honest.content["drawn_by"] == "slide or patient" and honest.content["config"]["strength"] == "auto"
-    assert "labelled tiles drawn by slide or patient; strength auto" in honest.printed
+    assert "labelled tiles drawn by slide or patient; strength auto" in honest.details
     sgd = honest.content["results"][3]
     assert (sgd["classifier"], sgd["labelled"]) == ("linear SGD", 90)
     assert all(seed["held_out"] in (15, 30) for seed in sgd["seeds"]), "one whole slide of six, or two"
@@ -158,8 +166,8 @@ def test_the_temperature_of_whole_slides_is_in_the_classifier_that_stays(honest:
     )
     assert len(temperatures) == len(row["seeds"]) and card.setting["temperature"] == temperatures[0] != 1
     assert head.weight_KD.shape == (3, 512)
-    assert "T was chosen on single tiles" not in honest.printed
-    assert "recall of  tiles  slides" in honest.printed and "calibration: ECE" in honest.printed
+    assert "T was chosen on single tiles" not in honest.details
+    assert "recall of  tiles  slides" in honest.details and "calibration: ECE" in honest.details
     assert {"balanced_accuracy", "macro_f1", "brier", "scaled_brier"} < set(row["intervals_95"])
 
 
@@ -178,7 +186,7 @@ def test_the_encoder_is_compared_with_everything_else(honest: Probed) -> None:
         ours, theirs = (mean[name, entry["classifier"], entry["budget"]] for name in ("encoder", entry["against"]))
         gain = ours - theirs
         assert entry["mean"] == pytest.approx(gain) and 0 <= entry["p"] <= 1
-    assert "encoder less ImageNet encoder, k-NN, nonorm-test, 100 % labels: " in honest.printed
+    assert "encoder less ImageNet encoder, k-NN, nonorm-test, 100 % labels: " in honest.details
 
 
 def test_the_run_keeps_the_first_sets_names_and_hides_the_others(honest: Probed, place: Workplace) -> None:
@@ -203,12 +211,14 @@ def test_the_run_keeps_the_first_sets_names_and_hides_the_others(honest: Probed,
     assert all(name.startswith("encoder/") for name in seen.metrics)
     files = {entry.path for entry in store.client.list_artifacts(run.info.run_id)}
     pictures = {f"p-{kind}{test}.png" for kind in ("confusion", "reliability") for test in ("", "-nonorm-test")}
-    assert files == {"p.json", "p-classifier.safetensors", *pictures}
+    assert files == {"p.json", "p-details.txt", "p-classifier.safetensors", *pictures}
 
 
 def test_the_original_protocol_departs_and_says_so(place: Workplace, tmp_path: Path) -> None:
     found = probed(place, tmp_path, "--protocol", "original", "--labels", "1.0", "--floors", "false")
     assert f"\n{ORIGINAL_STATEMENT}\n" in found.printed
+    assert found.content["verdict"]["outcome"] == "none"
+    assert "norm-test: No verdict: protocol original is for comparison" in found.printed
     assert found.content["protocol"] == {"name": "original", "statement": ORIGINAL_STATEMENT}
     assert found.content["drawn_by"] == "tile, with replacement"
     for drawn in found.content["labelled_tiles"]["1"]:

@@ -62,7 +62,7 @@ def test_every_kind_of_tokens_is_a_row_and_runs_of_other_tokens_are_not_compared
     place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     other = f"{place}/resnet"
-    content = probe(place, tmp_path, "--tokens", "mean", "class", "--against", other, "random:1")
+    content = probe(place, tmp_path, "--tokens", "mean", "class", "--against", other, "random:1", "--details")
     rows = [row["features"] for row in content["results"]]
     assert rows == [
         "encoder (mean)", "encoder (class)", other, "random:1 (mean)", "random:1 (class)", "colour histogram",

@@ -41,7 +41,7 @@ BUDGETS = (0.01, 0.1, 0.5, 1.0)
 # average, and steps are frozen only with layers.
 ELSEWHERE = {
     "encoder", "train", "test", "output_dir", "against", "labels", "seeds", "draw_by", "trains", "protocol",
-    "note_protocol", "image_size", "workers", "cache_dir", "optim.ema",
+    "note_protocol", "image_size", "details", "workers", "cache_dir", "optim.ema",
     "optim.freeze_steps",
 }  # fmt: skip
 UNUSED: dict[Trains, set[str]] = {"all": set(), "head": {"held_out", "patience"}}

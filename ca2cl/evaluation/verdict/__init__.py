@@ -1,0 +1,1 @@
+"""Compact result table, and what it shows in one sentence."""

@@ -1,0 +1,89 @@
+"""The compact table: its width, its marks, its heading."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ca2cl.evaluation.metrics import ClassificationMetrics
+from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.statistics import Units
+from ca2cl.evaluation.verdict.compact import WIDTH, best_rows, compact
+from ca2cl.evaluation.verdict.facts import chance_level
+
+TILES = Units.of(None, 20)
+COUNTS = np.array([[9, 3], [4, 4]])
+
+
+def row(features: str, classifier: str, budget: float, accuracy: float, seeds: int = 1) -> Row:
+    scores = ClassificationMetrics(accuracy, 0.5, 0.5, 0.5, 0.5, 0.5, COUNTS)
+    return Row(features, classifier, budget, round(budget * 100), [scores] * seeds, [{}] * seeds, (0.4, 0.6))
+
+
+ROWS = [
+    row("encoder", "linear", 0.1, 0.4004),
+    row("encoder", "linear", 1.0, 1.0),
+    row("encoder", "k-NN", 1.0, 0.05),
+    row("random encoder", "linear", 0.1, 0.3996),
+    row("random encoder", "linear", 1.0, 0.9994),
+    row("random encoder", "k-NN", 1.0, 0.0),
+]
+TABLE = """top-1 accuracy on test: 20 tiles; chance 0.600 (always the most frequent class)
+
+                linear        k-NN
+labels          10 %   100 %  100 %
+encoder         .400*  1.00*  .050*
+random encoder  .400*  .999   .000
+*: best of its column; labelled tiles: 10 % = 10, 100 % = 100
+"""
+
+
+def test_the_table_word_for_word() -> None:
+    assert compact(ROWS, TILES, "test") == TABLE
+
+
+def test_the_most_frequent_class_is_chance() -> None:
+    assert chance_level(ROWS[0]) == 12 / 20
+
+
+def test_bold_marks_the_same_cells_without_moving_any() -> None:
+    starred = compact(ROWS, TILES, "test")
+    bold = compact(ROWS, TILES, "test", bold=True)
+    assert re.findall(r"\x1b\[1m([\d.]+)\x1b\[0m", bold) == re.findall(r"([\d.]+)\*", starred)
+    plain = bold.replace("\033[1m", "").replace("\033[0m", "").splitlines()
+    assert [line.replace("*", " ").rstrip() for line in starred.splitlines()[:-1]] == plain[:-1]
+    assert plain[-1].startswith("bold: best of its column")
+
+
+def test_heading_names_slides_and_draws() -> None:
+    units = Units.of([f"s{n % 4}" for n in range(20)], 20)
+    text = compact([row("encoder", "linear", 1.0, 0.5, seeds=3)], units, "norm")
+    assert " ".join(text.splitlines()[:2]) == (
+        "top-1 accuracy on norm: 20 tiles of 4 slides or patients, mean of 3 draws of labels; chance 0.600 (always the "
+        "most frequent class)"
+    )
+    assert "*" not in text, "a row alone is not the best of anything"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(["linear", "linear SGD", "k-NN", "fine-tuned"]), min_size=1, max_size=3, unique=True),
+    st.lists(st.sampled_from([0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 8.0, 20.0, 400.0]), min_size=1, unique=True),
+    st.lists(st.text("abc/:", min_size=1, max_size=60), min_size=1, max_size=4, unique_by=lambda name: name[-15:]),
+    st.randoms(),
+)  # fmt: skip
+def test_every_value_is_there_and_no_line_is_too_long(classifiers, budgets, features, random) -> None:  # type: ignore[no-untyped-def]
+    rows = [
+        row(name, classifier, budget, round(random.uniform(0.001, 0.999), 3))
+        for name in features
+        for classifier in classifiers
+        for budget in budgets
+    ]
+    lines = compact(rows, TILES, "a-test-set").splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    shown = re.findall(r"(?<![\d.])\.\d{3}\*?", "\n".join(lines[1:]))
+    assert sorted(value.rstrip("*") for value in shown) == sorted(f"{r.mean_sd('accuracy')[0]:.3f}"[1:] for r in rows)
+    assert sum(value.endswith("*") for value in shown) == len(best_rows(rows))
