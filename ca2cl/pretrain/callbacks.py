@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.tables import duration
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.sequential import iterate_tiles
@@ -70,7 +70,7 @@ class RunObserver:
                 self.last_watch = {name: value for name, value in record.items() if name.startswith(WATCH_PREFIX)}
         # on a terminal a bar, otherwise a plain line now and then
         terminal = self.active and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=done, unit=" step", disable=not terminal, dynamic_ncols=True)
+        self._bar = ProgressBar(total=total_steps, initial=done, disable=not terminal)
         self._line_every = max(1, total_steps // 50)
         self._total_steps, self._steps_seen = total_steps, 0
 
