@@ -115,6 +115,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("to another store", "ca2cl sync runs/first --uri http://mlflow:5000"),
         ("a detection job", "ca2cl sync runs/glas"),
     ),
+    "ui": (
+        ("the store of the working directory", "ca2cl ui"),
+        ("the store that a run was logged to", "ca2cl ui runs/first"),
+        ("another store, on another port", "ca2cl ui --tracking.root ~/ca2cl-runs --port 5001"),
+    ),
     "doctor": (
         ("check the machine", "ca2cl doctor"),
         ("check data and speed of a planned job", "ca2cl doctor --shards shards/train --batch_size 256"),
@@ -156,6 +161,7 @@ FIRST: dict[str, tuple[str, ...]] = {
     "encoders import": ("name", "arch", "input_size", "mean", "std"),
     "reproduce nct": ("download", "plan", "labels", "tasks", "protocol"),
     "sync": ("uri",),
+    "ui": ("run", "port", "host", "tracking.root"),
     "doctor": ("shards", "batch_size", "views", "recipe"),
     "doctor plan": ("processes", "memory_gb", "device", "model.arch", "run.batch_size", "run.micro_batch_size"),
     "quickstart": ("folder", "steps", "tiles_per_class"),

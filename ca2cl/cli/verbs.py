@@ -110,6 +110,7 @@ VERBS = {
         "SyncConfig",
         kept="what MLflow has by now it keeps, and the same command sends the rest",
     ),
+    "ui": Verb("MLflow's pages on the store of your runs", "ca2cl.cli.ui", "UiConfig"),
     "doctor": Verb(
         "check the machine, data, views and launch of a job", "ca2cl.doctor.run", "DoctorConfig", shared=True
     ),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ca2cl.common.tables import duration
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.loading.stream import BadTile
@@ -41,6 +42,7 @@ class RunObserver:
     Args:
         method: whose curves and figures are drawn.
         state: what every checkpoint carries; it learns the run's id as soon as MLflow has given one.
+        done: optimizer steps of earlier starts.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class RunObserver:
         order: LaneOrder,
         total_steps: int,
         state: dict[str, Any],
+        done: int = 0,
     ) -> None:
         self.method = method
         self.tracker, self.config, self.index, self.reader, self.order = tracker, config, index, reader, order
@@ -67,7 +70,7 @@ class RunObserver:
                 self.last_watch = {name: value for name, value in record.items() if name.startswith(WATCH_PREFIX)}
         # on a terminal a bar, otherwise a plain line now and then
         terminal = self.active and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, unit="step", disable=not terminal, dynamic_ncols=True)
+        self._bar = tqdm(total=total_steps, initial=done, unit=" step", disable=not terminal, dynamic_ncols=True)
         self._line_every = max(1, total_steps // 50)
         self._total_steps, self._steps_seen = total_steps, 0
 
@@ -85,8 +88,9 @@ class RunObserver:
         self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tiles_per_s']:.0f} tiles/s{self._looked()}")
         if self._bar.disable and (record["step"] % self._line_every == 0 or record["step"] == 1):
             logger.info(
-                "step %d of %s, epoch %d: loss %.4f, lr %.2e, %.0f tiles/s",
+                "step %d of %s, epoch %d: loss %.4f, lr %.2e, %.0f tiles/s, %s left",
                 record["step"], self._bar.total, record["epoch"], record["loss"], record["lr"], record["tiles_per_s"],
+                duration((self._total_steps - record["step"]) * self.config.run.batch_size / record["tiles_per_s"]),
             )  # fmt: skip
 
     def log_watch(self, step: int, numbers: Mapping[str, float], collapse: str) -> None:
@@ -122,8 +126,8 @@ class RunObserver:
         per_epoch = self.order.steps_per_epoch
         logger.info(
             "a step takes about %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
-            _duration(seconds), per_epoch, _duration(per_epoch * seconds),
-            _duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
+            duration(seconds), per_epoch, duration(per_epoch * seconds),
+            duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
         )  # fmt: skip
 
     def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
@@ -172,17 +176,6 @@ class RunObserver:
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    """In the two largest units: 2.4 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    for long, short, unit, part in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
-        if seconds < 100 * unit or long == "d":
-            whole, rest = divmod(round(seconds / part), unit // part)
-            return f"{whole} {long} {rest} {short}" if rest else f"{whole} {long}"
-    raise AssertionError(seconds)
 
 
 def _spread(starts: npt.NDArray[np.int64], most: int | None) -> npt.NDArray[np.int64]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import read_fields
 from ca2cl.config import flatten
@@ -25,6 +26,7 @@ from ca2cl.reproduce.linear import linear_grid, read_rows
 from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
 from ca2cl.store.notes import short_name
+from ca2cl.store.open import store_place
 
 RESULTS = "reproduce-results.json"
 TUNED = "finetune-results.json"
@@ -131,4 +133,6 @@ def _log_once(
         shown=table(shown),
         digests=facts["digests"], leak=facts["leak"], tags=tags, params={}, logged=config.out / _LOGGED,
     )  # fmt: skip
-    return f"logged as MLflow run {run_id}{' already' if before else ''}\n"
+    place = store_place(config.tracking.uri, config.tracking.root)
+    told = f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n"
+    return told + closing("the authors' tables, yours beside theirs", config.out, ["ca2cl", "ui"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl.common.grid import Grid
-from ca2cl.common.tables import aligned
+from ca2cl.common.tables import fitted
 from ca2cl.evaluation.finetune.trial import trial_grid
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.reproduce import datasets as published
@@ -20,7 +20,7 @@ DONE, TO_DO = "done", "to do"
 
 
 def plan(config: NctConfig) -> str:
-    """The job's steps as aligned text, each with what is done of it; nothing is written or asked for.
+    """The job's steps as fitted text, each with what is done of it; nothing is written or asked for.
 
     Args:
         config: settled.
@@ -36,7 +36,7 @@ def plan(config: NctConfig) -> str:
         title = "fine-tuning cells" if trains == "all" else "linear cells"
         steps.append((title, str(config.out / JOBS[trains]), _count(grid)))
     steps.append(("table", str(config.out / RESULTS), _done((config.out / RESULTS).exists())))
-    return aligned(("step", "where", "state"), steps)
+    return fitted(("step", "where", "state"), steps)
 
 
 def _done(done: bool) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import write_atomic
 from ca2cl.common.job_dir import REMEDY
 from ca2cl.common.tables import aligned
@@ -23,6 +24,7 @@ from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.registry.study_run import log_study
 from ca2cl.store.notes import code_block
+from ca2cl.store.open import store_place
 from ca2cl.study.chart import draw_chart
 from ca2cl.study.comparison import SCORES, Difference, Row, best_floor, by_primary, compare, read_rows
 from ca2cl.study.compute import COMPUTE_HEADS, Compute, compute_rows, describe_clock, read_compute
@@ -233,7 +235,8 @@ def _log(
     except InputError as error:
         logger.warning("not logged in MLflow: %s; `ca2cl study ... --table` logs it later", error)
         return
-    sys.stdout.write(f"logged as MLflow run {run_id}\n")
+    sys.stdout.write(f"logged as MLflow run {run_id} in {store_place(tracking.uri, tracking.root)}\n")
+    sys.stdout.write(closing("a study's table and chart", plan.out, ["ca2cl", "ui"]))
 
 
 def _recipe_params(plan: Plan) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import file_digest
 from ca2cl.common.grid import AGAIN, Grid
 from ca2cl.common.records import read_fields
@@ -29,6 +29,7 @@ from ca2cl.evaluation.metrics import mean_sd
 from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
 from ca2cl.store.notes import code_block, short_name
+from ca2cl.store.open import store_place
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder
@@ -86,13 +87,14 @@ def report(
     sys.stdout.write(f"{text}\nengine {made['engine']} {made['engine_version']}, {made['head']}, ")
     sys.stdout.write(f"{made['iterations']} steps of {made['batch_size']} images; {seeds}\n")
     sys.stdout.write(f"detectors, predictions and pictures in {out / CELLS}; written to {out / RESULTS}\n")
-    detector = shlex.quote(str(out / CELLS / FIRST.name / DETECTOR))
-    sys.stdout.write(f"to use the first: ca2cl detect predict {detector} IMAGES OUT\n")
     sys.stdout.flush()
     run_id, before = _log(
         config, found, out, _metrics(scores), made, digests, leaks, code_block(text), describe_splits(splits)
     )
-    sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
+    place = store_place(config.tracking.uri, config.tracking.root)
+    sys.stdout.write(f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n")
+    use = ["ca2cl", "detect", "predict", out / CELLS / FIRST.name / DETECTOR, "IMAGES", "OUT"]
+    sys.stdout.write(closing("gland detectors", out, use, ["ca2cl", "ui"]))
 
 
 def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
-
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import write_atomic, write_record, writing
 from ca2cl.common.grid import RESULT, Grid, folder_name
 from ca2cl.config import TrackingConfig
@@ -92,8 +91,8 @@ class TrialRun:
         self.trial, self.engine, self.job, self.splits, self.config = trial, engine, job, splits, config
         self.accelerator, self.stop = accelerator, stop
         self.folder, self.iterations = job.folder.parent, job.schedule.iterations
-        hidden = None if accelerator.is_main_process else True
-        self.bar = tqdm(total=self.iterations, desc=trial.name, unit="step", disable=hidden)
+        hidden = not accelerator.is_main_process
+        self.bar = ProgressBar(total=self.iterations, desc=trial.name, unit="step", disable=hidden)
         self.tracker: NullTracker | None = None
         self.loss = float("nan")
 

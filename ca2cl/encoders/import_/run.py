@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import writing
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
@@ -54,6 +55,8 @@ def run(config: ImportConfig) -> int:
         f"{made.label}: {card.arch}, {card.input_size} px, from {card.origin} (sha256 {card.origin_sha256}), "
         f"run {run_id}{''.join(f', the first and so {alias}' for alias in made.aliases)}\n"
     )
+    probe = ["ca2cl", "probe", "--encoder", made.uri, "--train", "LABELLED_SHARDS", "--test", "TEST_SHARDS"]
+    sys.stdout.write(closing(f"encoder {made.uri}", store.place, probe))
     return 0
 
 

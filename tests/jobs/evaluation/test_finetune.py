@@ -164,7 +164,9 @@ def whole(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     done = finetune(folder, pair, "--seeds", "2")
     assert done.returncode == 0, done.stderr
     assert "encoder less random, 4/class labels:" not in done.stdout and "logged as MLflow run" in done.stdout
-    assert "top-1 accuracy on test: " in done.stdout and "random weights" in done.stdout
+    said = json.loads((folder / "job" / "finetune-results.json").read_text())["verdict"]["sentence"]
+    assert "top-1 accuracy on shards-1: 27 tiles, mean of 2 draws of labels; chance 0.111" in done.stdout
+    assert f" {said} " in " ".join(done.stdout.split())
     details = (folder / "job" / "finetune-results-details.txt").read_text()
     assert "encoder less random, 4/class labels:" in details and "recall by class" in details
     return folder
