@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -137,3 +138,14 @@ async def _port(file: Path) -> int:
             return int(text.splitlines()[0])
         await asyncio.sleep(0.1)
     raise TimeoutError("the browser does not start")
+
+
+async def shoot(page: str, out: Path, size: tuple[int, int]) -> None:
+    """Take a picture of the top of a page, a file or an address."""
+    async with open_tab() as tab:
+        await tab.show(page if "://" in page else Path(page).resolve().as_uri(), size)
+        await tab.save(out)
+
+
+if __name__ == "__main__":  # python docs/pictures/browser.py PAGE OUT.png WIDTH HEIGHT
+    asyncio.run(shoot(sys.argv[1], Path(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4]))))

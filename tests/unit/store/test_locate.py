@@ -54,6 +54,7 @@ def test_a_named_runs_store_is_the_jobs(place: Path, inside: str) -> None:
     run = Path("../project/runs/first", inside)
     found = parse("probe", ["--encoder", str(run), *SETS]).tracking
     assert (found.uri, found.root) == (None, str(place / "project" / "ca2cl-runs"))
+    assert parse("encoders import", [str(run)]).tracking.root == found.root
     assert parse("embed", [str(place), "out.parquet", "--encoder", str(run)]).tracking.root == found.root
 
 
