@@ -13,7 +13,7 @@ from tqdm import tqdm
 _log = logging.getLogger(__name__)
 EVERY_S = 30.0
 """Seconds between two lines; a stage that is shorter has none."""
-_LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}, {remaining} left{postfix}"
+_LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
 class _Lines(io.TextIOBase):
@@ -40,7 +40,7 @@ class ProgressBar(tqdm):  # type: ignore[type-arg]  # tqdm takes no parameter wh
             options["dynamic_ncols"] = True
         else:  # a terminal that does not say how wide it is, as a container's may be
             options |= {"ncols": 80, "nrows": 24}
-        super().__init__(iterable, unit=f" {unit}", disable=bool(disable), **options)
+        super().__init__(iterable, unit=f" {unit}" if self._lines else unit, disable=bool(disable), **options)
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
         """Set the text at the end, which waits for the next line where there is no bar."""
