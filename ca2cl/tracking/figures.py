@@ -20,7 +20,7 @@ PANELS: tuple[Panel, ...] = (
     ("Learning rate", "", (("lr", ""),)),
     ("Gradient norm", "", (("grad_norm", ""),)),
     ("Throughput", "tiles/s", (("tiles_per_s", ""),)),
-    ("Waiting for data", "s a step", (("data_wait_s", ""),)),
+    ("Waiting for data", "s per step", (("data_wait_s", ""),)),
 )
 WATCH_PANELS: tuple[Panel, ...] = (
     ("Held-out accuracy", "", (("watch/knn", "k-NN"), ("watch/linear", "linear"))),
