@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from docutils import nodes  # noqa: E402
 from latex2mathml.converter import convert  # noqa: E402
+from notebook_pages import write_pages as write_notebooks  # noqa: E402
 from settings_pages import write_pages  # noqa: E402
 
 import ca2cl  # noqa: E402
@@ -33,16 +35,16 @@ napoleon_use_ivar = True
 myst_fence_as_directive = ["math"]
 suppress_warnings = ["myst.header"]
 
-PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 """Files of the repository's root that are pages of the site."""
 
 
 def at_home(text: str) -> str:
-    """A text whose links to files of the root lead to their pages."""
+    """A text whose links to files of the root, and to notebooks, lead to their pages."""
     text = text.replace("](LICENSE)", "](https://creativecommons.org/licenses/by-nc/4.0/)").replace("](docs/", "](")
     for file, page in PAGES.items():
         text = text.replace(f"](../{file}", f"]({page}").replace(f"]({file}", f"]({page}")
-    return text
+    return re.sub(r"\]\(notebooks/(\w+)\.ipynb", r"](notebooks/\1.md", text)
 
 
 def write_math(writer: Any, node: nodes.math | nodes.math_block) -> None:
@@ -57,5 +59,6 @@ def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.connect("source-read", lambda _, __, source: source.__setitem__(0, at_home(source[0])))
     write_pages(HERE / "settings")
+    write_notebooks(HERE / "notebooks")
     for file, page in PAGES.items():
         (HERE / page).write_text((HERE.parent / file).read_text(encoding="utf-8"), encoding="utf-8")

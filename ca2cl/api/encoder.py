@@ -16,7 +16,7 @@ from ca2cl.runtime.device import find_device
 
 
 class Transform:
-    """Resize, scale and normalise tiles as the encoder saw them in training.
+    """Resize, scale and normalise tiles as the encoder saw them in training: uint8 [0, 255] to float32 (3, S, S).
 
     The result is that of ``ca2cl probe``, ``embed`` and the served model. It may be given to any torch dataset as its
     ``transform``, also with worker processes.
@@ -72,7 +72,8 @@ def as_pixels(tiles: Any) -> Tensor:
 class Encoder(nn.Module):
     """A trained encoder: normalised tiles to features.
 
-    A plain torch module: train it further, put it on a device, give it to ``DistributedDataParallel``.
+    A plain torch module: train it further, put it on a device, give it to ``DistributedDataParallel``. ``load_encoder``
+    makes it. It maps float tiles (B, 3, S, S), which ``transform`` makes of uint8 RGB in [0, 255], to features (B, D).
 
     Attributes:
         backbone: the network, whose tensors have torchvision's or timm's names.
@@ -101,16 +102,23 @@ class Encoder(nn.Module):
         self.eval()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Features (B, D), in the dtype of the input.
+        """Features (B, D), in the dtype of the input and without bounds.
 
         Args:
-            x_BCHW: normalised float tiles (B, 3, S, S), as ``transform`` makes them.
+            x_BCHW: normalised float tiles (B, 3, S, S), as ``transform`` makes them, on the device of the weights.
+                ResNets take other sizes, too.
+
+        Raises:
+            RuntimeError: of torch: another shape, or a dtype or device other than that of the weights.
         """
         features: Tensor = self.backbone(x_BCHW)
         return features
 
     def predict(self, x_BCHW: Tensor) -> Tensor:
-        """Probabilities (B, K) of ``classes``.
+        """Probabilities (B, K) of ``classes``, in [0, 1]; each row adds up to 1.
+
+        Args:
+            x_BCHW: as for the call.
 
         Raises:
             ValueError: the encoder has no head.
@@ -121,7 +129,11 @@ class Encoder(nn.Module):
         return logits.softmax(1)
 
     def patch_tokens(self, x_BCHW: Tensor) -> Tensor:
-        """Features of the patches (B, h, w, C): a ViT's patch tokens, or a ResNet's last map."""
+        """Features of the patches (B, h, w, C): a ViT's patch tokens, or a ResNet's last map.
+
+        Args:
+            x_BCHW: as for the call.
+        """
         return self.backbone.tokens(x_BCHW).patches
 
     def extra_repr(self) -> str:

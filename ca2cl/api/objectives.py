@@ -20,15 +20,19 @@ def nt_xent(z1_BD: Tensor, z2_BD: Tensor, temperature: float = 0.2) -> Tensor:
     averages the ranks' gradients. Memory grows with the global batch, not with its square.
 
     Args:
-        z1_BD: projections of the first views, (B, D), B the same on all ranks; they are scaled to unit length.
+        z1_BD: projections of the first views, floating point (B, D), B the same on all ranks; they are scaled to unit
+            length.
         z2_BD: of the second views; row i is the positive of row i.
         temperature: T, positive.
 
     Returns:
-        A scalar in float64.
+        A scalar in float64, at least 0; log(2 G - 1) for a global batch of G pairs whose rows are all alike.
 
     Raises:
         ValueError: shapes that differ, fewer than two rows over all ranks, or a temperature that is not positive.
+
+    Example:
+        >>> loss = ca2cl.nt_xent(projector(encoder(strong)), projector(encoder(weak)))
     """
     _check(z1_BD, z2_BD, temperature, least=2)
     z1_BD, z2_BD = (F.normalize(z, dim=1) for z in (z1_BD, z2_BD))
@@ -43,17 +47,21 @@ def cluster_loss(
     The clusters are those of the global batch, as for ``nt_xent``.
 
     Args:
-        g1_BD: embeddings of the first views, (B, D), B the same on all ranks; they are scaled to unit length.
+        g1_BD: embeddings of the first views, floating point (B, D), B the same on all ranks; they are scaled to unit
+            length.
         g2_BD: of the second views.
         clusters: K, at most the rows of the global batch.
         temperature: of the softmax over centroids, positive.
         iterations: Lloyd iterations of k-means.
 
     Returns:
-        A scalar in float64.
+        A scalar in float64, at least 0; log(K) for rows that are all equally near to all centroids.
 
     Raises:
         ValueError: shapes that differ, fewer rows than clusters, or a temperature that is not positive.
+
+    Example:
+        >>> loss = ca2cl.nt_xent(z1, z2) + 0.1 * ca2cl.cluster_loss(g1, g2)
     """
     _check(g1_BD, g2_BD, temperature, least=clusters)
     config = ObjectiveConfig(clusters=clusters, cluster_temperature=temperature, lloyd_iterations=iterations)

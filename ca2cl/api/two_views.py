@@ -30,7 +30,11 @@ class Views:
         dtype: of the views: float32, bfloat16 or float16.
 
     Raises:
-        ca2cl.errors.InputError: a setting out of its range.
+        ca2cl.errors.InputError: a ``ValueError`` of one line: a setting out of its range.
+
+    Example:
+        >>> views = ca2cl.Views("crop", size=96)
+        >>> strong, weak = views(tiles, keys=dataset.keys()[:32])  # tiles: uint8 (32, H, W, 3)
     """
 
     def __init__(
@@ -49,7 +53,9 @@ class Views:
         self._views = build_views(config, size, mean=mean, std=std, seed=seed, dtype=dtype)
 
     def __call__(self, tiles_BHWC: Tensor, keys: Sequence[str] | None = None, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """The strong and the weak view, each (B, 3, S, S), normalised, on the tiles' device.
+        """The strong and the weak view, each (B, 3, S, S) in ``dtype``, on the tiles' device.
+
+        Values are (pixel / 255 - mean) / std: about -2.2 to 2.7 with the default normalisation.
 
         Args:
             tiles_BHWC: uint8 RGB (B, H, W, 3) in [0, 255].
@@ -62,7 +68,7 @@ class Views:
         return self._views(tiles_BHWC, self._hashes(keys, len(tiles_BHWC)), epoch)
 
     def pixels(self, tiles_BHWC: Tensor, keys: Sequence[str] | None = None, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """The same views as pictures, uint8 (B, S, S, 3)."""
+        """The same views as pictures, uint8 RGB (B, S, S, 3) in [0, 255]; arguments and errors as for the call."""
         return self._views.raw(tiles_BHWC, self._hashes(keys, len(tiles_BHWC)), epoch)
 
     @staticmethod

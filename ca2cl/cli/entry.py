@@ -17,9 +17,9 @@ from typing import Any
 
 from ca2cl import __version__
 from ca2cl.cli.parser import parse
-from ca2cl.cli.streams import check_output, shield_streams
+from ca2cl.cli.streams import Console, check_output, shield_streams
 from ca2cl.cli.verbs import VERBS
-from ca2cl.common.redact import RedactingFormatter, redact
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError, LocalError, nearest
 from ca2cl.runtime.launched import forget_place, launched_rank
 from ca2cl.runtime.signals import EXIT_INTERRUPTED, StopFlag, end_with_launcher
@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     shield_streams()
-    console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(RedactingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[console])
+    logging.basicConfig(level=logging.INFO, handlers=[Console()])
     for chatty in ("alembic", "mlflow", "httpx", "httpx2", "datasets", "timm", "detectron2", "fvcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
@@ -68,9 +66,11 @@ def _refuse(error: InputError) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments == ["help"] or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_overview())
-        return 0 if arguments else 2
+        return 0
+    if arguments[0] == "help":  # ca2cl help probe
+        arguments = [*arguments[1:], "--help"]
     if arguments[0] == "--version":
         sys.stdout.write(f"ca2cl {__version__}\n")
         return 0
@@ -79,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
     group = [name for name in VERBS if name.startswith(f"{arguments[0]} ")]
     if group and arguments[0] not in VERBS and arguments[1:2] in ([], ["-h"], ["--help"]):
         sys.stdout.write(_overview(group))
-        return 0 if arguments[1:] else 2
+        return 0
     bare = arguments[0] in VERBS and (not arguments[1:] or arguments[1].startswith("-"))
     words = 2 if group and not bare else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]

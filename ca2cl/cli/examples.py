@@ -115,6 +115,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("to another store", "ca2cl sync runs/first --uri http://mlflow:5000"),
         ("a detection job", "ca2cl sync runs/glas"),
     ),
+    "ui": (
+        ("the store of the working directory", "ca2cl ui"),
+        ("the store that a run was logged to", "ca2cl ui runs/first"),
+        ("another store, on another port", "ca2cl ui --tracking.root ~/ca2cl-runs --port 5001"),
+    ),
     "doctor": (
         ("check the machine", "ca2cl doctor"),
         ("check data and speed of a planned job", "ca2cl doctor --shards shards/train --batch_size 256"),
@@ -124,6 +129,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("a recipe on eight GPUs", "ca2cl doctor --plan --recipe nct_resnet18 --processes 8"),
         ("a ViT", "ca2cl doctor --plan --model.arch timm:vit_base_patch16_224 --run.batch_size 512 --processes 4"),
         ("on CPUs", "ca2cl doctor --plan --recipe crc5_small --device cpu --memory_gb 16"),
+    ),
+    "completion": (
+        ("in this shell", 'eval "$(ca2cl completion bash)"'),
+        ("in every bash", "ca2cl completion bash > ~/.local/share/bash-completion/completions/ca2cl"),
+        ("in every zsh", "ca2cl completion zsh >> ~/.zshrc"),
     ),
     "quickstart": (
         ("everything on synthetic tissue, in minutes", "ca2cl quickstart"),
@@ -156,8 +166,10 @@ FIRST: dict[str, tuple[str, ...]] = {
     "encoders import": ("name", "arch", "input_size", "mean", "std"),
     "reproduce nct": ("download", "plan", "labels", "tasks", "protocol"),
     "sync": ("uri",),
+    "ui": ("run", "port", "host", "tracking.root"),
     "doctor": ("shards", "batch_size", "views", "recipe"),
     "doctor plan": ("processes", "memory_gb", "device", "model.arch", "run.batch_size", "run.micro_batch_size"),
+    "completion": (),
     "quickstart": ("folder", "steps", "tiles_per_class"),
 }  # fmt: skip
 """Settings to begin with, beside those that must be given."""

@@ -20,7 +20,7 @@ from ca2cl.cli.help import long_help, short_help
 from ca2cl.cli.verbs import VERBS
 from ca2cl.cli.yaml_files import read_flags
 from ca2cl.common.plugins import names_code
-from ca2cl.config import ViewsConfig
+from ca2cl.config import TrackingConfig, ViewsConfig
 from ca2cl.errors import InputError, nearest
 
 _RECIPES = Path(__file__).parent.parent / "recipes"
@@ -31,6 +31,8 @@ WITH_RECIPES = ("pretrain", "doctor plan")
 """Verbs whose settings the shipped recipes are of."""
 _DOCTORS = {
     "views.recipe": "recipe",
+    "views.strength": "strength",
+    "views.crop_scale": "crop_scale",
     **{f"run.{name}": name for name in ("batch_size", "micro_batch_size", "accumulation")},
 }
 _DOCTORS |= {f"data.{name}": name for name in ("lanes", "workers", "image_size")}
@@ -40,6 +42,9 @@ MAY_NAME_CODE = frozenset({"method.name", "model.arch", "tracking.sinks", "sourc
 """Settings whose value may be module:attribute: a file, which may come from elsewhere, must not run code."""
 _STARTS_PROGRAMS = frozenset({"launcher"})
 """Settings whose words are a command: likewise, and whatever they are."""
+_STORES = ("--tracking.uri", "--tracking.root", "--tracking_uri", "--tracking_root")
+_RUNS = ("encoder", "run", "detector", "model.weights", "run.output_dir")
+"""Settings that may be the path of a run, whose store is then the job's; no flag, file or environment names another."""
 _HOME = re.compile(r"([^/~=]*=)?(~.*)", re.DOTALL)
 
 
@@ -70,7 +75,9 @@ def parse(name: str, arguments: list[str]) -> Any:
         parser.add_argument("--config", action=jsonargparse.ActionConfigFile)  # type: ignore[attr-defined]
         arguments = _with_files(arguments, types, required)
     parser.add_class_arguments(kind)
-    return _parsed(name, parser, kind, _spelt(arguments, positional, types, parser))
+    words = _spelt(arguments, positional, types, parser)
+    settings = _parsed(name, parser, kind, words, positional)
+    return settings if any(word.startswith(_STORES) for word in words) else _with_store(name, settings)
 
 
 def _help(name: str, kind: type, positional: tuple[str, ...], files: bool, arguments: list[str]) -> str:
@@ -97,12 +104,12 @@ def _types(kind: type, prefix: str = "") -> dict[str, str]:
     return types
 
 
-def _parsed(name: str, parser: Any, kind: type, arguments: list[str]) -> Any:
+def _parsed(name: str, parser: Any, kind: type, arguments: list[str], positional: tuple[str, ...]) -> Any:
     try:
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         fields = {field.name: field for group in groups_of(kind) for field in group.fields}
-        raise InputError(explain(str(error), name, fields)) from None
+        raise InputError(explain(str(error), name, fields, positional)) from None
     except (UnicodeError, RecursionError) as error:  # of a value that is read as YAML
         raise InputError(f"a setting cannot be read ({str(error)[:200]}); see --help") from None
     except SystemExit as end:
@@ -112,6 +119,33 @@ def _parsed(name: str, parser: Any, kind: type, arguments: list[str]) -> Any:
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     built = instantiate(values)
     return _at_home(kind(**{field.name: built[field.name] for field in dataclasses.fields(kind)}))
+
+
+def _with_store(verb: str, settings: Any) -> Any:
+    """The settings with the store that they lead to, or the user's configuration, where they name none themselves."""
+    group = getattr(settings, "tracking", None)
+    if settings is None or not (group or hasattr(settings, "tracking_root")) or os.environ.get("MLFLOW_TRACKING_URI"):
+        return settings
+    from ca2cl.store.locate import RUN_RECORD, place_of_paths, user_place
+
+    values = {name: value for name in _RUNS if isinstance(value := _get(settings, name), str)}
+    own = values.pop("run.output_dir", "") if verb == "pretrain" else values.get("run", "") if verb == "report" else ""
+    if own and Path(own, RUN_RECORD).exists():  # these verbs read it themselves
+        return settings
+    place = place_of_paths(values.values()) or user_place()
+    here = Path(TrackingConfig.root).resolve()
+    if place is None or (place.root is not None and Path(place.root).resolve() == here):
+        return settings
+    found = {name: value for name, value in place._asdict().items() if value is not None}
+    if group is None:
+        return dataclasses.replace(settings, **{f"tracking_{name}": value for name, value in found.items()})
+    return dataclasses.replace(settings, tracking=dataclasses.replace(group, **found))
+
+
+def _get(settings: Any, name: str) -> Any:
+    for part in name.split("."):
+        settings = getattr(settings, part, None)
+    return settings
 
 
 def _at_home(settings: Any) -> Any:
@@ -234,7 +268,8 @@ def _planned(arguments: list[str]) -> list[str]:
             planned.append(f"--recipe={recipe}")
         elif recipe in recipes():
             flags = read_flags(str(_RECIPES / f"{recipe}.yaml"), _types(kind), frozenset(), "")
-            planned += [f"--{_DOCTORS[name]}={words[0]}" for name, words in flags if name in _DOCTORS]
+            for name, words in flags:
+                planned += [f"--{_DOCTORS[name]}", *words] if name in _DOCTORS else []
         else:
             raise InputError(f"recipe is {recipe!r}: {nearest(recipe, [*views, *recipes()])}")
     return planned
@@ -252,9 +287,18 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
             continue
         path = path if equals else next(rest, "")
         if option == "--recipe":
+            if not path or path.startswith("-"):
+                raise InputError(f"recipe has no value: give {', '.join(recipes())}")
             if path not in recipes():
                 raise InputError(f"no recipe {path!r}: {nearest(path, recipes())}")
             path = str(_RECIPES / f"{path}.yaml")
+        elif not path or path.startswith("-"):
+            raise InputError(f"{option[2:]} has no value: give a file of YAML")
+        elif group and Path(path).expanduser().is_dir():
+            inside = [f"--{name}" for name in types if name.startswith(f"{group}.")][:3]
+            raise InputError(
+                f"{group} is {path!r}, a folder: give a YAML file, or single settings: {', '.join(inside)}"
+            )
         for name, words in read_flags(path, types, required, group):
             if name in _STARTS_PROGRAMS:
                 raise InputError(f"config {path!r}: {name} starts a program; give it on the command line, --{name}")

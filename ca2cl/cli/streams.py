@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import select
 import sys
+from contextlib import nullcontext
 from typing import Any, TextIO
 
+from ca2cl.common.redact import RedactingFormatter
 from ca2cl.errors import InputError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -66,6 +69,19 @@ def _shielded(stream: TextIO | None, number: int) -> TextIO:
         line_buffering=number == 2 or descriptor.isatty(),
         write_through=getattr(stream, "write_through", False),
     )
+
+
+class Console(logging.StreamHandler[TextIO]):
+    """Writes log lines without secrets to stderr, above a progress bar that is there."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(RedactingFormatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")
+        with bars.tqdm.external_write_mode(self.stream, nolock=True) if bars else nullcontext():
+            super().emit(record)
 
 
 def check_output() -> None:

@@ -110,12 +110,14 @@ VERBS = {
         "SyncConfig",
         kept="what MLflow has by now it keeps, and the same command sends the rest",
     ),
+    "ui": Verb("MLflow's pages on the store of your runs", "ca2cl.cli.ui", "UiConfig"),
     "doctor": Verb(
         "check the machine, data, views and launch of a job", "ca2cl.doctor.run", "DoctorConfig", shared=True
     ),
     "doctor plan": Verb(
         "memory of each process of a planned job, by engine and micro-batch", "ca2cl.doctor.plan.run", "PlanConfig"
     ),
+    "completion": Verb("completion of verbs and settings in bash or zsh", "ca2cl.cli.completion", "CompletionConfig"),
     "quickstart": Verb(
         "the whole pipeline on synthetic tissue, in minutes",
         "ca2cl.cli.quickstart",

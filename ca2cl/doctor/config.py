@@ -8,7 +8,7 @@ from typing import Literal
 from annotated_types import Ge, Gt
 
 from ca2cl.common.ranges import check_ranges
-from ca2cl.config import ModelConfig, RunConfig, TrackingConfig
+from ca2cl.config import ModelConfig, RunConfig, TrackingConfig, ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class DoctorConfig:
     recipe: Literal["ca2cl", "crop"] = "ca2cl"
     """Recipe of the planned job, as for ca2cl pretrain: the job then has its settings. ca2cl or crop: views.recipe
     alone."""
+    strength: float = ViewsConfig.strength
+    """views.strength of the planned job."""
+    crop_scale: tuple[float, float] = ViewsConfig.crop_scale
+    """views.crop_scale of the planned job."""
     image_size: int = 224
     """data.image_size of the planned job: side of the views in pixels."""
     cache_dir: str | None = None

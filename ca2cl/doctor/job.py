@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from ca2cl.common.tables import duration
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, ModelConfig, RunConfig, ViewsConfig
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.stream import LaneStream, TileBatch
@@ -26,9 +28,10 @@ from ca2cl.views.build import build_views
 
 _PATIENCE_S = 3.0
 _STEP_TILES = 32
+_WEEK_S = 7 * 86400
 
 
-def job(plan: DoctorConfig, shards: str) -> list[Finding]:
+def job(plan: DoctorConfig, shards: str) -> Iterator[Finding]:
     """The order's arithmetic, and measured rates of reading, views and the step.
 
     Args:
@@ -41,9 +44,11 @@ def job(plan: DoctorConfig, shards: str) -> list[Finding]:
         order.check_world(plan.processes)
         _check_shares(plan)
     except InputError as error:
-        return [Finding("order", "wrong", str(error), "change what the line names")]
+        yield Finding("order", "wrong", str(error), "change what the line names")
+        return
     reader = ShardReader(shards, plan.cache_dir, index=index)
-    return [arithmetic(index, order, plan), *rates(index, order, reader, plan)]
+    yield arithmetic(index, order, plan)
+    yield from rates(index, order, reader, plan)
 
 
 def _check_shares(plan: DoctorConfig) -> None:
@@ -72,7 +77,7 @@ def arithmetic(index: ShardIndex, order: LaneOrder, plan: DoctorConfig) -> Findi
     return Finding("order", "ok", text)
 
 
-def rates(index: ShardIndex, order: LaneOrder, reader: ShardReader, plan: DoctorConfig) -> list[Finding]:
+def rates(index: ShardIndex, order: LaneOrder, reader: ShardReader, plan: DoctorConfig) -> Iterator[Finding]:
     """Measured tiles/s of reading and decoding on one core, and of views and training on the device.
 
     Args:
@@ -85,7 +90,8 @@ def rates(index: ShardIndex, order: LaneOrder, reader: ShardReader, plan: Doctor
     try:
         reading, batch = _reading(index, order, reader, plan.processes)
     except InputError as error:
-        return [Finding("reading", "wrong", str(error), "write the shards again with `ca2cl shard`")]
+        yield Finding("reading", "wrong", str(error), "write the shards again with `ca2cl shard`")
+        return
     views = build_views(ViewsConfig(recipe=plan.recipe), plan.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
     method = build_method(DEFAULT, MethodSettings())
     taken = torch.arange(_STEP_TILES) % len(batch.tiles)  # again where a share is smaller: clusters take their number
@@ -101,7 +107,19 @@ def rates(index: ShardIndex, order: LaneOrder, reader: ShardReader, plan: Doctor
     viewing = len(keys) / seconds_of(make)
     encoder = build_encoder(plan.arch, image_size=plan.image_size, identity_blocks=True)
     stepping = len(keys) / _step_seconds(method, method.build(encoder), make(), device)
-    return [_supply(reading, 1 / (1 / viewing + 1 / stepping), plan), _views(viewing, stepping, plan, device)]
+    taking = 1 / (1 / viewing + 1 / stepping)
+    yield _supply(reading, taking, plan)
+    yield _views(viewing, stepping, plan, device)
+    yield _epoch(order.steps_per_epoch, min(taking, max(1, plan.workers) * reading), plan, device)
+
+
+def _epoch(steps: int, rate: float, plan: DoctorConfig, device: torch.device) -> Finding:
+    """The time of an epoch at ``rate`` tiles/s a process; a note where a hundred of them take more than a week."""
+    step = plan.batch_size / plan.processes / rate
+    text = f"about {duration(steps * step)} for {steps} steps of {duration(step)} on {device.type}, estimated"
+    if steps * step * 100 < _WEEK_S:
+        return Finding("an epoch", "ok", text)
+    return Finding("an epoch", "note", text, "a GPU, smaller views (--image_size) or a smaller --arch take less")
 
 
 def _reading(index: ShardIndex, order: LaneOrder, reader: ShardReader, processes: int) -> tuple[float, TileBatch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib import metadata
 
 import psutil
@@ -18,9 +19,13 @@ _SHARED = 1 << 30
 _GIGABYTE = 1e9
 
 
-def machine(tracking_uri: str | None, tracking_root: str) -> list[Finding]:
-    """Findings that do not depend on a job."""
-    return [versions(), devices(), *precisions(), shared_memory(), store(tracking_uri, tracking_root)]
+def machine(tracking_uri: str | None, tracking_root: str) -> Iterator[Finding]:
+    """Findings that do not depend on a job, each as soon as it is made."""
+    yield versions()
+    yield devices()
+    yield from precisions()
+    yield shared_memory()
+    yield store(tracking_uri, tracking_root)
 
 
 def versions() -> Finding:
@@ -52,20 +57,18 @@ def devices() -> Finding:
     return Finding("devices", "note", text, "fine for trials; a real run wants GPUs")
 
 
-def precisions() -> list[Finding]:
+def precisions() -> Iterator[Finding]:
     """Gain of run.precision bf16 and fp16: a convolution of the encoder, timed forward and backward."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    findings = []
     for name, kind in HALF.items():
         try:
             ratio = slowdown(device, kind)
         except RuntimeError as error:
-            findings.append(Finding(name, "note", f"not here: {str(error).splitlines()[0]}", "use another precision"))
+            yield Finding(name, "note", f"not here: {str(error).splitlines()[0]}", "use another precision")
             continue
         text = f"a 3 x 3 convolution takes {ratio:.2f} of fp32's time on {device.type}"
         remedy = "emulated here: train with --run.precision no" if ratio > EMULATED else ""
-        findings.append(Finding(name, "note" if remedy else "ok", text, remedy))
-    return findings
+        yield Finding(name, "note" if remedy else "ok", text, remedy)
 
 
 def shared_memory() -> Finding:
@@ -89,4 +92,4 @@ def store(uri: str | None, root: str) -> Finding:
         found = open_store(uri, root)
     except InputError as error:
         return Finding("MLflow", "wrong", str(error), "training goes on without it: ca2cl sync RUN_DIR catches up")
-    return Finding("MLflow", "ok", f"{found.public_uri} answers")
+    return Finding("MLflow", "ok", f"{found.place} answers")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 from ca2cl.config import ViewsConfig
 from ca2cl.doctor.config import DoctorConfig
@@ -24,14 +26,14 @@ def run(config: DoctorConfig) -> int:
 def _sheet(config: DoctorConfig, shards: str, out: str) -> int:
     from ca2cl.views.contact_sheet import run_sheet
 
-    recipe = ViewsConfig(recipe=config.recipe)
+    recipe = ViewsConfig(recipe=config.recipe, strength=config.strength, crop_scale=config.crop_scale)
     path = run_sheet(shards, out, count=config.count, config=recipe, image_size=config.image_size)
     sys.stdout.write(f"views of {config.count} tiles in {path}\n")
     return 0
 
 
 def _examine(config: DoctorConfig) -> int:
-    from ca2cl.doctor.finding import as_text
+    from ca2cl.doctor.finding import Finding, shown
     from ca2cl.doctor.job import job
     from ca2cl.doctor.launch import meet
     from ca2cl.doctor.machine import machine
@@ -39,10 +41,17 @@ def _examine(config: DoctorConfig) -> int:
     rank, ranks = meet(config.patience)
     if rank != 0:
         return 0
-    findings = [*machine(config.tracking_uri, config.tracking_root), *ranks]
-    if config.shards:
-        processes = len(ranks) - 1 if ranks else config.processes
-        findings += job(replace(config, processes=processes), config.shards)
-    sys.stdout.write(as_text(findings))
-    sys.stdout.flush()
-    return 1 if any(finding.state == "wrong" for finding in findings) else 0
+    plan = replace(config, processes=len(ranks) - 1 if ranks else config.processes)
+    planned = job(plan, config.shards) if config.shards else ()
+    wrong = False
+
+    def found() -> Iterator[Finding]:
+        nonlocal wrong
+        for one in chain(machine(config.tracking_uri, config.tracking_root), ranks, planned):
+            wrong = wrong or one.state == "wrong"
+            yield one
+
+    for text in shown(found()):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    return 1 if wrong else 0

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ca2cl.common.tables import aligned
+from ca2cl.common.tables import fitted
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError, nearest
 from ca2cl.registry.downstream import Downstream, Terms, is_named, newest_by_terms, runs_for, spellings
@@ -124,7 +124,7 @@ def _table(terms: Terms, columns: Sequence[Column], wanted: str | None) -> str:
         [name, *(newest[terms].shown(name) if terms in newest else "-" for _, newest in columns)]
         for name in _metrics(terms, columns, wanted)
     ]
-    return aligned(["metric", *(label for label, _ in columns)], rows)
+    return fitted(["metric", *(label for label, _ in columns)], rows)
 
 
 def _difference(terms: Terms, columns: Sequence[Column]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ca2cl.common.tables import aligned, iso, short, when
+from ca2cl.common.tables import fitted, iso, short, when
 from ca2cl.config import TrackingConfig
 from ca2cl.registry.downstream import Downstream, best, downstream_runs, runs_of
 from ca2cl.registry.register import INPUT_SIZE_TAG
@@ -114,7 +114,7 @@ def _table(records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
         ]
         for record in records
     ]
-    return aligned([*_HEADS, *(f"best {name}" for name in shown)], rows)
+    return fitted([*_HEADS, *(f"best {name}" for name in shown)], rows)
 
 
 def _shown(found: dict[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ca2cl.common.scratch import scratch_folder
-from ca2cl.common.tables import aligned, iso, when
+from ca2cl.common.tables import fitted, iso, when
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_card import CARD_NAME, ENCODER_PATH, EncoderCard, read_card
@@ -164,5 +164,5 @@ def _downstream(runs: Sequence[Downstream]) -> str:
     parts = []
     for one in runs:
         title = f"\n{one.terms}: run {one.run_id}, {when(one.ended)} UTC\n"
-        parts.append(title + aligned(("metric", "value"), [(name, one.shown(name)) for name in sorted(one.scores())]))
+        parts.append(title + fitted(("metric", "value"), [(name, one.shown(name)) for name in sorted(one.scores())]))
     return "".join(parts)

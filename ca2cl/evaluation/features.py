@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.redact import redact
 from ca2cl.config import Pooled
 from ca2cl.data.fingerprints.seen import Fingerprints, fingerprints_of
@@ -98,7 +98,7 @@ def extract(
     prints: list[Fingerprints] = []
     started = time.monotonic()
     title = redact(title)
-    with torch.inference_mode(), tqdm(total=total, desc=title, unit="tile", disable=None) as bar:
+    with torch.inference_mode(), ProgressBar(total=total, desc=title, unit="tile") as bar:
         for tiles_BHWC, labels_B, samples_B in batches:
             pixels.extend(pixel_digests(tiles_BHWC))
             on_device = tiles_BHWC.to(device, non_blocking=True)

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import replacing, writing
-from ca2cl.common.tables import aligned
+from ca2cl.common.tables import fitted
 from ca2cl.errors import InputError
 from ca2cl.evaluation.embed.config import EmbedConfig
 from ca2cl.evaluation.embed.run import run as embed
@@ -213,6 +214,8 @@ def _write(config: HeatmapConfig, scorer: Scorer, vectors: Path, mpp: float) -> 
     shown = without_shared_folder([row["slide"] for row in rows])
     tiles = [str(sum(row["tiles"].values())) for row in rows]
     cells = [[name, count, *some] for name, count, some in zip(shown, tiles, shares, strict=True)]
-    sys.stdout.write(aligned(["slide", "tiles", *scorer.classes], cells))
+    sys.stdout.write(fitted(["slide", "tiles", *scorer.classes], cells))
     sys.stdout.write(f"pictures, GeoJSON and {ABOUT} of {len(rows)} slide{'s' * (len(rows) != 1)} in {out}\n")
+    look = "look at the PNG files; QuPath opens the GeoJSON: File > Import objects from file"
+    sys.stdout.write(closing(f"maps of {len(rows)} slide{'s' * (len(rows) != 1)}", out, look))
     sys.stdout.flush()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ca2cl.common.tables import duration
 from ca2cl.config import flatten
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.sequential import iterate_tiles
@@ -47,6 +48,7 @@ class RunObserver:
     Args:
         method: whose curves and figures are drawn.
         state: what every checkpoint carries; it learns the run's id as soon as MLflow has given one.
+        done: optimizer steps of earlier starts.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class RunObserver:
         order: LaneOrder,
         total_steps: int,
         state: dict[str, Any],
+        done: int = 0,
     ) -> None:
         self.method = method
         self.tracker, self.config, self.index, self.reader, self.order = tracker, config, index, reader, order
@@ -73,7 +76,7 @@ class RunObserver:
                 self.last_watch = {name: value for name, value in record.items() if name.startswith(WATCH_PREFIX)}
         # on a terminal a bar, otherwise a plain line now and then
         terminal = self.active and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, unit="step", disable=not terminal, dynamic_ncols=True)
+        self._bar = tqdm(total=total_steps, initial=done, unit=" step", disable=not terminal, dynamic_ncols=True)
         self._total_steps, self._steps_seen = total_steps, 0
         self._chance = chance_levels(type(method), flatten(config))
         self._losses, self._step_s = LossMeter(method.curves, self._chance), RunningMean()
@@ -98,7 +101,7 @@ class RunObserver:
             logger.info(
                 "step %d of %d, epoch %d: %s; lr %.2e, %.0f tiles/s, %s left",
                 record["step"], self._total_steps, record["epoch"], self._losses.text(), record["lr"],
-                record["tiles_per_s"], _duration((self._total_steps - record["step"]) * self._step_s.value),
+                record["tiles_per_s"], duration((self._total_steps - record["step"]) * self._step_s.value),
             )  # fmt: skip
 
     def _line_due(self, step: int) -> bool:
@@ -149,8 +152,8 @@ class RunObserver:
         per_epoch = self.order.steps_per_epoch
         logger.info(
             "a step takes about %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
-            _duration(seconds), per_epoch, _duration(per_epoch * seconds),
-            _duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
+            duration(seconds), per_epoch, duration(per_epoch * seconds),
+            duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
         )  # fmt: skip
 
     def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
@@ -199,17 +202,6 @@ class RunObserver:
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    """In the two largest units: 2.4 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    for long, short, unit, part in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
-        if seconds < 100 * unit or long == "d":
-            whole, rest = divmod(round(seconds / part), unit // part)
-            return f"{whole} {long} {rest} {short}" if rest else f"{whole} {long}"
-    raise AssertionError(seconds)
 
 
 def _spread(starts: npt.NDArray[np.int64], most: int | None) -> npt.NDArray[np.int64]:

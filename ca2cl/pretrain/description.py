@@ -28,16 +28,16 @@ def describe_run(config: PretrainConfig, manifest: Manifest, steps: int, start: 
         for name, value in now.items()
         if value != defaults.get(name) and not name.startswith(left_out)
     ]
+    use = (
+        f"**Use it**: `ca2cl probe --encoder {run_id} --train SHARDS --test SHARDS`, "
+        f"`ca2cl report {run_id} report.html`, or in Python `ca2cl.load_encoder('{run_id}')`."
+    )
     parts = [
         f"**{config.method.name}** pre-training of a {config.model.arch} for {steps:,} steps of "
         f"{config.run.batch_size:,} tiles, from {start or 'random weights'}.",
         f"**Data**: {manifest.samples:,} tiles of {width} x {height} pixels from {manifest.source} "
         f"({classes or 'without labels'}), manifest `{manifest.digest[:12]}`.",
+        *([use] if run_id else []),  # before the table: MLflow folds a long description
         "\n".join(["| setting | value |", "| --- | --- |", *changed]),
     ]
-    if run_id:
-        parts.append(
-            f"**Use it**: `ca2cl probe --encoder {run_id} --train SHARDS --test SHARDS`, "
-            f"`ca2cl report {run_id} report.html`, or in Python `ca2cl.load_encoder('{run_id}')`."
-        )
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl import config as settings
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import writing
 from ca2cl.data.fingerprints.seen import Seen, merged, write_seen
 from ca2cl.data.fingerprints.survey import see
@@ -80,6 +81,14 @@ def hand_on(
     if tracker.run_id:
         tracker.describe(describe_run(config, index.manifest, step, provenance.get("start"), tracker.run_id))
     logger.info("encoder in %s, run id %s", folder, tracker.run_id or "not known yet")
+
+
+def say_next(config: PretrainConfig, steps: int) -> str:
+    """The last lines of a run of ``steps`` steps: its encoder, and commands that go on with it."""
+    folder = config.run.output_dir
+    report, sets = ["ca2cl", "report", folder, "report.html"], ["--train", "LABELLED_SHARDS", "--test", "TEST_SHARDS"]
+    made = f"an encoder, {config.model.arch} after {steps} steps"
+    return closing(made, Path(folder) / "encoder", ["ca2cl", "probe", "--encoder", folder, *sets], report).rstrip()
 
 
 def _seen(index: ShardIndex, reader: ShardReader, workers: int, earlier: Sequence[Seen | None]) -> Seen | None:

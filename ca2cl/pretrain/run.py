@@ -31,7 +31,7 @@ from ca2cl.pretrain.callbacks import RunObserver
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.description import describe_run
 from ca2cl.pretrain.engines import build_engine, check_fsdp, configured_method, sharing
-from ca2cl.pretrain.hand_on import card_of, hand_on
+from ca2cl.pretrain.hand_on import card_of, hand_on, say_next
 from ca2cl.pretrain.memory.activations import quick_step
 from ca2cl.pretrain.memory.check import check_memory
 from ca2cl.pretrain.memory.held import held_bytes
@@ -189,12 +189,14 @@ def _train_tracked(config: PretrainConfig, parts: _Parts, progress: Progress, st
     try:
         done = _train(config, parts, progress, steps, micro_batch)
         status = "FINISHED" if done else "KILLED"
-        return done
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         parts.tracker.finish(status)
+    if done and parts.engine.accelerator.is_main_process:
+        logger.info("%s", say_next(config, steps))
+    return done
 
 
 def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int, micro_batch: int) -> bool:
@@ -225,7 +227,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
         "numerics": parts.numerics,
         "views": VERSION,
     }
-    observer = RunObserver(tracker, config, method, index, reader, order, steps, state)
+    observer = RunObserver(tracker, config, method, index, reader, order, steps, state, progress.step)
     watch = _open_watch(config, parts, observer, steps)
     run, per_epoch = config.run, order.steps_per_epoch
     bitwise = Bitwise(method, parts.groups.block) if run.accumulation == "bitwise" and parts.groups else None

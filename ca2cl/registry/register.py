@@ -8,6 +8,7 @@ mlflow#19036, #16947; ``register_model`` may drop artifacts: #18581).
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from PIL import Image
 
 import ca2cl
 from ca2cl.common.files import file_digest
+from ca2cl.common.records import parse_json
 from ca2cl.common.scratch import scratch_folder
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_card import (
@@ -37,6 +39,7 @@ MODEL_PATH = "model"
 CHAMPION = "champion"
 DIGEST_TAG = "ca2cl.encoder_sha256"
 INPUT_SIZE_TAG = "ca2cl.input_size"
+MODELS_TAG = "mlflow.log-model.history"
 _RUNTIME = (
     "mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "pydantic", "simplejpeg", "pillow", "pyarrow",
 )  # fmt: skip
@@ -75,6 +78,7 @@ def log_and_register(
             model = Path(scratch) / MODEL_PATH
             save_pyfunc(model, source, card)
             upload(store, run_id, model, _model_path(digest))
+            _list_as_model(run_id, model, digest, store)
         client.set_tag(run_id, tag, digest)
     if not register_as:
         return None
@@ -83,6 +87,21 @@ def log_and_register(
     if named is not None:
         client.set_registered_model_alias(register_as, named, version)
     return version
+
+
+def _list_as_model(run_id: str, model: Path, digest: str, store: Store) -> None:
+    """Name the folder among the run's logged models, as ``log_model`` of MLflow 2 does.
+
+    The pages of MLflow 2 and 3 then show it as a model, with its schema and how to load it.
+    """
+    import yaml
+
+    meta = yaml.safe_load((model / "MLmodel").read_text(encoding="utf-8"))
+    held = store.client.get_run(run_id).data.tags.get(MODELS_TAG, "[]")
+    listed = [one for one in parse_json(held) if one.get("artifact_path") != _model_path(digest)]
+    entry = {name: meta[name] for name in ("utc_time_created", "model_uuid", "flavors")}
+    listed.append({"run_id": run_id, "artifact_path": _model_path(digest), **entry})
+    store.client.set_tag(run_id, MODELS_TAG, json.dumps(listed))
 
 
 def name_run(folder: Path, run_id: str) -> None:
@@ -163,8 +182,7 @@ def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Sto
 
     client = store.client
     try:
-        what = "Tile classifier fine-tuned" if card.predicts else "Tile encoder trained"
-        client.create_registered_model(name, description=f"{what} by ca2cl")
+        client.create_registered_model(name, description=_describe_model(name, card))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -181,21 +199,36 @@ def _register(run_id: str, name: str, digest: str, card: EncoderCard, store: Sto
     }
     if card.manifest_digest:
         tags["ca2cl.manifest_digest"] = card.manifest_digest
-    version = client.create_model_version(name, location, run_id, tags=tags, description=_describe(name, card))
-    _log.info("registered %s version %s", name, version.version)
-    return str(version.version)
+    version = str(client.create_model_version(name, location, run_id, tags=tags).version)
+    client.update_model_version(name, version, _describe(f"models:/{name}/{version}", card))
+    _log.info("registered %s version %s", name, version)
+    return version
 
 
-def _describe(name: str, card: EncoderCard) -> str:
+def _describe_model(name: str, card: EncoderCard) -> str:
+    """A registered model in Markdown."""
+    what = "Tile classifiers fine-tuned" if card.predicts else "Tile encoders trained or imported"
+    return (
+        f"{what} by ca2cl. Use `models:/{name}@{CHAMPION}`, unless you need a certain version. "
+        f"`ca2cl encoders list --name {name}` shows all versions with their results."
+    )
+
+
+def _describe(uri: str, card: EncoderCard) -> str:
     """A version in Markdown: its input, output and origin, and how to load it."""
     side = f"{card.input_size} x {card.input_size}"
     output = f"probabilities of {', '.join(card.predicts)}" if card.predicts else f"{card.feature_dim} features"
     start = f" from {card.start}" if card.start else ""
     trained = f", trained for {card.step:,} steps{start}" if card.step else start
+    loaded = "with `predict`" if card.predicts else "a torch module"
     return (
         f"{card.arch}{trained}: tiles of {side} pixels to {output}. Data and settings are those of the source run.\n\n"
-        f"Python: `ca2cl.load_encoder('models:/{name}/VERSION')`, or `mlflow.pyfunc.load_model`, which takes encoded "
-        "images."
+        f"- Python: `ca2cl.load_encoder('{uri}')`, {loaded}\n"
+        f"- MLflow: `mlflow.pyfunc.load_model('{uri}').predict([jpeg_bytes, ...])`\n"
+        f"- HTTP: `mlflow models serve -m {uri} --env-manager local`, then POST "
+        '`{"inputs": ["BASE64 OF AN IMAGE", ...]}` to `/invocations`\n\n'
+        "Input is any number of encoded images (JPEG, PNG, TIFF) of any size, in a list or in a column `image`. The "
+        "schema below names no inputs, because MLflow would then take only one of these forms."
     )
 
 

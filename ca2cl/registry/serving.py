@@ -1,9 +1,10 @@
 """Predict from the images that a client sends: vectors or classes.
 
 MLflow runs ``serve_encoder.py`` or ``serve_classifier.py``, which name one of these each; nothing is pickled. The saved
-model has no input signature. With one, MLflow would decode base64 itself before ``predict`` sees it: it drops what is
-no base64 instead of complaining (a ``data:`` prefix is then part of the image), and its complaints name no row. So what
-a client sends arrives here as it is.
+model has no input signature, because every one that MLflow 3.17 knows refuses some of the forms that clients send. With
+a column ``image`` of any type, Python's ``predict([jpeg_bytes])`` is an error. With a column or tensor without a name,
+so are ``{"inputs": {"image": [...]}}`` and a table with further columns. And a binary column makes MLflow decode base64
+itself: it drops what is no base64 instead of complaining, and its complaints name no row.
 """
 
 from __future__ import annotations

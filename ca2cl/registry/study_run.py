@@ -15,6 +15,7 @@ from ca2cl.common.locks import exclusive_lock
 from ca2cl.common.records import parse_json
 from ca2cl.common.redact import redact
 from ca2cl.registry.evaluation_run import SOURCE_RUN_TAG
+from ca2cl.store.notes import description_tag, source_tags
 from ca2cl.store.open import Store, all_pages, find_run, open_store, store_errors
 from ca2cl.store.upload import upload
 
@@ -32,6 +33,7 @@ def log_study(
     metrics: Mapping[str, float],
     artifacts: Sequence[Path],
     tags: Mapping[str, str],
+    description: str,
     finished: bool,
     uri: str | None,
     root: str | Path,
@@ -49,6 +51,7 @@ def log_study(
         metrics: finite numbers by name.
         artifacts: files to keep with the run.
         tags: more tags.
+        description: of the run, in Markdown.
         finished: all jobs are done; otherwise the run stays RUNNING.
 
     Returns:
@@ -65,14 +68,14 @@ def log_study(
         if run_id and find_run(store, run_id) is None:
             run_id, logged = "", ""  # another store
         if not run_id:
-            own = {"mlflow.runName": name, "ca2cl.kind": "study", "mlflow.source.name": "ca2cl"}
+            own = {**source_tags(), "mlflow.runName": name, "ca2cl.kind": "study"}
             run_id = str(store.client.create_run(store.experiment_id(experiment), tags=own).info.run_id)
             _write(record, run_id, "")
             _log_params(store, run_id, params)
         if logged != digest:
             _nest(store, run_id, children, store.experiment_id(experiment))
             _log_results(store, run_id, metrics, artifacts)
-            for key, value in tags.items():
+            for key, value in {**tags, **description_tag(description)}.items():
                 store.client.set_tag(run_id, key, value)
             if finished:
                 store.client.set_terminated(run_id, "FINISHED")

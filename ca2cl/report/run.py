@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import check_writable, replacing, writing
 from ca2cl.errors import InputError
 from ca2cl.report.config import ReportConfig
@@ -39,5 +40,6 @@ def run(config: ReportConfig) -> int:
         if material.store is None:
             raise InputError(f"{out}: written, but not logged: {material.fault}; or use --no-log")
         add_artifact(material.store, material.run_id, out, "report")
-        sys.stdout.write(f"logged to run {material.run_id} as report/{out.name}\n")
+        sys.stdout.write(f"logged to run {material.run_id} in {material.store.place} as report/{out.name}\n")
+    sys.stdout.write(closing("a page about a run", out, f"open it in a browser: {out.resolve().as_uri()}"))
     return 0

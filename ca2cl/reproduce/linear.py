@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.grid import Grid
 from ca2cl.common.records import parse_json, read_fields
@@ -75,7 +75,7 @@ def run_trials(config: NctConfig, trials: Sequence[LinearTrial], train: Vectors,
         (config.out / "linear").mkdir(exist_ok=True)
     write_atomic(config.out / SLIDES, (json.dumps(test.slides) + "\n").encode(), KEPT)
     grid = linear_grid(config)
-    for trial in tqdm(trials, desc="linear cells", unit="cell", disable=None if shown else True):
+    for trial in ProgressBar(trials, desc="linear cells", unit="cell", disable=not shown):
         result = _run(trial, grid, config, train, test)
         write_atomic(grid[trial], (json.dumps(result) + "\n").encode(), KEPT)
         logger.info("%s: accuracy %.4f, macro F1 %.4f", trial.name, result["scores"]["accuracy"],

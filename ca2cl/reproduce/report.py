@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import write_atomic
 from ca2cl.common.records import read_fields
 from ca2cl.config import flatten
@@ -19,10 +20,13 @@ from ca2cl.evaluation.tables.calibrations import calibration_table
 from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.reproduce.config import JOBS, KEPT, TASKS, NctConfig, jobs
+from ca2cl.reproduce.data_summary import open_sets
 from ca2cl.reproduce.datasets import made_up
 from ca2cl.reproduce.linear import linear_grid, read_rows
 from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
+from ca2cl.store.notes import short_name
+from ca2cl.store.open import store_place
 
 RESULTS = "reproduce-results.json"
 TUNED = "finetune-results.json"
@@ -120,7 +124,15 @@ def _log_once(
         "ca2cl.resampled_by": facts.get("resampled", {}).get("unit", "tile"),
     }
     run_id, before = shared.log_results(
-        config, found, _metrics(shown), files, name=config.tracking.run_name or "reproduce nct",
+        config, found, _metrics(shown), files,
+        name=config.tracking.run_name or f"reproduce nct with {short_name(found.uri)}",
+        sets=[
+            (str(config.shards(name)), index.manifest, context)
+            for name, index, context in zip(config.sets, open_sets(config), ("training", "testing"), strict=True)
+        ],
+        shown=table(shown),
         digests=facts["digests"], leak=facts["leak"], tags=tags, params={}, logged=config.out / _LOGGED,
     )  # fmt: skip
-    return f"logged as MLflow run {run_id}{' already' if before else ''}\n"
+    place = store_place(config.tracking.uri, config.tracking.root)
+    told = f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n"
+    return told + closing("the authors' tables, yours beside theirs", config.out, ["ca2cl", "ui"])

@@ -9,8 +9,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import fsync, writing
 from ca2cl.data.sources.names import is_clutter
 from ca2cl.errors import InputError
@@ -61,6 +60,6 @@ def _members(archive: Path, held: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 
 def _extract(held: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
-    for member in tqdm(members, desc=f"unpack {Path(str(held.filename)).name}", unit="file", disable=None, leave=False):
+    for member in ProgressBar(members, desc=f"unpack {Path(str(held.filename)).name}", unit="file", leave=False):
         with writing(folder / member.filename, KEPT):
             held.extract(member, folder)

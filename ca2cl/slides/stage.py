@@ -6,7 +6,6 @@ A slide is the unit of failure, a piece of its grid that of work.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -14,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import writing
 from ca2cl.data.transfer.download import FetchPolicy, fetch
 from ca2cl.data.transfer.errors import DiskFull
@@ -32,7 +30,6 @@ from ca2cl.slides.scan import Scan, scan_slide
 from ca2cl.slides.staging import REMEDY, Staging
 
 logger = logging.getLogger(__name__)
-_LOG_SECONDS = 10.0
 _SCAN = -1
 
 
@@ -95,16 +92,12 @@ def _dispatch(
 ) -> tuple[dict[int, SlideRecord], dict[int, str]]:
     """Records of these slides by their number, and errors of those of which a tile did not decode."""
     records: dict[int, SlideRecord] = {}
-    logged = time.monotonic()
     title = "cut" if cut else "scan"
-    with worker_pool(workers) as pool, tqdm(total=len(numbers), unit="slide", disable=None, desc=title) as bar:
+    with worker_pool(workers) as pool, ProgressBar(total=len(numbers), unit="slide", desc=title) as bar:
         dispatch = _Dispatch(job, pool, workers, numbers, cut=cut)
         for number, record in dispatch.run():
             records[number] = record
             bar.update()
-            if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
-                logged = time.monotonic()
-                logger.info("%s: %d of %d slides", title, len(records), len(numbers))
     return records, dispatch.failed
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """MLflow's pages then begin with runs and metrics, and not with traces of language models."""
 DEFAULT_ROOT = "ca2cl-runs"
-_DATABASE = "mlflow.db"
+DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
 _UNAUTHORIZED = frozenset({"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"})
 # answers that waiting does not change; every other failure of a server is an outage
@@ -91,6 +91,11 @@ class Store:
         """The URI without user names, passwords and tokens."""
         return redact(self.uri)
 
+    @property
+    def place(self) -> str:
+        """The store as ``--tracking.root`` or ``--tracking.uri`` takes it, without secrets."""
+        return str(self.root) if self.root is not None else self.public_uri
+
     def experiment_id(self, name: str) -> str:
         """Id of the experiment ``name``, made if there is none; processes that make it at once get the same one.
 
@@ -120,7 +125,7 @@ class Store:
 
         MLflow refuses a database of another version, one that it cannot write, and a deleted experiment.
         """
-        return self.root is not None and lacks_nothing(self.root / _DATABASE, experiment)
+        return self.root is not None and lacks_nothing(self.root / DATABASE, experiment)
 
 
 def resolve_uri(uri: str | None, root: str | Path = DEFAULT_ROOT) -> tuple[str, Path | None]:
@@ -132,14 +137,19 @@ def resolve_uri(uri: str | None, root: str | Path = DEFAULT_ROOT) -> tuple[str, 
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not chosen:
         folder = Path(root).expanduser().resolve()
-        return sqlite_uri(folder / _DATABASE), folder
+        return sqlite_uri(folder / DATABASE), folder
     check_tracking_uri("tracking.uri" if uri else "MLFLOW_TRACKING_URI", chosen)
     database = database_of(chosen)
     if database is not None and not database.parent.is_dir():  # MLflow would make it, for a slip of the pen too
         where = f"tracking store {redact(chosen)}: no folder {database.parent}"
         raise InputError(f"{where}; make it, or give another --tracking.uri")
-    embedded = database is not None and database.name == _DATABASE and (database.parent / ARTIFACTS).is_dir()
+    embedded = database is not None and database.name == DATABASE and (database.parent / ARTIFACTS).is_dir()
     return chosen, database.parent.resolve() if database is not None and embedded else None
+
+
+def store_place(uri: str | None, root: str | Path = DEFAULT_ROOT) -> str:
+    """``Store.place`` of the store that ``open_store`` opens; it is not looked at."""
+    return Store(*resolve_uri(uri, root)).place
 
 
 def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check: bool = True) -> Store:
@@ -162,7 +172,7 @@ def open_store(uri: str | None = None, root: str | Path = DEFAULT_ROOT, *, check
             raise InputError(f"tracking.root is {str(root)!r}: {error.strerror}; use a folder you can write") from None
     with _locked(folder), store_errors(chosen):
         if folder is not None:
-            start_database(folder / _DATABASE)
+            start_database(folder / DATABASE)
         if check:
             store.client.search_experiments(max_results=1)
     return store

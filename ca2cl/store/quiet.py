@@ -7,7 +7,7 @@ import os
 
 # MLflow's own patience (120 s a request, 7 retries with doubling pauses, and as long as a server's Retry-After says)
 # would hide an outage for many minutes; the mirror retries by itself. A user's setting stays.
-_DEFAULTS = {
+DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -31,7 +31,7 @@ _CHATTER = (
 
 def quiet_mlflow() -> None:
     """Import MLflow with short HTTP limits, and without its messages about migrations and git."""
-    for name, value in _DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401  its import configures logging, so levels are set after it
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Sequence
 from subprocess import Popen
 from types import FrameType
 
+from ca2cl.common.console.summary import PART
 from ca2cl.runtime.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class Children:
         """
         self._busy = True  # from here on a signal is kept for the child
         self.check()
-        self._child = Popen(command)
+        self._child = Popen(command, env={**os.environ, PART: "1"})
         if self._received is not None:  # while it was started
             self._child.send_signal(self._received)
         code = self._child.wait()

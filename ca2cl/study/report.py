@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import write_atomic
 from ca2cl.common.job_dir import REMEDY
 from ca2cl.common.tables import aligned
@@ -22,6 +23,8 @@ from ca2cl.evaluation.report import metric_name, plus_minus, write_json
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.registry.study_run import log_study
+from ca2cl.store.notes import code_block
+from ca2cl.store.open import store_place
 from ca2cl.study.chart import draw_chart
 from ca2cl.study.comparison import SCORES, Difference, Row, best_floor, by_primary, compare, read_rows
 from ca2cl.study.compute import COMPUTE_HEADS, Compute, compute_rows, describe_clock, read_compute
@@ -58,7 +61,7 @@ def report(plan: Plan, config: StudyConfig) -> None:
     write_atomic(files[3], draw_chart(rows, plan.study.name), REMEDY)
     sys.stdout.write(f"written to {', '.join(map(str, files))}\n")
     sys.stdout.flush()
-    _log(plan, config, _metrics(rows, differences), leaks)  # last, so that a store that is away costs no result
+    _log(plan, config, _metrics(rows, differences), leaks, text)  # last, so that a store that is away costs no result
 
 
 def _leaks(done: Sequence[Job]) -> list[tuple[str, dict[str, Any]]]:
@@ -209,8 +212,9 @@ def write_csv(rows: Sequence[Row]) -> str:
 
 
 def _log(
-    plan: Plan, config: StudyConfig, metrics: Mapping[str, float], leaks: Sequence[tuple[str, dict[str, Any]]]
-) -> None:
+    plan: Plan, config: StudyConfig, metrics: Mapping[str, float], leaks: Sequence[tuple[str, dict[str, Any]]],
+    text: str,
+) -> None:  # fmt: skip
     tracking, files = config.tracking, [plan.out / name for name in (RESULTS, CSV, TEXT, CHART, "study.json")]
     children = [read_run(job.folder).run_id for job in plan.jobs if job.done()]
     try:
@@ -221,6 +225,7 @@ def _log(
             params={"minutes": plan.study.minutes, "seeds": plan.study.seeds, **_recipe_params(plan)},
             metrics=metrics,
             tags={name: value for _, leak in leaks for name, value in tag(leak, ENCODER).items()},
+            description=f"Study {plan.study.name}\n\n{code_block(text)}",
             artifacts=files,
             finished=len(children) == len(plan.jobs),
             uri=tracking.uri,
@@ -230,7 +235,8 @@ def _log(
     except InputError as error:
         logger.warning("not logged in MLflow: %s; `ca2cl study ... --table` logs it later", error)
         return
-    sys.stdout.write(f"logged as MLflow run {run_id}\n")
+    sys.stdout.write(f"logged as MLflow run {run_id} in {store_place(tracking.uri, tracking.root)}\n")
+    sys.stdout.write(closing("a study's table and chart", plan.out, ["ca2cl", "ui"]))
 
 
 def _recipe_params(plan: Plan) -> dict[str, Any]:

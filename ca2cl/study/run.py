@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ca2cl.common.locks import Locked, exclusive_lock
-from ca2cl.common.tables import aligned
+from ca2cl.common.tables import fitted
 from ca2cl.errors import InputError
 from ca2cl.runtime.launched import forget_place
 from ca2cl.study.children import Children, Stopped
@@ -70,7 +70,7 @@ def _listed(study: Study, config: StudyConfig) -> str:
     steps = plan.steps if plan is not None else dict.fromkeys(study.recipes, study.steps or 0)
     jobs = plan.jobs if plan is not None else all_jobs(Path(config.output_dir), steps, study.seeds)
     rows = [(str(job.number), job.recipe, str(job.seed), str(job.steps or "?"), job.state()) for job in jobs]
-    return aligned(("job", "recipe", "seed", "steps", "state"), rows)
+    return fitted(("job", "recipe", "seed", "steps", "state"), rows)
 
 
 class _Worker:

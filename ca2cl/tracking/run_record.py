@@ -9,23 +9,23 @@ import json
 import logging
 import os
 import re
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from ca2cl.common.files import replacing
 from ca2cl.common.records import Number, read_record
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError
-from ca2cl.store.databases import database_of, sqlite_uri
+from ca2cl.store.databases import database_of
+from ca2cl.store.locate import RUN_RECORD, find_made_in
 from ca2cl.store.notes import source_tags
 from ca2cl.store.open import Store, StoreAway, fetch_run, open_store, store_errors
 from ca2cl.tracking.environment import git_commit
 from ca2cl.tracking.replay import Replayer
 
-RUN_NAME = "run.json"
+RUN_NAME = RUN_RECORD
 KEY_TAG = "ca2cl.run_key"
 _RUN_ID = re.compile(r"[\w-]{0,64}")  # it becomes a part of paths and addresses
 _RUN_KEY = re.compile(r"[0-9a-f]{32}")  # it goes into a query
@@ -99,26 +99,10 @@ def store_of(folder: Path, record: RunRecord, uri: str | None = None, root: str 
 
 
 def _made_in(folder: Path, record: RunRecord, root: str) -> str:
-    recorded = database_of(record.tracking_uri)
-    if recorded is None:
-        return record.tracking_uri
-    here = [(folder / record.beside).resolve()] if record.beside else []
-    here += [recorded, *([Path(root).expanduser().resolve() / recorded.name] if root else [])]
-    database = next((one for one in here if _holds(one, record.run_id)), recorded)
-    if database == recorded:
-        return record.tracking_uri
-    _log.warning("the run was made in %s; its store is taken to be %s", recorded, database)
-    return sqlite_uri(database)
-
-
-def _holds(database: Path, run_id: str) -> bool:
-    """True if a store has the run: another project's store may lie in the same place."""
-    try:
-        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
-            found = opened.execute("SELECT 1 FROM runs WHERE run_uuid = ? OR ? = ''", (run_id, run_id)).fetchone()
-    except sqlite3.Error:
-        return False
-    return found is not None
+    found = find_made_in(folder, record.tracking_uri, record.beside, record.run_id, root)
+    if found != record.tracking_uri:
+        _log.warning("the run was made in %s; its store is taken to be %s", record.tracking_uri, redact(found))
+    return found
 
 
 def beside(folder: Path, store: Store) -> str:
@@ -177,7 +161,7 @@ def _find_or_make(folder: Path, store: Store) -> str:
         why = "it made a run and does not find it"
         raise StoreAway(f"tracking store {store.public_uri} cannot be used: {why}; start again later", why)
     write_run(folder, replace(record, run_id=made[0]))
-    _log.info("MLflow run %s in %s", made[0], store.public_uri)
+    _log.info("MLflow run %s in %s", made[0], store.place)
     return made[0]
 
 

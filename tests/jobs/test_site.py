@@ -21,7 +21,7 @@ pytest.importorskip("myst_parser")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what the site is made of; the working tree stays as it is."""
     tree = tmp_path_factory.mktemp("tree")
-    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(ROOT / name, tree)
     shutil.copytree(ROOT / "docs", tree / "docs", ignore=shutil.ignore_patterns("_build", "settings"))
     return tree

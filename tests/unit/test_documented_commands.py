@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -38,6 +39,9 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 TEXTS = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+    sources = ("".join(cell["source"]) for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+    TEXTS += [f"```bash\n{re.sub('^!', '', text, flags=re.MULTILINE)}\n```\n" for text in sources if text[:1] == "!"]
 TEXTS += [f"```bash\n{line}\n```\n" for lines in EXAMPLES.values() for _, line in lines]
 DOCUMENTED = sorted({tuple(words) for text in TEXTS for words in commands(text)})
 

@@ -31,3 +31,14 @@ def test_a_document_names_files_that_are_there(path: Path) -> None:
 
 def test_what_is_not_there_is_found() -> None:
     assert named("`a/b.py` [c](d/e.md#f) `g.py` [h](https://i/j.md) `k/l_*.sh`") == {"a/b.py", "d/e.md", "k/l_*.sh"}
+
+
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split("\n## ")[1:]
+
+
+@pytest.mark.parametrize("section", RESULTS, ids=lambda section: section.partition("\n")[0])
+def test_measured_numbers_name_command_commit_and_machine(section: str) -> None:
+    head = section.split("\n\n")[1].replace("\n> ", " ")
+    assert re.fullmatch(r"> Command: .+\. Commit: .+\. Machine: .+\.", head), head
+    _, commit = re.split(r"Commit: ", head)
+    assert re.search(r"\b[0-9a-f]{7}\b", commit), "a commit, or the one that added the numbers"

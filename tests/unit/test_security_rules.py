@@ -21,9 +21,9 @@ LOADERS = {"pandas.read_pickle", "pandas.read_hdf", "torch.hub.load"}
 LOADERS |= {f"mlflow.{flavour}.load_model" for flavour in ("pyfunc", "pytorch", "sklearn")}
 MAY_EXTRACT = {"tarfile.open", "tarfile.TarFile", "shutil.unpack_archive"}
 SPAWNS = {"subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_call", "subprocess.check_output"}
-# who starts a program, and of what it is started: fixed words, the verbs of the quickstart, or those of a study behind
-# a launcher that only the command line names
-MAY_SPAWN = {"cli/quickstart.py", "tracking/environment.py", "study/children.py"}
+# who starts a program, and of what it is started: fixed words, the verbs of the quickstart, those of a study behind a
+# launcher that only the command line names, or MLflow's server, whose address and port are arguments of their own
+MAY_SPAWN = {"cli/quickstart.py", "cli/ui.py", "tracking/environment.py", "study/children.py"}
 
 
 def aliases(tree: ast.AST) -> dict[str, str]:

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.data.fingerprints.alignment import correlations
 from ca2cl.data.fingerprints.thumbnails import COARSE, OFFSETS, ORIENTATIONS, descriptors, is_flat, oriented, turned
 
@@ -111,7 +111,7 @@ def find_copies(
     """
     parts = []
     rows_N = torch.nonzero(~is_flat(thumbnails_NSS)).flatten()
-    with tqdm(total=len(thumbnails_NSS), desc=title, unit="tile", disable=None if title else True) as bar:
+    with ProgressBar(total=len(thumbnails_NSS), desc=title, unit="tile", disable=not title) as bar:
         bar.update(len(thumbnails_NSS) - len(rows_N))
         for some in torch.split(rows_N, block) if len(known.rows) else ():
             query_P, known_P, orientation_P = known.candidates(thumbnails_NSS[some])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.data.fingerprints.seen import Seen, SeenShards, fingerprints_of, group_word, pixel_word
 from ca2cl.data.fingerprints.thumbnails import SIDE, is_flat, thumbnails
 from ca2cl.data.loading.order import Integers
@@ -32,7 +31,6 @@ SAMPLE = 65_536
 _REQUEST = 128
 _FEW = 2000
 """Tiles that are read sooner than worker processes start."""
-_LOG_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,8 @@ def survey(
     kept: list[int] = []
     pixels: list[bytes] = []
     small = torch.zeros(len(numbers), SIDE, SIDE, dtype=torch.uint8)
-    logged = time.monotonic()
     with (
-        tqdm(total=len(numbers), desc=title, unit="tile", disable=None) as bar,
+        ProgressBar(total=len(numbers), desc=title, unit="tile") as bar,
         contextlib.closing(pool.answers(requests)) as answers,
     ):
         for request, ((good, digests, thumbs), _) in zip(requests, answers, strict=True):
@@ -106,9 +103,6 @@ def survey(
             kept += good
             pixels += digests
             bar.update(len(request))
-            if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
-                logged = time.monotonic()
-                logger.info("%s: %d of %d tiles", title, len(kept), len(numbers))
     return Survey(np.array(kept, np.int64), pixels, small[: len(kept)], len(numbers) - len(kept))
 
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import replacing, write_atomic, writing
 from ca2cl.common.job_dir import JobDir, changed
 from ca2cl.data.shards.config import ShardConfig
@@ -56,7 +57,6 @@ from ca2cl.slides.config import SlideOptions, check_installed, slide_settings
 if TYPE_CHECKING:
     from ca2cl.slides.collection import SlideJob
 
-_LOG_SECONDS = 10.0
 _SIZED_TILES = 32  # enough for the usual size to be the most frequent where edge tiles are smaller
 SKIPPED_NAME = "skipped.txt"
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def run(config: ShardConfig) -> int:
             if slides is not None:
                 slides.check_unchanged()
             sys.stdout.write(f"{out}: already complete\n")
-            _summarise(manifest, None)
+            _summarise(manifest, None, out)
             return 0
         if slides is not None:
             source, config = _cut(slides, job, config), replace(config, encode="keep", check="header")
@@ -112,7 +112,7 @@ def run(config: ShardConfig) -> int:
         manifest = _finish(out, plan, source, infos)
         if slides is not None:
             slides.clear()
-    _summarise(manifest, time.monotonic() - started)
+    _summarise(manifest, time.monotonic() - started, out)
     return 0
 
 
@@ -235,14 +235,10 @@ def _write_shards(out: Path, plan: Plan, source: Source) -> list[ShardInfo]:
     """Write all shards; their infos in shard order."""
     infos: dict[int, ShardInfo] = {}
     shards = plan.shards()
-    logged = time.monotonic()
-    with tqdm(total=len(source), unit="tile", disable=None, desc="shard") as bar:
+    with ProgressBar(total=len(source), unit="tile", desc="shard") as bar:
         for shard, info in _written(out, plan, source, shards):
             infos[shard] = info
             bar.update(len(shards[shard]))
-            if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
-                logged = time.monotonic()
-                logger.info("%d of %d shards written", len(infos), len(shards))
     return [infos[shard] for shard in range(len(shards))]
 
 
@@ -319,7 +315,7 @@ def _manifest(plan: Plan, source: Source, infos: Sequence[ShardInfo], counts: Se
     )
 
 
-def _summarise(manifest: Manifest, seconds: float | None) -> None:
+def _summarise(manifest: Manifest, seconds: float | None, out: Path) -> None:
     height, width = manifest.tile_size
     classes = " ".join(f"{name}={count}" for name, count in manifest.counts.items()) or "none (unlabelled)"
     if manifest.counts and (bare := manifest.samples - sum(manifest.counts.values())):
@@ -332,3 +328,6 @@ def _summarise(manifest: Manifest, seconds: float | None) -> None:
     if seconds is not None:
         lines.append(f"rate     {manifest.samples / max(seconds, 1e-9):.0f} tiles/s in {seconds:.1f} s")
     sys.stdout.write("\n".join([*lines, f"digest   {manifest.digest}", ""]))
+    train = ["ca2cl", "pretrain", "--recipe", "crc5_small", "--data.shards", out, "--run.output_dir", "runs/first"]
+    made = f"shards of {manifest.samples} tiles"
+    sys.stdout.write(closing(made, out, ["ca2cl", "doctor", "--shards", out], train))

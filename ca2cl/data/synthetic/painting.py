@@ -7,7 +7,7 @@ colours by the law of Beer and Lambert. ``unit`` is the length of about 1.2 micr
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,24 @@ Array = npt.NDArray[np.float64]
 
 # Haematoxylin's and eosin's optical density of R, G, B for one unit of stain: Macenko et al., ISBI 2009.
 STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]], np.float32)
+
+
+class Look(NamedTuple):
+    """The colours of a slide."""
+
+    stains: npt.NDArray[Any] = STAINS
+    """The two stains' optical densities in R, G and B for one unit of stain, (2, 3)."""
+    light: npt.NDArray[Any] | float = 1.0
+    """Intensity of R, G and B without stain, (3,), 1 for a full white."""
+
+
+PLAIN = Look()
+
+
+def draw_look(rng: np.random.Generator) -> Look:
+    """A slide's look: hue and strength of each stain, and white balance, as laboratories and scanners differ."""
+    hue, strength = np.exp(rng.normal(0, 0.2, STAINS.shape)), np.exp(rng.uniform(-0.5, 0.5, (2, 1)))
+    return Look(STAINS * hue * strength, rng.uniform(0.8, 1, 3))
 
 
 @lru_cache(maxsize=8)
@@ -145,22 +163,22 @@ def strands(rng: np.random.Generator, phase: Field) -> Field:
 def render(haematoxylin: Field, eosin: Field, light: Field | float = 1.0, stains: Field = STAINS) -> Image:
     """Light through both stains, by the law of Beer and Lambert: uint8 (H, W, 3), RGB.
 
-    ``light`` is the intensity without stain, 1 for a full white; ``stains`` (2, 3) the two stains' optical densities.
-
     Args:
         haematoxylin: amount of the stain, (H, W).
         eosin: likewise.
-        light: intensity without stain, 1 for a full white.
+        light: intensity without stain, 1 for a full white: a number, (H, W) or (H, W, 3).
         stains: (2, 3), the two stains' optical densities in R, G and B.
     """
     density = haematoxylin[..., None] * stains[0] + eosin[..., None] * stains[1]
     shine = np.asarray(light, np.float32)
-    picture = 250.0 * (shine[..., None] if shine.ndim else shine) * np.exp(-density)
+    picture = 250.0 * (shine[..., None] if shine.ndim == 2 else shine) * np.exp(-density)
     return np.asarray(np.clip(picture + 0.5, 0, 255), np.uint8)
 
 
-def stain(rng: np.random.Generator, haematoxylin: npt.NDArray[Any], eosin: npt.NDArray[Any], unit: float) -> Image:
-    """Render with a stain, a tone and a light drawn from one distribution for all classes.
+def stain(
+    rng: np.random.Generator, haematoxylin: npt.NDArray[Any], eosin: npt.NDArray[Any], unit: float, look: Look = PLAIN
+) -> Image:
+    """Render with a stain, a tone and a light drawn from one distribution for all classes, about those of the slide.
 
     Mean and contrast of each stain are moved to drawn targets, so a class's own amount of stain tells little.
 
@@ -169,6 +187,7 @@ def stain(rng: np.random.Generator, haematoxylin: npt.NDArray[Any], eosin: npt.N
         haematoxylin: amount of the stain, (H, W).
         eosin: likewise.
         unit: pixels that all sizes are multiples of.
+        look: the slide's.
     """
     shape = haematoxylin.shape
     means, spreads = rng.uniform((0.15, 0.25), (0.45, 0.65)), rng.uniform((0.09, 0.06), (0.25, 0.2))
@@ -178,8 +197,9 @@ def stain(rng: np.random.Generator, haematoxylin: npt.NDArray[Any], eosin: npt.N
     ]
     uneven, grain = rng.uniform((0.01, 0.01), (0.07, 0.04))
     light = rng.uniform(0.85, 1) + uneven * noise(rng, shape, 120 * unit) + grain * noise(rng, shape, 1.5)
-    stains = STAINS * np.exp(rng.normal(0, 0.08, STAINS.shape))
-    return render(layers[0], layers[1], light.astype(np.float32), stains.astype(np.float32))
+    stains = look.stains * np.exp(rng.normal(0, 0.08, STAINS.shape))
+    shine = light.astype(np.float32)[..., None] * np.asarray(look.light, np.float32)
+    return render(layers[0], layers[1], shine, stains.astype(np.float32))
 
 
 def _match(rng: np.random.Generator, layer: npt.NDArray[Any], mean: float, spread: float) -> Field:

@@ -1,7 +1,10 @@
 """Synthetic tissue tiles in nine classes, in NCT-CRC-HE's layout.
 
 For tests, the quickstart and trials without data. The classes differ in structure as the real ones do. Their colour is
-drawn for every tile from one distribution common to all, so that a classifier of colour histograms is a poor one.
+drawn for every tile from one distribution common to all classes. Mean and contrast of both stains are matched, the rest
+of a histogram's shape only in part, so among tiles of one look a colour histogram still finds the class of three or
+four tiles in ten. With ``slides``, each slide has its own stains and light, and a histogram is right for about two in
+ten tiles of other slides; chance is one in nine.
 """
 
 from __future__ import annotations
@@ -17,10 +20,25 @@ from PIL import Image as PILImage
 
 from ca2cl.common.files import fresh_folder
 from ca2cl.data.synthetic.glands import lay_glands, paint_glands
-from ca2cl.data.synthetic.painting import Image, cells, grid, noise, ramp, sample_field, scatter, stain, stamp, strands
+from ca2cl.data.synthetic.painting import (
+    PLAIN,
+    Image,
+    Look,
+    cells,
+    draw_look,
+    grid,
+    noise,
+    ramp,
+    sample_field,
+    scatter,
+    stain,
+    stamp,
+    strands,
+)  # fmt: skip
 from ca2cl.errors import InputError
 
 _FIELD_OF_VIEW = 96  # unit lengths along a tile's side, whatever its size in pixels
+_MOST_SLIDES = 1000
 _SUFFIXES = (".tif", ".png", ".jpg", ".bmp", ".webp")
 _Shape = tuple[int, int]
 _Stains = tuple[npt.NDArray[Any], npt.NDArray[Any]]
@@ -143,10 +161,11 @@ _PAINTERS: dict[str, Callable[[np.random.Generator, _Shape, float], _Stains]] = 
 CLASSES = tuple(_PAINTERS)
 
 
-def draw_tile(label: str, seed: int, size: int = 96) -> Image:
+def draw_tile(label: str, seed: int, size: int = 96, look: Look = PLAIN) -> Image:
     """One tile of class ``label``: uint8 (size, size, 3), RGB; a pure function of its arguments.
 
-    Any ``size`` shows the same field of view, about 112 micrometres as in NCT-CRC-HE, at another resolution.
+    Any ``size`` shows the same field of view, about 112 micrometres as in NCT-CRC-HE, at another resolution. ``look``
+    is the slide's, about which the tile's own colours are drawn.
 
     Raises:
         InputError: an unknown class, a negative seed, or fewer than 16 pixels.
@@ -155,13 +174,14 @@ def draw_tile(label: str, seed: int, size: int = 96) -> Image:
         raise InputError(f"made-up tissue: no class {label!r}; give one of {', '.join(CLASSES)}")
     if seed < 0 or size < 16:
         raise InputError(f"made-up tissue: seed={seed}, size={size}; give seed >= 0 and size >= 16")
-    entropy = [seed, CLASSES.index(label), size]
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    rng = _random(seed, CLASSES.index(label), size)
     unit = size / _FIELD_OF_VIEW
-    return stain(rng, *_PAINTERS[label](rng, (size, size), unit), unit)
+    return stain(rng, *_PAINTERS[label](rng, (size, size), unit), unit, look)
 
 
-def write_tissue(root: Path, tiles_per_class: int, size: int = 96, seed: int = 0, suffix: str = ".png") -> Path:
+def write_tissue(
+    root: Path, tiles_per_class: int, size: int = 96, seed: int = 0, suffix: str = ".png", slides: int = 0
+) -> Path:
     """Write ``<root>/<CLASS>/<CLASS>-XXXXXXXX<suffix>``, nine classes of ``tiles_per_class`` tiles.
 
     The same arguments give the same bytes; two seeds share no tile and, but for a chance below 1 in 10^6 for 100 tiles
@@ -170,21 +190,33 @@ def write_tissue(root: Path, tiles_per_class: int, size: int = 96, seed: int = 0
     Args:
         root: a folder that does not exist yet or is empty; it appears complete or not at all.
         suffix: ``.tif`` (uncompressed, as NCT-CRC-HE), ``.png``, ``.bmp``, ``.webp`` (lossless), ``.jpg`` (quality 95).
+        slides: number of slides that the tiles of every class are dealt to in turn, each of its own stains and light,
+            whose names begin the files' (``S1004-``); no two seeds share one. 0: no slides, one look.
 
     Raises:
         InputError: a bad number, size or suffix, or ``root`` is not empty.
     """
     if tiles_per_class < 1 or seed < 0:
         raise InputError(f"made-up tissue: tiles_per_class={tiles_per_class}, seed={seed}; give >= 1 and >= 0")
+    if not 0 <= slides <= _MOST_SLIDES:
+        raise InputError(f"made-up tissue: slides={slides}; give 0 to {_MOST_SLIDES}")
     if suffix not in _SUFFIXES:
         raise InputError(f"made-up tissue: suffix={suffix!r}; give one of {', '.join(_SUFFIXES)}")
+    names = [f"S{seed * _MOST_SLIDES + number:04d}-" for number in range(slides)] or [""]
+    looks = [draw_look(_random(seed, number)) for number in range(slides)] or [PLAIN]
     with fresh_folder(Path(root)) as folder:
         for label in CLASSES:
             (folder / label).mkdir()
             for number in range(tiles_per_class):
-                tile = PILImage.fromarray(draw_tile(label, (seed << 32) + number, size))
-                tile.save(folder / label / f"{_name(label, seed, number)}{suffix}", quality=95, lossless=True)
+                slide = number % len(looks)
+                tile = PILImage.fromarray(draw_tile(label, (seed << 32) + number, size, looks[slide]))
+                name = f"{names[slide]}{_name(label, seed, number)}{suffix}"
+                tile.save(folder / label / name, quality=95, lossless=True)
     return Path(root)
+
+
+def _random(*entropy: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
 def _name(label: str, seed: int, number: int) -> str:

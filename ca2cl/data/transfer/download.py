@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from tqdm import tqdm
-
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import file_digest, fsync
 from ca2cl.data.transfer.errors import passing, retry_after, shown
 from ca2cl.errors import InputError
@@ -82,7 +81,7 @@ def fetch(
     number, in_vain = 0, 0
     transfer = _Transfer(url, kept or _part(target, 0), size, policy.timeout, _length(kept, size))
     longest = transfer.have
-    bar = tqdm(total=size, desc=target.name, unit="B", unit_scale=True, disable=None if kept else True)
+    bar = ProgressBar(total=size, desc=target.name, unit="B", unit_scale=True, disable=not kept)
     try:
         while True:
             number += 1
@@ -204,7 +203,7 @@ class _Transfer(threading.Thread):
         if self.abandoned:
             raise TimeoutError("abandoned")
 
-    def wait(self, bar: tqdm[Any]) -> None:
+    def wait(self, bar: ProgressBar) -> None:
         """Wait until done.
 
         Raises:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from ca2cl import __version__
+from ca2cl.common.console.progress import ProgressBar
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import fresh_folder, write_atomic, writing
 from ca2cl.common.records import parse_json
 from ca2cl.common.scratch import scratch_folder
@@ -61,7 +62,7 @@ def run(config: PredictConfig) -> int:
     challenge: list[ImageScores] = []
     turned = 0
     with writing(out, _REMEDY), fresh_folder(out) as folder:
-        for path in tqdm(paths, unit="image", desc="predict", disable=None):
+        for path in ProgressBar(paths, unit="image", desc="predict"):
             pixels_HWC, orientation = _read(path)
             if truth is not None:
                 refuse_turned(path, orientation)
@@ -81,6 +82,7 @@ def run(config: PredictConfig) -> int:
     if truth is not None:
         rows = [[name, f"{value:.4f}"] for name, value in data["info"]["scores"].items()]
         sys.stdout.write("\n" + aligned(["score", "value"], rows))
+    sys.stdout.write(closing(f"predictions on {len(paths)} images", out, f"{PREDICTIONS} is in the format of COCO"))
     return 0
 
 

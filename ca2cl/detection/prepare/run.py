@@ -16,9 +16,9 @@ from itertools import combinations, groupby
 from operator import attrgetter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ca2cl import __version__
+from ca2cl.common.console.progress import ProgressBar
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import fresh_folder, write_atomic, writing
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
@@ -60,6 +60,8 @@ def run(config: PrepareConfig) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, sheet, remedy)
         sys.stdout.write(f"preview in {path}\n")
+    train = ["ca2cl", "detect", "--encoder", "ENCODER", "--dataset", config.dataset, "--data", out]
+    sys.stdout.write(closing("COCO files", out, [*train, "--output_dir", f"runs/{config.dataset}"]))
     return 0
 
 
@@ -77,7 +79,7 @@ def prepare(archive: Archive, source: Path, folder: Path, config: PrepareConfig)
         logger.warning("%s: no Grade.csv here, so patients and grades stay unknown", archive.root)
     splits: dict[str, Json] = {}
     survey = Survey(config.min_area)
-    with tqdm(archive.pictures, unit="image", desc="prepare", disable=None) as bar:
+    with ProgressBar(archive.pictures, unit="image", desc="prepare") as bar:
         for split, pictures in groupby(archive.pictures, attrgetter("split")):
             (folder / split).mkdir()
             dropped = Dropped()

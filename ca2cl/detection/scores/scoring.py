@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm import tqdm
-
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.detection.coco.files import align_categories, instance_ids, read_coco
 from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.coco.segmentations import Json
@@ -56,8 +55,8 @@ def score_split(
     places = range(accelerator.process_index, len(truth["images"]), accelerator.num_processes)
     mine = [truth["images"][place] for place in places]
     found: list[tuple[int, list[Json], ImageScores | None]] = []
-    hidden = None if accelerator.is_main_process else True
-    shown = tqdm(places, desc=title, unit="image", disable=hidden, leave=False)
+    hidden = not accelerator.is_main_process
+    shown = ProgressBar(places, desc=title, unit="image", disable=hidden, leave=False)
     for place, image, detections in zip(shown, mine, detector.predict(map(split.read, mine)), strict=True):
         challenge = None
         if detections.masks_N is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import file_digest
 from ca2cl.common.grid import AGAIN, Grid
 from ca2cl.common.records import read_fields
@@ -21,12 +21,15 @@ from ca2cl.common.tables import aligned
 from ca2cl.config import flatten
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.train.config import DetectConfig
+from ca2cl.detection.train.inputs import describe_splits
 from ca2cl.detection.train.trial import CELLS, DETECTOR, FIRST, Trial
 from ca2cl.errors import InputError
 from ca2cl.evaluation.leaks.wording import Leak, lines, tag
 from ca2cl.evaluation.metrics import mean_sd
 from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
+from ca2cl.store.notes import code_block, short_name
+from ca2cl.store.open import store_place
 
 if TYPE_CHECKING:
     from ca2cl.registry.resolve import ResolvedEncoder
@@ -84,11 +87,14 @@ def report(
     sys.stdout.write(f"{text}\nengine {made['engine']} {made['engine_version']}, {made['head']}, ")
     sys.stdout.write(f"{made['iterations']} steps of {made['batch_size']} images; {seeds}\n")
     sys.stdout.write(f"detectors, predictions and pictures in {out / CELLS}; written to {out / RESULTS}\n")
-    detector = shlex.quote(str(out / CELLS / FIRST.name / DETECTOR))
-    sys.stdout.write(f"to use the first: ca2cl detect predict {detector} IMAGES OUT\n")
     sys.stdout.flush()
-    run_id, before = _log(config, found, out, _metrics(scores), made, digests, leaks)
-    sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
+    run_id, before = _log(
+        config, found, out, _metrics(scores), made, digests, leaks, code_block(text), describe_splits(splits)
+    )
+    place = store_place(config.tracking.uri, config.tracking.root)
+    sys.stdout.write(f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n")
+    use = ["ca2cl", "detect", "predict", out / CELLS / FIRST.name / DETECTOR, "IMAGES", "OUT"]
+    sys.stdout.write(closing("gland detectors", out, use, ["ca2cl", "ui"]))
 
 
 def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def _metrics(scores: Scores) -> dict[str, float]:
 
 def _log(
     config: DetectConfig, found: ResolvedEncoder, out: Path, metrics: Mapping[str, float], made: Mapping[str, Any],
-    digests: Mapping[str, str], leaks: Mapping[str, Leak],
+    digests: Mapping[str, str], leaks: Mapping[str, Leak], shown: str, inputs: Sequence[Mapping[str, Any]],
 ) -> tuple[str, bool]:  # fmt: skip
     # a job's numbers are compared as one: what is wrong with a split is wrong with them
     kinds = [f"{kind} ({split})" for split, leak in leaks.items() for kind in tag(leak, FIRST.start).values()]
@@ -164,7 +170,9 @@ def _log(
     return log_evaluation_once(
         out / LOGGED,
         source_run_id=found.source_run_id,
-        name=config.tracking.run_name or "detect",
+        name=config.tracking.run_name or f"detect {config.dataset} from {short_name(found.uri)}",
+        description=f"Detection on {config.dataset}, body from encoder `{found.uri}`\n\n{shown}",
+        inputs=inputs,
         params={**flatten(config), "encoder_uri": found.uri},
         metrics=metrics,
         artifacts=[out / RESULTS, *sorted(out.glob("cells/*-seed0/figures/*.png"))],

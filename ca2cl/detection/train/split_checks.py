@@ -9,8 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.data.decode import BadSample, decode
 from ca2cl.data.orientation import orientation_of, refuse_turned
 from ca2cl.data.shards.writer import image_size
@@ -54,7 +53,7 @@ def check_splits(splits: Mapping[str, CocoSplit], *, masks: bool) -> None:
 
 def _check_images(split: CocoSplit, images: Iterable[Json], *, whole: bool) -> None:
     """``whole``: decode them; otherwise read their headers only, for training meets a damaged one in its first pass."""
-    for image in tqdm(images, desc=f"check {split.images.name}", unit="image", disable=None, leave=False):
+    for image in ProgressBar(images, desc=f"check {split.images.name}", unit="image", leave=False):
         path, size = split.path(image), (image["height"], image["width"])
         try:
             content = path.read_bytes()

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
-
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import write_atomic, write_record, writing
 from ca2cl.common.grid import RESULT, Grid, folder_name
 from ca2cl.config import TrackingConfig
@@ -92,8 +91,8 @@ class TrialRun:
         self.trial, self.engine, self.job, self.splits, self.config = trial, engine, job, splits, config
         self.accelerator, self.stop = accelerator, stop
         self.folder, self.iterations = job.folder.parent, job.schedule.iterations
-        hidden = None if accelerator.is_main_process else True
-        self.bar = tqdm(total=self.iterations, desc=trial.name, unit="step", disable=hidden)
+        hidden = not accelerator.is_main_process
+        self.bar = ProgressBar(total=self.iterations, desc=trial.name, unit="step", disable=hidden)
         self.tracker: NullTracker | None = None
         self.loss = float("nan")
 
@@ -185,6 +184,10 @@ class TrialRun:
             settings = TrialSettings(*self.trial, encoder.uri, self.config, tracking)
             self.tracker = open_run(self.folder, settings, resume=True, step=step)
             self.tracker.set_tag("ca2cl.kind", "detect-training")
+            self.tracker.describe(
+                f"Training {self.trial.name} of a detection job on {self.config.dataset}. "
+                "The job's own run has the scores of all its trainings."
+            )
             self.tracker.set_tag("ca2cl.engine", f"{self.engine.name} {self.engine.version}")
             if encoder.source_run_id:  # not SOURCE_RUN_TAG: what belongs to the encoder is the whole job's run
                 self.tracker.set_tag("ca2cl.trained_from", encoder.source_run_id)

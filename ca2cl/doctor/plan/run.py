@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ca2cl.common.tables import aligned
+from ca2cl.common.tables import fitted
 from ca2cl.doctor.plan.config import PlanConfig
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method, Tiles
@@ -131,7 +131,7 @@ def run(config: PlanConfig) -> int:
         parts.append(("teacher", *[_gb(found.teacher)] * len(found.engines)))
     parts.append(("views", *[_gb(found.views)] * len(found.engines)))
     heads = [ENGINES[sharing] for sharing in found.engines]
-    sys.stdout.write(aligned(("memory of a process, GB", *heads), parts))
+    sys.stdout.write(fitted(("memory of a process, GB", *heads), parts))
     for title, steps in (("kept", found.kept), ("recomputed (model.checkpoint_activations)", found.recomputed)):
         if steps is not None:
             sys.stdout.write(f"\npeak by tiles of a micro-batch, activations {title}, GB\n")
@@ -147,7 +147,7 @@ def _peaks(found: Plan, steps: Steps, limit: float | None) -> str:
         marks = ["" if limit is None or peak <= 1e9 * limit else " (too much)" for peak in peaks]
         cells = [f"{_gb(peak)}{mark}" for peak, mark in zip(peaks, marks, strict=True)]
         rows.append((str(size), _gb(steps.of("ddp", size, found.share)), *cells))
-    return aligned(("tiles", "activations", *(ENGINES[sharing] for sharing in found.engines)), rows)
+    return fitted(("tiles", "activations", *(ENGINES[sharing] for sharing in found.engines)), rows)
 
 
 class _AllKnown:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import writing
 from ca2cl.common.redact import redact
 from ca2cl.common.scratch import scratch_folder
@@ -18,6 +19,7 @@ from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, sav
 from ca2cl.registry.register import DIGEST_TAG, digest_of, log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.registry.versions import ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
+from ca2cl.store.notes import description_tag
 from ca2cl.store.open import Store, open_store, store_errors
 from ca2cl.tracking.run_record import create_mlflow_run
 
@@ -53,6 +55,8 @@ def run(config: ImportConfig) -> int:
         f"{made.label}: {card.arch}, {card.input_size} px, from {card.origin} (sha256 {card.origin_sha256}), "
         f"run {run_id}{''.join(f', the first and so {alias}' for alias in made.aliases)}\n"
     )
+    probe = ["ca2cl", "probe", "--encoder", made.uri, "--train", "LABELLED_SHARDS", "--test", "TEST_SHARDS"]
+    sys.stdout.write(closing(f"encoder {made.uri}", store.place, probe))
     return 0
 
 
@@ -104,7 +108,13 @@ def _register(
     store: Store, config: ImportConfig, found: ResolvedEncoder, folder: Path, card: EncoderCard
 ) -> tuple[str, str]:
     """A finished run of the kind import, and its version; a run that does not get so far ends as FAILED."""
-    tags = {"ca2cl.kind": KIND, **({ORIGIN_RUN_TAG: card.origin_run_id} if card.origin_run_id else {})}
+    licence = f", licence {card.licence}" if card.licence else ""
+    about = f"Import of `{card.origin}`: {card.arch}, tiles of {card.input_size} pixels{licence}."
+    tags = {
+        "ca2cl.kind": KIND,
+        **description_tag(about),
+        **({ORIGIN_RUN_TAG: card.origin_run_id} if card.origin_run_id else {}),
+    }
     run_name = config.tracking.run_name or f"{KIND} {Path(card.origin or '').name}"
     run_id = create_mlflow_run(store, store.experiment_id(config.tracking.experiment), run_name, tags)
     params = {

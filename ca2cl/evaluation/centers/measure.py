@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.errors import InputError
 from ca2cl.evaluation.centers.assignment import SET, TileSet, centers_of
 from ca2cl.evaluation.centers.identity import Classify, Task, center_task, scores, slide_task
@@ -166,7 +166,7 @@ def center_numbers(scope: Scope, classifiers: Mapping[str, Classify]) -> dict[st
 
 def _indices(scope: Scope, rows: IntArray, units: Units) -> list[dict[str, Any]]:
     labels_N, center_N = scope.labels_N[rows], scope.center_N[rows]
-    features = tqdm(scope.features.items(), desc="robustness indices", unit="features", disable=None)
+    features = ProgressBar(scope.features.items(), desc="robustness indices", unit="features")
     return [
         {"features": name, **indices(values_ND[rows], labels_N, center_N, units.unit_N, units=units).as_dict()}
         for name, values_ND in features
@@ -183,7 +183,7 @@ def identity_numbers(scope: Scope, task: Task | None, classifiers: Mapping[str, 
     """The scores of a probe of the centre or the slide, for JSON; None without a task."""
     if task is None:
         return None
-    features = tqdm(scope.features.items(), desc=f"probe of the {task.what}", unit="features", disable=None)
+    features = ProgressBar(scope.features.items(), desc=f"probe of the {task.what}", unit="features")
     found = scores(task, dict(features), scope.labels_N, classifiers)
     return {
         "what": task.what,

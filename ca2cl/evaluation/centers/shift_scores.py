@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.evaluation.centers.shifts import SHIFTS, Shift
 from ca2cl.evaluation.features import Extractor, Features
 from ca2cl.evaluation.linear_head import LinearHead
@@ -62,7 +62,7 @@ def shift_scores(
         shifts: in the order of the table.
     """
     right: dict[tuple[str, str], list[npt.NDArray[np.bool_]]] = {}
-    with torch.inference_mode(), tqdm(total=len(clean) * len(shifts), desc=title, unit="tile", disable=None) as bar:
+    with torch.inference_mode(), ProgressBar(total=len(clean) * len(shifts), desc=title, unit="tile") as bar:
         for tiles_BHWC, labels_B, _ in batches:
             on_device = tiles_BHWC.to(device, non_blocking=True)
             for shift in shifts:

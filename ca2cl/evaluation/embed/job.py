@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ca2cl import __version__
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import check_writable
 from ca2cl.common.redact import redact
 from ca2cl.data.loading.stream import BadBudget, BadTile
@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 _NAMED_BAD = 100
 _WARNED_BAD = 20
-_LOG_SECONDS = 10.0
 
 
 class Numbers(NamedTuple):
@@ -315,9 +314,8 @@ class _Progress:
         self._shows = ranks.rank == 0
         title = f"embed (rank 0 of {ranks.world})" if ranks.world > 1 else "embed"
         total = sum(part.last - part.first for part in parts)
-        self.bar = tqdm(total=total, desc=title, unit="tile", disable=None if self._shows else True)
-        self._title, self._total = title, total  # a hidden bar does not keep them
-        self.started = self._logged = time.monotonic()
+        self.bar = ProgressBar(total=total, desc=title, unit="tile", disable=not self._shows)
+        self.started = time.monotonic()
         if self._shows and finished:
             logger.info("%d of %d parts are finished; going on", len(finished), len(job.parts))
 
@@ -336,7 +334,3 @@ class _Progress:
         self._bad += bad
         self._job.check_bad(len(self._bad), self._bad)
         self.bar.update(good + len(bad))
-        if self._shows and self.bar.disable and time.monotonic() - self._logged > _LOG_SECONDS:
-            self._logged = time.monotonic()
-            rate = self.done / (self._logged - self.started)
-            logger.info("%s: %d of %d tiles, %.0f tiles/s", self._title, self.done, self._total, rate)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import remove_temporaries
 from ca2cl.common.job_dir import changed, listed
 from ca2cl.errors import InputError, LocalError
@@ -94,9 +95,7 @@ def _is_complete(job: EmbedJob, held: ExitStack) -> bool:
         if not about or about.get("job") != parts.digest or len(existing) < len(outputs(out)):
             changes = changed(about["identity"], parts.identity) if about and "identity" in about else []
             of = f" of another job ({listed(changes)})" if changes else ""
-            raise InputError(
-                f"{existing[0]}: exists{of}; give another name for out, or replace it with --overwrite true"
-            )
+            raise InputError(f"{existing[0]}: exists{of}; give another name for out, or replace it with --overwrite")
         parts.remove()  # where it was killed while it put them away
         if job.config.preview is not None:
             logger.warning(
@@ -151,4 +150,8 @@ def _join(job: EmbedJob, tiles: int, seconds: float) -> None:
     left_out = f", {len(bad)} tiles that do not decode left out" if bad else ""
     sys.stdout.write(f"{job.out}: {rows} vectors of {dim} numbers{patches}{left_out}, {rate}\n")
     sys.stdout.write("".join(f"{line}\n" for line in seen_lines(job.seen, len(job.data))))
+    parquet, name = job.out.suffix == ".parquet", repr(str(job.out))
+    load = f"import pyarrow.parquet; table = pyarrow.parquet.read_table({name})"
+    load = load if parquet else f"from safetensors.numpy import load_file; vectors = load_file({name})"
+    sys.stdout.write(closing(f"{rows} vectors of {dim} numbers", job.out, f"in Python: {load}"))
     sys.stdout.flush()

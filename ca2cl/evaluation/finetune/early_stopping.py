@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import replacing, writing
 from ca2cl.errors import InputError
 from ca2cl.evaluation.finetune.best_checkpoint import KEPT
@@ -85,7 +85,7 @@ class Selection:
         state: dict[str, Any],
         step: int,
         checkpointer: Checkpointer,
-        bar: tqdm[Any] | None,
+        bar: ProgressBar | None,
     ) -> None:
         self.checkpointer = checkpointer
         self.folder, self.watched, self.prepare, self.looks, self.state = folder, watched, prepare, looks, state

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ca2cl import __version__
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import write_atomic, writing
 from ca2cl.common.grid import AGAIN, RESULT, Grid
 from ca2cl.common.records import read_fields
@@ -34,7 +35,7 @@ from ca2cl.evaluation.verdict.screen import DETAILS, files_text, in_bold, summar
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder
 from ca2cl.store.notes import short_name
-from ca2cl.store.open import open_store, store_errors
+from ca2cl.store.open import open_store, store_errors, store_place
 
 CLASSIFIERS = {"all": "fine-tuned", "head": "linear head"}
 """Names of the rows by what was trained."""
@@ -102,8 +103,11 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
         tags={"ca2cl.kind": "finetune", "ca2cl.protocol": protocol, "ca2cl.resampled_by": units.name},
         params={"drawn_by": drawn_by}, logged=out / LOGGED,
     )  # fmt: skip
-    sys.stdout.write(f"logged as MLflow run {run_id}{' already' if before else ''}\n")
-    sys.stdout.write(_keep_classifier(job, found, run_id, (path.parent for path in grid.values())))
+    place = store_place(config.tracking.uri, config.tracking.root)
+    sys.stdout.write(f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n")
+    kept = _keep_classifier(job, found, run_id, (path.parent for path in grid.values()))
+    use = ["ca2cl", "heatmap", out, "SLIDES", "--mpp", "0.5", "--out", "maps"]
+    sys.stdout.write(kept + closing("fine-tuned encoders", out, *([use] if kept else []), ["ca2cl", "ui"]))
 
 
 def _details(job: TuningJob, rows: Sequence[Row], compared: Sequence[Comparison], how: str) -> str:

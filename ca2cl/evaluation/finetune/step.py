@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.config import ViewsConfig
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
@@ -111,8 +111,8 @@ def predict(
     training = network.training
     network.eval()
     found: list[tuple[Any, Any, Any]] = []
-    hidden = None if accelerator.is_main_process else True
-    with tqdm(total=len(mine), desc=tiles.title, unit="tile", disable=hidden, leave=False) as bar:
+    hidden = not accelerator.is_main_process
+    with ProgressBar(total=len(mine), desc=tiles.title, unit="tile", disable=hidden, leave=False) as bar:
         for x, labels, samples in iterate_tiles(
             tiles.index, tiles.reader, mine, batch_size=batch_size, workers=workers, on_bad=lambda tile: None
         ):

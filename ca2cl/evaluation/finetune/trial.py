@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.numpy import save
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.files import write_atomic, write_record, writing
 from ca2cl.common.grid import RESULT, Grid, folder_name
 from ca2cl.data.loading.stream import BadBudget
@@ -167,7 +167,7 @@ class TrialRun:
             self.folder.mkdir(parents=True, exist_ok=True)
         accelerator.wait_for_everyone()
         state, progress = _resume(checkpointer, engine)
-        with tqdm(desc=self.trial.name, unit="step", disable=None if accelerator.is_main_process else True) as bar:
+        with ProgressBar(desc=self.trial.name, unit="step", disable=not accelerator.is_main_process) as bar:
             every = 1 if original else max(1, -(-10 // order.steps_per_epoch))
             # where the test tiles choose, all epochs stand for election
             patience = self.epochs if protocol.selects_on_test else config.patience

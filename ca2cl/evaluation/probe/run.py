@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ca2cl.common.console.summary import closing
 from ca2cl.common.files import check_writable
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.evaluation.compare import compare_with_first
@@ -35,6 +36,7 @@ from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import draw_subsets
 from ca2cl.evaluation.verdict.screen import files_text, in_bold
 from ca2cl.runtime.device import find_device
+from ca2cl.store.open import store_place
 
 _ROWS = {"logistic": LINEAR, "sgd": SGD, "knn": KNN}
 
@@ -62,8 +64,18 @@ def run(config: ProbeConfig) -> int:
     sys.stdout.write(f"\n{files_text(files)}")
     sys.stdout.flush()
     # Last, so that a store that is away costs no result.
-    sys.stdout.write(f"logged as MLflow run {record.log(files)}\n")
+    place = store_place(config.tracking.uri, config.tracking.root)
+    sys.stdout.write(f"logged as MLflow run {record.log(files)} in {place}\n")
+    sys.stdout.write(closing("a probe", output, *_next(config, record)))
     return 0
+
+
+def _next(config: ProbeConfig, record: ProbeRecord) -> list[list[str]]:
+    """Commands to go on with: the page of the encoder's run, and training all of it."""
+    sets = ["--train", config.train, "--test", config.tests[0]]
+    report = ["ca2cl", "report", config.encoder, "report.html", "--test", config.tests[0]]
+    tune = ["ca2cl", "finetune", "--encoder", config.encoder, *sets, "--output_dir", "runs/tuned"]
+    return [*([report] if record.contenders.encoder.source_run_id else []), tune]
 
 
 def _prepare_output(config: ProbeConfig, contenders: Contenders, indexes: Sequence[ShardIndex]) -> Path:

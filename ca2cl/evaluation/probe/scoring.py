@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.linear_head import LinearHead
 from ca2cl.evaluation.probe.classifiers import (
@@ -68,7 +68,7 @@ def score(
     """
     rows: list[Row] = []
     fits = sum(map(len, subsets.values())) * len(train.values) * len(how.classifiers)
-    with tqdm(total=fits, desc="classifiers", unit="fit", disable=None) as bar:
+    with ProgressBar(total=fits, desc="classifiers", unit="fit") as bar:
         for name in train.values:
             for classifier in how.classifiers:
                 for budget, draws in subsets.items():
@@ -97,7 +97,7 @@ def score(
 
 def _predictions(
     name: str, classifier: str, draws: Sequence[IntArray], train: Features, tests: Mapping[str, Features], how: Scoring,
-    bar: tqdm[Any],
+    bar: ProgressBar,
 ) -> dict[str, list[Prediction]]:  # fmt: skip
     """One prediction a seed for every test set."""
     made: dict[str, list[Prediction]] = {test: [] for test in tests}

@@ -87,7 +87,7 @@ def test_every_training_is_a_live_run_and_the_job_is_one(done: Path) -> None:
     client = MlflowClient(f"sqlite:///{done / 'store' / 'mlflow.db'}")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     named = {run.info.run_name: run for run in runs}
-    assert set(named) == {"detect", "detect-encoder-seed0", "detect-random-seed0"}
+    assert set(named) == {"detect glas from random:3", "detect-encoder-seed0", "detect-random-seed0"}
     assert {run.info.status for run in runs} == {"FINISHED"}
     training = named["detect-encoder-seed0"]
     assert training.data.tags["ca2cl.kind"] == "detect-training"
@@ -97,7 +97,10 @@ def test_every_training_is_a_live_run_and_the_job_is_one(done: Path) -> None:
     assert [point.step for point in scored] == [1, 2]
     artifacts = {entry.path for entry in client.list_artifacts(training.info.run_id)}
     assert {"detector", "predictions", "figures", "result.json", "config.yaml"} <= artifacts
-    job = named["detect"]
+    job = named["detect glas from random:3"]
+    inputs = {one.dataset.name: json.loads(one.dataset.profile) for one in job.inputs.dataset_inputs}
+    assert {name: found["num_rows"] for name, found in inputs.items()} == {"data/train": 3, "data/testA": 2}
+    assert inputs["data/train"]["counts"]["gland"] > 0 and "AP box" in job.data.tags["mlflow.note.content"]
     assert job.data.tags["ca2cl.kind"] == "detect-torchvision" and "ca2cl.engine" in job.data.tags
     assert job.data.metrics["encoder/testA/box/AP"] == pytest.approx(scored[-1].value)
     assert "against/random/testA/mask/AP" in job.data.metrics
@@ -213,7 +216,7 @@ def test_without_detectron2_a_job_says_how_to_get_it(
     recipe = "detectron2 is not installed; it has no wheels, build it: pip install --no-build-isolation git+https://"
     assert detect(glas, done, "--engine", "auto") == 0  # what auto means here: the same job
     told = [line for line in capfd.readouterr().err.splitlines() if "detectron2" in line]
-    assert len(told) == 1 and told[0].startswith("engine torchvision; detectron2 is not installed: it has no wheels")
+    assert len(told) == 1 and told[0].startswith("engine torchvision; --engine detectron2 is the other one")
     assert detect(glas, tmp_path, "--engine", "detectron2") == 2
     assert recipe in capfd.readouterr().err and not (tmp_path / "job").exists()
     assert detect(glas, done) == 0

@@ -28,7 +28,7 @@ from ca2cl.models.encoder_io import (
     save_encoder,
 )
 from ca2cl.models.preprocess import preprocess
-from ca2cl.registry.register import log_and_register
+from ca2cl.registry.register import MODELS_TAG, log_and_register
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.store.open import Store, open_store
 
@@ -79,6 +79,16 @@ def served(store: Store, registered: tuple[Path, str], monkeypatch: pytest.Monke
     mlflow.set_tracking_uri(store.uri)
     yield mlflow.pyfunc.load_model("models:/served@latest")
     mlflow.set_tracking_uri(before)
+
+
+def test_a_version_says_how_to_use_it_and_its_run_lists_it_as_a_model(
+    store: Store, registered: tuple[Path, str]
+) -> None:
+    version = store.client.get_model_version("served", "1")
+    assert "ca2cl.load_encoder('models:/served/1')" in version.description
+    assert "models:/served@champion" in store.client.get_registered_model("served").description
+    (listed,) = json.loads(store.client.get_run(registered[1]).data.tags[MODELS_TAG])
+    assert version.source.endswith(listed["artifact_path"]) and "python_function" in listed["flavors"]
 
 
 def test_an_encoder_comes_back_as_it_was_saved(tmp_path: Path) -> None:

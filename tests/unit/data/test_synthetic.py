@@ -52,7 +52,7 @@ def tiles() -> dict[str, tuple[list[npt.NDArray[np.uint8]], Vector]]:
         drawn = [draw_tile(label, first + n) for label in CLASSES for n in range(count)]
         return drawn, np.repeat(np.arange(len(CLASSES)), count)
 
-    return {"train": draw(0, 100), "test": draw(1 << 32, 50)}
+    return {"train": draw(0, 60), "test": draw(1 << 32, 30)}
 
 
 def accuracy(tiles: dict[str, tuple[list[npt.NDArray[np.uint8]], Vector]], feature: object) -> float:
@@ -81,6 +81,40 @@ def test_mean_colour_is_the_same_in_every_class(tiles) -> None:
     means = np.array([colours[labels == k].mean(0) for k in range(len(CLASSES))])
     spread = np.mean([colours[labels == k].std(0) for k in range(len(CLASSES))], axis=0)
     assert np.all(np.ptp(means, axis=0) < spread)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[npt.NDArray[np.uint8]], Vector]]:
+    """As the quickstart draws them, smaller and fewer: other slides for testing."""
+
+    def draw(name: str, count: int, seed: int) -> tuple[list[npt.NDArray[np.uint8]], Vector]:
+        root = write_tissue(tmp_path_factory.mktemp("slides") / name, count, size=48, seed=seed, slides=count // 2)
+        drawn = [np.asarray(Image.open(path)) for label in CLASSES for path in sorted((root / label).iterdir())]
+        return drawn, np.repeat(np.arange(len(CLASSES)), count)
+
+    return {"train": draw("train", 30, 0), "test": draw("test", 20, 1)}
+
+
+def test_colour_tells_little_on_other_slides_and_structure_much(slides) -> None:
+    """Chance is .111; colour gets about .2 by either classifier, because the stains of test slides are new."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    (x, y), (x_test, y_test) = slides["train"], slides["test"]
+    near = KNeighborsClassifier(20).fit([histogram(t) for t in x], y)
+    assert accuracy(slides, histogram) < 0.25
+    assert near.score([histogram(t) for t in x_test], y_test) < 0.3
+    assert accuracy(slides, structure) > 0.8
+
+
+def test_files_name_slides_that_no_other_seed_has(tmp_path: Path) -> None:
+    names = {
+        seed: [p.name for p in write_tissue(tmp_path / f"{seed}", 5, 16, seed, slides=2).rglob("*.png")]
+        for seed in (0, 3)
+    }
+    assert {name[:6] for name in names[0]} == {"S0000-", "S0001-"}
+    assert {name[:6] for name in names[3]} == {"S3000-", "S3001-"}
+    with pytest.raises(InputError, match="slides=1001; give 0 to 1000"):
+        write_tissue(tmp_path / "a", 1, slides=1001)
 
 
 @settings(deadline=None, max_examples=25)

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from ca2cl.cli import main
+from ca2cl.common.tables import duration
 from ca2cl.config import ObjectiveConfig, OptimConfig
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method, MethodSettings
 from ca2cl.methods.registry import build_method
 from ca2cl.models.backbone import Backbone, build_encoder, outline
 from ca2cl.models.heads import Network
-from ca2cl.pretrain.callbacks import _duration
 from ca2cl.pretrain.memory.activations import StepMemory, bytes_a_tile, quick_step
 from ca2cl.pretrain.memory.check import LIKELY, SURE, check_memory, check_teacher
 from ca2cl.pretrain.memory.dry_step import LiveBytes, step_memory
@@ -88,7 +88,7 @@ def test_a_cgroups_limit_counts_less_what_files_hold(tmp_path: Path, version: in
 
 def test_durations_are_in_the_two_largest_units() -> None:
     told = {2.44: "2.4 s", 99: "99 s", 200: "3 min 20 s", 5 * 3600 + 720: "5 h 12 min", 76 * 3600 * 2: "6 d 8 h"}
-    assert {seconds: _duration(seconds) for seconds in told} == told
+    assert {seconds: duration(seconds) for seconds in told} == told
 
 
 @pytest.fixture(scope="module")

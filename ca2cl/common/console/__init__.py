@@ -1,0 +1,1 @@
+"""What verbs show besides their results: progress, and the last lines."""

@@ -1,0 +1,43 @@
+"""Progress of a stage: a bar on a terminal, elsewhere lines."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_log = logging.getLogger(__name__)
+EVERY_S = 30.0
+"""Seconds between two lines; a stage that is shorter has none."""
+_LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}, {remaining} left{postfix}"
+
+
+class _Lines(io.TextIOBase):
+    """What a bar writes, as lines of the log."""
+
+    def write(self, text: str, /) -> int:
+        if line := text.strip():
+            _log.info("%s", line)
+        return len(text)
+
+
+class ProgressBar(tqdm):  # type: ignore[type-arg]  # tqdm takes no parameter when it runs
+    """tqdm's bar where stderr is a terminal; elsewhere a line every ``EVERY_S`` seconds. Its arguments are tqdm's;
+    ``disable=True`` shows neither."""
+
+    def __init__(
+        self, iterable: Any = None, *, unit: str = "step", disable: bool | None = None, **options: Any
+    ) -> None:
+        if disable or sys.stderr.isatty():
+            options["dynamic_ncols"] = True
+        else:
+            lines = {"mininterval": EVERY_S, "miniters": 1, "delay": EVERY_S, "leave": True}
+            options |= {"file": _Lines(), "bar_format": _LINE, **lines}
+        super().__init__(iterable, unit=f" {unit}", disable=bool(disable), **options)
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        """Set the text at the end, which waits for the next line where there is no bar."""
+        super().set_postfix_str(s, refresh and not isinstance(self.fp, _Lines))

@@ -1,0 +1,27 @@
+"""The end of a verb: what was made, where, and what to do next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+
+from ca2cl.common.redact import redact
+
+PART = "CA2CL_PART"
+"""Variable that is set where a verb is a part of a study or of the quickstart, which say themselves what comes next."""
+
+
+def closing(made: str, where: object, *then: Sequence[object] | str) -> str:
+    """The last lines of a verb; none within another verb's job.
+
+    Args:
+        made: what there is now, in a few words.
+        where: the file or folder.
+        then: commands to go on with, as words, and texts. A word in capital letters stands for the user's own.
+    """
+    if os.environ.get(PART):
+        return ""
+    lines = [step if isinstance(step, str) else shlex.join(map(str, step)) for step in then]
+    after = [f"{'' if number else 'next':4}  {line}" for number, line in enumerate(lines)]
+    return redact("\n".join(["", f"made  {made}", f"in    {where}", *after, ""]))
