@@ -94,7 +94,9 @@ class RunObserver:
         self._losses.add(record)
         self._log_pace(record["step"], self.config.run.batch_size / record["tiles_per_s"])
         self._bar.update(record["step"] - self._bar.n)
-        self._bar.set_postfix_str(f"{self._losses.text(2)}, {record['tiles_per_s']:.0f} tiles/s{self._looked()}")
+        self._bar.set_postfix_str(
+            f"{self._losses.text(2, digits=2)}, {record['tiles_per_s']:.0f} tiles/s{self._looked()}"
+        )
         if self._bar.disable and self._line_due(record["step"]):
             logger.info(
                 "step %d of %d, epoch %d: %s; lr %.2e, %.0f tiles/s, %s left",
