@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.tables import duration
 from ca2cl.config import flatten
 from ca2cl.data.loading.order import LaneOrder
@@ -76,7 +76,7 @@ class RunObserver:
                 self.last_watch = {name: value for name, value in record.items() if name.startswith(WATCH_PREFIX)}
         # on a terminal a bar, otherwise a plain line now and then
         terminal = self.active and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=done, unit=" step", disable=not terminal, dynamic_ncols=True)
+        self._bar = ProgressBar(total=total_steps, initial=done, disable=not terminal)
         self._total_steps, self._steps_seen = total_steps, 0
         self._chance = chance_levels(type(method), flatten(config))
         self._losses, self._step_s = LossMeter(method.curves, self._chance), RunningMean()
