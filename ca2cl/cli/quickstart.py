@@ -43,12 +43,12 @@ class QuickstartConfig:
     folder: str = "ca2cl-quickstart"
     """Output folder: tiles, shards, run, MLflow store, figures, report."""
     tiles_per_class: int = 150
-    """Training tiles for each of nine classes; two fifths as many, of other slides, are drawn for testing."""
-    steps: int = 200
+    """Training tiles for each of nine classes; half as many, of other slides, are drawn for testing."""
+    steps: int = 300
     """Optimizer steps of pre-training."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, tiles_per_class=Ge(25), steps=Ge(1))
+        check_ranges(self, tiles_per_class=Ge(20), steps=Ge(1))
 
 
 class Command(NamedTuple):
@@ -83,7 +83,7 @@ def run(config: QuickstartConfig) -> int:
 def _draw(folder: Path, tiles_per_class: int) -> None:
     from ca2cl.data.synthetic.tissue import write_tissue
 
-    for name, count, seed in (("train", tiles_per_class, 0), ("test", tiles_per_class * 2 // 5, _TEST_SEED)):
+    for name, count, seed in (("train", tiles_per_class, 0), ("test", tiles_per_class // 2, _TEST_SEED)):
         root, slides = folder / "tissue" / name, count // _TILES_PER_SLIDE
         if root.exists():
             _say(f"{root}: there already, kept as it is")

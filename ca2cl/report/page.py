@@ -16,6 +16,7 @@ from ca2cl import __version__
 from ca2cl.errors import InputError
 from ca2cl.evaluation.clusters import cluster
 from ca2cl.methods.base import Method
+from ca2cl.methods.chance import chance_levels
 from ca2cl.methods.registry import DEFAULT, known_method
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.report import run_summary as facts
@@ -102,7 +103,8 @@ def _tiles(
 
 
 def _panels(material: RunMaterial, method: type[Method], gaps: dict[str, str]) -> list[Any]:
-    found = panels(material.lines, method, material.watched) if material.lines else []
+    chance = chance_levels(method, material.params)
+    found = panels(material.lines, method, material.watched, chance) if material.lines else []
     if not found:
         gaps["curves"] = (
             "no training line: the run took no step yet (or was imported), or its numbers were never sent; "

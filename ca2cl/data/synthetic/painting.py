@@ -34,8 +34,8 @@ PLAIN = Look()
 
 def draw_look(rng: np.random.Generator) -> Look:
     """A slide's look: hue and strength of each stain, and white balance, as laboratories and scanners differ."""
-    hue, strength = np.exp(rng.normal(0, 0.16, STAINS.shape)), np.exp(rng.uniform(-0.35, 0.35, (2, 1)))
-    return Look(STAINS * hue * strength, rng.uniform(0.85, 1, 3))
+    hue, strength = np.exp(rng.normal(0, 0.2, STAINS.shape)), np.exp(rng.uniform(-0.5, 0.5, (2, 1)))
+    return Look(STAINS * hue * strength, rng.uniform(0.8, 1, 3))
 
 
 @lru_cache(maxsize=8)

@@ -216,7 +216,7 @@ def test_without_detectron2_a_job_says_how_to_get_it(
     recipe = "detectron2 is not installed; it has no wheels, build it: pip install --no-build-isolation git+https://"
     assert detect(glas, done, "--engine", "auto") == 0  # what auto means here: the same job
     told = [line for line in capfd.readouterr().err.splitlines() if "detectron2" in line]
-    assert len(told) == 1 and told[0].startswith("engine torchvision; detectron2 is not installed: it has no wheels")
+    assert len(told) == 1 and told[0].startswith("engine torchvision; --engine detectron2 is the other one")
     assert detect(glas, tmp_path, "--engine", "detectron2") == 2
     assert recipe in capfd.readouterr().err and not (tmp_path / "job").exists()
     assert detect(glas, done) == 0

@@ -25,9 +25,9 @@ def test_every_command_parses() -> None:
     assert doctor.strength == pretrain.views.strength  # the sheet shows what training sees
 
 
-@pytest.mark.parametrize("change", [{"tiles_per_class": 24}, {"steps": 0}])
+@pytest.mark.parametrize("change", [{"tiles_per_class": 19}, {"steps": 0}])
 def test_too_little_is_refused(change: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="use (25|1) or more"):
+    with pytest.raises(InputError, match="use (20|1) or more"):
         QuickstartConfig(**change)
 
 
@@ -45,7 +45,7 @@ def test_only_what_is_older_than_its_source_is_made_again(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_whole_pipeline_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "ca2cl", "quickstart", "here", "--tiles_per_class", "25", "--steps", "3"]
+    arguments = [sys.executable, "-m", "ca2cl", "quickstart", "here", "--tiles_per_class", "20", "--steps", "3"]
     first = start(arguments, tmp_path)
     assert first.returncode == 0, first.stderr
     made = ("views.png", "probe.json", "probe-confusion.png", "report.html", "run/encoder/encoder.safetensors")
