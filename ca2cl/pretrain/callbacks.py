@@ -140,7 +140,7 @@ class RunObserver:
     def _log_pace(self, step: int, seconds: float) -> None:
         """Log how long an epoch will take, from the second step of this start.
 
-        The first step includes warm-up, and is used only if it takes very long.
+        The first step includes warm-up: it gives a bound, and only if it takes very long.
         """
         self._steps_seen += 1
         if self._steps_seen == 2:
@@ -148,11 +148,10 @@ class RunObserver:
         self._step_s.add(seconds)
         if self._steps_seen > 2 or self._total_steps - step < 1 or (self._steps_seen == 1 and seconds < _LONG_STEP_S):
             return
-        self._steps_seen = 2
         per_epoch = self.order.steps_per_epoch
         logger.info(
-            "a step takes about %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
-            duration(seconds), per_epoch, duration(per_epoch * seconds),
+            "a step takes %s %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
+            "at most" if self._steps_seen == 1 else "about", duration(seconds), per_epoch, duration(per_epoch * seconds),
             duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
         )  # fmt: skip
 
