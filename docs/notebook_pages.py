@@ -7,6 +7,8 @@ python docs/notebook_pages.py your_tiles.ipynb
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_MOST_PIXELS = (640, 480)
 _BAR = re.compile(r"\d+%\|")
 
 
@@ -38,11 +41,19 @@ def page(notebook: Path) -> str:
 
 
 def _output(output: dict[str, Any]) -> str:
+    pictures = [f"![output](data:{kind};base64,{''.join(data).strip()})" for kind, data in _picture(output).items()]
+    return pictures[0] if pictures else f"```text\n{_text(output).rstrip()}\n```"
+
+
+def _picture(output: dict[str, Any]) -> dict[str, Any]:
+    return {kind: data for kind, data in output.get("data", {}).items() if kind in ("image/jpeg", "image/png")}
+
+
+def _text(output: dict[str, Any]) -> str:
+    """What an output says; nothing beside a picture."""
     if output["output_type"] == "stream":
-        return f"```text\n{''.join(output['text']).rstrip()}\n```"
-    data = output.get("data", {})
-    kind = next((kind for kind in ("image/jpeg", "image/png") if kind in data), None)
-    return f"![output](data:{kind};base64,{''.join(data[kind]).strip()})" if kind else ""
+        return "".join(output["text"])
+    return "" if _picture(output) else "".join(output.get("data", {}).get("text/plain", ())) + "\n"
 
 
 def write_pages(folder: Path) -> None:
@@ -59,19 +70,30 @@ def store(notebook: Path) -> None:
         if cell["cell_type"] != "code":
             continue
         cell["execution_count"] = None
-        texts = [_plain("".join(output["text"])) for output in cell["outputs"] if output["output_type"] == "stream"]
-        shown = [output for output in cell["outputs"] if output["output_type"] == "display_data"]
-        kept = [{"output_type": "stream", "name": "stdout", "text": text} for text in ["".join(texts)] if text]
-        cell["outputs"] = [*kept, *({**output, "metadata": {}} for output in shown)]
+        text = "".join(_plain(_text(output)) for output in cell["outputs"])
+        pictures = [picture for output in cell["outputs"] if (picture := _picture(output))]
+        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}] if text else []
+        data = [{"image/jpeg": _lighter(encoded)} for picture in pictures for encoded in picture.values()]
+        cell["outputs"] += [{"output_type": "display_data", "data": one, "metadata": {}} for one in data]
     text = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
     (HERE / "notebooks" / notebook.name).write_text(text, encoding="utf-8")
+
+
+def _lighter(encoded: str) -> str:
+    from PIL import Image
+
+    out = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    picture.thumbnail(_MOST_PIXELS)
+    picture.save(out, "JPEG", quality=50, optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
 
 
 def _plain(text: str) -> str:
     """What is left on a terminal in the end, but for the bars."""
     text = _COLOURS.sub("", text).replace(str(Path.cwd()), ".").replace("\r\n", "\n")
     lines = (line.rpartition("\r")[2] for line in text.splitlines())
-    return "".join(f"{line}\n" for line in lines if line and not _BAR.search(line))
+    return "".join(f"{line}\n" for line in lines if line.strip() and not _BAR.search(line))
 
 
 if __name__ == "__main__":

@@ -147,5 +147,17 @@ async def shoot(page: str, out: Path, size: tuple[int, int]) -> None:
         await tab.save(out)
 
 
-if __name__ == "__main__":  # python docs/pictures/browser.py PAGE OUT.png WIDTH HEIGHT
-    asyncio.run(shoot(sys.argv[1], Path(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4]))))
+def shrink(picture: Path, out: Path, size: tuple[int, int]) -> None:
+    """Write the top of a picture as JPEG, at most ``size`` pixels."""
+    image = Image.open(picture).convert("RGB")
+    width, height = size
+    image.crop((0, 0, min(width, image.width), min(height, image.height))).save(out, quality=85, optimize=True)
+
+
+if __name__ == "__main__":  # PAGE OUT.png WIDTH HEIGHT, or --shrink PICTURE OUT.jpg WIDTH HEIGHT
+    *flags, source, target, width, height = sys.argv[1:]
+    size = int(width), int(height)
+    if flags:
+        shrink(Path(source), Path(target), size)
+    else:
+        asyncio.run(shoot(source, Path(target), size))

@@ -4,8 +4,9 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$1"
-ca2cl doctor --views shards/train views.png --recipe crop --image_size 64
+ca2cl doctor --views shards/train views.png --recipe quickstart
 ca2cl report runs/first report.html --test shards/test
+python "$here/browser.py" --shrink views.png "$here/views.jpg" 600 640
 python "$here/browser.py" report.html "$here/report.png" 1100 900
 python "$here/mlflow_pages.py" ca2cl-runs mlflow
 for name in runs run dataset version; do cp "mlflow/mlflow-$name.png" "$here"; done

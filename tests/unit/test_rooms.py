@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"errors"},
     "api": {
         "runtime", "data", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "methods.ca2cl",
-        "registry",
+        "registry", "store",
     },
     "cli": {"runtime", "store", "data.synthetic"},
     "store": set(),
