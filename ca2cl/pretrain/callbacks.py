@@ -151,8 +151,8 @@ class RunObserver:
         per_epoch = self.order.steps_per_epoch
         logger.info(
             "a step takes %s %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
-            "at most" if self._steps_seen == 1 else "about", duration(seconds), per_epoch, duration(per_epoch * seconds),
-            duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
+            "at most" if self._steps_seen == 1 else "about", duration(seconds), per_epoch,
+            duration(per_epoch * seconds), duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
         )  # fmt: skip
 
     def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
