@@ -20,7 +20,7 @@ class _Lines(io.TextIOBase):
     """What a bar writes, as lines of the log."""
 
     def write(self, text: str, /) -> int:
-        if line := text.strip():
+        if line := " ".join(text.split()):
             _log.info("%s", line)
         return len(text)
 
