@@ -38,8 +38,8 @@ def explain(message: str, verb: str, fields: Mapping[str, Field], positional: Se
     if found := _REQUIRED.search(message):
         names = [name.strip() for name in (found.group(1) or found.group(2)).split(",")]
         shown = [name.upper() if name in positional else f"--{name}" for name in names]
-        places = "".join(f" {name.upper()}" for name in positional if name in names)
-        usage = f": ca2cl {verb}{places}{' ...' if len(places.split()) < len(names) else ''}" if places else ""
+        places = "".join(f" {name.upper()}" for name in positional) if set(names) & set(positional) else ""
+        usage = f": ca2cl {verb}{places}{' ...' if set(names) - set(positional) else ''}" if places else ""
         return f"{_and(shown)} must be given{usage}; see ca2cl {verb} --help"
     if (empty := _EMPTY.search(message)) and empty.group(1) in fields:
         return f"{empty.group(1)} has no value: give {expected(fields[empty.group(1)].hint)}"

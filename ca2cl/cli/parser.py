@@ -128,7 +128,8 @@ def _with_store(verb: str, settings: Any) -> Any:
         return settings
     from ca2cl.store.locate import RUN_RECORD, place_of_paths, user_place
 
-    values = {name: value for name in _RUNS if isinstance(value := _get(settings, name), str)}
+    names = (*_RUNS, "source") if verb == "encoders import" else _RUNS  # elsewhere a source is tiles
+    values = {name: value for name in names if isinstance(value := _get(settings, name), str)}
     own = values.pop("run.output_dir", "") if verb == "pretrain" else values.get("run", "") if verb == "report" else ""
     if own and Path(own, RUN_RECORD).exists():  # these verbs read it themselves
         return settings

@@ -19,9 +19,8 @@ from annotated_types import Ge
 
 from ca2cl.common.console.summary import PART
 from ca2cl.common.ranges import check_ranges
-from ca2cl.config import TrackingConfig
+from ca2cl.common.records import parse_json
 from ca2cl.errors import InputError
-from ca2cl.store.databases import sqlite_uri
 from ca2cl.store.locate import CONFIG_VARIABLE
 
 POSITIONAL = ("folder",)
@@ -41,7 +40,7 @@ class QuickstartConfig:
     """
 
     folder: str = "ca2cl-quickstart"
-    """Output folder: tiles, shards, run, MLflow store, figures, report."""
+    """Output folder: tiles, shards, run, MLflow store, pictures, report."""
     tiles_per_class: int = 150
     """Training tiles for each of nine classes; half as many, of other slides, are drawn for testing."""
     steps: int = 300
@@ -138,34 +137,35 @@ def is_newer(result: Path, source: Path) -> bool:
 
 
 def _summary(folder: Path, seconds: float) -> str:
-    store = (folder / TrackingConfig().root).resolve() / "mlflow.db"
     minutes, rest = divmod(round(seconds), 60)
-    lines = [
-        "",
-        f"Done in {minutes} min {rest} s. Open first: {folder / 'report.html'}",
-        "",
-        f"  {folder / 'views.png'}   tiles beside the views that training saw",
-        f"  {folder / 'run/figures/curves.png'}   the loss",
-        f"  {folder / 'probe-confusion.png'}   which classes the probe takes for which",
-        f"  {sys.executable} -m mlflow ui --backend-store-uri {shlex.quote(sqlite_uri(store))}",
-        "",
-        "Next, with your own tiles, in a folder for each class (or add --unlabelled):",
-        "",
-        *_activation(),
-        "  ca2cl shard TILES shards --group_pattern '(TCGA-..-....)'",
-        "  ca2cl pretrain --recipe crc5_small --data.shards shards --run.output_dir runs/first",
-        "  ca2cl report runs/first report.html",
-    ]
-    return "\n".join(lines) + "\n"
+    found = parse_json((folder / "probe.json").read_text(encoding="utf-8")).get("verdict", {})
+    return f"""
+Done in {minutes} min {rest} s. {found.get("sentence", "")}
+
+Open first:
+  {folder / "report.html"}
+
+Then:
+  {folder / "views.png"}: tiles beside the views that training saw
+  {folder / "run/figures/curves.png"}: the losses
+  {folder / "probe-confusion.png"}: which classes are taken for which
+  ca2cl ui {folder / "run"}: MLflow's pages
+
+Next, with your own tiles, in one folder or a folder for each class:
+{_activation()}  ca2cl shard TILES shards --group_pattern '(TCGA-..-....)'   # slide or patient
+  ca2cl pretrain --recipe crc5_small --data.shards shards --run.output_dir runs/first
+  ca2cl report runs/first report.html
+"""
 
 
-def _activation() -> list[str]:
-    """The command that brings ``ca2cl`` onto the path, where it is not."""
-    script = Path(sys.prefix) / "bin" / "activate"
-    if shutil.which("ca2cl") or not script.is_file():
-        return []
-    path = os.path.relpath(script)
-    return [f"  . {shlex.quote(path if not path.startswith('..') else str(script))}   # once in every new shell"]
+def _activation() -> str:
+    """The line that brings ``ca2cl`` onto the path; empty where it is there."""
+    programs = Path(sys.prefix) / "bin"
+    if shutil.which("ca2cl") == str(programs / "ca2cl") or not (programs / "activate").is_file():
+        return ""
+    inside = programs.is_relative_to(Path.cwd())
+    script = programs.relative_to(Path.cwd()) / "activate" if inside else programs / "activate"
+    return f"  . {shlex.quote(str(script))}   # in every new shell: puts ca2cl on your PATH\n"
 
 
 def _say(line: str) -> None:

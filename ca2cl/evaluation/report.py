@@ -62,6 +62,11 @@ def heads(several: bool = False) -> list[str]:
     return ["features", "classifier", "labels", "tiles", *where, *_COLUMNS.values(), "95 % of top-1"]
 
 
+def score_places(several: bool = False) -> dict[str, int]:
+    """Scores by name, with the places of their columns under ``heads``."""
+    return {score: 4 + several + place for place, score in enumerate(_COLUMNS)}
+
+
 def cells(row: Row, several: bool = False) -> list[str]:
     """Cells of a row of the table, under ``heads``."""
     numbers = [plus_minus(*_spread(row, score)) for score in _COLUMNS]

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.tables import duration
 from ca2cl.config import flatten
 from ca2cl.data.loading.order import LaneOrder
@@ -76,7 +76,7 @@ class RunObserver:
                 self.last_watch = {name: value for name, value in record.items() if name.startswith(WATCH_PREFIX)}
         # on a terminal a bar, otherwise a plain line now and then
         terminal = self.active and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=done, unit=" step", disable=not terminal, dynamic_ncols=True)
+        self._bar = ProgressBar(total=total_steps, initial=done, disable=not terminal)
         self._total_steps, self._steps_seen = total_steps, 0
         self._chance = chance_levels(type(method), flatten(config))
         self._losses, self._step_s = LossMeter(method.curves, self._chance), RunningMean()
@@ -94,7 +94,9 @@ class RunObserver:
         self._losses.add(record)
         self._log_pace(record["step"], self.config.run.batch_size / record["tiles_per_s"])
         self._bar.update(record["step"] - self._bar.n)
-        self._bar.set_postfix_str(f"{self._losses.text(2)}, {record['tiles_per_s']:.0f} tiles/s{self._looked()}")
+        self._bar.set_postfix_str(
+            f"{self._losses.text(2, digits=2)}, {record['tiles_per_s']:.0f} tiles/s{self._looked()}"
+        )
         if self._bar.disable and self._line_due(record["step"]):
             logger.info(
                 "step %d of %d, epoch %d: %s; lr %.2e, %.0f tiles/s, %s left",
@@ -138,7 +140,7 @@ class RunObserver:
     def _log_pace(self, step: int, seconds: float) -> None:
         """Log how long an epoch will take, from the second step of this start.
 
-        The first step includes warm-up, and is used only if it takes very long.
+        The first step includes warm-up: it gives a bound, and only if it takes very long.
         """
         self._steps_seen += 1
         if self._steps_seen == 2:
@@ -146,11 +148,10 @@ class RunObserver:
         self._step_s.add(seconds)
         if self._steps_seen > 2 or self._total_steps - step < 1 or (self._steps_seen == 1 and seconds < _LONG_STEP_S):
             return
-        self._steps_seen = 2
         per_epoch = self.order.steps_per_epoch
         logger.info(
-            "a step takes about %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
-            duration(seconds), per_epoch, duration(per_epoch * seconds),
+            "a step takes %s %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
+            "at most" if self._steps_seen == 1 else "about", duration(seconds), per_epoch, duration(per_epoch * seconds),
             duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
         )  # fmt: skip
 

@@ -67,14 +67,12 @@ class LossMeter:
             if is_number(record.get(name)):
                 mean.add(float(record[name]))
 
-    def text(self, most: int | None = None) -> str:
-        """``loss 8.21, NT-Xent 4.01 (chance 4.84)``: the terms that had a value, at ``most`` so many."""
+    def text(self, most: int | None = None, digits: int = 3) -> str:
+        """``loss 8.210, NT-Xent 4.013 (chance 4.84)``: the terms that had a value, at ``most`` so many."""
         known = {name: mean.value for name, mean in self._means.items() if not math.isnan(mean.value)}
-        return ", ".join(self._one(name, value) for name, value in [*known.items()][:most])
-
-    def _one(self, name: str, value: float) -> str:
-        chance = f" (chance {self._chance[name]:.2f})" if name in self._chance else ""
-        return f"{self._labels[name]} {value:.3f}{chance}"
+        chance = {name: f" (chance {self._chance[name]:.2f})" for name in known if name in self._chance}
+        words = [f"{self._labels[name]} {value:.{digits}f}{chance.get(name, '')}" for name, value in known.items()]
+        return ", ".join(words[:most])
 
 
 def _lower(title: str) -> str:

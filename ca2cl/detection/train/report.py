@@ -28,6 +28,7 @@ from ca2cl.evaluation.leaks.wording import Leak, lines, tag
 from ca2cl.evaluation.metrics import mean_sd
 from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
+from ca2cl.store.locate import store_flag
 from ca2cl.store.notes import code_block, short_name
 from ca2cl.store.open import store_place
 
@@ -97,7 +98,9 @@ def report(
     place = store_place(config.tracking.uri, config.tracking.root)
     sys.stdout.write(f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n")
     use = ["ca2cl", "detect", "predict", out / CELLS / FIRST.name / DETECTOR, "IMAGES", "OUT"]
-    sys.stdout.write(closing("gland detectors", out, use, ["ca2cl", "ui"]))
+    sys.stdout.write(
+        closing("gland detectors", out, use, ["ca2cl", "ui", *store_flag(config.tracking.uri, config.tracking.root)])
+    )
 
 
 def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> dict[str, Any]:

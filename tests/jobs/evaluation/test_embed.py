@@ -265,7 +265,7 @@ def test_half_precision_is_close_and_another_job(embedded: Path, tissue: Path, t
         (("SHARDS", "v.parquet", "--max_bad_rate", "2"), "max_bad_rate is 2.0: use 0 or more, up to 1"),
         (("SHARDS", "v.parquet", "--image_size", "8"), "image_size is 8"),
         (("SHARDS", "v.parquet", "surplus"), "surplus"),
-        (("SHARDS",), "out"),
+        (("SHARDS",), "OUT"),
         (("http://nowhere.invalid/shards", "v.parquet"), "cache_dir is none"),
         (("tars", "v.parquet"), "no manifest here"),
     ],

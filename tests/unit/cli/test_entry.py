@@ -106,6 +106,7 @@ def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -
         (("pretrain", "--data", "."), "data is '.', a folder: give a YAML file, or single settings: --data.shards"),
         (("ui", "-p", "5"), "unknown setting -p: settings begin with two hyphens"),
         (("embed", "--encoder", "x"), "SOURCE and OUT must be given: ca2cl embed SOURCE OUT; see ca2cl embed --help"),
+        (("embed", "--encoder", "x", "tiles"), "OUT must be given: ca2cl embed SOURCE OUT; see ca2cl embed --help"),
         (("embed",), "--encoder, SOURCE and OUT must be given: ca2cl embed SOURCE OUT ...; see"),
         (("pretrain", "--qqq", "x"), "unknown setting qqq: ca2cl pretrain --help_all lists all of them"),
         (("pretrain", "--run.steps", "1.5"), "run.steps is '1.5': give a whole number or none"),

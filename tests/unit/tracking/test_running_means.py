@@ -73,4 +73,4 @@ def test_the_meter_names_every_term_that_there_is() -> None:
     assert meter.text() == f"loss {mean:.3f}, NT-Xent 4.000 (chance 4.84)"
     meter.add({"cluster": 1.5, "nt_xent_adversarial": 4.5})
     assert meter.text().endswith(", adversarial NT-Xent 4.500 (chance 4.84), cluster loss 1.500")
-    assert meter.text(1) == f"loss {mean:.3f}"
+    assert meter.text(1) == f"loss {mean:.3f}" and meter.text(2, digits=1).startswith(f"loss {mean:.1f}, NT-Xent 4.0 (")
