@@ -58,7 +58,7 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     title = f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}"
     write_atomic(files[1], draw_chart(shown, title), KEPT)
     write_atomic(files[2], text.encode(), KEPT)
-    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
+    sys.stdout.write(f"\n{shared.describe_draws(config.seeds or 1)}; written to {', '.join(map(str, files))}\n")
     sys.stdout.flush()
     sys.stdout.write(_log_once(config, found, facts, shown, files))
 

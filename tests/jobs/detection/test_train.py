@@ -98,6 +98,7 @@ def test_every_training_is_a_live_run_and_the_job_is_one(done: Path) -> None:
     artifacts = {entry.path for entry in client.list_artifacts(training.info.run_id)}
     assert {"detector", "predictions", "figures", "result.json", "config.yaml"} <= artifacts
     job = named["detect glas from random:3"]
+    assert training.data.tags["mlflow.parentRunId"] == job.info.run_id
     inputs = {one.dataset.name: json.loads(one.dataset.profile) for one in job.inputs.dataset_inputs}
     assert {name: found["num_rows"] for name, found in inputs.items()} == {"data/train": 3, "data/testA": 2}
     assert inputs["data/train"]["counts"]["gland"] > 0 and "AP box" in job.data.tags["mlflow.note.content"]

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from ca2cl.cli import main
-from ca2cl.common.console.summary import PART
 from ca2cl.study import children
 from ca2cl.study.comparison import read_rows
 from ca2cl.study.jobs import Job, all_jobs, progress
@@ -57,9 +56,10 @@ def run_here(folder: Path, *more: str) -> tuple[int, list[Sequence[str]]]:
     """The verb in this process, its jobs in forked ones; the exit code, and the commands of the jobs."""
     started: list[Sequence[str]] = []
 
-    def start(command: Sequence[str], env: Mapping[str, str]) -> Forked:
+    def start(command: Sequence[str], *, env: Mapping[str, str]) -> Forked:
+        assert env["CA2CL_PART"] == "1"
         started.append(command)
-        return Forked(folder, *command[command.index("ca2cl") + 1 :], **{PART: env[PART]})
+        return Forked(folder, *command[command.index("ca2cl") + 1 :], **{children.PART: env[children.PART]})
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.statistics import Units
 from ca2cl.evaluation.verdict.compact import WIDTH, best_rows, compact
 from ca2cl.evaluation.verdict.facts import chance_level
-from ca2cl.evaluation.verdict.screen import in_bold
+from ca2cl.evaluation.verdict.screen import files_text, in_bold
 
 TILES = Units.of(None, 20)
 COUNTS = np.array([[9, 3], [4, 4]])
@@ -111,3 +112,12 @@ def test_bold_is_for_terminals_that_want_it(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert in_bold() is bold
+
+
+def test_files_are_named_once_in_full_and_in_short_lines() -> None:
+    names = ["probe.json", *(f"probe{end}" for end in ("-details.txt", "-confusion.png", "-classifier.safetensors"))]
+    assert files_text([Path("runs") / name for name in names]).splitlines() == [
+        "all numbers: runs/probe.json",
+        "beside it: -details.txt (the long tables; --details prints them),",
+        "-confusion.png, -classifier.safetensors",
+    ]
