@@ -60,10 +60,8 @@ def printed() -> list[str]:
     roots = [ROOT / name for name in DOCUMENTS]
     command = re.compile(r"^[ #]*(?:exec )?(?:--env-file \S+ )?((?:accelerate|ca2cl) launch --.*)$", re.MULTILINE)
     found = []
-    for path in (
-        path for root in roots for path in (root, *root.rglob("*")) if path.is_file() and path.suffix != ".png"
-    ):
-        found += command.findall(re.sub(r"\\\n[#\s]*", "", path.read_text(encoding="utf-8")))
+    for path in (path for root in roots for path in (root, *root.rglob("*")) if path.is_file()):
+        found += command.findall(re.sub(r"\\\n[#\s]*", "", path.read_text(encoding="utf-8", errors="replace")))
     return sorted(set(found))
 
 
