@@ -282,7 +282,7 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
     rest = iter(arguments)
     for argument in rest:
         option, equals, path = argument.partition("=")
-        group = option[2:] if types.get(option[2:]) == "" else ""
+        group = option[2:] if option.startswith("--") and types.get(option[2:]) == "" else ""
         if option not in ("--config", "--recipe") and not group:
             replaced.append(argument)
             continue

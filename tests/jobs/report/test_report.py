@@ -376,7 +376,7 @@ def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pyt
         (("{id}", "{tmp}"), "give a file that ends in .html"), (("{id}", "{tmp}/folder.html"), "cannot be written"),
         (("{id}", "{tmp}/file/x.html"), "cannot be written"), (("0" * 32, OUT), "check the id"),
         (("nowhere", OUT), "no alias 'nowhere'"), (("random", OUT), "no alias 'random'"),
-        (("{tmp}", OUT), "no run here"), (("{id}",), "out"),
+        (("{tmp}", OUT), "no run here"), (("{id}",), "OUT"),
         (("{probe}", OUT), "is a probe of an encoder; give the run that made it"),
         (("{id}", OUT, "--test", "{tmp}"), "no manifest here"),
         (("{id}", OUT, "--shards", "{tmp}/none"), "no manifest here"),

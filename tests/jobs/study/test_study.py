@@ -56,7 +56,8 @@ def run_here(folder: Path, *more: str) -> tuple[int, list[Sequence[str]]]:
     """The verb in this process, its jobs in forked ones; the exit code, and the commands of the jobs."""
     started: list[Sequence[str]] = []
 
-    def start(command: Sequence[str], env: Mapping[str, str]) -> Forked:
+    def start(command: Sequence[str], *, env: Mapping[str, str]) -> Forked:
+        assert env["CA2CL_PART"] == "1"
         started.append(command)
         return Forked(folder, *command[command.index("ca2cl") + 1 :], **{children.PART: env[children.PART]})
 
