@@ -24,6 +24,7 @@ html_theme = "furo"
 html_title = f"ca2cl {release}"
 html_static_path = ["pictures"]
 html_css_files = ["site.css"]
+html_show_copyright = False
 exclude_patterns = ["_build"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath", "deflist"]
