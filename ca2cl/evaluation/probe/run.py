@@ -67,7 +67,7 @@ def run(config: ProbeConfig) -> int:
     # Last, so that a store that is away costs no result.
     place = store_place(config.tracking.uri, config.tracking.root)
     sys.stdout.write(f"logged as MLflow run {record.log(files)} in {place}\n")
-    sys.stdout.write(closing("a probe", output, *_next(config, record)))
+    sys.stdout.write(closing("a probe", output.parent, *_next(config, record)))
     return 0
 
 
