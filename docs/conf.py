@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ html_theme = "furo"
 html_title = f"ca2cl {release}"
 html_static_path = ["pictures"]
 html_css_files = ["site.css"]
+html_show_copyright = False
 exclude_patterns = ["_build"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath", "deflist"]
@@ -39,11 +41,11 @@ PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "
 
 
 def at_home(text: str) -> str:
-    """A text whose links to files of the root lead to their pages."""
+    """A text whose links to files of the root, and to notebooks, lead to their pages."""
     text = text.replace("](LICENSE)", "](https://creativecommons.org/licenses/by-nc/4.0/)").replace("](docs/", "](")
     for file, page in PAGES.items():
         text = text.replace(f"](../{file}", f"]({page}").replace(f"]({file}", f"]({page}")
-    return text
+    return re.sub(r"\]\(notebooks/(\w+)\.ipynb", r"](notebooks/\1.md", text)
 
 
 def write_math(writer: Any, node: nodes.math | nodes.math_block) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ca2cl.models.encoder_io import EncoderCard
 from ca2cl.models.preprocess import preprocess
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.runtime.device import find_device
+from ca2cl.store.locate import user_place
 
 
 class Transform:
@@ -159,7 +161,8 @@ def load_encoder(
             ``models:/NAME@ALIAS``, a version's number or alias (``champion``, ``latest``), a run folder, a file of
             weights, ``timm:NAME.TAG``, ``hf-hub:ORG/NAME``, ``torchvision:IMAGENET1K_V1`` or ``random``.
         tracking_uri: MLflow store; None takes MLFLOW_TRACKING_URI, or the embedded store in ``root``.
-        root: folder of the embedded store; None takes ``ca2cl-runs`` in the working directory.
+        root: folder of the embedded store; None takes the user's configuration, or ``ca2cl-runs``
+            in the working directory.
         arch: architecture of weights that come without a card; None takes the card's, or resnet18.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a GPU where there is one.
 
@@ -172,5 +175,7 @@ def load_encoder(
         >>> with torch.inference_mode():
         ...     features = encoder(encoder.transform(PIL.Image.open("tile.png"))[None])
     """
+    if tracking_uri is None and root is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        tracking_uri, root = user_place() or (None, None)
     found = resolve_encoder(str(source), tracking_uri=tracking_uri, root=root, arch=arch)
     return Encoder(found).to(find_device(device))

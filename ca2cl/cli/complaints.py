@@ -14,17 +14,19 @@ _VALUE = re.compile(r"(?:Got value|Given value): (.*)$")
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|option '([\w.]+)'")
 _LOOSE = re.compile(r"unrecognized arguments: (.*)")
+_EMPTY = re.compile(r"argument --([\w.]+): expected one argument")
 _REQUIRED = re.compile(r"following arguments are required: (.*)|Key \"([\w.]+)\" is required")
 _LONGEST = 60
 
 
-def explain(message: str, verb: str, fields: Mapping[str, Field]) -> str:
+def explain(message: str, verb: str, fields: Mapping[str, Field], positional: Sequence[str] = ()) -> str:
     """A parser's complaint as the setting, its value and the remedy.
 
     Args:
         message: of jsonargparse or argparse.
         verb: name of the verb.
         fields: its settings by their dotted names.
+        positional: those that are given without their names.
     """
     message = " ".join(message.split())
     if found := _UNKNOWN.search(message):
@@ -35,8 +37,16 @@ def explain(message: str, verb: str, fields: Mapping[str, Field]) -> str:
         return _wrong(fields[key.group(1)], message)
     if found := _REQUIRED.search(message):
         names = [name.strip() for name in (found.group(1) or found.group(2)).split(",")]
-        return f"{_and([f'--{name}' for name in names])} must be given; see ca2cl {verb} --help"
+        shown = [name.upper() if name in positional else f"--{name}" for name in names]
+        places = "".join(f" {name.upper()}" for name in positional) if set(names) & set(positional) else ""
+        usage = f": ca2cl {verb}{places}{' ...' if set(names) - set(positional) else ''}" if places else ""
+        return f"{_and(shown)} must be given{usage}; see ca2cl {verb} --help"
+    if (empty := _EMPTY.search(message)) and empty.group(1) in fields:
+        return f"{empty.group(1)} has no value: give {expected(fields[empty.group(1)].hint)}"
     if found := _LOOSE.search(message):
+        if found.group(1).startswith("-"):
+            word = found.group(1).split()[0]
+            return f"unknown setting {word}: settings begin with two hyphens; ca2cl {verb} --help has them"
         return f"{found.group(1)!r} belongs to no setting; put values behind their flag, and quote those with spaces"
     return message
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ca2cl import __version__
+from ca2cl.cli.help import overview
 from ca2cl.cli.parser import parse
 from ca2cl.cli.streams import Console, check_output, shield_streams
 from ca2cl.cli.verbs import VERBS
@@ -103,10 +104,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _overview(names: Sequence[str] = ()) -> str:
-    width = max(map(len, names or VERBS))
-    lines = [f"  {name:{width}}  {VERBS[name].summary}" for name in names or VERBS]
     return (
         "usage: ca2cl VERB ...\n\nSelf-supervised pre-training and evaluation of image encoders for pathology.\n\n"
-        + "\n".join(lines)
-        + "\n\nca2cl VERB --help shows a verb's settings.\n"
+        + overview({name: VERBS[name].summary for name in names or VERBS})
+        + "\n\nca2cl VERB --help shows a verb's settings and examples.\n"
     )

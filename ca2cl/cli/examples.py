@@ -130,10 +130,15 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("a ViT", "ca2cl doctor --plan --model.arch timm:vit_base_patch16_224 --run.batch_size 512 --processes 4"),
         ("on CPUs", "ca2cl doctor --plan --recipe crc5_small --device cpu --memory_gb 16"),
     ),
+    "completion": (
+        ("in this shell", 'eval "$(ca2cl completion bash)"'),
+        ("in every bash", "ca2cl completion bash > ~/.local/share/bash-completion/completions/ca2cl"),
+        ("in every zsh", "ca2cl completion zsh >> ~/.zshrc"),
+    ),
     "quickstart": (
         ("everything on synthetic tissue, in minutes", "ca2cl quickstart"),
         ("in another folder", "ca2cl quickstart first-look"),
-        ("longer", "ca2cl quickstart --steps 400"),
+        ("longer", "ca2cl quickstart --steps 600"),
     ),
 }  # fmt: skip
 """Three commands for each verb, each with what it is for."""
@@ -164,6 +169,7 @@ FIRST: dict[str, tuple[str, ...]] = {
     "ui": ("run", "port", "host", "tracking.root"),
     "doctor": ("shards", "batch_size", "views", "recipe"),
     "doctor plan": ("processes", "memory_gb", "device", "model.arch", "run.batch_size", "run.micro_batch_size"),
+    "completion": (),
     "quickstart": ("folder", "steps", "tiles_per_class"),
 }  # fmt: skip
 """Settings to begin with, beside those that must be given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ca2cl.cli.examples import EXAMPLES, FIRST
 from ca2cl.cli.fields import REQUIRED, Field, Group, placeholder, shown
@@ -64,8 +64,20 @@ def long_help(
     return "\n\n".join(parts) + "\n"
 
 
+def overview(verbs: Mapping[str, str]) -> str:
+    """The verbs with their summaries.
+
+    Args:
+        verbs: name → summary.
+    """
+    indent = 4 + max(map(len, verbs))
+    wrap = textwrap.TextWrapper(_width(), subsequent_indent=" " * indent, break_on_hyphens=False)
+    return "\n".join(wrap.fill(f"  {name:{indent - 2}}{summary}") for name, summary in verbs.items())
+
+
 def _usage(verb: str, fields: dict[str, Field], positional: Sequence[str], required: Sequence[str]) -> str:
     words = [f"{name.upper()} ..." if "..." in placeholder(fields[name].hint) else name.upper() for name in positional]
+    words = [word if name in required else f"[{word}]" for name, word in zip(positional, words, strict=True)]
     words += [f"--{name} {placeholder(fields[name].hint)}" for name in required if name not in positional]
     lead = f"usage: ca2cl {verb} "
     text = textwrap.wrap(" ".join([*words, "[--setting VALUE ...]"]), _width() - len(lead), break_on_hyphens=False)

@@ -76,7 +76,7 @@ def parse(name: str, arguments: list[str]) -> Any:
         arguments = _with_files(arguments, types, required)
     parser.add_class_arguments(kind)
     words = _spelt(arguments, positional, types, parser)
-    settings = _parsed(name, parser, kind, words)
+    settings = _parsed(name, parser, kind, words, positional)
     return settings if any(word.startswith(_STORES) for word in words) else _with_store(name, settings)
 
 
@@ -104,12 +104,12 @@ def _types(kind: type, prefix: str = "") -> dict[str, str]:
     return types
 
 
-def _parsed(name: str, parser: Any, kind: type, arguments: list[str]) -> Any:
+def _parsed(name: str, parser: Any, kind: type, arguments: list[str], positional: tuple[str, ...]) -> Any:
     try:
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         fields = {field.name: field for group in groups_of(kind) for field in group.fields}
-        raise InputError(explain(str(error), name, fields)) from None
+        raise InputError(explain(str(error), name, fields, positional)) from None
     except (UnicodeError, RecursionError) as error:  # of a value that is read as YAML
         raise InputError(f"a setting cannot be read ({str(error)[:200]}); see --help") from None
     except SystemExit as end:
@@ -128,7 +128,8 @@ def _with_store(verb: str, settings: Any) -> Any:
         return settings
     from ca2cl.store.locate import RUN_RECORD, place_of_paths, user_place
 
-    values = {name: value for name in _RUNS if isinstance(value := _get(settings, name), str)}
+    names = (*_RUNS, "source") if verb == "encoders import" else _RUNS  # elsewhere a source is tiles
+    values = {name: value for name in names if isinstance(value := _get(settings, name), str)}
     own = values.pop("run.output_dir", "") if verb == "pretrain" else values.get("run", "") if verb == "report" else ""
     if own and Path(own, RUN_RECORD).exists():  # these verbs read it themselves
         return settings
@@ -281,15 +282,24 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
     rest = iter(arguments)
     for argument in rest:
         option, equals, path = argument.partition("=")
-        group = option[2:] if types.get(option[2:]) == "" else ""
+        group = option[2:] if option.startswith("--") and types.get(option[2:]) == "" else ""
         if option not in ("--config", "--recipe") and not group:
             replaced.append(argument)
             continue
         path = path if equals else next(rest, "")
         if option == "--recipe":
+            if not path or path.startswith("-"):
+                raise InputError(f"recipe has no value: give {', '.join(recipes())}")
             if path not in recipes():
                 raise InputError(f"no recipe {path!r}: {nearest(path, recipes())}")
             path = str(_RECIPES / f"{path}.yaml")
+        elif not path or path.startswith("-"):
+            raise InputError(f"{option[2:]} has no value: give a file of YAML")
+        elif group and Path(path).expanduser().is_dir():
+            inside = [f"--{name}" for name in types if name.startswith(f"{group}.")][:3]
+            raise InputError(
+                f"{group} is {path!r}, a folder: give a YAML file, or single settings: {', '.join(inside)}"
+            )
         for name, words in read_flags(path, types, required, group):
             if name in _STARTS_PROGRAMS:
                 raise InputError(f"config {path!r}: {name} starts a program; give it on the command line, --{name}")

@@ -26,6 +26,7 @@ from ca2cl.common.redact import redact
 from ca2cl.config import TrackingConfig
 from ca2cl.errors import InputError
 from ca2cl.store.databases import sqlite_uri
+from ca2cl.store.locate import place_of_paths
 from ca2cl.store.open import ARTIFACTS, DATABASE, Store, is_server, resolve_uri
 from ca2cl.store.quiet import DEFAULTS
 
@@ -43,8 +44,9 @@ _EVERYONE = "warning: any machine that reaches this one can change the store: ML
 class UiConfig:
     """Open MLflow's pages on a tracking store: runs, metrics, figures, registered encoders.
 
-    The store is that of --tracking.uri or --tracking.root, of MLFLOW_TRACKING_URI, of the run that is named, of the
-    user's configuration, or ca2cl-runs in the working directory or the nearest folder above it. Ctrl-C ends it.
+    The store is that of the run that is named, or else that of --tracking.uri, of MLFLOW_TRACKING_URI, of
+    --tracking.root, of the user's configuration, or ca2cl-runs in the working directory or the nearest folder above it.
+    Ctrl-C ends it.
     """
 
     run: str = ""
@@ -94,8 +96,16 @@ def find_store(config: UiConfig) -> Store:
     Raises:
         InputError: there is none.
     """
-    if config.run and not Path(config.run).expanduser().exists():
-        raise InputError(f"run {config.run!r}: not there; give a run's folder, or leave it out")
+    if config.run:
+        if not Path(config.run).expanduser().exists():
+            raise InputError(f"run {config.run!r}: not there; give a run's folder, or leave it out")
+        place = place_of_paths([config.run])
+        if place is None:
+            raise InputError(f"run {config.run!r}: leads to no store that is there and can be written; name it by "
+                             "--tracking.root FOLDER alone")  # fmt: skip
+        return Store(
+            place.uri or sqlite_uri(Path(place.root or "") / DATABASE), Path(place.root) if place.root else None
+        )
     uri, root = resolve_uri(config.tracking.uri, config.tracking.root)
     if root is None or (root / DATABASE).exists():
         return Store(uri, root)

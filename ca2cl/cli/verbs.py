@@ -117,6 +117,7 @@ VERBS = {
     "doctor plan": Verb(
         "memory of each process of a planned job, by engine and micro-batch", "ca2cl.doctor.plan.run", "PlanConfig"
     ),
+    "completion": Verb("completion of verbs and settings in bash or zsh", "ca2cl.cli.completion", "CompletionConfig"),
     "quickstart": Verb(
         "the whole pipeline on synthetic tissue, in minutes",
         "ca2cl.cli.quickstart",

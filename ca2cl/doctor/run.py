@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
+from ca2cl.common.console.summary import closing, going_on
 from ca2cl.config import ViewsConfig
 from ca2cl.doctor.config import DoctorConfig
 from ca2cl.runtime.launched import find_place
@@ -29,6 +30,8 @@ def _sheet(config: DoctorConfig, shards: str, out: str) -> int:
     recipe = ViewsConfig(recipe=config.recipe, strength=config.strength, crop_scale=config.crop_scale)
     path = run_sheet(shards, out, count=config.count, config=recipe, image_size=config.image_size)
     sys.stdout.write(f"views of {config.count} tiles in {path}\n")
+    train = ["ca2cl", "pretrain", "--recipe", "RECIPE", "--data.shards", shards, "--run.output_dir", "runs/first"]
+    sys.stdout.write(closing("a sheet of views", path, train))
     return 0
 
 
@@ -54,4 +57,10 @@ def _examine(config: DoctorConfig) -> int:
     for text in shown(found()):
         sys.stdout.write(text)
         sys.stdout.flush()
+    if config.shards and not wrong:
+        train = ["ca2cl", "pretrain", "--recipe", "RECIPE", "--data.shards", config.shards]
+        look = ["ca2cl", "doctor", "--views", config.shards, "views.png", "--recipe", "RECIPE"]
+        sys.stdout.write(going_on(look, [*train, "--run.output_dir", "runs/first"]))
+    elif not config.shards:
+        sys.stdout.write(going_on(["ca2cl", "doctor", "--shards", "SHARDS"]))
     return 1 if wrong else 0

@@ -131,8 +131,7 @@ def _nothing(config: ListConfig, store: Store | None) -> str:
     what = f"no encoder is registered as {config.name}" if config.name else "no encoder is registered"
     return (
         f"{what} in {where}.\n"
-        "`ca2cl pretrain --recipe NAME --data.shards SHARDS --run.output_dir DIR` trains and registers one,\n"
-        "`ca2cl encoders import timm:NAME.TAG`, `... import hf-hub:ORG/NAME` or `... import FILE` registers public "
-        "weights;\n"
-        "--tracking.uri and --tracking.root look in another store.\n"
+        "`ca2cl pretrain --recipe NAME --data.shards SHARDS --run.output_dir DIR` trains\nand registers one, "
+        "`ca2cl encoders import timm:NAME.TAG`,\n`... import hf-hub:ORG/NAME` or `... import FILE` registers public "
+        "weights;\n--tracking.uri and --tracking.root look in another store.\n"
     )

@@ -62,15 +62,20 @@ def heads(several: bool = False) -> list[str]:
     return ["features", "classifier", "labels", "tiles", *where, *_COLUMNS.values(), "95 % of top-1"]
 
 
+def score_places(several: bool = False) -> dict[str, int]:
+    """Scores by name, with the places of their columns under ``heads``."""
+    return {score: 4 + several + place for place, score in enumerate(_COLUMNS)}
+
+
 def cells(row: Row, several: bool = False) -> list[str]:
     """Cells of a row of the table, under ``heads``."""
-    numbers = [plus_minus(*_spread(row, score)) for score in _COLUMNS]
+    numbers = [plus_minus(*spread(row, score)) for score in _COLUMNS]
     interval = describe_interval(row.interval)
     what = [row.features, row.classifier, describe_budget(row.budget), str(row.labelled)]
     return [*what, *([row.test] if several else []), *numbers, interval]
 
 
-def _spread(row: Row, score: str) -> tuple[float, float]:
+def spread(row: Row, score: str) -> tuple[float, float]:
     """Mean and sd over seeds; no sd where all labels, and with them the same classifier, were drawn each time."""
     mean, sd = row.mean_sd(score)
     scores = [metrics.scores() for metrics in row.per_seed]

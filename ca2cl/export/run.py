@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ca2cl.common.console.summary import closing
 from ca2cl.export.config import ExportConfig
 from ca2cl.export.output import check_free, check_out, staged
 from ca2cl.export.target import Target
@@ -74,4 +75,5 @@ def _report(found: ResolvedEncoder, target: Target, out: Path, files: Mapping[st
         lines.append(f"file      {out.parent / name}, {size:,} bytes, sha256 {digest}")
         if name.endswith(".yaml"):
             lines += ["", *content.decode().splitlines(), ""]
-    return "\n".join(lines) + f"\n\n{target.snippet(out, card)}"
+    end = closing(f"an encoder for {target.name}", out, "in Python:")
+    return "\n".join(lines) + f"\n{end}\n{target.snippet(out, card)}"

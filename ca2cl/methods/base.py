@@ -219,6 +219,16 @@ class Method(ABC):
         """
         return cls()
 
+    @classmethod
+    def chance(cls, objective: ObjectiveConfig, tiles: int) -> Mapping[str, float]:
+        """Values of terms where all similarities are equal, for the terms of which that is exact.
+
+        Args:
+            objective: the loss's settings.
+            tiles: in the batch that the loss compares.
+        """
+        return {}
+
     def take_teacher(self, teacher: Teacher) -> None:
         """Receive the encoder of ``teacher_source``."""
         raise NotImplementedError(f"{type(self).__name__} names a teacher and takes none")

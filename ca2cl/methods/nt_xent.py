@@ -51,6 +51,16 @@ class _Block(NamedTuple):
         return torch.where(same_RN, logits_RN + loss.log_weight, logits_RN)
 
 
+def chance_loss(tiles: int, same_slide_weight: float = 1.0) -> float | None:
+    """NT-Xent where all similarities are equal: log(2G - 1); None if it depends on the batch's slides.
+
+    Args:
+        tiles: G.
+        same_slide_weight: w of ``nt_xent``.
+    """
+    return math.log(2 * tiles - 1) if same_slide_weight == 1 else None
+
+
 def nt_xent(
     z1_BD: Tensor,
     z2_BD: Tensor,

@@ -6,9 +6,10 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from ca2cl.config import ObjectiveConfig
 from ca2cl.methods.base import MethodSettings
 from ca2cl.methods.gather import Rows
-from ca2cl.methods.nt_xent import nt_xent
+from ca2cl.methods.nt_xent import chance_loss, nt_xent
 from ca2cl.methods.same_slide import COUNTERS, PANEL, same_slide_terms
 from ca2cl.methods.two_views import TwoViewMethod
 from ca2cl.models.backbone import Backbone
@@ -63,6 +64,12 @@ class SimCLR(TwoViewMethod):
         """As ``Method.from_settings``; temperature and weight are those of ``objective``."""
         objective = settings.objective
         return cls(objective.temperature, settings.accumulation, settings.projection_dim, objective.same_slide_weight)
+
+    @classmethod
+    def chance(cls, objective: ObjectiveConfig, tiles: int) -> dict[str, float]:
+        """As ``Method.chance``."""
+        level = chance_loss(tiles, objective.same_slide_weight)
+        return {} if level is None else {"loss": level}
 
     def build(self, encoder: Backbone) -> SimCLRNetwork:
         """As ``Method.build``."""

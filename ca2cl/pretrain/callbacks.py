@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.tables import duration
+from ca2cl.config import flatten
 from ca2cl.data.loading.order import LaneOrder
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.loading.stream import BadTile
@@ -21,17 +23,21 @@ from ca2cl.data.remote.reader import ShardReader, is_remote
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.errors import InputError
 from ca2cl.methods.base import Method
+from ca2cl.methods.chance import chance_levels
 from ca2cl.models.preprocess import preprocess
 from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.pretrain.memory.machine import peak_bytes
 from ca2cl.tracking.figures import curves_figure
 from ca2cl.tracking.journal import WATCH_PREFIX, training_lines, watch_lines
 from ca2cl.tracking.run import NullTracker, RunTracker
+from ca2cl.tracking.running_means import LossMeter, RunningMean
 from ca2cl.training.engine import AccelerateEngine
 
 logger = logging.getLogger(__name__)
 _FIGURE_TILES = 256
 _LONG_STEP_S = 30.0
+_OFTENEST_S, _RAREST_S = 10.0, 600.0
+"""Seconds between two progress lines."""
 _LOOKED = (("knn", "k-NN", ".3f"), ("linear", "linear", ".3f"), ("rank", "rank", ".1f"))
 _REMOTE_SHARDS = 8  # whole ones are fetched, while the other ranks wait
 
@@ -70,9 +76,11 @@ class RunObserver:
                 self.last_watch = {name: value for name, value in record.items() if name.startswith(WATCH_PREFIX)}
         # on a terminal a bar, otherwise a plain line now and then
         terminal = self.active and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=done, unit=" step", disable=not terminal, dynamic_ncols=True)
-        self._line_every = max(1, total_steps // 50)
+        self._bar = ProgressBar(total=total_steps, initial=done, disable=not terminal)
         self._total_steps, self._steps_seen = total_steps, 0
+        self._chance = chance_levels(type(method), flatten(config))
+        self._losses, self._step_s = LossMeter(method.curves, self._chance), RunningMean()
+        self._began, self._next_line = time.monotonic(), 0.0
 
     def log_step(self, record: dict[str, Any]) -> None:
         """Write a training line to the journal, and progress to the terminal."""
@@ -83,15 +91,30 @@ class RunObserver:
         self.state["run_id"] = self.tracker.run_id
         if not self.active:
             return
+        self._losses.add(record)
         self._log_pace(record["step"], self.config.run.batch_size / record["tiles_per_s"])
         self._bar.update(record["step"] - self._bar.n)
-        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tiles_per_s']:.0f} tiles/s{self._looked()}")
-        if self._bar.disable and (record["step"] % self._line_every == 0 or record["step"] == 1):
+        self._bar.set_postfix_str(
+            f"{self._losses.text(2, digits=2)}, {record['tiles_per_s']:.0f} tiles/s{self._looked()}"
+        )
+        if self._bar.disable and self._line_due(record["step"]):
             logger.info(
-                "step %d of %s, epoch %d: loss %.4f, lr %.2e, %.0f tiles/s, %s left",
-                record["step"], self._bar.total, record["epoch"], record["loss"], record["lr"], record["tiles_per_s"],
-                duration((self._total_steps - record["step"]) * self.config.run.batch_size / record["tiles_per_s"]),
+                "step %d of %d, epoch %d: %s; lr %.2e, %.0f tiles/s, %s left",
+                record["step"], self._total_steps, record["epoch"], self._losses.text(), record["lr"],
+                record["tiles_per_s"], duration((self._total_steps - record["step"]) * self._step_s.value),
             )  # fmt: skip
+
+    def _line_due(self, step: int) -> bool:
+        """Whether to log this step: the first, the last, and others ever more rarely.
+
+        A line comes 10 s after the one before it, or later, when a twentieth of the time so far has passed, or 10
+        minutes.
+        """
+        now = time.monotonic()
+        if now < self._next_line and step != self._total_steps:
+            return False
+        self._next_line = now + min(_RAREST_S, max(_OFTENEST_S, (now - self._began) / 20))
+        return True
 
     def log_watch(self, step: int, numbers: Mapping[str, float], collapse: str) -> None:
         """Write a watch's line to the journal, and its numbers to the terminal."""
@@ -117,17 +140,19 @@ class RunObserver:
     def _log_pace(self, step: int, seconds: float) -> None:
         """Log how long an epoch will take, from the second step of this start.
 
-        The first step includes warm-up, and is used only if it takes very long.
+        The first step includes warm-up: it gives a bound, and only if it takes very long.
         """
         self._steps_seen += 1
+        if self._steps_seen == 2:
+            self._step_s = RunningMean()  # the first step warms up
+        self._step_s.add(seconds)
         if self._steps_seen > 2 or self._total_steps - step < 1 or (self._steps_seen == 1 and seconds < _LONG_STEP_S):
             return
-        self._steps_seen = 2
         per_epoch = self.order.steps_per_epoch
         logger.info(
-            "a step takes about %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
-            duration(seconds), per_epoch, duration(per_epoch * seconds),
-            duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
+            "a step takes %s %s, an epoch of %d steps %s, what is left %s; peak memory %.1f GB",
+            "at most" if self._steps_seen == 1 else "about", duration(seconds), per_epoch,
+            duration(per_epoch * seconds), duration((self._total_steps - step) * seconds), peak_bytes() / 1e9,
         )  # fmt: skip
 
     def log_bad(self, step: int, tiles: Sequence[BadTile]) -> None:
@@ -148,7 +173,7 @@ class RunObserver:
         """The curves so far, and the method's own figures on a fixed sample of tiles."""
         if not isinstance(self.tracker, RunTracker):
             return
-        curves = curves_figure(self.tracker.run_dir / "journal.jsonl", self.method.curves)
+        curves = curves_figure(self.tracker.run_dir / "journal.jsonl", self.method.curves, self._chance)
         self.tracker.log_figure("curves", curves)
         if engine.sharded:  # its passes need all ranks, and only this one draws
             return

@@ -244,6 +244,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
     try:
         done = train(job, progress)
         if done:
+            observer.close()  # lines follow
             best = watch.best if watch is not None else None
             hand_on(
                 config, engine, method, reader, index, parts.provenance, parts.earlier, tracker, observer,

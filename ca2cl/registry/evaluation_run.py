@@ -15,10 +15,11 @@ from ca2cl.common.records import parse_json
 from ca2cl.common.redact import redact, redact_all
 from ca2cl.store.inputs import log_inputs
 from ca2cl.store.notes import description_tag, source_tags
-from ca2cl.store.open import DEFAULT_ROOT, Store, open_store, store_errors
+from ca2cl.store.open import DEFAULT_ROOT, Store, find_run, open_store, store_errors
 from ca2cl.store.upload import upload
 
 SOURCE_RUN_TAG = "ca2cl.source_run_id"
+PARENT_TAG = "mlflow.parentRunId"
 LEAK_TAG = "ca2cl.leak"
 """Overlap of the test set with the data that the encoder or the classifier has seen; absent where none is known."""
 TOKENS_TAG = "ca2cl.tokens"
@@ -41,6 +42,7 @@ def log_evaluation(
     artifacts: Sequence[Path],
     tags: Mapping[str, str] | None = None,
     inputs: Sequence[Mapping[str, Any]] = (),
+    children: Sequence[str] = (),
     description: str = "",
     uri: str | None = None,
     root: str | Path = DEFAULT_ROOT,
@@ -57,6 +59,7 @@ def log_evaluation(
         tags: more tags, e.g. manifest digests.
         description: of the run, in Markdown.
         inputs: data sets (``store.inputs.describe_input``).
+        children: ids of runs that MLflow's pages show below this one; those that the store does not have are left out.
 
     Returns:
         The new run's id.
@@ -79,6 +82,8 @@ def log_evaluation(
                 log_inputs(store, run_id, inputs)
             for path in artifacts:
                 upload(store, run_id, path)
+            for child in (child for child in children if find_run(store, child) is not None):
+                store.client.set_tag(child, PARENT_TAG, run_id)
             store.client.set_terminated(run_id, "FINISHED")
         except BaseException:
             if run_id:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -99,8 +100,9 @@ def _list_as_model(run_id: str, model: Path, digest: str, store: Store) -> None:
     meta = yaml.safe_load((model / "MLmodel").read_text(encoding="utf-8"))
     held = store.client.get_run(run_id).data.tags.get(MODELS_TAG, "[]")
     listed = [one for one in parse_json(held) if one.get("artifact_path") != _model_path(digest)]
-    entry = {name: meta[name] for name in ("utc_time_created", "model_uuid", "flavors")}
-    listed.append({"run_id": run_id, "artifact_path": _model_path(digest), **entry})
+    entry = {name: meta[name] for name in ("utc_time_created", "model_uuid")}
+    flavors: dict[str, Any] = {name: {} for name in meta["flavors"]}  # not their paths on this machine
+    listed.append({"run_id": run_id, "artifact_path": _model_path(digest), **entry, "flavors": flavors})
     store.client.set_tag(run_id, MODELS_TAG, json.dumps(listed))
 
 

@@ -14,12 +14,11 @@ from ca2cl.common.files import write_atomic
 from ca2cl.common.locks import exclusive_lock
 from ca2cl.common.records import parse_json
 from ca2cl.common.redact import redact
-from ca2cl.registry.evaluation_run import SOURCE_RUN_TAG
+from ca2cl.registry.evaluation_run import PARENT_TAG, SOURCE_RUN_TAG
 from ca2cl.store.notes import description_tag, source_tags
 from ca2cl.store.open import Store, all_pages, find_run, open_store, store_errors
 from ca2cl.store.upload import upload
 
-PARENT_TAG = "mlflow.parentRunId"
 _BATCH = 100
 _REMEDY = "free some space; the study is logged"
 

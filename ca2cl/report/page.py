@@ -16,6 +16,7 @@ from ca2cl import __version__
 from ca2cl.errors import InputError
 from ca2cl.evaluation.clusters import cluster
 from ca2cl.methods.base import Method
+from ca2cl.methods.chance import chance_levels
 from ca2cl.methods.registry import DEFAULT, known_method
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.report import run_summary as facts
@@ -62,12 +63,14 @@ def build(config: ReportConfig, material: RunMaterial, device: torch.device) -> 
     found = _encoder(material, gaps)
     tiles = _tiles(config, found, shown, device, gaps) if found and shown else None
     method = known_method(material.params.get("method.name", DEFAULT))
+    found_results = _results(material, gaps)
     context: dict[str, Any] = {
         "run": material, "status_note": facts.status_note(material), "header": facts.header(material, found),
         "panels": _panels(material, method, gaps), "width": WIDTH, "height": HEIGHT,
         "counts": counts(material.lines, method),
         "sheet": sheet(config, material, sheet_of, gaps) if sheet_of else "", "sheet_of": sheet_of,
-        "tiles": tiles, "shown": shown, "results": _results(material, gaps),
+        "tiles": tiles, "shown": shown, "results": found_results,
+        "verdicts": _first_verdicts(found_results),
         "lineage": facts.lineage(material, found), "drift": facts.drift(material),
         "configuration": facts.configuration(material), "seed": config.seed, "version": __version__, "gaps": gaps,
         "colours": _COLOURS, **(_tile_sections(config, tiles, shown) if tiles and shown else {}),
@@ -102,7 +105,8 @@ def _tiles(
 
 
 def _panels(material: RunMaterial, method: type[Method], gaps: dict[str, str]) -> list[Any]:
-    found = panels(material.lines, method, material.watched) if material.lines else []
+    chance = chance_levels(method, material.params)
+    found = panels(material.lines, method, material.watched, chance) if material.lines else []
     if not found:
         gaps["curves"] = (
             "no training line: the run took no step yet (or was imported), or its numbers were never sent; "
@@ -122,6 +126,15 @@ def _results(material: RunMaterial, gaps: dict[str, str]) -> list[Result]:
             "or `ca2cl finetune` makes one"
         )
     return found
+
+
+def _first_verdicts(found: list[Result]) -> dict[str, str]:
+    """What the newest run of every kind shows, with its kind."""
+    newest: dict[str, str] = {}
+    for result in found:
+        if result.verdicts:
+            newest.setdefault(result.kind, " ".join(result.verdicts))
+    return newest
 
 
 def _tile_sections(config: ReportConfig, tiles: Tiles, shown: Shown) -> dict[str, Any]:

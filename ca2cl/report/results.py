@@ -14,7 +14,7 @@ from ca2cl.common.records import parse_json
 from ca2cl.common.tables import short, when
 from ca2cl.evaluation.centers import tables as robustness
 from ca2cl.evaluation.leaks.wording import lines
-from ca2cl.evaluation.report import cells, heads, row_from_dict
+from ca2cl.evaluation.report import cells, heads, row_from_dict, score_places
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.tables.calibrations import (
@@ -24,8 +24,11 @@ from ca2cl.evaluation.tables.calibrations import (
     calibration_heads,
 )
 from ca2cl.evaluation.tables.recalls import recall_cells, recall_heads
+from ca2cl.evaluation.verdict.compact import best_rows
+from ca2cl.evaluation.verdict.facts import chance_level
 from ca2cl.registry.downstream import Downstream, newest_by_terms
 from ca2cl.report.material import RunMaterial
+from ca2cl.report.reliability import Diagram, diagrams
 from ca2cl.store.run_artifacts import json_artifacts
 
 logger = logging.getLogger(__name__)
@@ -70,6 +73,14 @@ class Result:
     """Data of the numbers, and the notes that the run itself printed under its table."""
     warnings: list[str] = field(default_factory=list)
     """Warnings about the numbers: made-up tissue, a leak, a protocol that looks at the test tiles."""
+    kind: str = ""
+    """Verb that made the run."""
+    verdicts: list[str] = field(default_factory=list)
+    """What the numbers show, a sentence for every test set; none of earlier versions."""
+    best: list[set[int]] = field(default_factory=list)
+    """For every row the cells that are the best of their column, among rows of the same classifier and labels."""
+    diagrams: list[Diagram] = field(default_factory=list)
+    """Reliability with the most labels."""
     tables: list[Table] = field(default_factory=list)
     """Calibration, recall by class with the most labels, and robustness."""
     confusions: list[Confusion] = field(default_factory=list)
@@ -138,9 +149,38 @@ def _scored(run: Downstream, content: Mapping[str, Any]) -> Result:
     confusions = [_confusion(row, classes) for row in shown]
     several = len(tests) > 1
     shown_cells = [cells(row, several) for row in rows]
-    notes = [_data_note(run), *_resampled(content, tests, own_notes), *own_notes]
+    notes = [_data_note(run), *_chances(rows), *_resampled(content, tests, own_notes), *own_notes]
     tables = [*_calibration(rows, names, several), *_recalls(shown, classes), *robust]
-    return Result(_title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, tables, confusions)
+    return Result(
+        _title(run), run.run_id, heads(several), shown_cells, own, notes, warnings, run.terms.kind,
+        _verdicts(run, tests), _best(rows, several), diagrams(shown), tables, confusions,
+    )  # fmt: skip
+
+
+def _verdicts(run: Downstream, tests: Mapping[str, Any]) -> list[str]:
+    """The sentences that the run itself printed; no claim where a leak was found since."""
+    found = {test: of_test.get("verdict") for test, of_test in tests.items()}
+    several = len(tests) > 1
+    return [
+        f"{f'{test}: ' if several else ''}{held['sentence']}"
+        for test, held in found.items()
+        if held and (run.terms.rank or held["outcome"] == "none")
+    ]
+
+
+def _best(rows: Sequence[Row], several: bool) -> list[set[int]]:
+    of_scores = {place: best_rows(rows, score) for score, place in score_places(several).items()}
+    return [{place for place, best in of_scores.items() if id(row) in best} for row in rows]
+
+
+def _chances(rows: Sequence[Row]) -> list[str]:
+    """Accuracy at chance on every test set."""
+    firsts = {row.test: row for row in reversed(rows)}
+    return [
+        f"Top-1 accuracy at chance{f' on {test}' if test else ''}, always naming the most frequent class: "
+        f"{chance_level(row):.3f}."
+        for test, row in reversed(firsts.items())
+    ]
 
 
 def _calibration(rows: Sequence[Row], own: Container[str], several: bool) -> list[Table]:

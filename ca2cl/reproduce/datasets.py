@@ -18,7 +18,7 @@ from ca2cl.reproduce.unpack import unpack
 MADE_UP = "MADE-UP-TISSUE.txt"
 """Says of a data folder that its tiles were drawn."""
 _MADE_UP_TEXT = b"Drawn by `ca2cl reproduce nct --miniature`: no tissue, and no result of it means anything.\n"
-_DRAWN = {"train": (40, 0), "test": (20, 1)}  # tiles a class, and seed
+DRAWN = {"train": (40, 0), "test": (20, 1)}  # tiles a class, and seed
 _DRAWN_SIZE = 64
 _UNPACKED = 1.35
 """Bytes of the tiles for a byte of their archive, a little above what it is."""
@@ -82,7 +82,7 @@ def _draw(config: NctConfig, data: Path) -> None:
     with writing(data, REMEDY):
         for name in config.sets:
             if not present(data, name):
-                count, seed = _DRAWN["test" if name == TEST_SET else "train"]
+                count, seed = DRAWN["test" if name == TEST_SET else "train"]
                 write_tissue(data / name, count, size=_DRAWN_SIZE, seed=seed, suffix=".tif")
 
 

@@ -25,6 +25,7 @@ from ca2cl.reproduce.datasets import made_up
 from ca2cl.reproduce.linear import linear_grid, read_rows
 from ca2cl.reproduce.published_results import FOUNDATION
 from ca2cl.reproduce.table import Line, draw_chart, lines, notes, table
+from ca2cl.store.locate import store_flag
 from ca2cl.store.notes import short_name
 from ca2cl.store.open import store_place
 
@@ -57,7 +58,7 @@ def report(config: NctConfig, found: ResolvedEncoder, facts: Mapping[str, Any]) 
     title = f"{config.encoder}, labels of {config.train_set}, protocol {config.protocol}"
     write_atomic(files[1], draw_chart(shown, title), KEPT)
     write_atomic(files[2], text.encode(), KEPT)
-    sys.stdout.write(f"\nmean ± sd over {config.seeds} seeds; written to {', '.join(map(str, files))}\n")
+    sys.stdout.write(f"\n{shared.describe_draws(config.seeds or 1)}; written to {', '.join(map(str, files))}\n")
     sys.stdout.flush()
     sys.stdout.write(_log_once(config, found, facts, shown, files))
 
@@ -135,4 +136,8 @@ def _log_once(
     )  # fmt: skip
     place = store_place(config.tracking.uri, config.tracking.root)
     told = f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n"
-    return told + closing("the authors' tables, yours beside theirs", config.out, ["ca2cl", "ui"])
+    return told + closing(
+        "the authors' tables, yours beside theirs",
+        config.out,
+        ["ca2cl", "ui", *store_flag(config.tracking.uri, config.tracking.root)],
+    )

@@ -12,6 +12,7 @@ from ca2cl.evaluation.result import ENCODER
 from ca2cl.reproduce import datasets as published
 from ca2cl.reproduce.archives import part_of
 from ca2cl.reproduce.config import JOBS, NctConfig, jobs
+from ca2cl.reproduce.cost import MEASURED, measure
 from ca2cl.reproduce.linear import linear_grid
 from ca2cl.reproduce.report import RESULTS
 from ca2cl.reproduce.vectors import embedded
@@ -25,18 +26,24 @@ def plan(config: NctConfig) -> str:
     Args:
         config: settled.
     """
-    steps = [("tiles", name, _tiles(config, name)) for name in config.sets]
-    steps += [("shards", str(config.shards(name)), _done(published.sharded(config, name))) for name in config.sets]
+    cost = measure(config)
+    steps = [("tiles", name, cost.space(name), "", _tiles(config, name)) for name in config.sets]
+    steps += [
+        ("shards", str(config.shards(name)), cost.space(name), "", _done(published.sharded(config, name)))
+        for name in config.sets
+    ]
     if "linear" in config.tasks and config.protocol == "honest":
-        steps += [("vectors", str(config.vectors(name)), _vectors(config, name)) for name in config.sets]
-        steps.append(("linear cells", str(config.out / "linear"), _count(linear_grid(config))))
+        steps += [("vectors", str(config.vectors(name)), *cost.vectors(name), _vectors(config, name))
+                  for name in config.sets]  # fmt: skip
+        steps.append(("linear cells", str(config.out / "linear"), "", "", _count(linear_grid(config))))
     for trains in jobs(config):
         assert config.seeds is not None
         grid = trial_grid(config.out / JOBS[trains], (ENCODER, *config.against), config.labels, config.seeds)
         title = "fine-tuning cells" if trains == "all" else "linear cells"
-        steps.append((title, str(config.out / JOBS[trains]), _count(grid)))
-    steps.append(("table", str(config.out / RESULTS), _done((config.out / RESULTS).exists())))
-    return fitted(("step", "where", "state"), steps)
+        time = cost.cells(trains, len(grid.missing()), len(grid)) if grid.missing() else ""
+        steps.append((title, str(config.out / JOBS[trains]), "", time, _count(grid)))
+    steps.append(("table", str(config.out / RESULTS), "", "", _done((config.out / RESULTS).exists())))
+    return fitted(("step", "where", "space", "time", "state"), steps) + MEASURED.format(device=cost.device)
 
 
 def _done(done: bool) -> str:

@@ -13,7 +13,7 @@ from ca2cl.evaluation.datasets import describe_missing
 from ca2cl.evaluation.finetune import original
 from ca2cl.evaluation.finetune.original import ALWAYS, differences, protocol_of
 from ca2cl.evaluation.leaks.wording import lines as leak_lines
-from ca2cl.evaluation.report import describe_interval, plus_minus, row_as_dict
+from ca2cl.evaluation.report import describe_interval, plus_minus, row_as_dict, spread
 from ca2cl.evaluation.result import ENCODER, Row
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.evaluation.statistics import Units
@@ -66,9 +66,9 @@ def table(shown: Sequence[Line]) -> str:
     for line in shown:
         ours, theirs = line.ours, line.theirs or Published(math.nan, math.nan)
         cells.append([
-            line.title, describe_budget(ours.budget), str(ours.labelled), plus_minus(*ours.mean_sd("accuracy")),
+            line.title, describe_budget(ours.budget), str(ours.labelled), plus_minus(*spread(ours, "accuracy")),
             _with_sd(theirs.accuracy, theirs.accuracy_sd), _short(theirs.last_epoch), describe_interval(ours.interval),
-            plus_minus(*ours.mean_sd("macro_f1")), _with_sd(theirs.macro_f1, theirs.macro_f1_sd),
+            plus_minus(*spread(ours, "macro_f1")), _with_sd(theirs.macro_f1, theirs.macro_f1_sd),
         ])  # fmt: skip
     return aligned(_HEADS, cells)
 

@@ -13,9 +13,10 @@ import yaml
 
 from ca2cl.common.mlflow_names import check_tracking_uri
 from ca2cl.common.records import read_record
+from ca2cl.common.redact import redact
 from ca2cl.errors import InputError, nearest
 from ca2cl.store.databases import database_of, sqlite_uri
-from ca2cl.store.open import ARTIFACTS, DATABASE
+from ca2cl.store.open import ARTIFACTS, DATABASE, DEFAULT_ROOT, resolve_uri
 
 RUN_RECORD = "run.json"
 CONFIG_VARIABLE = "CA2CL_CONFIG"
@@ -66,6 +67,15 @@ def user_place() -> Place | None:
     if not root.is_absolute():
         raise InputError(f"{path}: tracking.root is {place.root!r}; give an absolute path, or one that begins with ~")
     return Place(root=str(root))
+
+
+def store_flag(uri: str | None, root: str | Path = DEFAULT_ROOT) -> list[str]:
+    """Words by which a command that is started here uses this store; none where it does so by itself."""
+    chosen, folder = resolve_uri(uri, root)
+    own = None if os.environ.get("MLFLOW_TRACKING_URI") else user_place()
+    if (chosen, folder) == resolve_uri(*((own.uri, own.root or DEFAULT_ROOT) if own else (None, DEFAULT_ROOT))):
+        return []
+    return ["--tracking.root", str(folder)] if folder is not None else ["--tracking.uri", redact(chosen)]
 
 
 def config_path() -> Path | None:

@@ -37,9 +37,10 @@ def code_block(text: str) -> str:
 
 
 def short_name(uri: str) -> str:
-    """An encoder in a run's name: eight digits of a run id, ``NAME/VERSION``, or the last part of a path."""
+    """An encoder in a run's name: eight digits of a run id, ``NAME/VERSION``, or the last part of a path. Of the folder
+    ``encoder`` in a run's folder it is the run's name."""
     if uri.startswith("runs:/"):
         return uri.removeprefix("runs:/")[:8]
     if uri.startswith("models:/"):
         return uri.removeprefix("models:/")
-    return uri.rstrip("/").rpartition("/")[2] or uri
+    return uri.rstrip("/").removesuffix("/encoder").rpartition("/")[2] or uri

@@ -23,6 +23,7 @@ from ca2cl.evaluation.report import metric_name, plus_minus, write_json
 from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import describe_budget
 from ca2cl.registry.study_run import log_study
+from ca2cl.store.locate import store_flag
 from ca2cl.store.notes import code_block
 from ca2cl.store.open import store_place
 from ca2cl.study.chart import draw_chart
@@ -236,7 +237,9 @@ def _log(
         logger.warning("not logged in MLflow: %s; `ca2cl study ... --table` logs it later", error)
         return
     sys.stdout.write(f"logged as MLflow run {run_id} in {store_place(tracking.uri, tracking.root)}\n")
-    sys.stdout.write(closing("a study's table and chart", plan.out, ["ca2cl", "ui"]))
+    sys.stdout.write(
+        closing("a study's table and chart", plan.out, ["ca2cl", "ui", *store_flag(tracking.uri, tracking.root)])
+    )
 
 
 def _recipe_params(plan: Plan) -> dict[str, Any]:

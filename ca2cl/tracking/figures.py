@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,16 @@ import numpy.typing as npt
 
 from ca2cl.common.records import is_number
 from ca2cl.tracking.journal import training_lines, watch_lines
+from ca2cl.tracking.running_means import Panel, smoothed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Panel = tuple[str, str, tuple[tuple[str, str], ...]]
-"""Title, unit, and the journal's names with their labels; a panel without data is left out."""
 PANELS: tuple[Panel, ...] = (
     ("Learning rate", "", (("lr", ""),)),
     ("Gradient norm", "", (("grad_norm", ""),)),
     ("Throughput", "tiles/s", (("tiles_per_s", ""),)),
-    ("Waiting for data", "s a step", (("data_wait_s", ""),)),
+    ("Waiting for data", "s per step", (("data_wait_s", ""),)),
 )
 WATCH_PANELS: tuple[Panel, ...] = (
     ("Held-out accuracy", "", (("watch/knn", "k-NN"), ("watch/linear", "linear"))),
@@ -31,18 +30,21 @@ WATCH_PANELS: tuple[Panel, ...] = (
     ("Distance of two tiles for the loss", "", (("watch/apart", ""),)),
     ("Share of the tiles in a centroid", "", (("watch/largest", "largest"), ("watch/smallest", "smallest"))),
 )
-"""Panels of the watch lines."""
+"""Panels of the watch lines; a panel without data is left out."""
 _POINTS = 2000  # more than a panel has pixels; a longer run is drawn as means of equal stretches
 
 
-def curves_figure(journal: str | Path, terms: Sequence[Panel] = ()) -> Figure:
+def curves_figure(
+    journal: str | Path, terms: Sequence[Panel] = (), chance: Mapping[str, float] | None = None
+) -> Figure:  # fmt: skip
     """Small multiples of a journal over optimizer steps: losses, watch, rate, norm, throughput, data wait.
 
-    Steps whose value was not finite are gaps.
+    Steps whose value was not finite are gaps. Losses have their running mean over each step's value.
 
     Args:
         journal: its path.
         terms: panels of the losses, which are the method's.
+        chance: values of terms at chance.
     """
     from matplotlib.figure import Figure
 
@@ -58,7 +60,10 @@ def curves_figure(journal: str | Path, terms: Sequence[Panel] = ()) -> Figure:
         left=0.7 / 11, right=1 - 0.15 / 11, bottom=0.5 / height, top=1 - 0.35 / height, wspace=0.2, hspace=0.45
     )
     for place, (columns, panel) in enumerate(panels):
-        _draw_panel(figure.add_subplot(rows, 2, place + 1), columns, panel)
+        axes = figure.add_subplot(rows, 2, place + 1)
+        if panel in terms:
+            _draw_means(axes, columns, panel, chance or {})
+        _draw_panel(axes, columns, panel, faint=panel in terms)
     return figure
 
 
@@ -73,21 +78,37 @@ def columns_of(lines: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[np.floa
     return columns
 
 
-def _draw_panel(axes: Any, columns: dict[str, npt.NDArray[np.float64]], panel: tuple[str, str, Any]) -> None:
+def _draw_means(
+    axes: Any, columns: dict[str, npt.NDArray[np.float64]], panel: Panel, chance: Mapping[str, float]
+) -> None:  # fmt: skip
+    """Running means, over the values of single steps, and lines at chance."""
+    for number, (name, label) in enumerate(one for one in panel[2] if one[0] in columns):
+        means, told = thin(smoothed(columns[name])), f"{label}, " if label else ""
+        axes.plot(
+            thin(columns["step"]), means, linewidth=1.6, color=f"C{number}", zorder=3, label=f"{told}running mean"
+        )
+        if name in chance:
+            level = {"color": "0.35", "linewidth": 1.0, "linestyle": "--"}
+            axes.axhline(chance[name], **level, label=f"{told}chance {chance[name]:.2f}")
+
+
+def _draw_panel(
+    axes: Any, columns: dict[str, npt.NDArray[np.float64]], panel: Panel, *, faint: bool
+) -> None:  # fmt: skip
     title, unit, curves = panel
     steps = thin(columns["step"])
-    for name, label in curves:
-        if name in columns:
-            values = thin(columns[name])
-            marker = "." if len(values) < 30 else None  # a point between two gaps has no line to show it
-            axes.plot(steps, values, linewidth=1.2, label=label or None, marker=marker)
+    for number, (name, label) in enumerate(one for one in curves if one[0] in columns):
+        values = thin(columns[name])
+        marker = "." if len(values) < 30 else None  # a point between two gaps has no line to show it
+        style = {"linewidth": 0.8, "alpha": 0.35} if faint else {"linewidth": 1.2, "label": label or None}
+        axes.plot(steps, values, marker=marker, color=f"C{number}", **style)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("optimizer step", fontsize=8)
     axes.set_ylabel(unit, fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if any(label for name, label in curves if name in columns):
+    if faint or any(label for name, label in curves if name in columns):
         axes.legend(fontsize=8, frameon=False)
 
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ca2cl.common.console.summary import going_on
 from ca2cl.errors import InputError
 from ca2cl.store.open import store_errors
 from ca2cl.tracking.journal import JOURNAL_NAME
@@ -43,4 +44,5 @@ def run(config: SyncConfig) -> int:
     """The verb: exit code 0."""
     sent = sync(config.run_dir, config.uri)
     sys.stdout.write(f"{sent} journal lines sent to MLflow\n" if sent else "MLflow already has all of this run\n")
+    sys.stdout.write(going_on(["ca2cl", "ui", config.run_dir], ["ca2cl", "report", config.run_dir, "report.html"]))
     return 0

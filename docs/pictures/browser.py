@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -137,3 +138,26 @@ async def _port(file: Path) -> int:
             return int(text.splitlines()[0])
         await asyncio.sleep(0.1)
     raise TimeoutError("the browser does not start")
+
+
+async def shoot(page: str, out: Path, size: tuple[int, int]) -> None:
+    """Take a picture of the top of a page, a file or an address."""
+    async with open_tab() as tab:
+        await tab.show(page if "://" in page else Path(page).resolve().as_uri(), size)
+        await tab.save(out)
+
+
+def shrink(picture: Path, out: Path, size: tuple[int, int]) -> None:
+    """Write the top of a picture as JPEG, at most ``size`` pixels."""
+    image = Image.open(picture).convert("RGB")
+    width, height = size
+    image.crop((0, 0, min(width, image.width), min(height, image.height))).save(out, quality=85, optimize=True)
+
+
+if __name__ == "__main__":  # PAGE OUT.png WIDTH HEIGHT, or --shrink PICTURE OUT.jpg WIDTH HEIGHT
+    *flags, source, target, width, height = sys.argv[1:]
+    size = int(width), int(height)
+    if flags:
+        shrink(Path(source), Path(target), size)
+    else:
+        asyncio.run(shoot(source, Path(target), size))

@@ -53,8 +53,8 @@ def pictures(client: MlflowClient) -> list[Picture]:
     run, name = f"{runs}/{version.run_id}", training.info.run_name
     data = training.inputs.dataset_inputs[0].dataset
     found = [
-        Picture("runs", runs + TRAINING, 700, (name, "Dataset")),
-        Picture("run", run + TRAINING, 1100, (name, "Logged models", "pre-training of a", data.digest)),
+        Picture("runs", runs + TRAINING, 460, (name, "Dataset")),
+        Picture("run", run + TRAINING, 1100, (name, "Logged models", "pyfunc", "pre-training of a", data.digest)),
         Picture("metrics", f"{run}/model-metrics{TRAINING}", 1000, ("loss",)),
         Picture("dataset", run + TRAINING, 800, (name,), f"{data.name} ({data.digest})", "Data details for"),
         Picture("artifacts", f"{run}/artifacts{TRAINING}", 700, ("config.yaml",)),

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"errors"},
     "api": {
         "runtime", "data", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "methods.ca2cl",
-        "registry",
+        "registry", "store",
     },
     "cli": {"runtime", "store", "data.synthetic"},
     "store": set(),
@@ -113,7 +113,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"models", "models.timm", "registry", "detection.engines"},
     "report": {
         "runtime", "store", "data.shards", "data.remote", "data.loading", "models", "views", "methods", "registry",
-        "tracking", "evaluation", "evaluation.centers", "evaluation.leaks", "evaluation.tables", "report.places",
+        "tracking", "evaluation", "evaluation.calibration", "evaluation.centers", "evaluation.leaks",
+        "evaluation.tables", "evaluation.verdict", "report.places",
     },
     "report.places": {"data.shards", "data.remote", "slides"},
     "heatmap": {

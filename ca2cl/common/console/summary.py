@@ -22,6 +22,14 @@ def closing(made: str, where: object, *then: Sequence[object] | str) -> str:
     """
     if os.environ.get(PART):
         return ""
+    return redact(f"\nmade  {made}\nin    {where}\n{_steps(then)}")
+
+
+def going_on(*then: Sequence[object] | str) -> str:
+    """The last lines of a verb that made nothing: see ``closing``."""
+    return "" if os.environ.get(PART) else redact(f"\n{_steps(then)}")
+
+
+def _steps(then: Sequence[Sequence[object] | str]) -> str:
     lines = [step if isinstance(step, str) else shlex.join(map(str, step)) for step in then]
-    after = [f"{'' if number else 'next':4}  {line}" for number, line in enumerate(lines)]
-    return redact("\n".join(["", f"made  {made}", f"in    {where}", *after, ""]))
+    return "".join(f"{'' if number else 'next':4}  {line}\n" for number, line in enumerate(lines))

@@ -9,7 +9,6 @@ from typing import cast, get_args
 
 from ca2cl.detection.engines.base import Detector, Engine
 from ca2cl.detection.engines.checkpoint import read_card
-from ca2cl.detection.engines.detectron2_weights import RECIPE
 from ca2cl.detection.engines.settings import EngineChoice, EngineName
 from ca2cl.errors import InputError
 
@@ -18,7 +17,7 @@ def find_engine(name: EngineChoice, *, hint: bool = True) -> Engine:
     """An engine; ``auto`` is detectron2 where it is installed, and torchvision otherwise.
 
     Args:
-        hint: print to standard error, for ``auto``, that detectron2 is not there and how to get it.
+        hint: say on standard error, for ``auto``, that torchvision was taken.
 
     Raises:
         MissingPackage: detectron2 was chosen and is not installed.
@@ -26,7 +25,7 @@ def find_engine(name: EngineChoice, *, hint: bool = True) -> Engine:
     if name == "auto":
         name = "detectron2" if find_spec("detectron2") is not None else "torchvision"
         if hint and name == "torchvision":
-            sys.stderr.write(f"engine torchvision; detectron2 is not installed: {RECIPE}\n")
+            sys.stderr.write("engine torchvision; --engine detectron2 is the other one (docs/detection.md)\n")
     if name == "detectron2":
         from ca2cl.detection.engines.detectron2 import Detectron2Engine
 

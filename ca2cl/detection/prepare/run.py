@@ -60,8 +60,9 @@ def run(config: PrepareConfig) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, sheet, remedy)
         sys.stdout.write(f"preview in {path}\n")
-    train = ["ca2cl", "detect", "--encoder", "ENCODER", "--dataset", config.dataset, "--data", out]
-    sys.stdout.write(closing("COCO files", out, [*train, "--output_dir", f"runs/{config.dataset}"]))
+    kind = config.dataset if config.dataset in ("glas", "crag") else "coco"
+    train = ["ca2cl", "detect", "--encoder", "ENCODER", "--dataset", kind, "--data", out]
+    sys.stdout.write(closing("COCO files", out, [*train, "--output_dir", f"runs/{kind}"]))
     return 0
 
 

@@ -28,6 +28,7 @@ from ca2cl.evaluation.leaks.wording import Leak, lines, tag
 from ca2cl.evaluation.metrics import mean_sd
 from ca2cl.evaluation.report import metric_names, write_json
 from ca2cl.registry.evaluation_run import LEAK_TAG, log_evaluation_once
+from ca2cl.store.locate import store_flag
 from ca2cl.store.notes import code_block, short_name
 from ca2cl.store.open import store_place
 
@@ -88,13 +89,18 @@ def report(
     sys.stdout.write(f"{made['iterations']} steps of {made['batch_size']} images; {seeds}\n")
     sys.stdout.write(f"detectors, predictions and pictures in {out / CELLS}; written to {out / RESULTS}\n")
     sys.stdout.flush()
-    run_id, before = _log(
-        config, found, out, _metrics(scores), made, digests, leaks, code_block(text), describe_splits(splits)
-    )
+    about = {
+        "description": f"Detection on {config.dataset}, body from encoder `{found.uri}`\n\n{code_block(text)}",
+        "inputs": describe_splits(splits),
+        "children": [str(result["run_id"]) for result in results.values() if result.get("run_id")],
+    }
+    run_id, before = _log(config, found, out, _metrics(scores), made, digests, leaks, about)
     place = store_place(config.tracking.uri, config.tracking.root)
     sys.stdout.write(f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n")
     use = ["ca2cl", "detect", "predict", out / CELLS / FIRST.name / DETECTOR, "IMAGES", "OUT"]
-    sys.stdout.write(closing("gland detectors", out, use, ["ca2cl", "ui"]))
+    sys.stdout.write(
+        closing("gland detectors", out, use, ["ca2cl", "ui", *store_flag(config.tracking.uri, config.tracking.root)])
+    )
 
 
 def _made_by(results: Mapping[Trial, Mapping[str, Any]], grid: Grid[Trial]) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def _metrics(scores: Scores) -> dict[str, float]:
 
 def _log(
     config: DetectConfig, found: ResolvedEncoder, out: Path, metrics: Mapping[str, float], made: Mapping[str, Any],
-    digests: Mapping[str, str], leaks: Mapping[str, Leak], shown: str, inputs: Sequence[Mapping[str, Any]],
+    digests: Mapping[str, str], leaks: Mapping[str, Leak], about: Mapping[str, Any],
 ) -> tuple[str, bool]:  # fmt: skip
     # a job's numbers are compared as one: what is wrong with a split is wrong with them
     kinds = [f"{kind} ({split})" for split, leak in leaks.items() for kind in tag(leak, FIRST.start).values()]
@@ -171,8 +177,6 @@ def _log(
         out / LOGGED,
         source_run_id=found.source_run_id,
         name=config.tracking.run_name or f"detect {config.dataset} from {short_name(found.uri)}",
-        description=f"Detection on {config.dataset}, body from encoder `{found.uri}`\n\n{shown}",
-        inputs=inputs,
         params={**flatten(config), "encoder_uri": found.uri},
         metrics=metrics,
         artifacts=[out / RESULTS, *sorted(out.glob("cells/*-seed0/figures/*.png"))],
@@ -188,4 +192,5 @@ def _log(
         uri=config.tracking.uri,
         root=config.tracking.root,
         experiment=config.tracking.experiment,
+        **about,
     )

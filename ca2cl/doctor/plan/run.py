@@ -118,7 +118,7 @@ def run(config: PlanConfig) -> int:
     found = plan(config)
     sys.stdout.write(
         f"{config.model.arch} of {found.trained / 1e6:.1f} million trained parameters with heads, "
-        f"{config.data.image_size} px; method {config.method.name}; precision {config.run.precision}; "
+        f"{config.data.image_size} px;\nmethod {config.method.name}; precision {config.run.precision}; "
         f"{config.optim.name}\n"
         f"{config.processes} processes, {found.share} tiles of a batch of {config.run.batch_size} each\n\n"
     )
@@ -134,7 +134,7 @@ def run(config: PlanConfig) -> int:
     sys.stdout.write(fitted(("memory of a process, GB", *heads), parts))
     for title, steps in (("kept", found.kept), ("recomputed (model.checkpoint_activations)", found.recomputed)):
         if steps is not None:
-            sys.stdout.write(f"\npeak by tiles of a micro-batch, activations {title}, GB\n")
+            sys.stdout.write(f"\npeak by micro-batch, activations {title}, GB\n")
             sys.stdout.write(_peaks(found, steps, config.memory_gb or _first_gpu(config)))
     sys.stdout.flush()
     return 0

@@ -19,6 +19,7 @@ from ca2cl.models.encoder_io import ENCODER_PATH, WEIGHTS_NAME, EncoderCard, sav
 from ca2cl.registry.register import DIGEST_TAG, digest_of, log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 from ca2cl.registry.versions import ORIGIN_RUN_TAG, EncoderVersion, find_version, registered
+from ca2cl.store.locate import store_flag
 from ca2cl.store.notes import description_tag
 from ca2cl.store.open import Store, open_store, store_errors
 from ca2cl.tracking.run_record import create_mlflow_run
@@ -56,6 +57,7 @@ def run(config: ImportConfig) -> int:
         f"run {run_id}{''.join(f', the first and so {alias}' for alias in made.aliases)}\n"
     )
     probe = ["ca2cl", "probe", "--encoder", made.uri, "--train", "LABELLED_SHARDS", "--test", "TEST_SHARDS"]
+    probe += store_flag(tracking.uri, tracking.root)
     sys.stdout.write(closing(f"encoder {made.uri}", store.place, probe))
     return 0
 

@@ -264,7 +264,7 @@ class Parts:
         if other and not overwrite:
             raise InputError(
                 f"{self.folder}: holds parts of a job with {other}; finish that one first, give another name for out, "
-                "or throw them away with --overwrite true"
+                "or throw them away with --overwrite"
             )
         if other:
             logger.warning("%s: parts of a job with %s are thrown away", self.folder, other)

@@ -95,9 +95,7 @@ def _is_complete(job: EmbedJob, held: ExitStack) -> bool:
         if not about or about.get("job") != parts.digest or len(existing) < len(outputs(out)):
             changes = changed(about["identity"], parts.identity) if about and "identity" in about else []
             of = f" of another job ({listed(changes)})" if changes else ""
-            raise InputError(
-                f"{existing[0]}: exists{of}; give another name for out, or replace it with --overwrite true"
-            )
+            raise InputError(f"{existing[0]}: exists{of}; give another name for out, or replace it with --overwrite")
         parts.remove()  # where it was killed while it put them away
         if job.config.preview is not None:
             logger.warning(

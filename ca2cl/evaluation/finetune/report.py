@@ -34,6 +34,7 @@ from ca2cl.evaluation.tables.recalls import recall_table
 from ca2cl.evaluation.verdict.screen import DETAILS, files_text, in_bold, summarize
 from ca2cl.registry.register import log_and_register
 from ca2cl.registry.resolve import ResolvedEncoder
+from ca2cl.store.locate import store_flag
 from ca2cl.store.notes import short_name
 from ca2cl.store.open import open_store, store_errors, store_place
 
@@ -107,7 +108,15 @@ def report(job: TuningJob, found: ResolvedEncoder, grid: Grid[Trial], drawn_by: 
     sys.stdout.write(f"logged as MLflow run {run_id} in {place}{' already' if before else ''}\n")
     kept = _keep_classifier(job, found, run_id, (path.parent for path in grid.values()))
     use = ["ca2cl", "heatmap", out, "SLIDES", "--mpp", "0.5", "--out", "maps"]
-    sys.stdout.write(kept + closing("fine-tuned encoders", out, *([use] if kept else []), ["ca2cl", "ui"]))
+    sys.stdout.write(
+        kept
+        + closing(
+            "fine-tuned encoders",
+            out,
+            *([use] if kept else []),
+            ["ca2cl", "ui", *store_flag(config.tracking.uri, config.tracking.root)],
+        )
+    )
 
 
 def _details(job: TuningJob, rows: Sequence[Row], compared: Sequence[Comparison], how: str) -> str:

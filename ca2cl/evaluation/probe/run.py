@@ -36,6 +36,7 @@ from ca2cl.evaluation.result import ENCODER
 from ca2cl.evaluation.splits import draw_subsets
 from ca2cl.evaluation.verdict.screen import files_text, in_bold
 from ca2cl.runtime.device import find_device
+from ca2cl.store.locate import store_flag
 from ca2cl.store.open import store_place
 
 _ROWS = {"logistic": LINEAR, "sgd": SGD, "knn": KNN}
@@ -66,7 +67,7 @@ def run(config: ProbeConfig) -> int:
     # Last, so that a store that is away costs no result.
     place = store_place(config.tracking.uri, config.tracking.root)
     sys.stdout.write(f"logged as MLflow run {record.log(files)} in {place}\n")
-    sys.stdout.write(closing("a probe", output, *_next(config, record)))
+    sys.stdout.write(closing("a probe", output.parent, *_next(config, record)))
     return 0
 
 
@@ -75,7 +76,8 @@ def _next(config: ProbeConfig, record: ProbeRecord) -> list[list[str]]:
     sets = ["--train", config.train, "--test", config.tests[0]]
     report = ["ca2cl", "report", config.encoder, "report.html", "--test", config.tests[0]]
     tune = ["ca2cl", "finetune", "--encoder", config.encoder, *sets, "--output_dir", "runs/tuned"]
-    return [*([report] if record.contenders.encoder.source_run_id else []), tune]
+    store = [] if Path(config.encoder).exists() else store_flag(config.tracking.uri, config.tracking.root)
+    return [[*words, *store] for words in ([report] if record.contenders.encoder.source_run_id else []) + [tune]]
 
 
 def _prepare_output(config: ProbeConfig, contenders: Contenders, indexes: Sequence[ShardIndex]) -> Path:

@@ -43,23 +43,28 @@ def compact(rows: Sequence[Row], units: Units, test: str, *, bold: bool = False)
     return f"{_title(rows, units, test)}\n{text}{_legend(rows, bool(best), bold)}\n"
 
 
-def best_rows(rows: Sequence[Row]) -> set[int]:
-    """``id`` of the rows with the best accuracy of their classifier, budget and test set.
+def best_rows(rows: Sequence[Row], score: str = "accuracy") -> set[int]:
+    """``id`` of the rows with the best score of their classifier, budget and test set.
 
     Of rows that are equal in three digits each is best. A row alone has nothing to be better than.
+
+    Args:
+        rows: of all features.
+        score: of ``ClassificationMetrics``; a higher one is better.
     """
     columns: dict[tuple[str, float, str], list[Row]] = {}
     for row in rows:
         columns.setdefault((row.classifier, row.budget, row.test), []).append(row)
     found: set[int] = set()
     for column in columns.values():
-        highest = max(map(_digits, column))
-        found |= {id(row) for row in column if _digits(row) == highest and len(column) > 1}
+        digits = {id(row): _digits(row, score) for row in column}
+        highest = max((text for text in digits.values() if text != "nan"), default="")
+        found |= {row for row, text in digits.items() if text == highest and len(column) > 1}
     return found
 
 
-def _digits(row: Row) -> str:
-    return f"{row.mean_sd('accuracy')[0]:.3f}"
+def _digits(row: Row, score: str = "accuracy") -> str:
+    return f"{row.mean_sd(score)[0]:.3f}"
 
 
 def _value(row: Row | None, best: set[int], bold: bool) -> str:

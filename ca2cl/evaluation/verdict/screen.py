@@ -78,8 +78,8 @@ def summarize(
 def files_text(files: Sequence[Path]) -> str:
     """Where everything was written: the JSON first, then the long tables and what else lies beside it."""
     details, *others = (path.name.removeprefix(files[0].stem) for path in files[1:])
-    beside = ", ".join([f"{details} (the long tables; --details prints them)", *others])
-    return f"all numbers: {files[0]}\nbeside it: {beside}\n"
+    beside = ", ".join([f"beside it: {details} (the long tables; --details prints them)", *others])
+    return f"all numbers: {files[0]}\n{textwrap.fill(beside, WIDTH, break_on_hyphens=False)}\n"
 
 
 def in_bold() -> bool:

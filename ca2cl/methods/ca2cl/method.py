@@ -18,6 +18,7 @@ from ca2cl.methods.ca2cl.cluster_loss import k_means
 from ca2cl.methods.ca2cl.grad_cache import adversarial_exact_step
 from ca2cl.methods.ca2cl.losses import adversarial_term, both_terms, first_terms
 from ca2cl.methods.gather import Rows, all_sum
+from ca2cl.methods.nt_xent import chance_loss
 from ca2cl.methods.same_slide import COUNTERS, PANEL
 from ca2cl.methods.two_views import TwoViewMethod, carry, embed_first, embed_second, parameters_of
 from ca2cl.models.backbone import Backbone
@@ -45,7 +46,9 @@ class CA2CL(TwoViewMethod):
 
     counters = {"skipped_adversaries": "adversarial branches skipped"}
     curves = (
-        ("Loss", "", (("loss", "total"), ("nt_xent", "NT-Xent"), ("nt_xent_adversarial", "NT-Xent, adversarial"))),
+        ("Loss", "", (("loss", ""),)),
+        ("NT-Xent", "", (("nt_xent", ""),)),
+        ("Adversarial NT-Xent", "", (("nt_xent_adversarial", ""),)),
         ("Cluster loss", "", (("cluster", ""),)),
         ("Mutual information", "", (("mutual_information", ""),)),
         PANEL,
@@ -68,6 +71,12 @@ class CA2CL(TwoViewMethod):
     def from_settings(cls, settings: MethodSettings) -> CA2CL:
         """As ``Method.from_settings``."""
         return cls(settings.objective, settings.accumulation, settings.projection_dim)
+
+    @classmethod
+    def chance(cls, objective: ObjectiveConfig, tiles: int) -> dict[str, float]:
+        """As ``Method.chance``: of both NT-Xents. The cluster loss depends on how many clusters have members."""
+        level = chance_loss(tiles, objective.same_slide_weight)
+        return {} if level is None else dict.fromkeys(("nt_xent", "nt_xent_adversarial"), level)
 
     def build(self, encoder: Backbone) -> Network:
         """As ``Method.build``."""

@@ -96,7 +96,11 @@ class Distill(AccumulatedMethod):
     """
 
     options = DistillOptions
-    curves = (("Loss", "", (("loss", "total"), ("feature", "feature"), ("relational", "relational"))),)
+    curves = (
+        ("Loss", "", (("loss", ""),)),
+        ("Feature loss", "", (("feature", ""),)),
+        ("Relational loss", "", (("relational", ""),)),
+    )
     paths = ("teacher", "cache")
     graphs = 1
 

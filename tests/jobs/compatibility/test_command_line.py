@@ -34,6 +34,8 @@ NEW_DEFAULTS: dict[str, dict[str, Any]] = {
     **{f"encoders {verb}": {"name": None} for verb in ("show", "compare", "promote")},
 }  # fmt: skip
 """Defaults that have changed since, each for a reason. Every old value is still taken."""
+NEW_ENDS = {"": 0, "encoders": 0}
+"""Exit codes that have changed since: who asks for the list of verbs gets it, and that is no error."""
 
 
 def settings(verb: str, words: list[str]) -> dict[str, Any]:
@@ -100,4 +102,4 @@ def test_exit_codes_are_the_same(command: str, tmp_path: Path, monkeypatch: pyte
         code = main(shlex.split(command))
     except SystemExit as end:  # accelerate's own parser, of `launch`
         code = int(str(end.code))
-    assert code == FACTS["ends"][command]
+    assert code == NEW_ENDS.get(command, FACTS["ends"][command])

@@ -98,6 +98,7 @@ def test_every_training_is_a_live_run_and_the_job_is_one(done: Path) -> None:
     artifacts = {entry.path for entry in client.list_artifacts(training.info.run_id)}
     assert {"detector", "predictions", "figures", "result.json", "config.yaml"} <= artifacts
     job = named["detect glas from random:3"]
+    assert training.data.tags["mlflow.parentRunId"] == job.info.run_id
     inputs = {one.dataset.name: json.loads(one.dataset.profile) for one in job.inputs.dataset_inputs}
     assert {name: found["num_rows"] for name, found in inputs.items()} == {"data/train": 3, "data/testA": 2}
     assert inputs["data/train"]["counts"]["gland"] > 0 and "AP box" in job.data.tags["mlflow.note.content"]
@@ -216,7 +217,7 @@ def test_without_detectron2_a_job_says_how_to_get_it(
     recipe = "detectron2 is not installed; it has no wheels, build it: pip install --no-build-isolation git+https://"
     assert detect(glas, done, "--engine", "auto") == 0  # what auto means here: the same job
     told = [line for line in capfd.readouterr().err.splitlines() if "detectron2" in line]
-    assert len(told) == 1 and told[0].startswith("engine torchvision; detectron2 is not installed: it has no wheels")
+    assert len(told) == 1 and told[0].startswith("engine torchvision; --engine detectron2 is the other one")
     assert detect(glas, tmp_path, "--engine", "detectron2") == 2
     assert recipe in capfd.readouterr().err and not (tmp_path / "job").exists()
     assert detect(glas, done) == 0

@@ -181,13 +181,13 @@ def test_a_saved_dataset_is_a_source_too(tissue: Path, tmp_path: Path, caplog: p
 def test_out_is_replaced_only_where_overwrite_says_so(tissue: Path, tmp_path: Path) -> None:
     out = tmp_path / "v.safetensors"
     (tmp_path / "v.keys.jsonl").write_text("mine")
-    with pytest.raises(InputError, match=r"v\.keys\.jsonl: exists; .*--overwrite true"):
+    with pytest.raises(InputError, match=r"v\.keys\.jsonl: exists; .*--overwrite"):
         run(config(tissue, out))
     assert files(tmp_path) == ["v.keys.jsonl"]
     assert run(config(tissue, out, overwrite=True)) == 0
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(tmp_path.iterdir())]
     assert run(config(tissue, out)) == 0  # the same job: complete
-    with pytest.raises(InputError, match=r"exists of another job .image_size \d+ -> 48.; .*--overwrite true"):
+    with pytest.raises(InputError, match=r"exists of another job .image_size \d+ -> 48.; .*--overwrite"):
         run(config(tissue, out, image_size=48))
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(tmp_path.iterdir())] == before
     assert run(config(tissue, out, overwrite=True)) == 0
@@ -265,7 +265,7 @@ def test_half_precision_is_close_and_another_job(embedded: Path, tissue: Path, t
         (("SHARDS", "v.parquet", "--max_bad_rate", "2"), "max_bad_rate is 2.0: use 0 or more, up to 1"),
         (("SHARDS", "v.parquet", "--image_size", "8"), "image_size is 8"),
         (("SHARDS", "v.parquet", "surplus"), "surplus"),
-        (("SHARDS",), "out"),
+        (("SHARDS",), "OUT"),
         (("http://nowhere.invalid/shards", "v.parquet"), "cache_dir is none"),
         (("tars", "v.parquet"), "no manifest here"),
     ],

@@ -373,7 +373,7 @@ def test_a_package_that_is_there_but_broken_is_told_apart(folder: Path, monkeypa
         (("--encoder", "random", "--to", "timm", "there/it.pth"), "there is not a folder that can be written"),
         (("--encoder", "random", "--to", "timm", f"{'n' * 300}.pth"), "cannot be written (File name too long)"),
         (("--encoder", "random", "--to", "timm", "--arch", "vit", "it.pth"), "use one of resnet18"),
-        (("--encoder", "random", "--to", "timm"), "out"),
+        (("--encoder", "random", "--to", "timm"), "OUT"),
         (("--encoder", "random", "--to", "timm", "it.pth", "more"), "more"),
         (("--encoder", "random", "it.pth"), "to"),
     ],

@@ -61,7 +61,7 @@ def printed() -> list[str]:
     command = re.compile(r"^[ #]*(?:exec )?(?:--env-file \S+ )?((?:accelerate|ca2cl) launch --.*)$", re.MULTILINE)
     found = []
     for path in (path for root in roots for path in (root, *root.rglob("*")) if path.is_file()):
-        found += command.findall(re.sub(r"\\\n[#\s]*", "", path.read_text(encoding="utf-8")))
+        found += command.findall(re.sub(r"\\\n[#\s]*", "", path.read_text(encoding="utf-8", errors="replace")))
     return sorted(set(found))
 
 

@@ -205,17 +205,17 @@ def test_purity_and_mutual_information_are_a_slow_loops(page: Page) -> None:
 def test_downstream_results_stand_with_their_floors_and_confusion(page: Page, job: Job) -> None:
     content = json.loads((job.folder.parent / "probe.json").read_text())
     for row in content["results"]:
-        assert (
-            f"{row['features']} {row['classifier']} 100 % {row['labelled']} {row['mean']['accuracy']:.3f}" in page.text
-        )
-    assert len(page.all("table", "confusion")) == 3
+        told = f"{row['features']} {row['classifier']} 100 % {row['labelled']} {row['mean']['accuracy']:.3f}"
+        assert told in page.text
+    assert page.text.count(content["verdict"]["sentence"]) == 2
+    assert "Top-1 accuracy at chance, always naming the most frequent class: 0.111." in page.text
+    assert len(page.all("table", "confusion")) == len(page.all("figure", "reliability")) == 3
     assert len(page.all("tr", "own")) == 3 + 3, "scores, and calibration"
     assert all(words in page.text for words in ("Calibration: ECE over 15 bins", "Recall by class with 95 %: encoder"))
-    linear_recall = content["results"][0]["recalls"][0]
-    assert f"{linear_recall['recall']:.3f} [{linear_recall['interval'][0]:.3f}" in page.text
-    # as many as there are test tiles, twice
+    linear, *_ = content["results"]
+    recall = linear["recalls"][0]
+    assert f"{recall['recall']:.3f} [{recall['interval'][0]:.3f}" in page.text
     assert page.text.count("36 labelled tiles, counts summed over 2 seeds:") == 3
-    linear = content["results"][0]
     counts = np.sum([seed["confusion"] for seed in linear["seeds"]], axis=0)
     titles = [held["title"] for held in page.all("td") if " of " in held.get("title", "")]
     assert titles[:81] == [f"{count} of {row.sum()}" for row in counts for count in row]
@@ -250,10 +250,10 @@ def test_every_test_sets_leak_and_a_runs_own_notes_are_told_once(job: Job, tmp_p
     warning = "LEAK: 3 test tiles of second are training tiles too; these scores say little about new tiles."
     resampled = f"{content['resampled']['statement']}."
     assert "tiles were resampled; no slides known" in resampled
-    assert found["probe"].warnings == [warning] and found["probe"].notes[1:] == [resampled]
+    assert found["probe"].warnings == [warning] and found["probe"].notes[3:] == [resampled]
     assert [one.title.split(", ")[4] for one in found["probe"].confusions] == 3 * ["on first"] + 3 * ["on second"]
     told = found["reproduce-nct-original"]
-    assert told.warnings == [notes[0], notes[1], notes[3]] and told.notes[1:] == [resampled, notes[2]]
+    assert told.warnings == [notes[0], notes[1], notes[3]] and told.notes[2:] == [resampled, notes[2]]
     made = report(job, tmp_path / "a.html", run=tracker.run_id)
     assert all(made.text.count(text) == 1 for text in (warning, *notes))
     assert len(made.all("p", "warning")) == 1 + 3 + 1  # and the tiles that did not decode
@@ -262,9 +262,9 @@ def test_every_test_sets_leak_and_a_runs_own_notes_are_told_once(job: Job, tmp_p
 def test_curves_and_lineage_are_the_runs(page: Page, job: Job) -> None:
     told = [held["aria-label"] for held in page.all("svg") if "over optimizer steps" in held.get("aria-label", "")]
     assert [line.split(" over")[0].split(" in ")[0] for line in told] == [
-        "Loss", "Cluster loss", "Learning rate", "Gradient norm", "Throughput", "Waiting for data",
+        "Loss", "NT-Xent", "Cluster loss", "Learning rate", "Gradient norm", "Throughput", "Waiting for data",
     ]  # fmt: skip
-    assert "total ends at 2, NT-Xent ends at 1" in told[0]
+    assert "NT-Xent running mean ends at 1.965; chance is 3.43" in told[1]
     assert "4 undecodable tiles replaced" in page.text
     words = ShardIndex(job.train).manifest.digest, job.run_id, "FINISHED", torch.__version__, f"models:/{NAME}/"
     assert [word for word in words if word not in page.text] == []
@@ -325,7 +325,7 @@ def test_a_run_that_did_not_finish_has_a_page_that_says_so(status: Any, job: Job
     assert status in made.text and ("has not ended" if status == "RUNNING" else "This run failed") in made.text
     assert any("no encoder" in line for line in made.missing())
     assert any(f"ca2cl probe --encoder {tracker.run_id}" in line for line in made.missing())
-    assert len(made.all("figure", "panel")) == 6 and not made.all("circle", "tile")
+    assert len(made.all("figure", "panel")) == 7 and not made.all("circle", "tile")
 
 
 def test_missing_parts_are_named_with_what_makes_them(
@@ -376,7 +376,7 @@ def test_a_store_that_is_away_costs_no_page(job: Job, tmp_path: Path, capfd: pyt
         (("{id}", "{tmp}"), "give a file that ends in .html"), (("{id}", "{tmp}/folder.html"), "cannot be written"),
         (("{id}", "{tmp}/file/x.html"), "cannot be written"), (("0" * 32, OUT), "check the id"),
         (("nowhere", OUT), "no alias 'nowhere'"), (("random", OUT), "no alias 'random'"),
-        (("{tmp}", OUT), "no run here"), (("{id}",), "out"),
+        (("{tmp}", OUT), "no run here"), (("{id}",), "OUT"),
         (("{probe}", OUT), "is a probe of an encoder; give the run that made it"),
         (("{id}", OUT, "--test", "{tmp}"), "no manifest here"),
         (("{id}", OUT, "--shards", "{tmp}/none"), "no manifest here"),

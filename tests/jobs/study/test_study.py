@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,10 @@ def run_here(folder: Path, *more: str) -> tuple[int, list[Sequence[str]]]:
     """The verb in this process, its jobs in forked ones; the exit code, and the commands of the jobs."""
     started: list[Sequence[str]] = []
 
-    def start(command: Sequence[str]) -> Forked:
+    def start(command: Sequence[str], *, env: Mapping[str, str]) -> Forked:
+        assert env["CA2CL_PART"] == "1"
         started.append(command)
-        return Forked(folder, *command[command.index("ca2cl") + 1 :])
+        return Forked(folder, *command[command.index("ca2cl") + 1 :], **{children.PART: env[children.PART]})
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)

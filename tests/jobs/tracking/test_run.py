@@ -291,9 +291,11 @@ def test_the_curves_show_every_number_of_the_journal_and_bridge_no_gap(tmp_path:
     for step in range(1, 5001):
         loss = math.nan if 2000 < step <= 2100 else 1 / step
         journal.append({"step": step, "loss": loss, "nt_xent": 1 / step, "lr": 0.1, "tiles_per_s": 50.0})
-    figure = curves_figure(journal.path, CA2CL.curves)
+    figure = curves_figure(journal.path, CA2CL.curves, {"nt_xent": 4.84})
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["Loss", "Learning rate", "Throughput"]
+    assert titles == ["Loss", "NT-Xent", "Learning rate", "Throughput"]
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes[:2]]
+    assert legends == [["running mean"], ["running mean", "chance 4.84"]]
     total = figure.axes[0].get_lines()[0]
     assert len(total.get_xdata()) <= 2000 and np.isnan(total.get_ydata()).any()
     figure.savefig(tmp_path / "curves.png")

@@ -190,3 +190,9 @@ def test_a_config_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     settings(tmp_path, "run: {seed: 5}\n")
     assert parse("pretrain", ["--config=~/c.yaml"]).run.seed == 5
+
+
+def test_a_folder_whose_name_ends_like_a_group_is_a_folder() -> None:
+    """``t/run`` less two characters is ``run``, as ``--run`` is."""
+    run = parse("pretrain", ["--run.output_dir", "t/run", "--run.seed", "3"]).run
+    assert (run.output_dir, run.seed) == ("t/run", 3)

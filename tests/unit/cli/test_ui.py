@@ -23,6 +23,9 @@ def test_the_store_is_found_in_a_folder_above_and_by_a_runs_folder(
     monkeypatch.chdir(tmp_path)
     assert find_store(parse("ui", [str(run)])).root == store
     assert find_store(parse("ui", ["project/ca2cl-runs"])).root == store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    found = find_store(parse("ui", [str(run)]))
+    assert (found.root, found.uri) == (store, f"sqlite:///{store / 'mlflow.db'}")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,7 @@ def test_the_store_is_found_in_a_folder_above_and_by_a_runs_folder(
     [
         ((), "`ca2cl pretrain` makes one"),
         (("nowhere",), "run 'nowhere': not there"),
+        (("/",), "run '/': leads to no store"),
         (("--port", "0"), "port is 0: use 1 or more"),
         (("--tracking.root", "made", "--host", "no.such.host.invalid"), "host is 'no.such.host.invalid'"),
         (("--tracking.root", "made", "--host", "192.0.2.1"), "host is '192.0.2.1'"),

@@ -19,6 +19,8 @@ def test_without_a_terminal_a_long_stage_is_lines_and_a_short_one_is_silent(
 ) -> None:
     caplog.set_level(logging.INFO)
     assert list(progress.ProgressBar(range(3), desc="short", unit="tile")) == [0, 1, 2]
+    with progress.ProgressBar(total=2, desc="short") as bar:
+        bar.set_postfix_str("loss 1")
     assert not caplog.messages
     monkeypatch.setattr(progress, "EVERY_S", 0.0)
     with progress.ProgressBar(total=2, desc="long", unit="tile") as bar:
@@ -34,7 +36,9 @@ def test_what_is_hidden_has_neither_bar_nor_lines(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(progress, "EVERY_S", 0.0)
-    assert list(progress.ProgressBar(range(3), desc="x", disable=True)) == [0, 1, 2]
+    with progress.ProgressBar(range(3), desc="x", disable=True) as bar:
+        bar.set_postfix_str("loss 1")
+        assert list(bar) == [0, 1, 2]
     assert not caplog.messages
 
 

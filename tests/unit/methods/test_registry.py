@@ -69,5 +69,6 @@ def test_every_method_is_made_from_its_name_alone() -> None:
     for name in METHODS:
         method = build_method(name, MethodSettings())
         assert {"loss"} <= {term for _, _, terms in method.curves for term, _ in terms}
+        assert all(len(terms) == 1 for _, _, terms in method.curves), "each loss has an axis of its own"
         with pytest.raises(InputError, match="method.options has .momentum.: there are"):
             build_method(name, MethodSettings(), ["momentum=1"])

@@ -179,11 +179,22 @@ def test_curves_break_where_a_number_was_not_finite_and_say_where_they_end() -> 
     assert (loss.title, lr.title) == ("Loss", "Learning rate")
     (curve,) = loss.curves
     assert curve.path.count("M") == 2 and curve.path.count("L") == 2 and len(curve.dots) == 4
-    assert curve.last == "0.8" and "total ends at 0.8" in loss.description
+    assert curve.mean.count("M") == 2 and curve.mean != curve.path
+    assert curve.last == "1.82" and "Loss running mean ends at 1.82" in loss.description
+    assert loss.chance is None and lr.curves[0].mean == ""
     heights = [y for _, y in curve.dots]
     assert heights == sorted(heights)  # the loss falls, and a page counts from its top
     assert len({y for _, y in lr.curves[0].dots}) == 1
     assert len(panels([{"step": 1, "loss": math.inf}], Method)) == 0
+
+
+def test_chance_is_a_line_inside_the_panel() -> None:
+    lines = [{"step": step, "loss": 9.0, "nt_xent": 4.0} for step in range(1, 4)]
+    loss, contrast = panels(lines, CA2CL, chance={"nt_xent": 4.8442})
+    assert loss.chance is None and contrast.chance is not None
+    place, told = contrast.chance
+    assert told == "4.84" and contrast.description.endswith("; chance is 4.84")
+    assert 0 < place < min(y for _, y in contrast.curves[0].dots), "above the loss, inside the panel"
 
 
 def test_a_long_run_is_thinned() -> None:

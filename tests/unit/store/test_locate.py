@@ -11,7 +11,7 @@ import pytest
 
 from ca2cl.cli.parser import parse
 from ca2cl.errors import InputError
-from ca2cl.store.locate import Place, config_path, place_of_paths, user_place
+from ca2cl.store.locate import Place, config_path, place_of_paths, store_flag, user_place
 
 SETS = ("--train", "b", "--test", "c")
 RUN_ID = "0123456789abcdef0123456789abcdef"
@@ -54,6 +54,7 @@ def test_a_named_runs_store_is_the_jobs(place: Path, inside: str) -> None:
     run = Path("../project/runs/first", inside)
     found = parse("probe", ["--encoder", str(run), *SETS]).tracking
     assert (found.uri, found.root) == (None, str(place / "project" / "ca2cl-runs"))
+    assert parse("encoders import", [str(run)]).tracking.root == found.root
     assert parse("embed", [str(place), "out.parquet", "--encoder", str(run)]).tracking.root == found.root
 
 
@@ -125,3 +126,17 @@ def test_the_configuration_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config_path() == tmp_path / ".config" / "ca2cl" / "config.yaml"
     assert user_place() is None
+
+
+def test_a_command_names_the_store_only_where_it_would_use_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = place / "project" / "ca2cl-runs"
+    assert store_flag(None, store) == ["--tracking.root", str(store)]
+    assert store_flag("https://me:secret@mlflow") == ["--tracking.uri", "https://mlflow"]
+    assert store_flag(None) == []
+    write_config(place, monkeypatch, f"tracking: {{root: {store}}}")
+    assert store_flag(None, store) == []
+    assert store_flag(None, "ca2cl-runs") == ["--tracking.root", str(place / "elsewhere" / "ca2cl-runs")]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert store_flag(None, store) == []

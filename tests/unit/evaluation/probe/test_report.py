@@ -12,7 +12,15 @@ import pytest
 from ca2cl.errors import InputError
 from ca2cl.evaluation.features import Features
 from ca2cl.evaluation.probe.scoring import Scoring, score
-from ca2cl.evaluation.report import draw_confusion, row_as_dict, table, tracked_metrics, write_json
+from ca2cl.evaluation.report import (
+    cells,
+    describe_draws,
+    draw_confusion,
+    row_as_dict,
+    table,
+    tracked_metrics,
+    write_json,
+)
 from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.splits import draw_subsets
 
@@ -120,3 +128,14 @@ def test_metrics_for_tracking_are_finite_and_named_by_row(rows: list[Row]) -> No
     scaled = sum(row.calibration is not None and bool(row.calibration.scaled) for row in rows)
     scores, errors = 6, 4  # each with its sd; four scores and two errors with an interval
     assert len(metrics) == len(rows) * 2 * (scores + errors + 4 + 2) + scaled * 2 * (errors + 1 + 2)
+
+
+def test_no_spread_is_shown_where_there_is_one_draw(rows: list[Row]) -> None:
+    """All labels are the same tiles every time, but training on them need not end the same."""
+    everything = [row for row in rows if row.budget == 1.0]
+    shown = {(row.features, row.classifier): cells(row)[4] for row in everything}
+    assert all("±" not in shown[name, kind] for name in ("encoder", "floor") for kind in ("linear", "k-NN"))
+    (trained,) = (row for row in everything if (row.features, row.classifier) == ("floor", "linear SGD"))
+    assert trained.mean_sd("accuracy")[1] > 0 and "±" in shown["floor", "linear SGD"]
+    assert all("±" in cells(row)[4] for row in rows if row.budget != 1.0)
+    assert (describe_draws(1), describe_draws(5)) == ("one draw of labels", "mean ± sd over 5 draws of labels")

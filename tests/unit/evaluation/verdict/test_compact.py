@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +16,7 @@ from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.statistics import Units
 from ca2cl.evaluation.verdict.compact import WIDTH, best_rows, compact
 from ca2cl.evaluation.verdict.facts import chance_level
+from ca2cl.evaluation.verdict.screen import files_text, in_bold
 
 TILES = Units.of(None, 20)
 COUNTS = np.array([[9, 3], [4, 4]])
@@ -87,3 +91,33 @@ def test_every_value_is_there_and_no_line_is_too_long(classifiers, budgets, feat
     shown = re.findall(r"(?<![\d.])\.\d{3}\*?", "\n".join(lines[1:]))
     assert sorted(value.rstrip("*") for value in shown) == sorted(f"{r.mean_sd('accuracy')[0]:.3f}"[1:] for r in rows)
     assert sum(value.endswith("*") for value in shown) == len(best_rows(rows))
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "bold"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+    ],
+)
+def test_bold_is_for_terminals_that_want_it(
+    terminal: bool, environment: dict[str, str], bold: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert in_bold() is bold
+
+
+def test_files_are_named_once_in_full_and_in_short_lines() -> None:
+    names = ["probe.json", *(f"probe{end}" for end in ("-details.txt", "-confusion.png", "-classifier.safetensors"))]
+    assert files_text([Path("runs") / name for name in names]).splitlines() == [
+        "all numbers: runs/probe.json",
+        "beside it: -details.txt (the long tables; --details prints them),",
+        "-confusion.png, -classifier.safetensors",
+    ]
