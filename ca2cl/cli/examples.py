@@ -138,7 +138,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "quickstart": (
         ("everything on synthetic tissue, in minutes", "ca2cl quickstart"),
         ("in another folder", "ca2cl quickstart first-look"),
-        ("longer", "ca2cl quickstart --steps 400"),
+        ("longer", "ca2cl quickstart --steps 600"),
     ),
 }  # fmt: skip
 """Three commands for each verb, each with what it is for."""

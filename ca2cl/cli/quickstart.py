@@ -108,7 +108,7 @@ def commands(config: QuickstartConfig) -> list[Command]:
         Command(
             ["ca2cl", "probe", "--encoder", "run", "--train", "shards/train", "--test", "shards/test",
              "--labels", "0.1", "1.0", "--classifiers", "logistic", "knn", "--imagenet", "false",
-             "--output", "probe.json"],
+             "--strength", "1", "--calibrate", "false", "--output", "probe.json"],
             "probe.json", weights,
         ),
         Command(["ca2cl", "report", "run", "report.html", "--test", "shards/test"], "report.html", "probe.json"),
