@@ -30,6 +30,8 @@ NEW_DEFAULTS: dict[str, dict[str, Any]] = {
     "pretrain": {"model.mean": None, "model.std": None},
     # the authors' own schedule; the rate left open is that of the optimizer, of SGD as before
     "detect": {"warmup": 1000, "lr": None},
+    # tissue in which colour tells little, and long enough for an encoder that is ahead of its baselines
+    "quickstart": {"tiles_per_class": 150, "steps": 300},
     # a bare number or alias is looked for among all models; ca2cl-encoder comes first
     **{f"encoders {verb}": {"name": None} for verb in ("show", "compare", "promote")},
 }  # fmt: skip

@@ -51,7 +51,7 @@ def test_the_whole_pipeline_runs_and_goes_on_where_it_was(tmp_path: Path) -> Non
     made = ("views.png", "probe.json", "probe-confusion.png", "report.html", "run/encoder/encoder.safetensors")
     for name in made:
         assert (tmp_path / "here" / name).is_file(), name
-    assert "Open first: here/report.html" in first.stdout
+    assert "Open first:\n  here/report.html" in first.stdout
     assert "slides" in first.stdout  # test slides are resampled
     times = [(tmp_path / "here" / name).stat().st_mtime_ns for name in made]
     again = start(arguments, tmp_path)
