@@ -166,8 +166,8 @@ class ShardReader:
             os.close(self._files.popitem()[1])
 
     def __del__(self) -> None:
-        # A reader that failed to open has no files yet.
-        if hasattr(self, "_files"):
+        # A reader that failed to open has no files yet. At the interpreter's end, os may be gone before the reader.
+        if hasattr(self, "_files") and os is not None:
             self.close()
 
     def _descriptor(self, shard: str) -> int:

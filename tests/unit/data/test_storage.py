@@ -70,6 +70,14 @@ def test_open_descriptors_are_bounded_and_closed(shards: Path) -> None:
     assert descriptors(shards) == 0
 
 
+def test_a_reader_that_outlives_its_modules_is_freed_in_silence(shards: Path) -> None:
+    reader, index = ShardReader(shards), ShardIndex(shards)
+    read_all(reader, index)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ca2cl.data.remote.reader.os", None)  # as at the interpreter's end
+        reader.__del__()
+
+
 def test_a_forked_or_unpickled_reader_reads_the_same(shards: Path, encoded: list[bytes]) -> None:
     reader, index = ShardReader(shards), ShardIndex(shards)
     assert read_all(reader, index) == encoded
