@@ -126,6 +126,7 @@ def _with_store(verb: str, settings: Any) -> Any:
     group = getattr(settings, "tracking", None)
     if settings is None or not (group or hasattr(settings, "tracking_root")) or os.environ.get("MLFLOW_TRACKING_URI"):
         return settings
+    from ca2cl.store.databases import database_of
     from ca2cl.store.locate import RUN_RECORD, place_of_paths, user_place
 
     names = (*_RUNS, "source") if verb == "encoders import" else _RUNS  # elsewhere a source is tiles
@@ -133,7 +134,9 @@ def _with_store(verb: str, settings: Any) -> Any:
     own = values.pop("run.output_dir", "") if verb == "pretrain" else values.get("run", "") if verb == "report" else ""
     if own and Path(own, RUN_RECORD).exists():  # these verbs read it themselves
         return settings
-    place = place_of_paths(values.values()) or user_place()
+    place = place_of_paths(values.values())
+    if place is None or (place.uri is not None and database_of(place.uri) is None):
+        place = user_place()  # a folder that came from elsewhere must not send this user's results to a server
     here = Path(TrackingConfig.root).resolve()
     if place is None or (place.root is not None and Path(place.root).resolve() == here):
         return settings

@@ -69,7 +69,9 @@ def test_a_store_that_was_moved_with_its_run_is_found_and_one_that_is_gone_is_no
 
 def test_a_servers_run_leads_to_the_server_and_a_file_beside_a_store_to_the_store(place: Path) -> None:
     run = make_run(place / "served", "http://mlflow:5000")
-    assert place_of_paths([str(run)]) == Place(uri="http://mlflow:5000")
+    assert place_of_paths([str(run)]) == Place(uri="http://mlflow:5000")  # for `ca2cl ui`, which prints it
+    tracking = parse("probe", ["--encoder", str(run), *SETS]).tracking
+    assert (tracking.uri, tracking.root) == (None, "ca2cl-runs"), "nothing is sent to where a folder says"
     store = place / "project" / "ca2cl-runs"
     (store / "probe-1.json").write_text("{}")
     assert place_of_paths(["champion", "timm:resnet18", str(store / "probe-1.json")]) == Place(root=str(store))
