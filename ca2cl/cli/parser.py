@@ -68,7 +68,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=f"ca2cl {name}", exit_on_error=False, add_help=False)
+    parser = jsonargparse.ArgumentParser(prog=f"ca2cl {name}", exit_on_error=False, add_help=False, allow_abbrev=False)
     missing = dataclasses.MISSING
     required = frozenset(f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is missing)
     if name == "doctor":
@@ -111,7 +111,8 @@ def _parsed(name: str, parser: Any, kind: type, arguments: list[str], positional
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         fields = {field.name: field for group in groups_of(kind) for field in group.fields}
-        raise InputError(explain(str(error), name, fields, positional)) from None
+        given = {word.partition("=")[0][2:] for word in arguments if word.startswith("--")}
+        raise InputError(explain(str(error), name, fields, positional, given)) from None
     except (UnicodeError, RecursionError) as error:  # of a value that is read as YAML
         raise InputError(f"a setting cannot be read ({str(error)[:200]}); see --help") from None
     except SystemExit as end:
