@@ -275,6 +275,7 @@ def _planned(arguments: list[str]) -> list[str]:
             planned.append(f"--recipe={recipe}")
         elif recipe in recipes():
             flags = read_flags(str(_RECIPES / f"{recipe}.yaml"), _types(kind), frozenset(), "")
+            planned.append(f"--pretrain_recipe={recipe}")
             for name, words in flags:
                 planned += [f"--{_DOCTORS[name]}", *words] if name in _DOCTORS else []
         else:

@@ -83,6 +83,8 @@ def test_doctors_recipe_is_pretrains_or_that_of_the_views() -> None:
     assert (planned.recipe, planned.image_size, planned.batch_size, planned.lanes) == ("crop", 96, 32, 64)
     assert parse("doctor", ["--batch_size", "32", "--recipe", "crc5_small"]).batch_size == 64  # the last one wins
     assert parse("doctor", ["--recipe=crop"]).recipe == "crop"
+    named = parse("doctor", ["--recipe", "crc5_small"]), parse("doctor", ["--recipe=crop"])
+    assert [one.pretrain_recipe for one in named] == ["crc5_small", None]  # which the next commands name
 
 
 @pytest.mark.parametrize("recipe", recipes())
