@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from ca2cl.cli.fields import Field, choices, expected
+from ca2cl.cli.fields import REQUIRED, Field, choices, expected
 from ca2cl.errors import nearest
 
 _VALUE = re.compile(r"(?:Got value|Given value): (.*)$")
@@ -19,7 +19,13 @@ _REQUIRED = re.compile(r"following arguments are required: (.*)|Key \"([\w.]+)\"
 _LONGEST = 60
 
 
-def explain(message: str, verb: str, fields: Mapping[str, Field], positional: Sequence[str] = ()) -> str:
+def explain(
+    message: str,
+    verb: str,
+    fields: Mapping[str, Field],
+    positional: Sequence[str] = (),
+    given: Collection[str] = (),
+) -> str:
     """A parser's complaint as the setting, its value and the remedy.
 
     Args:
@@ -27,6 +33,7 @@ def explain(message: str, verb: str, fields: Mapping[str, Field], positional: Se
         verb: name of the verb.
         fields: its settings by their dotted names.
         positional: those that are given without their names.
+        given: names of those that were given.
     """
     message = " ".join(message.split())
     if found := _UNKNOWN.search(message):
@@ -47,14 +54,22 @@ def explain(message: str, verb: str, fields: Mapping[str, Field], positional: Se
         if found.group(1).startswith("-"):
             word = found.group(1).split()[0]
             return f"unknown setting {word}: settings begin with two hyphens; ca2cl {verb} --help has them"
+        missing = [name for name, field in fields.items() if field.default is REQUIRED and name not in given]
+        if missing:
+            pairs = zip(missing, found.group(1).split(), strict=False)
+            meant = " ".join(f"--{name} {word}" for name, word in pairs)
+            return f"{found.group(1)!r} has no name: did you mean {meant}?"
         return f"{found.group(1)!r} belongs to no setting; put values behind their flag, and quote those with spaces"
     return message
 
 
 def unknown(name: str, verb: str, known: Sequence[str]) -> str:
-    """An unknown setting with the nearest known ones: ``lr`` is ``optim.lr``."""
+    """An unknown setting with the nearest known ones: ``lr`` is ``optim.lr``, ``run.out`` is ``run.output_dir``."""
     last = name.rpartition(".")[2]
     ends = [one for one in known if one.rpartition(".")[2] == last]
+    begun = [one for one in known if one.startswith(name)]
+    if not ends and len(begun) == 1:
+        ends = begun
     if len(ends) > 1:
         return f"unknown setting {name}: did you mean {', '.join(ends[:-1])} or {ends[-1]}?"
     if ends:

@@ -32,7 +32,8 @@ def short_help(verb: str, groups: Sequence[Group], positional: Sequence[str], re
         parts.append("settings to begin with:" + "".join(_setting(fields[name], positional) for name in first))
     if recipes:
         parts[-1] += f"\n  --recipe NAME\n{_wrapped(_RECIPE + ', '.join(recipes) + '.', 6)}"
-    parts.append(f"ca2cl {verb} --help_all shows all {len(fields)} settings.")
+    if len(first) < len(fields):
+        parts.append(f"ca2cl {verb} --help_all shows all {len(fields)} settings.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ _STARTS_PROGRAMS = frozenset({"launcher"})
 _STORES = ("--tracking.uri", "--tracking.root", "--tracking_uri", "--tracking_root")
 _RUNS = ("encoder", "run", "detector", "model.weights", "run.output_dir")
 """Settings that may be the path of a run, whose store is then the job's; no flag, file or environment names another."""
+_EITHER = {"run.epochs": "run.steps", "run.steps": "run.epochs"}
+"""Lengths of a run, of which it has one: a later one replaces the other where a file gave that."""
 _HOME = re.compile(r"([^/~=]*=)?(~.*)", re.DOTALL)
 
 
@@ -66,7 +68,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=f"ca2cl {name}", exit_on_error=False, add_help=False)
+    parser = jsonargparse.ArgumentParser(prog=f"ca2cl {name}", exit_on_error=False, add_help=False, allow_abbrev=False)
     missing = dataclasses.MISSING
     required = frozenset(f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is missing)
     if name == "doctor":
@@ -109,7 +111,8 @@ def _parsed(name: str, parser: Any, kind: type, arguments: list[str], positional
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         fields = {field.name: field for group in groups_of(kind) for field in group.fields}
-        raise InputError(explain(str(error), name, fields, positional)) from None
+        given = {word.partition("=")[0][2:] for word in arguments if word.startswith("--")}
+        raise InputError(explain(str(error), name, fields, positional, given)) from None
     except (UnicodeError, RecursionError) as error:  # of a value that is read as YAML
         raise InputError(f"a setting cannot be read ({str(error)[:200]}); see --help") from None
     except SystemExit as end:
@@ -272,6 +275,7 @@ def _planned(arguments: list[str]) -> list[str]:
             planned.append(f"--recipe={recipe}")
         elif recipe in recipes():
             flags = read_flags(str(_RECIPES / f"{recipe}.yaml"), _types(kind), frozenset(), "")
+            planned.append(f"--pretrain_recipe={recipe}")
             for name, words in flags:
                 planned += [f"--{_DOCTORS[name]}", *words] if name in _DOCTORS else []
         else:
@@ -282,14 +286,17 @@ def _planned(arguments: list[str]) -> list[str]:
 def _with_files(arguments: list[str], types: Mapping[str, str], required: frozenset[str]) -> list[str]:
     """``--config FILE``, ``--recipe NAME`` (a shipped file) and ``--GROUP FILE`` as the flags that they mean."""
     replaced: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
+    lengths: dict[str, int] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
         option, equals, path = argument.partition("=")
         group = option[2:] if option.startswith("--") and types.get(option[2:]) == "" else ""
         if option not in ("--config", "--recipe") and not group:
+            _replace_length(option, path if equals else "".join(rest[:1]), replaced, lengths)
             replaced.append(argument)
             continue
-        path = path if equals else next(rest, "")
+        path = path if equals else rest.pop(0) if rest else ""
         if option == "--recipe":
             if not path or path.startswith("-"):
                 raise InputError(f"recipe has no value: give {', '.join(recipes())}")
@@ -303,11 +310,35 @@ def _with_files(arguments: list[str], types: Mapping[str, str], required: frozen
             raise InputError(
                 f"{group} is {path!r}, a folder: give a YAML file, or single settings: {', '.join(inside)}"
             )
-        for name, words in read_flags(path, types, required, group):
-            if name in _STARTS_PROGRAMS:
-                raise InputError(f"config {path!r}: {name} starts a program; give it on the command line, --{name}")
-            if name in MAY_NAME_CODE and (code := [word for word in words if names_code(word)]):
-                raise InputError(f"config {path!r}: {name} names code; do so on the command line, --{name} {code[0]}")
-            value = _joined(types[name], words) if "tuple" in types[name] else words[0]
-            replaced.append(f"--{name}={value}")
+        flags = list(_flags_of(path, types, required, group))
+        for flag in flags:
+            name, _, value = flag.partition("=")
+            _replace_length(name, value, replaced, lengths)
+        lengths |= {flag[2:].partition("=")[0]: len(replaced) + number for number, flag in enumerate(flags)}
+        replaced += flags
     return replaced
+
+
+def _replace_length(option: str, value: str, replaced: list[str], lengths: dict[str, int]) -> None:
+    """Leave open the epochs that a file gave where steps are given now, and the other way round.
+
+    Args:
+        option: that is given now.
+        value: its word.
+        replaced: the flags so far.
+        lengths: where in them the settings of files stand, by name.
+    """
+    other = _EITHER.get(option[2:], "")
+    if other in lengths and value.lower() not in (_NONE, "null"):
+        replaced[lengths.pop(other)] = f"--{other}=null"
+
+
+def _flags_of(path: str, types: Mapping[str, str], required: frozenset[str], group: str) -> Iterator[str]:
+    """Yield the settings of a file as ``--NAME=VALUE``; one that would run code is refused."""
+    for name, words in read_flags(path, types, required, group):
+        if name in _STARTS_PROGRAMS:
+            raise InputError(f"config {path!r}: {name} starts a program; give it on the command line, --{name}")
+        if name in MAY_NAME_CODE and (code := [word for word in words if names_code(word)]):
+            raise InputError(f"config {path!r}: {name} names code; do so on the command line, --{name} {code[0]}")
+        value = _joined(types[name], words) if "tuple" in types[name] else words[0]
+        yield f"--{name}={value}"

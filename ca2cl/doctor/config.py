@@ -47,6 +47,8 @@ class DoctorConfig:
     recipe: Literal["ca2cl", "crop"] = "ca2cl"
     """Recipe of the planned job, as for ca2cl pretrain: the job then has its settings. ca2cl or crop: views.recipe
     alone."""
+    pretrain_recipe: str | None = None
+    """Recipe that the next commands name; --recipe sets it where it names one of ca2cl pretrain."""
     strength: float = ViewsConfig.strength
     """views.strength of the planned job."""
     crop_scale: tuple[float, float] = ViewsConfig.crop_scale

@@ -71,9 +71,10 @@ def arithmetic(index: ShardIndex, order: LaneOrder, plan: DoctorConfig) -> Findi
     text = (
         f"{tiles} tiles in {len(index.shards)} shards = {plan.lanes} lanes of {order.lane_length}; a batch of "
         f"{plan.batch_size} takes {order.per_lane} of each lane, from {from_shards} shards; {order.steps_per_epoch} "
-        f"steps an epoch leave out {tiles - used} tiles; {plan.processes} processes serve "
-        f"{plan.lanes // plan.processes} lanes each"
+        f"steps an epoch leave out {tiles - used} tiles"
     )
+    if plan.processes > 1:
+        text += f"; each of {plan.processes} processes reads {plan.lanes // plan.processes} lanes"
     return Finding("order", "ok", text)
 
 
@@ -147,12 +148,14 @@ def _step_seconds(method: Method, network: torch.nn.Module, batch: Any, device: 
 
 def _supply(reading: float, taking: float, plan: DoctorConfig) -> Finding:
     """Rates of a process's workers and of its device; wrong where the workers do not keep up."""
-    processes = max(1, plan.workers)
+    workers = max(1, plan.workers)
     text = (
-        f"one core reads and decodes {reading:,.0f} tiles/s, {processes} of them {processes * reading:,.0f} a process; "
-        f"a process takes {taking:,.0f}"
+        f"{reading:,.0f} tiles/s with 1 worker"
+        + (f", {workers * reading:,.0f} with {workers}" if workers > 1 else "")
+        + f"; the step takes {taking:,.0f} tiles/s"
+        + (" in each process" if plan.processes > 1 else "")
     )
-    if processes * reading < taking:
+    if workers * reading < taking:
         return Finding("reading", "wrong", text, f"use --data.workers {math.ceil(taking / reading)}")
     return Finding("reading", "ok", text)
 

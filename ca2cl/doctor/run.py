@@ -12,6 +12,9 @@ from ca2cl.config import ViewsConfig
 from ca2cl.doctor.config import DoctorConfig
 from ca2cl.runtime.launched import find_place
 
+_ANY = "RECIPE"
+"""Stands in the next commands for a recipe that the user chooses."""
+
 
 def run(config: DoctorConfig) -> int:
     """Print what was found, or write the sheet; returns 0, or 1 when something is wrong."""
@@ -27,10 +30,11 @@ def run(config: DoctorConfig) -> int:
 def _sheet(config: DoctorConfig, shards: str, out: str) -> int:
     from ca2cl.views.contact_sheet import run_sheet
 
-    recipe = ViewsConfig(recipe=config.recipe, strength=config.strength, crop_scale=config.crop_scale)
-    path = run_sheet(shards, out, count=config.count, config=recipe, image_size=config.image_size)
+    views = ViewsConfig(recipe=config.recipe, strength=config.strength, crop_scale=config.crop_scale)
+    path = run_sheet(shards, out, count=config.count, config=views, image_size=config.image_size)
     sys.stdout.write(f"views of {config.count} tiles in {path}\n")
-    train = ["ca2cl", "pretrain", "--recipe", "RECIPE", "--data.shards", shards, "--run.output_dir", "runs/first"]
+    recipe = config.pretrain_recipe or _ANY
+    train = ["ca2cl", "pretrain", "--recipe", recipe, "--data.shards", shards, "--run.output_dir", "runs/first"]
     sys.stdout.write(closing("a sheet of views", path, train))
     return 0
 
@@ -58,8 +62,9 @@ def _examine(config: DoctorConfig) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     if config.shards and not wrong:
-        train = ["ca2cl", "pretrain", "--recipe", "RECIPE", "--data.shards", config.shards]
-        look = ["ca2cl", "doctor", "--views", config.shards, "views.png", "--recipe", "RECIPE"]
+        recipe = config.pretrain_recipe or _ANY
+        train = ["ca2cl", "pretrain", "--recipe", recipe, "--data.shards", config.shards]
+        look = ["ca2cl", "doctor", "--views", config.shards, "views.png", "--recipe", recipe]
         sys.stdout.write(going_on(look, [*train, "--run.output_dir", "runs/first"]))
     elif not config.shards:
         sys.stdout.write(going_on(["ca2cl", "doctor", "--shards", "SHARDS"]))

@@ -131,8 +131,8 @@ class LaneOrder:
         self.steps_per_epoch = self.lane_length // self.per_lane
         if self.steps_per_epoch < 1:
             raise InputError(
-                f"run.batch_size is {batch_size}: {total} samples in {lanes} lanes are {self.lane_length} each, and a "
-                f"batch takes {self.per_lane} of each; {self._remedy(world)}"
+                f"run.batch_size is {batch_size}: {total} tiles are fewer than a batch of {batch_size}; "
+                f"{self._remedy(world)}"
             )
         self._sequence = lru_cache(1)(self._shards)
         # Every lane stands in one shard, or on a border between two; the rest is room for replacements.

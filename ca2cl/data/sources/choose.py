@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ca2cl.common.plugins import find_installed, is_plugin, load_plugin
 from ca2cl.data.sources.base import Source, SourceOptions
+from ca2cl.data.sources.names import slides_instead
 from ca2cl.errors import InputError
 
 _DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
@@ -61,6 +62,23 @@ def is_source(source: str) -> bool:
     return _class_of(source) is not None
 
 
+def not_there(source: str, kinds: str) -> InputError:
+    """The error where no kind of source fits.
+
+    Args:
+        source: what was given.
+        kinds: what may be given.
+    """
+    path = Path(source)
+    if slides := slides_instead(path):
+        return InputError(f"{source}: {slides}")
+    if path.suffix == ".csv" and path.is_file():
+        return InputError(f"{source}: a CSV lists slides: add --mpp 0.5 (micrometres a pixel) to cut tiles from them")
+    if path.is_file():
+        return InputError(f"{source}: a file, not a folder; give the folder that holds it: {path.parent}")
+    return InputError(f"{source}: no such folder; give {kinds}")
+
+
 def open_source(source: str, options: SourceOptions | None = None, *, mixed: bool = False) -> Source:
     """List ``source``.
 
@@ -78,8 +96,6 @@ def open_source(source: str, options: SourceOptions | None = None, *, mixed: boo
     """
     found = _class_of(source)
     if found is None:
-        raise InputError(
-            f"{source}: no such folder; give a folder of images, a saved dataset, Parquet files or hf:NAME"
-        )
+        raise not_there(source, "a folder of images, a saved dataset, Parquet files or hf:NAME")
     opened: Source = load_plugin(found[0], "source")(found[1], options or SourceOptions(), mixed=mixed)
     return opened

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ca2cl.data.sources.base import SourceOptions, Tile, TileReader, safe_key
 from ca2cl.data.sources.class_folders import mistaken
-from ca2cl.data.sources.names import as_text, is_clutter, shown
+from ca2cl.data.sources.names import as_text, is_clutter, shown, slides_instead
 from ca2cl.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class FolderSource:
         _refuse_broken(root, broken)
         if not found:
             kinds = " ".join(sorted(EXTENSIONS))
-            raise InputError(f"{root}: no images here; give a folder of class folders with files of {kinds}")
+            remedy = f"no images here; give a folder of class folders with files of {kinds}"
+            raise InputError(f"{given}: {slides_instead(given) or remedy}")
         self.digest = _listing_digest(found)
         self._names = [name for name, _, _ in found]
         self.classes, self.labels = self._label(options, mixed)

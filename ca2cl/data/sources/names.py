@@ -1,9 +1,10 @@
-"""File names: system clutter, and names that are not UTF-8."""
+"""File names: clutter, slides, names that are not UTF-8."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
+from pathlib import Path
 
 _CLUTTER = frozenset(
     {
@@ -14,6 +15,19 @@ _CLUTTER = frozenset(
         "~snapshot", "lost+found", "__pycache__",  # NetApp, ext4, Python
     }
 )  # fmt: skip
+
+SLIDES = frozenset({"svs", "ndpi", "mrxs", "scn", "bif", "vms", "vmu", "svslide", "czi", "dcm"})
+"""Endings of whole-slide images that are never those of tiles."""
+
+
+def slides_instead(source: Path) -> str:
+    """The remedy where tiles are asked for and there are slides: a file, a pattern, or some below a folder."""
+    names = (name for _, _, files in os.walk(source) for name in files) if source.is_dir() else [source.name]
+    found = min({suffix for name in names if (suffix := Path(name).suffix.lower())[1:] in SLIDES}, default=None)
+    if found is None:
+        return ""
+    what = f"has {found} files" if source.is_dir() else "slides, not tiles"
+    return f"{what}: add --mpp 0.5 (micrometres a pixel) to cut tiles from slides"
 
 
 def is_clutter(name: str) -> bool:

@@ -25,7 +25,7 @@ from ca2cl.data.remote.reader import ShardReader, is_remote, open_index
 from ca2cl.data.shards.index import INDEX_NAME
 from ca2cl.data.shards.writer import check_pixels, image_size
 from ca2cl.data.sources.base import Content, Source, SourceOptions, Tile
-from ca2cl.data.sources.choose import is_source, open_source
+from ca2cl.data.sources.choose import is_source, not_there, open_source
 from ca2cl.data.sources.names import is_clutter, shown
 from ca2cl.errors import InputError
 from ca2cl.slides.readers.base import SlideError
@@ -111,9 +111,7 @@ def open_tiles(source: str, cache_dir: str | None, options: SourceOptions) -> Ti
             raise InputError(f"cache_dir is none: {source} is remote; give a local folder with --cache_dir")
         return ShardTiles(source, cache_dir)
     if not is_source(source):
-        raise InputError(
-            f"{source}: no such folder; give shards, a folder of images, a saved dataset, hf:NAME, or slides with --mpp"
-        )
+        raise not_there(source, "shards, a folder of images, a saved dataset, hf:NAME, or slides with --mpp")
     if (root / INDEX_NAME).exists() or (
         root.is_dir() and any(not is_clutter(path.name) for path in root.glob("*.tar"))
     ):

@@ -33,7 +33,7 @@ def test_a_sound_job_is_called_sound_with_its_numbers(
     )
     assert code == 0 and "verdict: nothing is wrong" in out, out
     assert "90 tiles in 5 shards = 8 lanes of 11; a batch of 32 takes 4 of each lane" in out
-    assert "2 steps an epoch leave out 26 tiles; 2 processes serve 4 lanes each" in out
+    assert "2 steps an epoch leave out 26 tiles; each of 2 processes reads 4 lanes" in out
     for area in ("versions", "devices", "bf16", "fp16", "shared memory", "MLflow", "reading", "views, step"):
         assert any(area in line for line in out.splitlines()), area
 

@@ -24,6 +24,8 @@ def test_without_a_verb_the_verbs_are_listed(capfd: pytest.CaptureFixture[str]) 
 
 
 PROBE = ("probe", "--encoder", "a", "--train", "b", "--test", "c")
+SHOWN = ("quickstart", "completion", "sync")
+"""Verbs whose --help shows every setting."""
 PARSED = [name for name, verb in VERBS.items() if not verb.raw]
 
 
@@ -48,7 +50,7 @@ def test_help_is_short_and_has_three_examples_of_the_verb(verb: str, capfd: pyte
     assert len(EXAMPLES[verb]) == 3
     words = verb.replace(" plan", " --plan")
     assert all(f"ca2cl {words}" in line for _, line in EXAMPLES[verb])
-    assert out.count("\n  # ") == 3 and f"ca2cl {verb} --help_all" in out
+    assert out.count("\n  # ") == 3 and (f"ca2cl {verb} --help_all shows" in out) == (verb not in SHOWN)
     assert max(map(len, out.splitlines())) <= 100
     assert len(out.splitlines()) < 75
     names = re.findall(r"^  --([\w.]+)", out, flags=re.MULTILINE)
@@ -81,6 +83,8 @@ def test_doctors_recipe_is_pretrains_or_that_of_the_views() -> None:
     assert (planned.recipe, planned.image_size, planned.batch_size, planned.lanes) == ("crop", 96, 32, 64)
     assert parse("doctor", ["--batch_size", "32", "--recipe", "crc5_small"]).batch_size == 64  # the last one wins
     assert parse("doctor", ["--recipe=crop"]).recipe == "crop"
+    named = parse("doctor", ["--recipe", "crc5_small"]), parse("doctor", ["--recipe=crop"])
+    assert [one.pretrain_recipe for one in named] == ["crc5_small", None]  # which the next commands name
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -94,6 +98,12 @@ def test_every_recipe_resolves(recipe: str, capfd: pytest.CaptureFixture[str]) -
     ("arguments", "message"),
     [
         (("pretain",), "no verb 'pretain': did you mean pretrain?"),
+        (("pretrain", "--data.shard", "x"), "unknown setting data.shard: did you mean data.shards?"),
+        (("pretrain", "--run.out=x"), "unknown setting run.out: did you mean run.output_dir?"),
+        (("shard", "a", "b", "--unlabel"), "unknown setting unlabel: did you mean unlabelled?"),
+        (("probe", "runs/a", "--train", "b"), "'runs/a' has no name: did you mean --encoder runs/a?"),
+        (("probe", "a", "b", "c", "d"), "did you mean --encoder a --train b --test c?"),
+        (("probe", "d", *PROBE[1:]), "'d' belongs to no setting; put values behind their flag"),
         (("pretrain", "--recipe", "smok"), "no recipe 'smok': did you mean smoke?"),
         (("pretrain", "--optim.rl", "1"), "unknown setting optim.rl: did you mean optim.lr?"),
         (("pretrain", "--config", "nowhere.yaml"), "nowhere.yaml"),

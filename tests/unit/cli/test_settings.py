@@ -106,6 +106,25 @@ def test_later_settings_win_whether_file_recipe_or_flag(tmp_path: Path) -> None:
     assert (made.data.lanes, made.data.workers) == (16, 1)
 
 
+def test_a_length_replaces_the_other_of_an_earlier_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "steps.yaml").write_text("run: {steps: 7}\n", encoding="utf-8")
+    (tmp_path / "both.yaml").write_text("run: {steps: 7, epochs: 2}\n", encoding="utf-8")
+    recipe, steps, both = ["--recipe", "crc5_small"], ["--config", f"{tmp_path}/steps.yaml"], f"{tmp_path}/both.yaml"
+    for arguments, length in {
+        (*recipe, "--run.steps", "30"): (None, 30),
+        (*recipe, "--run.steps=30"): (None, 30),
+        ("--recipe", "smoke", "--run.epochs", "2"): (2, None),
+        (*recipe, *steps): (None, 7),
+        (*recipe, *steps, "--run.epochs", "3"): (3, None),
+        (*recipe, "--run.steps", "none"): (18, None),
+        (*recipe, "--run.steps", "30", "--run.epochs", "2"): (2, 30),
+        ("--run.steps", "30", *recipe): (18, 30),
+        ("--config", both): (2, 7),
+    }.items():
+        run = parse("pretrain", list(arguments)).run
+        assert (run.epochs, run.steps) == length, arguments
+
+
 def test_what_print_config_shows_is_taken_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--recipe", "crc5_small", "--tracking.register_as", "none", "--run.output_dir", "x y", "--run.seed", "9"]
     assert main(["pretrain", *flags, "--print_config"]) == 0

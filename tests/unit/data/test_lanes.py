@@ -142,9 +142,11 @@ def test_impossible_splits_are_refused_with_the_arithmetic() -> None:
     index = index_of([10, 10])
     with pytest.raises(InputError, match="batch_size is 10.*data.lanes = 4.*multiple"):
         LaneOrder(index, 4, 10, 0)
-    with pytest.raises(InputError, match="20 samples in 4 lanes are 5 each.*use --run.batch_size 20"):
+    with pytest.raises(InputError, match="20 tiles are fewer than a batch of 24; use --run.batch_size 20"):
         LaneOrder(index, 4, 24, 0)
-    with pytest.raises(InputError, match="20 samples in 64 lanes.*use --run.batch_size 20 with --data.lanes 20"):
+    with pytest.raises(
+        InputError, match="20 tiles are fewer than a batch of 64; use --run.batch_size 20 with --data.lanes 20"
+    ):
         LaneOrder(index, 64, 64, 0)
     with pytest.raises(InputError, match="3 processes.*1, 2 or 4 processes, or use .*batch_size 9 with --data.lanes 3"):
         LaneOrder(index, 4, 8, 0).batch(0, 0, 3)

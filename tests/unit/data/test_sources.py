@@ -17,7 +17,10 @@ from PIL import Image
 
 from ca2cl.data.sources.base import Source, SourceOptions, safe_key
 from ca2cl.data.sources.choose import open_source
+from ca2cl.data.sources.image_folder import EXTENSIONS
+from ca2cl.data.sources.names import SLIDES
 from ca2cl.errors import InputError
+from ca2cl.slides.readers.open import PYRAMIDS
 
 
 def encoded(seed: int, kind: str = "PNG", side: int = 8) -> bytes:
@@ -118,6 +121,20 @@ def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "ADI/a.png", "preview.png")
     with pytest.raises(InputError, match=r"preview\.png.*ADI.*unlabelled"):
         open_source(str(tmp_path))
+
+
+def test_slides_and_files_are_refused_with_what_to_give(tmp_path: Path) -> None:
+    put(tmp_path, "tiles/ADI/a.jpg", "cohort/sub/b.SVS", "cohort/notes.txt", "cohort.csv")
+    for name, words in {
+        "cohort": "cohort: has .svs files: add --mpp 0.5 (micrometres a pixel) to cut tiles from slides",
+        "cohort/sub/b.SVS": "b.SVS: slides, not tiles: add --mpp 0.5",
+        "cohort/*.svs": "*.svs: slides, not tiles: add --mpp 0.5",
+        "cohort.csv": "a CSV lists slides: add --mpp 0.5",
+        "tiles/ADI/a.jpg": f"a file, not a folder; give the folder that holds it: {tmp_path}/tiles/ADI",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(words)):
+            open_source(str(tmp_path / name))
+    assert SLIDES == PYRAMIDS - EXTENSIONS
 
 
 @pytest.mark.parametrize("make", [False, True])
