@@ -135,7 +135,7 @@ def test_a_probe_names_and_tags_shared_slides_and_resamples_slides(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, tags = run_probe(place, tmp_path, "test")
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "LEAK: train and test share 4 slides or patients (SLIDE2, SLIDE3, SLIDE4, ...), those of 24 of 36" in printed
     assert "36 tiles of 6 slides or patients" in printed and "No verdict: there is a leak" in printed
     assert "whole slides or patients were resampled (6 of them)" in (tmp_path / "probe-details.txt").read_text()
