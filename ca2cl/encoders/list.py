@@ -16,7 +16,7 @@ from ca2cl.registry.versions import EncoderVersion, existing_store, registered
 from ca2cl.store.open import Store, find_run, resolve_uri
 
 POSITIONAL: tuple[str, ...] = ()
-_HEADS = ("name", "version", "aliases", "arch", "step", "px", "recipe", "data", "source run", "created (UTC)")
+_HEADS = ("name", "version", "aliases", "arch", "step", "px", "views", "data", "source run", "created (UTC)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,10 @@ from ca2cl.models.encoder_io import (
 from ca2cl.models.resnet import require_resnet
 from ca2cl.models.timm.spelling import split_arch
 from ca2cl.registry.register import CHAMPION
-from ca2cl.registry.versions import LATEST, existing_store, find_version
+from ca2cl.registry.versions import ELSEWHERE, LATEST, existing_store, find_version
 from ca2cl.store.artifacts import fetch, names_in, run_place, version_place
 from ca2cl.store.names import WORD, full_run_id, is_stored
-from ca2cl.store.open import DEFAULT_ROOT, Store, fetch_run, open_store
+from ca2cl.store.open import DEFAULT_ROOT, Store, fetch_run, store_place
 from ca2cl.weights.find import WeightsFile, find_in_folder, find_local, find_public, is_public
 from ca2cl.weights.load import DEFAULT_SIZE, Start, load_weights
 
@@ -132,9 +132,9 @@ def resolve_encoder(
     elif is_public(source):
         found = _from_weights(find_public(source), arch)
     elif is_stored(source):
-        found = _from_store(source, open_store(tracking_uri, root or DEFAULT_ROOT), arch)
+        found = _from_store(source, _store(source, tracking_uri, root), arch)
     elif (named := stored_name(source, tracking_uri, root)) is not None:
-        found = _from_store(named, open_store(tracking_uri, root or DEFAULT_ROOT), arch)
+        found = _from_store(named, _store(source, tracking_uri, root), arch)
     else:
         found = _from_path(Path(source).expanduser(), arch)
     if arch is not None and found.card.arch != arch:  # of a card
@@ -207,12 +207,25 @@ def _from_store(source: str, store: Store, arch: str | None) -> ResolvedEncoder:
     return _download(location, store, run_id, f"runs:/{run_id}", arch)
 
 
+def _store(source: str, tracking_uri: str | None, root: str | Path | None) -> Store:
+    """The store, which looking for an encoder does not make."""
+    where = TrackingConfig(uri=tracking_uri, root=str(root or DEFAULT_ROOT))
+    store = existing_store(where)
+    if store is None:
+        forms = "" if is_stored(source) else f". An encoder is {_FORMS}"
+        raise InputError(
+            f"encoder {source!r}: not there, for there is no store in {store_place(where.uri, where.root)}; "
+            f"{ELSEWHERE}{forms}"
+        )
+    return store
+
+
 def stored_name(word: str, tracking_uri: str | None, root: str | Path | None) -> str | None:
     """``runs:/ID`` or ``models:/NAME/VERSION`` for a version's number, an alias or the first digits of a run id; None
     for what is there as a file or folder, or looks like the path of one.
 
     Raises:
-        InputError: the store has none such, or cannot be reached.
+        InputError: the store has none such, is not there, or cannot be reached.
     """
     if not WORD.fullmatch(word):
         return None
@@ -220,9 +233,7 @@ def stored_name(word: str, tracking_uri: str | None, root: str | Path | None) ->
         if word.isdecimal() or word in (CHAMPION, LATEST):
             logger.info("encoder %s: the file or folder; the registry's is models:/NAME/VERSION or @ALIAS", word)
         return None
-    store = existing_store(TrackingConfig(uri=tracking_uri, root=str(root or DEFAULT_ROOT)))
-    if store is None:
-        return None
+    store = _store(word, tracking_uri, root)
     try:
         entry = find_version(store, word)
     except InputError as error:

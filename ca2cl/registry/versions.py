@@ -16,6 +16,11 @@ from ca2cl.store.open import Store, all_pages, fetch_run, open_store, resolve_ur
 ENCODER_NAME = "ca2cl-encoder"
 ORIGIN_RUN_TAG = "ca2cl.origin_run_id"
 LATEST = "latest"
+ELSEWHERE = (
+    "give a run's folder, or name the store: --tracking.root FOLDER or --tracking.uri URI, in Python root=FOLDER or "
+    "tracking_uri=URI"
+)
+"""Remedy where a store has no encoder."""
 _PAGE = 200
 
 
@@ -146,7 +151,7 @@ def _unknown(store: Store, versions: Sequence[EncoderVersion], what: str, name: 
     if not versions:
         known = f"registered model {name!r}: not" if name else "no encoder is registered"
         names = sorted({entry.name for entry in registered(store)})
-        return InputError(f"{known} in {store.public_uri}; {nearest(name or what, names)}")
+        return InputError(f"{known} in {store.public_uri}; {nearest(name or what, names) if names else ELSEWHERE}")
     owner = name or (ENCODER_NAME if any(entry.name == ENCODER_NAME for entry in versions) else versions[0].name)
     versions = [entry for entry in versions if entry.name == owner]
     if what.isdecimal():

@@ -337,16 +337,12 @@ def _begin_run(folder: Path, config: Tracked, store: Store) -> RunRecord:
 
 def _write_description(tracker: RunTracker, config: Tracked, manifest: Mapping[str, Any] | None) -> None:
     now, first = _params(config), tracker.record.params
-    drift = {
-        f"param_drift.{name}": f"{first[name]} -> {now[name]}"
-        for name in now
-        if name in first and now[name] != first[name]
-    }
+    drift = {name: f"{first[name]} -> {now[name]}" for name in now if name in first and now[name] != first[name]}
     tracker.log_event("status", status="RUNNING")
     tracker.log_event("params", params=first)  # again on resume: the first start may have died before it
     if drift:
-        tracker.log_event("tags", tags=drift)
-        _log.warning("resumed with changed settings: %s", ", ".join(sorted(drift)))
+        tracker.log_event("tags", tags={f"param_drift.{name}": change for name, change in drift.items()})
+        _log.warning("resumed with changed settings: %s", ", ".join(" ".join(one) for one in sorted(drift.items())))
     if manifest is not None:
         tracker.set_tag("ca2cl.manifest_digest", str(manifest.get("digest", "")))
         tracker.log_event("inputs", inputs=[describe_input(now.get("data.shards", ""), manifest, "training")])

@@ -38,7 +38,7 @@ def run(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> int:
 
     Args:
         config: of the job.
-        encoder: what ``config.encoder`` names, where it has been found already.
+        encoder: what ``config.encoder`` names, for a verb that has found it and says itself what comes next.
 
     Raises:
         InputError: an unknown encoder, no tiles, an ``out`` that exists or cannot be written, too many bad tiles.
@@ -59,7 +59,9 @@ def run(config: EmbedConfig, encoder: ResolvedEncoder | None = None) -> int:
             finished = ranks.from_first(job.parts.finished)
             tiles, seconds = _embed(job, ranks, finished)
             if ranks.rank == 0:
-                _join(job, tiles, seconds)
+                rows = _join(job, tiles, seconds)
+                sys.stdout.write(_closing(job, rows) if encoder is None else "")
+                sys.stdout.flush()
         except BaseException:
             if ranks.world == 1:
                 job.parts.remove_if_empty()
@@ -121,7 +123,8 @@ def _embed(job: EmbedJob, ranks: Ranks, finished: dict[int, PartFacts]) -> tuple
     return sum(tiles), max(seconds)
 
 
-def _join(job: EmbedJob, tiles: int, seconds: float) -> None:
+def _join(job: EmbedJob, tiles: int, seconds: float) -> int:
+    """Write all parts as one file; the number of its rows."""
     facts = [job.parts.facts(part) for part in job.parts]
     whole = [fact for fact in facts if fact is not None]
     if len(whole) < len(facts):
@@ -150,8 +153,11 @@ def _join(job: EmbedJob, tiles: int, seconds: float) -> None:
     left_out = f", {len(bad)} tiles that do not decode left out" if bad else ""
     sys.stdout.write(f"{job.out}: {rows} vectors of {dim} numbers{patches}{left_out}, {rate}\n")
     sys.stdout.write("".join(f"{line}\n" for line in seen_lines(job.seen, len(job.data))))
+    return rows
+
+
+def _closing(job: EmbedJob, rows: int) -> str:
     parquet, name = job.out.suffix == ".parquet", repr(str(job.out))
     load = f"import pyarrow.parquet; table = pyarrow.parquet.read_table({name})"
     load = load if parquet else f"from safetensors.numpy import load_file; vectors = load_file({name})"
-    sys.stdout.write(closing(f"{rows} vectors of {dim} numbers", job.out, f"in Python: {load}"))
-    sys.stdout.flush()
+    return closing(f"{rows} vectors of {job.parts.dim} numbers", job.out, f"in Python: {load}")

@@ -127,7 +127,8 @@ def find_leak(
     if keys and not found:
         shared_keys = f"{len(keys)} keys of {name}" if name else f"{len(keys)} keys"
         logger.warning(
-            "possible LEAK: %s are in train and in test (%s is one), though no tile is equal pixel by pixel",
+            "possible LEAK: %s are in train and in test (%s is one), though no tile is equal pixel by pixel; "
+            "`ca2cl doctor --leaks TRAIN TEST` shows altered copies, if any; equal names alone may be numbering",
             shared_keys, keys[0],
         )  # fmt: skip
     return leak

@@ -13,11 +13,13 @@ from ca2cl.evaluation.compare import Comparison
 from ca2cl.evaluation.result import Row
 from ca2cl.evaluation.statistics import Units
 from ca2cl.evaluation.verdict.compact import WIDTH, compact
-from ca2cl.evaluation.verdict.facts import facts_of
+from ca2cl.evaluation.verdict.facts import Column, Gap, facts_of
 from ca2cl.evaluation.verdict.sentence import Verdict, verdict
 
 DETAILS = "-details.txt"
 """End of the name of the file with the long tables."""
+_DRAWS = 5
+"""Of labels; Student's t of fewer is very wide."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Summary:
     def text(self, *, bold: bool = False) -> str:
         """Tables, verdicts and notes, for the terminal; ``bold`` as in ``tables``."""
         verdicts = "".join(textwrap.fill(line, WIDTH) + "\n" for line in self.sentences)
-        return f"{self.tables(bold=bold)}\n{verdicts}" + "".join(f"\n{line}\n" for line in self.notes)
+        notes = "".join(f"\n{textwrap.fill(line, WIDTH, break_on_hyphens=False)}\n" for line in self.notes)
+        return f"{self.tables(bold=bold)}\n{verdicts}{notes}"
 
 
 def summarize(
@@ -71,8 +74,21 @@ def summarize(
         for test, of_test in of_tests.items()
     }
     warnings = dict.fromkeys(one.warning for one in units.values())
-    notes = [line for line in (statement, *remarks, *warnings) if line]
+    draws = dict.fromkeys(_few_draws(of_tests[test], found.gaps) for test, found in verdicts.items())
+    notes = [line for line in (statement, *remarks, *warnings, *draws) if line]
     return Summary(of_tests, units, verdicts, notes)
+
+
+def _few_draws(rows: Sequence[Row], gaps: Sequence[Gap]) -> str:
+    """Note that a few draws of labels, which differ, leave a difference open; empty otherwise."""
+    draws = len(rows[0].per_seed)
+    unequal = {Column(r.classifier, r.budget) for r in rows if len({one.accuracy for one in r.per_seed}) > 1}
+    left_open = any(gap.says not in ("ahead", "behind") and gap.column in unequal for gap in gaps)
+    return (
+        f"{draws} draws of labels: intervals are very wide; use --seeds {_DRAWS}"
+        if left_open and draws < _DRAWS
+        else ""
+    )
 
 
 def files_text(files: Sequence[Path]) -> str:

@@ -48,7 +48,8 @@ def verdict(facts: Facts) -> Verdict:
     columns = [level.column for level in facts.levels]
     low = [level.column for level in facts.levels if not above_chance(level, facts.chance)]
     if len(low) == len(columns):
-        words = f"Not above chance ({facts.chance:.3f}){_every(columns)}: train longer."
+        where = "Nowhere" if len(columns) > 1 else "Not"
+        words = f"{where} significantly above chance ({facts.chance:.3f}): train longer."
         return Verdict("chance", words, facts.chance, facts.gaps)
     if not facts.gaps:
         words = (

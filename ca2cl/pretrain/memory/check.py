@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import textwrap
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from ca2cl.pretrain.memory.machine import free_bytes
 from ca2cl.runtime.launched import find_place, launched_rank
 
 logger = logging.getLogger(__name__)
+_WIDTH = 79
 SURE, LIKELY = 0.85, 1.3
 """A step takes at least so much of the quick estimate, and may take so much."""
 
@@ -54,7 +56,7 @@ def check_memory(
     estimate = (
         f"a step holds about {_size(step)} of {'GPU ' if device.type == 'cuda' else ''}memory, for "
         f"{micro_batch} tiles at a time, beside {_size(held)} of weights, "
-        f"gradients and optimizer state; {there}"
+        f"gradients and optimizer state{'' if device.type == 'cuda' else ', and the program itself'}; {there}"
     )
     sizes = (size for size in range(2, min(micro_batch, share + 1)) if share % size == 0)
     smaller = max((size for size in sizes if LIKELY * step_of(size) <= free), default=0)
@@ -67,7 +69,7 @@ def check_memory(
     if LIKELY * step > free:
         logger.warning("%s, which may not be enough: %s", estimate, remedy)
     elif launched_rank() == 0:
-        logger.info(estimate)
+        logger.info(textwrap.fill(estimate, _WIDTH))
 
 
 def check_teacher(weights: float, device: torch.device) -> None:

@@ -295,7 +295,7 @@ def test_a_finished_run_is_left_alone_and_may_be_made_longer(
     assert main([*FINISHED, "4"]) == 0
     same_steps(folder / "run", "run")
     (changed,) = (line for line in caplog.messages if "changed settings" in line)
-    assert changed.endswith(": param_drift.run.steps")  # and not settings that f1aef52 did not have
+    assert changed.endswith(": run.steps 3 -> 4")  # and not settings that f1aef52 did not have
     assert json.loads((folder / "run" / "encoder" / "card.json").read_text())["step"] == 4
 
 

@@ -88,6 +88,11 @@ def test_an_encoder_that_was_trained_on_the_test_shards_is_found_by_any_of_its_d
     assert tag(leak, "tuned") == {LEAK_TAG: TRAINED_ON_TEST}
 
 
+def test_equal_keys_alone_are_a_warning_with_a_next_step(caplog: pytest.LogCaptureFixture) -> None:
+    assert lines(find_leak(side("1", [None], "a", "k"), side("2", [None], "b", "k"))) == []
+    assert "possible LEAK: 1 keys" in caplog.text and "`ca2cl doctor --leaks TRAIN TEST`" in caplog.text
+
+
 def test_what_an_earlier_version_found_is_still_told() -> None:
     assert lines({"same_manifest": False, "equal_test_tiles": 3}, "x") == [
         "LEAK: 3 test tiles of x are training tiles too; these scores say little about new tiles"
@@ -135,7 +140,7 @@ def test_a_probe_names_and_tags_shared_slides_and_resamples_slides(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, tags = run_probe(place, tmp_path, "test")
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "LEAK: train and test share 4 slides or patients (SLIDE2, SLIDE3, SLIDE4, ...), those of 24 of 36" in printed
     assert "36 tiles of 6 slides or patients" in printed and "No verdict: there is a leak" in printed
     assert "whole slides or patients were resampled (6 of them)" in (tmp_path / "probe-details.txt").read_text()

@@ -92,7 +92,7 @@ def test_a_probe_names_slides_copies_and_the_very_shards(
 ) -> None:
     content, leak = probe_on(place, tmp_path, "copied", "four", "pre", "clean")
     printed = capsys.readouterr().out
-    named = [line for line in printed.splitlines() if "LEAK" in line]
+    named = [" ".join(note.split()) for note in printed.split("\n\n") if "LEAK" in note]
     assert len(named) == 3 and leak == TRAINED_ON_TILES
     assert f"LEAK: {COPIED} altered copies; " in named[0]
     assert f"LEAK: {FOUR} of 40 test tiles of four; " in named[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,8 +173,9 @@ def test_a_run_id_names_the_probe_and_overlapping_tiles_average(root: Path, tmp_
     assert sum(counted.values()) == 20 * 12  # between the edges of 19 x 11 tiles
 
 
-def test_clusters_of_an_encoder_find_the_halves(root: Path, tmp_path: Path) -> None:
+def test_clusters_of_an_encoder_find_the_halves(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(settings(root, tmp_path, run=str(root / "encoder"), clusters=2)) == 0
+    assert re.findall(r"^made  (.*)$", capsys.readouterr().out, re.M) == ["maps of 1 slide"]  # and no vectors
     found = boxes_and_names(tmp_path / "half.geojson")
     left, right = ({name for (x, _), name in found.items() if (x < 240) == side} for side in (True, False))
     assert {*left, *right} == {"cluster 1", "cluster 2"} and not left & right

@@ -116,6 +116,7 @@ def holder(shelf: Shelf, alias: str) -> str | None:
 
 def test_list_has_a_row_for_every_version_newest_first(shelf: Shelf, capfd: pytest.CaptureFixture[str]) -> None:
     lines = told(capfd, "list", *shelf.at).splitlines()
+    assert lines[0].split()[6:8] == ["views", "data"]  # no --recipe
     cells = [line.split() for line in lines[2:]]
     assert [row[1] for row in cells] == ["3", "2", "1"]
     for row, run_id in zip(cells, reversed(shelf.runs), strict=True):

@@ -112,6 +112,21 @@ def test_an_unknown_source_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("source", ["models:/ca2cl-encoder@champion", "runs:/" + "0" * 32, "champion", "0123abcd"])
+def test_looking_for_an_encoder_makes_no_store(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match=f"no store in {tmp_path}/ca2cl-runs; give a run's folder.*root=FOLDER"):
+        resolve_encoder(source)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_empty_store_names_the_way_to_another(tmp_path: Path) -> None:
+    open_store(None, tmp_path)
+    with pytest.raises(InputError, match="'ca2cl-encoder': not in sqlite.*; give a run's folder"):
+        resolve_encoder("models:/ca2cl-encoder@champion", root=tmp_path)
+
+
 def test_digits_of_several_runs_are_refused_and_more_of_them_tell(store: Store, tmp_path: Path) -> None:
     experiment, ids = store.experiment_id("tests"), ["aaaaaa" + digit * 26 for digit in "bc"]
     made_ids = [str(store.client.create_run(experiment).info.run_id) for _ in ids]

@@ -62,6 +62,7 @@ def test_what_fits_is_said_and_what_cannot_is_refused(caplog: pytest.LogCaptureF
     free = free_bytes(CPU)
     check_memory(lambda rows: rows * free / 5e3, 8, 64, CPU)
     assert "a step holds about" in caplog.text and "free" in caplog.text
+    assert max(map(len, caplog.messages[0].splitlines())) < 80
     check_memory(lambda rows: rows * free / 64, 54, 54, CPU)
     assert caplog.records[-1].levelname == "WARNING" and "may not be enough" in caplog.text
     with pytest.raises(

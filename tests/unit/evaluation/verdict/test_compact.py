@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ca2cl.evaluation.compare import compare_with_first
 from ca2cl.evaluation.metrics import ClassificationMetrics
-from ca2cl.evaluation.result import Row
+from ca2cl.evaluation.result import Row, score_row
 from ca2cl.evaluation.statistics import Units
 from ca2cl.evaluation.verdict.compact import WIDTH, best_rows, compact
 from ca2cl.evaluation.verdict.facts import chance_level
-from ca2cl.evaluation.verdict.screen import files_text, in_bold
+from ca2cl.evaluation.verdict.screen import Summary, files_text, in_bold, summarize
 
 TILES = Units.of(None, 20)
 COUNTS = np.array([[9, 3], [4, 4]])
@@ -91,6 +92,29 @@ def test_every_value_is_there_and_no_line_is_too_long(classifiers, budgets, feat
     shown = re.findall(r"(?<![\d.])\.\d{3}\*?", "\n".join(lines[1:]))
     assert sorted(value.rstrip("*") for value in shown) == sorted(f"{r.mean_sd('accuracy')[0]:.3f}"[1:] for r in rows)
     assert sum(value.endswith("*") for value in shown) == len(best_rows(rows))
+
+
+def _summary(draws: int, *, leaks: tuple[str, ...] = ()) -> Summary:
+    """Of two encoders, of which the first is higher in all but one of ``draws`` draws."""
+    generator, units = np.random.default_rng(0), Units.of([f"s{n % 8}" for n in range(80)], 80)
+    labels_N, rows = generator.integers(0, 2, 80), []
+    for name, rates in (("encoder", [0.95, 0.6, 0.9, 0.9, 0.9]), ("other", [0.6, 0.7, 0.6, 0.6, 0.6])):
+        right_SN = [generator.random(80) < rate for rate in rates[:draws]]
+        of_seeds = [np.eye(2)[np.where(right_N, labels_N, 1 - labels_N)] for right_N in right_SN]
+        rows.append(score_row(name, "linear", 0.1, 8, labels_N, of_seeds, [{}] * draws, units))
+    return summarize(rows, {"test": units}, compare_with_first(rows), {"test": leaks}, remarks=leaks)
+
+
+@pytest.mark.parametrize(("draws", "said"), [(1, False), (2, True), (5, False)])
+def test_few_draws_are_named_where_they_leave_a_difference_open(draws: int, said: bool) -> None:
+    assert ("2 draws of labels: intervals are very wide; use --seeds 5" in _summary(draws).notes) is said
+
+
+def test_a_leak_fits_the_screen_and_has_no_note_on_draws() -> None:
+    leak = "LEAK: train and test share 4 slides or patients (SLIDE2, SLIDE3, SLIDE4, ...), those of 24 of 36 test tiles"
+    found = _summary(2, leaks=(leak,))
+    assert found.notes == [leak] and leak in " ".join(found.text().split())
+    assert max(map(len, found.text().splitlines())) <= WIDTH
 
 
 @pytest.mark.parametrize(

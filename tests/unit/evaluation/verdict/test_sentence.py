@@ -104,7 +104,7 @@ def test_chance_is_named_where_accuracy_is_not_above_it() -> None:
     said = verdict(replace(found, levels=(low[0], *found.levels[1:])))
     assert said.sentence.endswith("label budget. Not above chance (0.100) with linear and 10 % of the labels.")
     said = verdict(replace(found, levels=tuple(low)))
-    expected = "Not above chance (0.100) with every classifier and label budget: train longer."
+    expected = "Nowhere significantly above chance (0.100): train longer."
     assert (said.outcome, said.sentence) == ("chance", expected)
     alone = verdict(replace(facts(), levels=(low[0], *found.levels[1:])))
     assert alone.sentence == "Above chance (0.100) in 3 of 4 columns; compared with nothing else."
