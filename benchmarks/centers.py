@@ -26,9 +26,8 @@ from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.evaluation.centers.identity import center_task, scores
 from ca2cl.evaluation.centers.indices import indices
 from ca2cl.evaluation.centers.shifts import Shift, stain
-from ca2cl.evaluation.features import Extractor, frozen
+from ca2cl.evaluation.features import Extractor, colour_histogram, frozen
 from ca2cl.evaluation.probe.classifiers import logistic_regression
-from ca2cl.evaluation.probe.encoders import colour_histogram
 from ca2cl.evaluation.splits import stratified_folds, stratified_sample
 from ca2cl.registry.resolve import ResolvedEncoder, resolve_encoder
 

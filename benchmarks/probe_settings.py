@@ -27,8 +27,7 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 
 from ca2cl.data.remote.reader import open_index
 from ca2cl.evaluation.datasets import ProbeSet, read_set, slides_of
-from ca2cl.evaluation.features import frozen
-from ca2cl.evaluation.probe.encoders import colour_histogram
+from ca2cl.evaluation.features import colour_histogram, frozen
 from ca2cl.evaluation.probe.sgd import RECIPE, sgd_classifier
 from ca2cl.evaluation.protocol import HONEST
 from ca2cl.evaluation.splits import labelled_subset, slide_folds, stratified_folds

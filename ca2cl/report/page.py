@@ -145,6 +145,7 @@ def _tile_sections(config: ReportConfig, tiles: Tiles, shown: Shown) -> dict[str
     return {
         "retrieval": retrieve(tiles, config.seed),
         "clustering": clustering,
+        "of_colours": cluster(tiles.colours_ND, tiles.labels_N, config.clusters, config.seed),
         "slide_maps": draw_slides(tiles.places, shown.index.root) if tiles.places else [],
         "grid_tiles": _GRID_TILES,
         "map": placed,

@@ -19,7 +19,7 @@ from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.loading.stream import BadTile
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
-from ca2cl.evaluation.features import Batches, centred, extract, frozen
+from ca2cl.evaluation.features import Batches, centred, colour_histogram, extract, frozen
 from ca2cl.evaluation.leaks.pretraining import compare_seen
 from ca2cl.evaluation.leaks.wording import of_pretraining
 from ca2cl.evaluation.result import ENCODER
@@ -30,6 +30,7 @@ from ca2cl.report.places.tile_places import Places, read_places
 logger = logging.getLogger(__name__)
 THUMB = 96
 _BATCH = 64
+_COLOURS = "colours"
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -45,6 +46,8 @@ class Tiles:
     features_ND: npt.NDArray[np.float64]
     """Less the mean of these tiles and of unit length, so that a product is a cosine; a tile that equals the mean is
     zero."""
+    colours_ND: npt.NDArray[np.float64]
+    """Colour histograms, likewise."""
     labels_N: npt.NDArray[np.int64]
     """-1 where unlabelled."""
     keys: list[str]
@@ -105,7 +108,10 @@ def read_tiles(
     batches = iterate_tiles(index, reader, samples, batch_size=_BATCH, workers=workers, on_bad=bad.append)
     card = found.card
     extractor = frozen(found.encoder.to(device), card.input_size, card.mean, card.std)
-    made = extract(_seen(batches, thumbs), {ENCODER: extractor}, total=len(samples), device=device, title=root)
+    extractors = {ENCODER: extractor, _COLOURS: colour_histogram}
+    made = extract(_seen(batches, thumbs), extractors, total=len(samples), device=device, title=root)
+    # in double precision, so that neighbours of nearly equal cosine keep their order
+    values = {name: centred(made.values[name].astype(np.float64))[0] for name in extractors}
     places = [index.locate(int(sample)) for sample in made.samples_N]
     keys = [str(index.samples(shard).key[row]) for shard, row in places]
     seen = []
@@ -119,8 +125,8 @@ def read_tiles(
         digest=index.manifest.digest,
         held=len(index),
         classes=index.classes,
-        # in double precision, so that neighbours of nearly equal cosine keep their order
-        features_ND=np.asarray(centred(made.values[ENCODER].astype(np.float64))[0], np.float64),
+        features_ND=np.asarray(values[ENCODER], np.float64),
+        colours_ND=np.asarray(values[_COLOURS], np.float64),
         labels_N=made.labels_N,
         keys=keys,
         thumbs_NTTC=np.stack(thumbs),

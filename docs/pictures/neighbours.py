@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import ca2cl
-from ca2cl.evaluation.probe.encoders import colour_histogram
+from ca2cl.evaluation.features import colour_histogram
 
 NEAREST, COLOURS = 4, 96
 TILE, FRAME, GAP, SIDE, HEAD = 64, 3, 10, 46, 20

@@ -158,7 +158,7 @@ def _keep_classifier(job: TuningJob, found: ResolvedEncoder, run_id: str, folder
     store = open_store(tracking.uri, tracking.root)
     with store_errors(store.uri):
         version = log_and_register(run_id, classifier, tracking.register_as, store)
-    return f"{text}, registered as models:/{tracking.register_as}/{version}\n"
+    return f"{text},\nregistered as models:/{tracking.register_as}/{version}\n"
 
 
 def _predictions(folder: Path) -> dict[str, npt.NDArray[Any]]:

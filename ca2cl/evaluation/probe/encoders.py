@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ca2cl.config import Pooled
 from ca2cl.errors import InputError
-from ca2cl.evaluation.features import Extractor, frozen
+from ca2cl.evaluation.features import Extractor, colour_histogram, frozen
 from ca2cl.evaluation.probe.config import ProbeConfig
 from ca2cl.evaluation.report import metric_names
 from ca2cl.evaluation.result import ENCODER
@@ -116,23 +115,3 @@ def _patience(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def colour_histogram(tiles_BHWC: Tensor, bins: int = 32) -> Tensor:
-    """Share of a tile's pixels in each of ``bins`` equal ranges of red, then of green, then of blue.
-
-    Args:
-        tiles_BHWC: uint8, shape (B, H, W, 3).
-        bins: a divisor of 256.
-
-    Returns:
-        float32, shape (B, 3 * bins); each third of a row sums to 1.
-    """
-    assert tiles_BHWC.dtype == torch.uint8 and 256 % bins == 0
-    batch, height, width, channels = tiles_BHWC.shape
-    # One bincount for the whole batch: every (tile, channel) pair gets its own range of bins. In place and in int32:
-    # the numbers fit, and memory traffic is what this costs.
-    offset_BC = torch.arange(batch * channels, dtype=torch.int32, device=tiles_BHWC.device) * bins
-    bin_BHWC = (tiles_BHWC // (256 // bins)).int().add_(offset_BC.view(batch, 1, 1, channels))
-    counts = torch.bincount(bin_BHWC.flatten(), minlength=batch * channels * bins)
-    return (counts.view(batch, channels * bins) / (height * width)).float()

@@ -23,6 +23,7 @@ from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, RunConfig, Tra
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.evaluation.clusters import cluster
 from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
@@ -200,6 +201,18 @@ def test_purity_and_mutual_information_are_a_slow_loops(page: Page) -> None:
     nmi = 2 * (entropy(groups) + entropy(labels) - entropy(pairs)) / (entropy(groups) + entropy(labels))
     assert f"Purity {right / 27:.3f} over all clusters" in page.text
     assert f"mutual information with the classes {nmi:.3f}" in page.text
+
+
+def test_clusters_of_colour_alone_stand_beside(page: Page, job: Job) -> None:
+    index, rows = ShardIndex(job.test), []
+    for tile, (label,), _ in iterate_tiles(index, ShardReader(job.test), batch_size=1):
+        counts = [np.histogram(tile[0, ..., channel], 32, (0, 256))[0] for channel in range(3)]
+        rows.append((np.concatenate(counts) / SIZE**2, int(label)))
+    colours_ND = np.stack([counts for counts, _ in rows]).astype(np.float32).astype(np.float64)
+    colours_ND -= colours_ND.mean(axis=0)
+    colours_ND /= np.linalg.norm(colours_ND, axis=1, keepdims=True)
+    found = cluster(colours_ND, np.array([label for _, label in rows]), 4, seed=0)
+    assert f"colour histograms have {found.purity:.3f} and {found.nmi:.3f}." in page.text
 
 
 def test_downstream_results_stand_with_their_floors_and_confusion(page: Page, job: Job) -> None:

@@ -13,9 +13,8 @@ from PIL import Image
 from ca2cl.evaluation.centers.indices import indices
 from ca2cl.evaluation.centers.shift_scores import shift_scores
 from ca2cl.evaluation.centers.shifts import FAMILIES, SHIFTS, STAINS, Shift, blur, jpeg, scanner, stain
-from ca2cl.evaluation.features import Features
+from ca2cl.evaluation.features import Features, colour_histogram
 from ca2cl.evaluation.linear_head import LinearHead
-from ca2cl.evaluation.probe.encoders import colour_histogram
 from ca2cl.evaluation.statistics import Units
 
 

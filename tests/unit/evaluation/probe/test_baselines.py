@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ca2cl.evaluation.probe.encoders import colour_histogram
+from ca2cl.evaluation.features import colour_histogram
 
 
 def loop_histogram(tile: np.ndarray, bins: int) -> list[float]:

@@ -12,8 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD
 from ca2cl.errors import InputError
-from ca2cl.evaluation.features import extract, frozen
-from ca2cl.evaluation.probe.encoders import colour_histogram
+from ca2cl.evaluation.features import colour_histogram, extract, frozen
 from ca2cl.models.backbone import build_encoder
 from ca2cl.models.preprocess import preprocess
 
