@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +140,9 @@ def is_newer(result: Path, source: Path) -> bool:
 def _summary(folder: Path, seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     found = parse_json((folder / "probe.json").read_text(encoding="utf-8")).get("verdict", {})
+    done = textwrap.fill(f"Done in {minutes} min {rest} s. {found.get('sentence', '')}", 79)
     return f"""
-Done in {minutes} min {rest} s. {found.get("sentence", "")}
+{done}
 
 Open first:
   {folder / "report.html"}
