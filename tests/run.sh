@@ -13,7 +13,7 @@ make_environment "$venv" "[test]"
 "$venv/bin/mypy" & types=$!
 # One intra-op thread a process: the tests start processes of their own, and results must not depend on the machine.
 export OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true HF_HUB_OFFLINE=1
-# Three files at a time, on two cores: most tests wait for processes that they started.
-"$venv/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 20 "$@" && tests=0 || tests=$?
+# Two files at a time: most tests wait for processes that they started.
+"$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 "$@" && tests=0 || tests=$?
 wait "$types"
 exit "$tests"
