@@ -79,13 +79,17 @@ def run(config: UiConfig) -> int:
     host = _LOCAL.get(config.host, config.host)
     address = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
     sys.stderr.write(f"starting MLflow on {store.place} ...\n")
-    with tempfile.TemporaryFile("w+b") as said, suppress(KeyboardInterrupt), _serving(store, config, said) as server:
-        _await(server, said, address)
+    with (
+        tempfile.TemporaryFile("w+b") as log,
+        suppress(KeyboardInterrupt),
+        _serving(store, config, log) as server,
+    ):
+        _await(server, log, address)
         sys.stderr.write(_EVERYONE if config.host in _LOCAL else "")
         sys.stdout.write(f"store:  {store.place}\npages:  {address}{_TRAINING}\nCtrl-C ends this.\n")
         sys.stdout.flush()
         server.wait()
-        raise InputError(f"MLflow's server ended ({_last_line(said)}); start it again")
+        raise InputError(f"MLflow's server ended ({_last_line(log)}); start it again")
     sys.stderr.write("\nended\n")
     return 0
 
@@ -142,7 +146,7 @@ def check_port(host: str, port: int) -> None:
 
 
 @contextmanager
-def _serving(store: Store, config: UiConfig, said: IO[bytes]) -> Iterator[Popen[bytes]]:
+def _serving(store: Store, config: UiConfig, log: IO[bytes]) -> Iterator[Popen[bytes]]:
     """MLflow's server as a child process, which ends with this block."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", config.host, "--port", str(config.port)]
     command += ["--workers", "1"]
@@ -153,7 +157,7 @@ def _serving(store: Store, config: UiConfig, said: IO[bytes]) -> Iterator[Popen[
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     environment.pop("MLFLOW_TRACKING_URI", None)
     # a session of its own: Ctrl-C comes to this process alone, which ends the server and its workers
-    server = Popen(command, env=environment, stdin=DEVNULL, stdout=said, stderr=said, start_new_session=True)
+    server = Popen(command, env=environment, stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
         yield server
     finally:
@@ -169,21 +173,21 @@ def _end(server: Popen[bytes]) -> None:
             return
 
 
-def _await(server: Popen[bytes], said: IO[bytes], address: str) -> None:
+def _await(server: Popen[bytes], log: IO[bytes], address: str) -> None:
     """Return once the server answers."""
     ask, end = build_opener(ProxyHandler({})), time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise InputError(f"MLflow's server does not start: {_last_line(said)}")
+            raise InputError(f"MLflow's server does not start: {_last_line(log)}")
         try:
             with ask.open(f"{address}/health", timeout=5):
                 return
         except (URLError, OSError):
             time.sleep(_LOOK_S)
-    raise InputError(f"MLflow's server does not answer in {_PATIENCE_S:.0f} s: {_last_line(said)}")
+    raise InputError(f"MLflow's server does not answer in {_PATIENCE_S:.0f} s: {_last_line(log)}")
 
 
-def _last_line(said: IO[bytes]) -> str:
-    said.seek(0)
-    lines = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     return redact(lines[-1])[:300] if lines else "it says nothing"

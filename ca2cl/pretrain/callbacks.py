@@ -105,7 +105,7 @@ class RunObserver:
             )  # fmt: skip
 
     def _line_due(self, step: int) -> bool:
-        """Whether to log this step: the first, the last, and others ever more rarely.
+        """True for the steps to log: the first, the last, and others ever more rarely.
 
         A line comes 10 s after the one before it, or later, when a twentieth of the time so far has passed, or 10
         minutes.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
-from contextlib import redirect_stderr
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ def _torchvision(source: str, arch: str) -> ResolvedEncoder:
         raise InputError(f"encoder {source!r}: torchvision has {', '.join(known)} for {arch}")
     file = Path(known[name].url).name
     try:
-        with redirect_stderr(io.StringIO()):  # torch says that it downloads, where there is no network too
+        with redirect_stdout(sys.stderr):  # torch prints that it downloads, and stdout is for results
             state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # noqa: BLE001 - as in _foreign_state, and all that a download may meet
         raise InputError(

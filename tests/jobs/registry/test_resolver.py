@@ -273,6 +273,17 @@ def test_torchvision_weights_come_from_the_cache(tmp_path: Path, monkeypatch: py
     assert same(found.encoder, weights(8))
 
 
+def test_a_download_that_fails_is_one_error_and_nothing_on_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    with pytest.raises(InputError, match=r"cannot be downloaded or read .*resnet18-f37072fd.pth"):
+        resolve_encoder("torchvision:IMAGENET1K_V1")
+    shown = capsys.readouterr()
+    assert shown.out == "" and "Downloading" in shown.err
+
+
 def test_bare_weights_are_compared_at_the_first_encoders_size(tmp_path: Path) -> None:
     """And an encoder with a card at its own."""
     random = resolve_encoder("random:1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 
 from ca2cl.cli import main
-from ca2cl.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, RunConfig, TrackingConfig
+from ca2cl.config import TrackingConfig
 from ca2cl.data.loading.sequential import iterate_tiles
 from ca2cl.data.remote.reader import ShardReader
 from ca2cl.data.shards.index import ShardIndex
@@ -27,22 +26,19 @@ from ca2cl.evaluation.clusters import cluster
 from ca2cl.evaluation.probe.run import ProbeConfig
 from ca2cl.evaluation.probe.run import run as probe
 from ca2cl.evaluation.protocol import ORIGINAL_STATEMENT
-from ca2cl.models.backbone import build_encoder
-from ca2cl.models.encoder_io import EncoderCard, save_encoder
 from ca2cl.models.preprocess import preprocess
-from ca2cl.pretrain.config import PretrainConfig
 from ca2cl.registry.evaluation_run import log_evaluation
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.report.material import read_material
 from ca2cl.report.results import results
 from ca2cl.store.open import open_store
-from ca2cl.tracking.run import RunTracker, open_run
 from tests.support.jobs import make_shards
 from tests.support.pages import Page
+from tests.support.runs import NAME, SIZE, write_run
 from tests.support.shards import encode, random_tiles, write_shards
 
 HOSTILE = "</script><script>alert(1)</script>"
-SIZE, NAME, OUT = 32, "report-encoder", "{tmp}/x.html"
+OUT = "{tmp}/x.html"
 
 
 class Job(NamedTuple):
@@ -53,30 +49,6 @@ class Job(NamedTuple):
     train: Path
     test: Path
     root: str
-
-
-def write_run(folder: Path, root: str, shards: Path, *, name: str = "crc", encoder: bool = True) -> RunTracker:
-    """A run of a few made-up steps, with a real encoder, left open."""
-    tracking = TrackingConfig(root=root, run_name=name, register_as=NAME)
-    config = PretrainConfig(
-        data=DataConfig(shards=str(shards), image_size=SIZE, lanes=8), tracking=tracking,
-        run=RunConfig(batch_size=16, steps=4, output_dir=str(folder)),
-    )  # fmt: skip
-    tracker = open_run(folder, config, manifest=dataclasses.asdict(ShardIndex(shards).manifest))
-    for step in range(1, 5):
-        loss = math.nan if step == 2 else 8 / step
-        tracker.log_step(
-            {"step": step, "samples": 16 * step, "loss": loss, "nt_xent": 4 / step, "cluster": 1.5, "lr": 0.1 / step,
-             "grad_norm": 2.0, "tiles_per_s": 30.0, "data_wait_s": 0.01, "bad_samples": step}
-        )  # fmt: skip
-    if encoder:
-        torch.manual_seed(5)
-        card = EncoderCard(
-            arch="resnet18", feature_dim=512, input_size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-            source_run_id=tracker.run_id,
-        )  # fmt: skip
-        save_encoder(folder / "encoder", build_encoder("resnet18").state_dict(), card)
-    return tracker
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import pytest
 from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.shards.run import run as run_shard
-from tests.jobs.report.test_report import Job, report, write_run
+from tests.jobs.report.test_report import Job, report
 from tests.support.pages import Page
+from tests.support.runs import write_run
 from tests.support.slides import write_svs
 
 
