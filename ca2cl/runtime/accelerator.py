@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import warnings
@@ -112,10 +113,16 @@ def _meet(place: Place, on_gpu: bool, patience: timedelta) -> Any:
         )
     store, *_ = next(rendezvous("env://", timeout=patience))
     written = PrefixStore("ca2cl-device", store)
+    ranks = [str(rank) for rank in range(place.world)]
     written.set(str(place.rank), f"a {'GPU' if on_gpu else 'CPU'} on {socket.gethostname()}")
-    devices = [device.decode() for device in written.multi_get([str(rank) for rank in range(place.world)])]
+    devices = [device.decode() for device in written.multi_get(ranks)]
+    have_read = PrefixStore("ca2cl-device-read", store)
+    have_read.set(str(place.rank), "")
     for rank, device in enumerate(devices):
         if device[:5] != devices[0][:5]:
+            if place.rank == 0:  # its store ends with it: not before the others have read the reason
+                with contextlib.suppress(RuntimeError):
+                    have_read.wait(ranks, min(patience, timedelta(seconds=10)))
             raise InputError(
                 f"rank 0 has {devices[0]}, but rank {rank} has {device}: all must have a GPU, or none; see nvidia-smi "
                 "and `ca2cl doctor` there"

@@ -6,14 +6,17 @@ import os
 import re
 import shlex
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from accelerate.commands import launch
+from torch.distributed.distributed_c10d import PrefixStore
 
 from ca2cl.cli.parser import parse
 from ca2cl.errors import InputError, LocalError
+from ca2cl.runtime import accelerator
 from ca2cl.runtime.accelerator import _meet, check_joined
 from ca2cl.runtime.launched import Place, find_place, keeps_to_cpu, under_deepspeed, unseen_gpus
 from tests.support.forked import on_ranks
@@ -177,8 +180,18 @@ def test_accelerate_joins_no_part_of_a_launch() -> None:
         check_joined(Place(1, 2, 1, 2), 1)
 
 
+class LateStore(PrefixStore):
+    """A rank that reads half a second after the others."""
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        time.sleep(0.5)
+        return super().multi_get(keys)
+
+
 def meet(rank: int, folder: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    if rank == 1:
+        accelerator.PrefixStore = LateStore  # type: ignore[misc]
     try:
         _meet(Place(rank, 2, rank, 2), rank == 0, timedelta(seconds=60))
     except InputError as error:
