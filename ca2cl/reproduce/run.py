@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ca2cl.common.console.summary import as_part
 from ca2cl.common.job_dir import JobDir, job_record
 from ca2cl.config import flatten
 from ca2cl.errors import InputError
@@ -91,16 +92,17 @@ def _run(config: NctConfig, stop: StopFlag) -> int:
     found = ranks.together(lambda: _resolve(config))
     whose = {**_settings(config), "encoder_weights": weights_digest(found.encoder, found.card.mean, found.card.std)}
     with ExitStack() as held:
-        facts = ranks.from_first(lambda: _begin(config, whose, found, held))
-        if "linear" in config.tasks and "head" not in tuned:
-            _linear(config, ranks)
-        for trains in tuned:
-            # whatever its files look like: what is done and what is logged of it, it knows best
-            job = replace(tuning(config, trains), note_protocol=protocol_tag(config))
-            code = finetune.run(job) if trains == tuned[-1] else finetune.run(job, last=False)
-            if code:
-                return code
-            stop.install()  # fine-tuning had its own
+        with as_part():
+            facts = ranks.from_first(lambda: _begin(config, whose, found, held))
+            if "linear" in config.tasks and "head" not in tuned:
+                _linear(config, ranks)
+            for trains in tuned:
+                # whatever its files look like: what is done and what is logged of it, it knows best
+                job = replace(tuning(config, trains), note_protocol=protocol_tag(config))
+                code = finetune.run(job) if trains == tuned[-1] else finetune.run(job, last=False)
+                if code:
+                    return code
+                stop.install()  # fine-tuning had its own
         if ranks.rank == 0:
             report(config, found, facts)
     return 0

@@ -60,6 +60,7 @@ class Replayer:
         self._find = find
         self.journal = self.run_dir / JOURNAL_NAME
         self._bookmark = Bookmark(self.run_dir / MIRROR_NAME, self.journal)
+        self._progress: Callable[[int], object] | None = None
         self._newest = _UNKNOWN  # step that MLflow may have
         self._known: dict[str, dict[int, list[float]]] | None = None  # what it has of _MARKS, once that is asked for
         self.offset = self._recall()
@@ -90,8 +91,12 @@ class Replayer:
                 self.run_id = self._find()
             self._find = None
 
-    def send(self, stop: threading.Event | None = None) -> int:
+    def send(self, stop: threading.Event | None = None, progress: Callable[[int], object] | None = None) -> int:
         """Send all complete new lines; returns their number. Remembers progress after every request.
+
+        Args:
+            stop: ends it before the next line once it is set.
+            progress: called with the number of the journal's bytes that MLflow has, whenever it has more.
 
         Raises:
             InputError: as ``meet``.
@@ -102,6 +107,7 @@ class Replayer:
             return 0
         with _in_turn(self.run_dir):
             self.offset = self._recall()  # another process may have sent some; a resumed run may have rewound it
+            self._progress = progress
             return self._send_from_here(stop)
 
     def _send_from_here(self, stop: threading.Event | None) -> int:
@@ -207,6 +213,8 @@ class Replayer:
     def _remember(self, end: int) -> None:
         self._bookmark.write(end, self.run_id, newest=self._newest)
         self.offset = end
+        if self._progress is not None:
+            self._progress(end)
 
     def _recall(self) -> int:
         """Byte offset up to which the journal was sent; 0 when it was rewritten since or belongs to another run."""

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ca2cl.common.console.progress import ProgressBar
 from ca2cl.common.console.summary import going_on
 from ca2cl.errors import InputError
 from ca2cl.store.open import store_errors
@@ -36,8 +37,9 @@ def sync(run_dir: str | Path, uri: str | None = None) -> int:
     if not (folder / JOURNAL_NAME).exists():
         raise InputError(f"{folder / JOURNAL_NAME}: no journal here; give a folder that a run wrote")
     store = store_of(folder, record, uri)
-    with store_errors(store.uri):
-        return replayer_of(folder, record, store).send()
+    size = (folder / JOURNAL_NAME).stat().st_size
+    with store_errors(store.uri), ProgressBar(total=size, desc="send", unit="B", unit_scale=True, leave=False) as bar:
+        return replayer_of(folder, record, store).send(progress=lambda end: bar.update(end - bar.n))
 
 
 def run(config: SyncConfig) -> int:

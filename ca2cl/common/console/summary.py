@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ca2cl.common.redact import redact
 
@@ -28,6 +29,18 @@ def closing(made: str, where: object, *then: Sequence[object] | str) -> str:
 def going_on(*then: Sequence[object] | str) -> str:
     """The last lines of a verb that made nothing: see ``closing``."""
     return "" if os.environ.get(PART) else redact(f"\n{_steps(then)}")
+
+
+@contextmanager
+def as_part() -> Iterator[None]:
+    """Within it, verbs end without these lines."""
+    before = os.environ.get(PART)
+    os.environ[PART] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PART]
 
 
 def _steps(then: Sequence[Sequence[object] | str]) -> str:

@@ -250,6 +250,7 @@ def test_two_processes_fill_the_same_table(whole: Path, tiles: Path, tmp_path: P
     for ours, theirs in zip(results(tmp_path)["results"], results(whole)["results"], strict=True):
         assert ours["mean"]["accuracy"] == pytest.approx(theirs["mean"]["accuracy"], abs=0.06), ours["classifier"]
     assert done.stdout.count("linear SGD  100 %") == 1 and done.stdout.count("already complete") == 0
+    assert done.stdout.count("\nnext  ") == 1  # of reproduce, none of the verbs that it runs
 
 
 def test_it_downloads_unpacks_and_goes_no_further_than_it_can(
