@@ -257,7 +257,7 @@ def _train(config: PretrainConfig, parts: _Parts, progress: Progress, steps: int
 
 def _watched(config: PretrainConfig, index: ShardIndex) -> WatchedTiles | None:
     watching.check(config)
-    return find_tiles(config.watch, config.data.cache_dir, config.data.fetch_timeout, index.manifest.digest)
+    return find_tiles(config.watch, config.data.cache_dir, config.data.fetch_timeout, index)
 
 
 def _open_watch(config: PretrainConfig, parts: _Parts, observer: RunObserver, steps: int) -> Watch | None:

@@ -98,7 +98,7 @@ def open_watch(
     views = build_views(settings.views, data.image_size, mean=mean, std=std, seed=watch.seed)
     own = _own(data, watch.shards, tiles, ranks)
     others = tiles.reference
-    reference = _own(data, watch.labelled, others, ranks) if others is not None else None
+    reference = _own(data, watch.labelled or data.shards, others, ranks) if others is not None else None
     digests = (tiles.index.manifest.digest, others.index.manifest.digest if others is not None else "")
     words = (*digests, len(tiles), watch.seed, data.image_size, metric_of(watch, tiles))
     so_far = WatchState.of(read_state(checkpoint) if checkpoint is not None else {}, " ".join(map(str, words)))

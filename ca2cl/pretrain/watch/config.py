@@ -19,14 +19,14 @@ class WatchConfig:
     shards: str = ""
     """Folder or URL of held-out shards, with labels or without. Not those of data.shards. Empty: no watch."""
     labelled: str = ""
-    """Folder or URL of labelled shards of other slides, such as data.shards: their tiles then vote in k-NN and fit the
-    linear probe, as in ca2cl probe. Needed for numbers of that kind where watch.shards names no slides. Empty: the
-    watched tiles of other slides, or all others where slides are not known."""
+    """Folder or URL of labelled shards of other slides: their tiles vote in k-NN and fit the linear probe, as in ca2cl
+    probe. Empty: the watched tiles of other slides; where watch.shards names no slides, data.shards if it has their
+    classes, and otherwise all other watched tiles."""
     every: int = 200
     """Optimizer steps between watches; there is always one at the end."""
     tiles: int = 2000
-    """Tiles that are watched, at most: the same ones each time, as many of each class where there are labels. With
-    watch.labelled half of them are of those."""
+    """Tiles that are watched, at most: the same ones each time, as many of each class where there are labels. Half of
+    them are labelled tiles of other shards, where those vote."""
     metric: Metric = "auto"
     """The number whose best encoder is kept in the run's folder best and registered under the alias best. knn, linear:
     accuracies, which need labels; rank: the effective rank; auto: knn where there are labels, and else rank."""

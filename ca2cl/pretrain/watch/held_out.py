@@ -82,7 +82,7 @@ class WatchedTiles:
 
 
 def find_tiles(
-    config: WatchConfig, cache_dir: str | None, fetch_timeout: float, trained_on: str
+    config: WatchConfig, cache_dir: str | None, fetch_timeout: float, trained_on: ShardIndex
 ) -> WatchedTiles | None:  # fmt: skip
     """Choose the tiles of a watch; None without ``watch.shards``.
 
@@ -90,7 +90,7 @@ def find_tiles(
         config: of the watch.
         cache_dir: for remote shards.
         fetch_timeout: of a remote file, in seconds.
-        trained_on: digest of the shards that the encoder is trained on.
+        trained_on: shards that the encoder is trained on.
 
     Raises:
         InputError: no such shards, those of the training, or ``watch.metric`` needs labels that they have not.
@@ -98,7 +98,7 @@ def find_tiles(
     if not config.shards:
         return None
     index = open_index(config.shards, cache_dir, FetchPolicy(timeout=fetch_timeout))
-    if index.manifest.digest == trained_on:
+    if index.manifest.digest == trained_on.manifest.digest:
         raise InputError(
             f"watch.shards is {config.shards!r}: these are the shards of data.shards, and tiles that it trains on say "
             "little about others; give held-out ones, or leave watch.shards out"
@@ -107,6 +107,9 @@ def find_tiles(
         return _with_reference(
             config, index, open_index(config.labelled, cache_dir, FetchPolicy(timeout=fetch_timeout))
         )
+    if _votes(trained_on, index):
+        logger.info("watch: %s names no slides; the labelled tiles of data.shards vote", config.shards)
+        return _with_reference(config, index, trained_on)
     found = choose(index, config.tiles, config.seed)
     if found.labels_N is None and config.metric in ("knn", "linear"):
         raise InputError(
@@ -114,6 +117,14 @@ def find_tiles(
             "--watch.metric rank, or labelled shards"
         )
     return found
+
+
+def _votes(trained_on: ShardIndex, index: ShardIndex) -> bool:
+    """Whether tiles of the training vote where none were named: where those that are watched would vote for tiles of
+    their own slides, and the classes are the same."""
+    if not set(index.classes) <= set(trained_on.classes) or index.has_slides():
+        return False
+    return all(len(set(np.unique(one.labels())) - {-1}) >= 2 for one in (index, trained_on))
 
 
 def _with_reference(config: WatchConfig, index: ShardIndex, labelled: ShardIndex) -> WatchedTiles:

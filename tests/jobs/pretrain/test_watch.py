@@ -28,9 +28,8 @@ JOB = (
     "--objective.adversary", "false", "--data.shards", "shards-0",
 )  # fmt: skip
 BITWISE = ("--run.accumulation", "bitwise", "--model.norm", "lane_group", "--model.norm_group", "2")
-WATCH = (
-    "--watch.shards", "shards-1", "--watch.labelled", "shards-0", "--watch.every", "3", "--watch.tiles", "90",
-)  # fmt: skip
+WITHOUT_LABELLED = ("--watch.shards", "shards-1", "--watch.every", "3", "--watch.tiles", "90")
+WATCH = (*WITHOUT_LABELLED, "--watch.labelled", "shards-0")
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,9 @@ def test_weights_are_those_of_a_run_without_a_watch(home: Path, watched: Path) -
 
 
 def test_a_signal_during_a_watch_changes_neither_numbers_nor_the_best(home: Path, watched: Path) -> None:
-    """On one process, and so also: the numbers do not depend on how many there are."""
-    arguments = (*JOB, *BITWISE, *WATCH, "--run.output_dir", "stopped", "--tracking.register_as", "null")
+    """On one process, and so also: the numbers do not depend on how many there are. And before the signal the shards
+    that vote are not named: they are those of the training."""
+    arguments = (*JOB, *BITWISE, *WITHOUT_LABELLED, "--run.output_dir", "stopped", "--tracking.register_as", "null")
     job = Ranks(home, *arguments, processes=1)
     journal = home / "stopped" / "journal.jsonl"
     deadline = time.monotonic() + 200

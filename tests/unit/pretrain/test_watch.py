@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 
 from ca2cl.config import RunConfig, ViewsConfig
 from ca2cl.data.remote.reader import ShardReader
+from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.index import ShardIndex
+from ca2cl.data.shards.run import run as run_shard
+from ca2cl.data.synthetic.tissue import CLASSES, write_tissue
 from ca2cl.errors import InputError
 from ca2cl.models.encoder_card import EncoderCard
 from ca2cl.pretrain.watch import measures
@@ -165,9 +169,27 @@ def test_the_tiles_are_balanced_and_the_same_for_any_number_of_ranks(shards: Pat
 
 def test_labels_of_both_shards_are_numbers_of_the_same_classes(shards: Path, tmp_path: Path) -> None:
     few = make_shards(tmp_path, 4, seed=1)
-    found = find_tiles(WatchConfig(shards=str(shards), labelled=str(few), tiles=64), None, 60, "")
+    found = find_tiles(WatchConfig(shards=str(shards), labelled=str(few), tiles=64), None, 60, ShardIndex(few))
     assert found is not None and found.reference is not None and found.labels_N is not None
     assert len(found) == 27 and len(found.reference) == 27 and found.index.classes == found.reference.index.classes
+
+
+def test_training_tiles_vote_where_watched_ones_name_no_slides_and_have_their_classes(
+    shards: Path, tmp_path: Path
+) -> None:
+    training = ShardIndex(make_shards(tmp_path, 4, seed=1))
+    found = find_tiles(WatchConfig(shards=str(shards), tiles=64), None, 60, training)
+    assert found is not None and found.reference is not None
+    assert found.reference.index.manifest.digest == training.manifest.digest
+
+    named, fewer = tmp_path / "named", tmp_path / "fewer"
+    tissue = write_tissue(tmp_path / "tissue", 2, size=48, seed=2, slides=2)
+    run_shard(ShardConfig(source=str(tissue), out=str(named), workers=1, group_pattern=r"(S\d+)-"))
+    shutil.rmtree(tissue / CLASSES[0])
+    run_shard(ShardConfig(source=str(tissue), out=str(fewer), workers=1))
+    for watched, trained_on in ((named, training), (shards, ShardIndex(fewer))):
+        alone = find_tiles(WatchConfig(shards=str(watched), tiles=64), None, 60, trained_on)
+        assert alone is not None and alone.reference is None
 
 
 def test_a_rare_class_gives_all_it_has() -> None:
@@ -212,11 +234,12 @@ def test_a_pass_leaves_modes_buffers_and_random_numbers(shards: Path) -> None:
 
 def test_shards_that_cannot_be_watched_are_refused(shards: Path) -> None:
     index = ShardIndex(shards)
+    other: Any = SimpleNamespace(manifest=SimpleNamespace(digest=""))
     with pytest.raises(InputError, match=r"these are the shards of data\.shards"):
-        find_tiles(WatchConfig(shards=str(shards)), None, 60, index.manifest.digest)
-    assert find_tiles(WatchConfig(), None, 60, "") is None
+        find_tiles(WatchConfig(shards=str(shards)), None, 60, index)
+    assert find_tiles(WatchConfig(), None, 60, index) is None
     with pytest.raises(InputError, match=r"these are the shards of watch\.shards"):
-        find_tiles(WatchConfig(shards=str(shards), labelled=str(shards)), None, 60, "")
+        find_tiles(WatchConfig(shards=str(shards), labelled=str(shards)), None, 60, other)
     with pytest.raises(InputError, match=r"watch\.tiles is 3"):
         WatchConfig(tiles=3)
 
