@@ -72,6 +72,7 @@ def score(
         for name in train.values:
             for classifier in how.classifiers:
                 for budget, draws in subsets.items():
+                    bar.set_postfix_str(f"{name}, {classifier}, {describe_budget(budget)} labels")
                     made = _predictions(name, classifier, draws, train, tests, how, bar)
                     first = next(iter(made.values()))[0]
                     if heads is not None and first.head is not None:
