@@ -14,8 +14,10 @@ import torch
 from ca2cl.runtime.signals import StopFlag
 from tests.support.migrated import FOLDER, copy_migrated_stores
 
-hypothesis.settings.register_profile("ca2cl", deadline=None)  # an example's time is the machine's load
-hypothesis.settings.load_profile("ca2cl")
+LOAD = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}  # times are the machine's load
+hypothesis.settings.register_profile("same", derandomize=True, **LOAD)  # what fails here fails everywhere
+hypothesis.settings.register_profile("other", derandomize=False, **LOAD)  # --hypothesis-profile other looks further
+hypothesis.settings.load_profile("same")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests' tiles lie on the CPU; without a GPU this changes nothing
 
 LONG = (

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ca2cl.cli import main
 from ca2cl.config import TrackingConfig
 from ca2cl.methods.registry import known_method
 from ca2cl.models.encoder_card import read_card
+from ca2cl.pretrain.watch.watch import Watch
 from ca2cl.registry.resolve import resolve_encoder
 from ca2cl.report.curves import panels
 from ca2cl.report.material import read_material
 from ca2cl.store.open import open_store
 from ca2cl.tracking.journal import watch_lines
 from ca2cl.tracking.run_record import read_run
-from tests.support.jobs import Ranks, make_shards, pretrain, training_lines
+from ca2cl.training.engine import AccelerateEngine
+from tests.support.forked import on_ranks
+from tests.support.jobs import make_shards, pretrain, training_lines
 
 STEPS = 8
 JOB = (
@@ -72,19 +76,25 @@ def test_weights_are_those_of_a_run_without_a_watch(home: Path, watched: Path) -
     assert looks(alone) == [] and [line["step"] for line in looks(watched)] == [3, 6, 8]
 
 
+def signalled_at_step_6(_rank: int, folder: str) -> None:
+    """A job that SIGTERM reaches as its watch after step 6 begins."""
+    look = Watch.look
+
+    def signalled(self: Watch, step: int, engine: AccelerateEngine) -> None:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        look(self, step, engine)
+
+    Watch.look = signalled  # type: ignore[method-assign]
+    os.chdir(folder)
+    job = (*JOB, *BITWISE, *WITHOUT_LABELLED, "--run.output_dir", "stopped", "--tracking.register_as", "null")
+    assert main(["pretrain", *job]) == 85
+
+
 def test_a_signal_during_a_watch_changes_neither_numbers_nor_the_best(home: Path, watched: Path) -> None:
     """On one process, and so also: the numbers do not depend on how many there are. And before the signal the shards
     that vote are not named: they are those of the training."""
-    arguments = (*JOB, *BITWISE, *WITHOUT_LABELLED, "--run.output_dir", "stopped", "--tracking.register_as", "null")
-    job = Ranks(home, *arguments, processes=1)
-    journal = home / "stopped" / "journal.jsonl"
-    deadline = time.monotonic() + 200
-    while not (journal.exists() and any(line["step"] == 6 for line in training_lines(home / "stopped"))):
-        assert time.monotonic() < deadline and job.started[0].poll() is None
-        time.sleep(0.002)
-    job.started[0].send_signal(signal.SIGTERM)
-    ((code, _),) = job.wait()
-    assert code == 85
+    on_ranks(signalled_at_step_6, 1, str(home))
     again = run(home, "stopped", *BITWISE, *WATCH, "--tracking.register_as", "null")
     assert digest(again) == digest(watched)
     assert looks(again) == looks(watched)

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,19 +225,19 @@ os.kill(os.getpid(), 9)
 def test_a_folder_that_another_job_works_in_is_refused(config: PretrainConfig, tmp_path: Path) -> None:
     tracker = open_run(tmp_path / "run", config)
     script = (
-        "import sys\nfrom ca2cl.pretrain.config import PretrainConfig\n"
+        "import logging, sys\nfrom ca2cl.pretrain.config import PretrainConfig\n"
         "from ca2cl.config import TrackingConfig\nfrom ca2cl.common import job_dir\nfrom ca2cl.tracking import run\n"
-        "job_dir.LOCK_S = float(sys.argv[3])\n"
+        "logging.basicConfig(level='INFO')\njob_dir.LOCK_S = float(sys.argv[3])\n"
         "run.open_run(sys.argv[1], PretrainConfig(tracking=TrackingConfig(root=sys.argv[2])), resume=True)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "run"), str(config.tracking.root)]
     refused = subprocess.run([*command, "0"], capture_output=True, text=True, check=False)
     assert "another job is writing here; wait" in refused.stderr.splitlines()[-1]
-    waits = subprocess.Popen([*command, "60"])
-    time.sleep(8)
-    assert waits.poll() is None
+    waits = subprocess.Popen([*command, "300"], stderr=subprocess.PIPE, text=True)
+    assert waits.stderr is not None
+    assert any("another job is writing here; waiting for it" in line for line in waits.stderr)
     tracker.finish("FINISHED")
-    assert waits.wait(timeout=60) == 0
+    assert waits.communicate(timeout=300) and waits.returncode == 0
 
 
 def test_no_secret_is_written_anywhere(config: PretrainConfig, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from ca2cl.data.shards.samples import ShardInfo, ShardSamples
 from ca2cl.errors import InputError
 
 Part = tuple[ShardInfo, ShardSamples]
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 ROW = st.tuples(TEXT, st.sampled_from(["jpg", "tif"]), st.integers(-1, 2), st.none() | TEXT)
 
@@ -71,7 +72,7 @@ def read_all(root: Path) -> None:
 
 
 @given(st.lists(st.lists(ROW, max_size=5), max_size=4))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=UNCHECKED)
 def test_an_index_comes_back_as_written(tmp_path: Path, shards: list[list[Any]]) -> None:
     parts = [part(number, rows) for number, rows in enumerate(shards)]
     write(tmp_path, parts)
@@ -89,7 +90,7 @@ def test_an_index_comes_back_as_written(tmp_path: Path, shards: list[list[Any]])
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=300, suppress_health_check=UNCHECKED)
 @pytest.mark.parametrize("name", [INDEX_NAME, MANIFEST_NAME])
 def test_damaged_bytes_are_an_input_error_or_change_nothing(folder: Path, name: str, data: st.DataObject) -> None:
     path = folder / name
@@ -109,7 +110,7 @@ def test_damaged_bytes_are_an_input_error_or_change_nothing(folder: Path, name: 
 
 
 @given(length=st.integers(0, 3000))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=UNCHECKED)
 @pytest.mark.parametrize("name", [INDEX_NAME, MANIFEST_NAME])
 def test_truncated_files_are_an_input_error(folder: Path, name: str, length: int) -> None:
     path = folder / name

@@ -165,8 +165,9 @@ def test_system_lines_go_on_growing_whatever_the_clock_says(
     created = real()
     for start in range(3):
         journal = Journal(path)
-        sampler = SystemSampler(journal, tmp_path, created, interval=0.01).start()
-        time.sleep(0.1)
+        sampler, lines = SystemSampler(journal, tmp_path, created, interval=0.01).start(), len(records(path))
+        while len(records(path)) < lines + 2:
+            time.sleep(0.01)
         sampler.stop()
         journal.close()
         shift = behind * (start + 1)
