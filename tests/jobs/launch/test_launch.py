@@ -17,7 +17,7 @@ from ca2cl.cli import main
 from ca2cl.cli.launch import _age
 from tests.support.forked import Forked, ca2cl
 from tests.support.jobs import ROOT
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 ENDS = """
 import os, signal, sys
