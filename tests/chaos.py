@@ -37,7 +37,8 @@ from safetensors.torch import load_file
 from ca2cl.tracking.journal import watch_lines
 from ca2cl.training.checkpoint import DamagedCheckpoint, verify
 from tests.support.jobs import ROOT, make_shards, training_lines
-from tests.support.servers import Server, free_port
+from tests.support.ports import free_port
+from tests.support.servers import Server
 
 STEPS, ELASTIC_STEPS = 160, 80
 PATIENCE, WHOLE = 180.0, 3600.0  # seconds that a disturbed job may take to end, and an undisturbed one

@@ -37,6 +37,8 @@ LONG = (
     "data/test_bad_data",
 )
 """Files of ``tests/jobs`` that take minutes, the longest first."""
+LONG_UNITS = ("views/test_gpu", "data/test_synthetic", "pretrain/test_needs", "models/test_group_batch_norm")
+"""Files of ``tests/unit`` that would end a run alone, a core idle beside them."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,9 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers share the files in this order: a long one that came last would leave the other worker idle."""
-    jobs = Path(__file__).parent / "jobs"
-    place = {jobs / f"{name}.py": number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+    tests = Path(__file__).parent
+    first = [*(tests / "jobs" / f"{name}.py" for name in LONG), *(tests / "unit" / f"{name}.py" for name in LONG_UNITS)]
+    place = {path: number for number, path in enumerate(first)}
+    items.sort(key=lambda item: place.get(item.path, len(first)))
 
 
 @pytest.fixture(autouse=True)

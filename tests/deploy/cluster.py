@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.jobs import ROOT
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 NODES = ("d1", "d2")
 CONF = """

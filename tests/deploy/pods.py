@@ -20,7 +20,7 @@ import psutil
 
 from tests.deploy.kubernetes import FOLDER, build, exit_codes
 from tests.support.jobs import ROOT, make_shards, training_lines
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 STEPS = 12
 WITH_HOSTS = 'mount --bind "$HOSTS" /etc/hosts && exec "$@"'

@@ -21,7 +21,7 @@ import psutil
 from tests.deploy.check import Check, distance, steps, until
 from tests.deploy.hosts import Hosts
 from tests.support.jobs import CONFIGS, ROOT, make_shards
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 STEPS = 60
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.support.servers import Process, free_port
+from tests.support.ports import free_port
+from tests.support.servers import Process
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DATABASES = ("mlflow", "mlflow_auth")

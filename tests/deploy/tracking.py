@@ -18,7 +18,7 @@ import requests
 
 from tests.deploy.stack import DATABASES, DOCKER, Postgres, Service, store, tracking
 from tests.support.jobs import ROOT, make_shards, pretrain, start
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 NAME = "mlflow.example.org"
 STEPS = 3

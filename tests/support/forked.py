@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 CONTEXT = get_context("forkserver")
@@ -33,17 +33,19 @@ class Forked:
     Args:
         folder: its working directory.
         arguments: a verb and its settings.
+        module: another one that is run with these arguments.
         environment: variables that it has beside the tests' own.
     """
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, module: str = "ca2cl", **environment: str) -> None:
         self.args = arguments
         self._folder = tempfile.TemporaryDirectory(prefix="forked-")
         self._streams = [Path(self._folder.name, name) for name in ("out", "err")]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         if "MLFLOW_TRACKING_URI" not in environment:
             variables.pop("MLFLOW_TRACKING_URI", None)
-        process = CONTEXT.Process(target=_become, args=(arguments, str(folder), variables, [*map(str, self._streams)]))
+        streams = [*map(str, self._streams)]
+        process = CONTEXT.Process(target=_become, args=(module, arguments, str(folder), variables, streams))
         process.start()
         self._process = process
 
@@ -137,8 +139,10 @@ def _on_rank(rank: int, function: Callable[..., None], variables: dict[str, str]
     function(rank, *arguments)
 
 
-def _become(arguments: tuple[str, ...], folder: str, variables: dict[str, str], streams: list[str]) -> None:
-    """Be ``python -m ca2cl ARGUMENTS``."""
+def _become(
+    module: str, arguments: tuple[str, ...], folder: str, variables: dict[str, str], streams: list[str]
+) -> None:
+    """Be ``python -m MODULE ARGUMENTS``."""
     for number, path in enumerate(streams, start=1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
@@ -147,11 +151,11 @@ def _become(arguments: tuple[str, ...], folder: str, variables: dict[str, str], 
     os.environ.update(variables)
     os.chdir(folder)
     torch.set_num_threads(1)
-    sys.argv = ["ca2cl", *arguments]
+    sys.argv = [module, *arguments]
     if DEEPSPEED in variables:
         _without_compiler()
     try:
-        runpy.run_module("ca2cl", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves without
 

@@ -15,8 +15,8 @@ from ca2cl.views.build import build_views
 from ca2cl.views.gpu.render import render
 
 
-def main() -> None:
-    recipe, size, height, width, count = sys.argv[1], *map(int, sys.argv[2:])
+def differences(recipe: str, size: int, height: int, width: int, count: int) -> list[list[float]]:
+    """For each view of each tile: clip, blur, the largest difference, the share of those above 1, the mean one."""
     views = build_views(ViewsConfig(recipe=recipe), size, mean=(0.5,) * 3, std=(0.2,) * 3, seed=7)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(3)
     coarse = torch.rand(count, 3, 9, 9, generator=generator)
@@ -39,7 +39,15 @@ def main() -> None:
                     float(of_row.mean()),
                 ]
             )
-    sys.stdout.write(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    made = []
+    for case in sys.argv[1:]:
+        recipe, *sizes = case.split()
+        made += differences(recipe, *map(int, sizes))
+    sys.stdout.write(json.dumps(made))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ca2cl.data.shards.config import ShardConfig
 from ca2cl.data.shards.run import run as run_shard
 from ca2cl.data.synthetic.tissue import write_tissue
 from tests.support.forked import ca2cl, start_ranks
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 

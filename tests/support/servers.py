@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_KEPT: deque[socket.socket] = deque(maxlen=200)
-"""Sockets of the last ports; by then the servers of earlier ones have ended."""
-
-
-def free_port() -> int:
-    """A port that only a server which was told of it can take, as long as this process lives.
-
-    The socket stays bound: no other process is given the port, for a server or a connection, before the server that it
-    is for has started. One that sets SO_REUSEADDR may listen there, and all of ours do.
-    """
-    kept = socket.socket()
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    kept.bind(("127.0.0.1", 0))
-    _KEPT.append(kept)
-    return int(kept.getsockname()[1])
+from tests.support.forked import Forked
+from tests.support.ports import free_port
 
 
 class Process:
@@ -36,8 +21,10 @@ class Process:
 
     def __init__(self, command: Sequence[str], folder: Path, health: str, changes: Mapping[str, str]) -> None:
         self.command, self.folder, self.health, self.changes = command, folder, health, changes
+        self.process: subprocess.Popen[bytes] | Forked
 
-    def start(self, patience: float = 300) -> None:
+    def begin(self) -> None:
+        """Start the process, which may not answer yet."""
         log = (self.folder / "server.log").open("ab")
         self.process = subprocess.Popen(
             self.command,
@@ -47,10 +34,13 @@ class Process:
             cwd=self.folder,
             env={**os.environ, **self.changes},
         )
+
+    def start(self, patience: float = 300) -> None:
+        self.begin()
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(self.health, timeout=1):
+                with urllib.request.urlopen(self.health, timeout=5):
                     return
             except (urllib.error.URLError, OSError):
                 if self.process.poll() is not None:
@@ -68,27 +58,53 @@ class Process:
         self.process.wait()
 
 
-class Server(Process):
+class MLflow(Process):
+    """``mlflow COMMAND``, forked, which saves most of its start; ``fresh``, started as a user does."""
+
+    def __init__(
+        self, command: Sequence[str], folder: Path, health: str, changes: Mapping[str, str], fresh: bool = False
+    ) -> None:
+        self._fresh = fresh
+        super().__init__([*((sys.executable, "-m", "mlflow") if fresh else ()), *command], folder, health, changes)
+
+    def begin(self) -> None:
+        if self._fresh:
+            super().begin()
+        else:
+            self.process = Forked(self.folder, *self.command, module="tests.support.mlflow_here", **self.changes)
+
+    def told(self) -> str:
+        return self.process.stderr()[-2000:] if isinstance(self.process, Forked) else super().told()
+
+    def stop(self) -> None:
+        if self._fresh:
+            super().stop()
+        else:
+            self.process.kill()
+            self.process.wait()
+
+
+class Server(MLflow):
     """A tracking server that can be stopped and started again on the same port and data."""
 
     def __init__(self, folder: Path) -> None:
         port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+        command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
         command += ["--artifacts-destination", str(folder / "artifacts")]
         # (five more processes, for evaluating language models)
         super().__init__(command, folder, f"{self.uri}/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
 
 
-class ModelServer(Process):
+class ModelServer(MLflow):
     """``mlflow models serve``: the encoder behind HTTP."""
 
-    def __init__(self, folder: Path, model: str, store_uri: str) -> None:
+    def __init__(self, folder: Path, model: str, store_uri: str, fresh: bool = False) -> None:
         port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
+        command = ["models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
         # it starts uvicorn by name: the environment's programs must be on the path, as in an activated one
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        super().__init__(command, folder, f"{self.uri}/ping", {"MLFLOW_TRACKING_URI": store_uri, "PATH": path})
+        changes = {"MLFLOW_TRACKING_URI": store_uri, "PATH": path}
+        super().__init__(command, folder, f"{self.uri}/ping", changes, fresh)

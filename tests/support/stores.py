@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 BUCKET = "tiles"
 

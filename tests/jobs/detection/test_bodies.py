@@ -31,7 +31,7 @@ from ca2cl.runtime.signals import StopFlag
 from tests.support.coco_files import coco, write_split
 from tests.support.gland_images import write_glands
 from tests.support.jobs import LAUNCH, start
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 VIT, CONVNEXT, EFFICIENTNET = "timm:test_vit", "timm:test_convnext", "timm:test_efficientnet"
 SWIN = "timm:swin_tiny_patch4_window7_224,embed_dim=24,window_size=4"

@@ -36,7 +36,7 @@ from tests.support.gland_images import write_glands
 from tests.support.glands import write_pairs
 from tests.support.jobs import LAUNCH, start
 from tests.support.pickles import Bait
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.detectron2
 SCHEDULE = Schedule(

@@ -28,7 +28,7 @@ from ca2cl.detection.engines.predictions import coco_results
 from ca2cl.detection.engines.torchvision import TorchvisionEngine
 from tests.support.gland_images import write_glands
 from tests.support.jobs import LAUNCH, start
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 SMALL = (
     "--engine", "torchvision", "--encoder", "random:3", "--dataset", "glas", "--iterations", "2", "--batch_size", "1",

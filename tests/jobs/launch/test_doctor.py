@@ -9,7 +9,7 @@ from ca2cl.doctor import machine
 from ca2cl.doctor.finding import Finding, as_text
 from tests.support.forked import ca2cl
 from tests.support.jobs import as_printed, make_shards
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 LAUNCHED = "accelerate launch --config_file accelerate_configs/cpu.yaml --num_processes 2 -m ca2cl doctor"
 

@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ca2cl.cli import main
 from ca2cl.cli.launch import _age
 from tests.support.forked import Forked, ca2cl
 from tests.support.jobs import ROOT
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 ENDS = """
 import os, signal, sys
@@ -113,14 +114,16 @@ def test_a_signal_reaches_every_process(
     assert started[0].received() == [expected, expected]
 
 
-@pytest.mark.parametrize("after", [0.0, 5.0])
+@pytest.mark.parametrize("children", [0, 2])
 def test_a_signal_waits_for_processes_that_are_still_starting(
-    started: list[Launcher], tmp_path: Path, after: float
+    started: list[Launcher], tmp_path: Path, children: int
 ) -> None:
     """After the launcher listens itself, at once; and when its processes are there but do not listen yet."""
-    started.append(Launcher(tmp_path, LISTENS, str(tmp_path), "4", "3"))
-    _until_it_listens(started[0].process.pid)
-    time.sleep(after)
+    started.append(Launcher(tmp_path, LISTENS, str(tmp_path), "3", "1"))
+    launcher = psutil.Process(started[0].process.pid)
+    _until_it_listens(launcher.pid)
+    while len(launcher.children()) < children:
+        time.sleep(0.02)
     started[0].process.send_signal(signal.SIGTERM)
     code, told = started[0].end()
     assert code == 85, told
@@ -145,7 +148,7 @@ def test_a_machine_that_waits_for_the_first_one_can_be_stopped(tmp_path: Path) -
     waits = Forked(tmp_path, *words, "--mixed_precision", "no", "--dynamo_backend", "no", "script.py")
     try:
         _until_it_listens(waits.pid)
-        time.sleep(8)
+        time.sleep(3)  # (it has imported everything)
         waits.send_signal(signal.SIGTERM)
         assert waits.wait(timeout=30) == 85
     finally:

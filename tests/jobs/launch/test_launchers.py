@@ -18,7 +18,7 @@ import pytest
 
 from ca2cl.tracking.journal import read_journal
 from tests.support.jobs import CONFIGS, LAUNCH, ROOT, make_shards, training_lines
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 MARK = "CA2CL_TEST_JOB"
 PYTHON = sys.executable

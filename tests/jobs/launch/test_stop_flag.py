@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import ROOT
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 # a minute inside of C, without Python's lock, as a collective is that waits for a rank which is gone
 HELD = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 200_000_000)"

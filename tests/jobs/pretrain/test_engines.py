@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.support.jobs import CONFIGS, LAUNCH, ROOT, make_shards, pretrain, training_lines
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 NORM = ("--model.norm", "lane_group", "--model.norm_group", "2", "--run.batch_size", "32")
 KIND = ("--run.accumulation", "bitwise", "--optim.schedule", "constant", *NORM)

@@ -12,7 +12,7 @@ import pytest
 from tests.support import overflow_job
 from tests.support.forked import on_ranks
 from tests.support.jobs import CONFIGS, LAUNCH, start
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ca2cl.errors import InputError
 from ca2cl.pretrain.numerics import check_numerics, fix_numerics
 from tests.support.jobs import as_printed, make_shards, training_lines
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 JOB = (
     "-m ca2cl pretrain --recipe smoke --data.shards shards-0 --tracking.register_as null --run.accumulation bitwise "

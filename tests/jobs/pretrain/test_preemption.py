@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ca2cl.store.open import Store, open_store
 from ca2cl.tracking.run_record import read_run
 from tests.support.jobs import LAUNCH, ROOT, make_shards, training_lines
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 STEPS = 12
 SETTINGS = ("--recipe", "smoke", "--run.steps", str(STEPS), "--run.checkpoint_every", "3", "--run.figures_every", "0")

@@ -54,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelServ
     folder = save_encoder(root / "encoder", build_encoder().state_dict(), card)
     run_id = str(store.client.create_run(store.experiment_id("tests")).info.run_id)
     assert log_and_register(run_id, folder, "ca2cl-encoder", store) == "1"
-    server = ModelServer(tmp_path_factory.mktemp("elsewhere"), MODEL, store.uri)
+    server = ModelServer(tmp_path_factory.mktemp("elsewhere"), MODEL, store.uri, fresh=True)
     try:
         server.start(patience=180)
         yield server, resolve_encoder(MODEL, tracking_uri=store.uri)
