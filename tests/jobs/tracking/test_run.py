@@ -216,8 +216,8 @@ for step in range(1, 501):
     tracker.log_step({"step": step, "loss": 1 / step})
 os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run"), str(store.root)], check=False)
-    assert done.returncode == -9
+    killed = Forked(tmp_path, code, str(tmp_path / "run"), str(store.root), module=CODE)
+    assert killed.wait(timeout=300) == -9
     assert sync(tmp_path / "run") > 0
     record = read_run(tmp_path / "run")
     history = store.client.get_metric_history(record.run_id, "loss")
