@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +26,10 @@ from tests.support.ports import free_port
 DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
+
+
+CODE = "tests.support.code"
+"""The module whose arguments are those of ``python -c``."""
 
 
 class Forked:
@@ -82,6 +87,12 @@ class Forked:
     def stderr(self) -> str:
         """What it has written to stderr so far."""
         return _read(self._streams[1])
+
+    def first_line(self) -> str:
+        """The first line of stdout, waited for; what there is if it ends without one."""
+        while "\n" not in self.stdout() and self.poll() is None:
+            time.sleep(0.02)
+        return self.stdout().partition("\n")[0]
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,12 @@ from ca2cl.data.remote.reader import ShardReader, open_index
 from ca2cl.data.shards.index import ShardIndex
 from ca2cl.data.transfer.download import FetchPolicy
 from ca2cl.errors import InputError
+from tests.support.forked import CONTEXT
 from tests.support.jobs import ROOT
 from tests.support.shards import encode, random_tiles, write_shards
 from tests.support.stores import FaultyHandler, by_chance, gs_store, http_store, in_turn, s3_store, upload
 
-QUICK = FetchPolicy(attempts=5, timeout=2.0, pause=0.01)
+QUICK = FetchPolicy(attempts=5, timeout=30.0, pause=0.01)
 TILES = random_tiles(80)
 
 
@@ -125,10 +126,10 @@ def test_processes_and_workers_share_a_small_cache_of_a_faulty_store(shards: Pat
     kinds = ["error", "cut", "short", "stall", "flip"]
     with (
         http_store(shards, fault=by_chance(3, kinds, most=1), patience=0.5) as (url, handler),
-        ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(2, mp_context=CONTEXT) as pool,
     ):
         jobs = [pool.submit(keys, url, tmp_path, workers=2, rank=rank, world=2) for rank in range(2)]
-        ranks = [job.result(timeout=100) for job in jobs]
+        ranks = [job.result(timeout=300) for job in jobs]
     whole = keys(shards, tmp_path)
     assert [sorted(a + b) for a, b in zip(*ranks, strict=True)] == [sorted(batch) for batch in whole]
     assert len(cached(tmp_path)) <= 4 and len(handler.requests) > 12
@@ -145,11 +146,11 @@ reader.read("shard-000000.tar", 0, 1)
 
 
 def test_a_kill_in_the_middle_of_a_transfer_leaves_nothing_that_is_served(shards: Path, tmp_path: Path) -> None:
-    with http_store(shards, fault=in_turn({"shard-000000.tar": ["stall"]}), patience=20) as (url, _):
+    with http_store(shards, fault=in_turn({"shard-000000.tar": ["stall"]}), patience=60) as (url, _):
         command = [sys.executable, "-c", KILLED, url, str(tmp_path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.part")) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -207,7 +208,7 @@ def test_a_full_disk_costs_other_shards_and_then_is_one_line(
         pytest.skip("needs a user that may mount a file system of its own")
     script = f'{mount} && exec "$@"'
     command = [*namespace, "sh", "-c", script, "sh", sys.executable, "-c", FULL, served[0], str(tmp_path)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "other shards removed from the cache" in done.stderr
 
@@ -230,7 +231,7 @@ def test_a_store_equals_the_local_folder_and_its_faults_are_told(
             open_index(f"{scheme}://nobucket/set", tmp_path / "b", QUICK)
         assert "attempt" not in caplog.text  # what is not there is not asked for again
     with pytest.raises(InputError, match="shard-000000.tar: (cannot be fetched after 5 attempts|may not be read)"):
-        ShardReader(url, index=index, policy=QUICK).read("shard-000000.tar", 0, 1)
+        ShardReader(url, index=index, policy=replace(QUICK, timeout=2.0)).read("shard-000000.tar", 0, 1)
 
 
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ca2cl.data.loading.workers import Pixels, TilePool, TileWorkers
 from ca2cl.errors import InputError
+from tests.support.forked import CODE, Forked
 from tests.support.jobs import ROOT
 
 
@@ -237,22 +238,19 @@ class Long:
 answers = TileWorkers(Long(), 1, (4, 4), 4).answers(range(1000))
 sys.stdout.write(" ".join({str(next(answers)[0][1]) for _ in range(40)}) + "\\n")
 sys.stdout.flush()
-time.sleep(60)
+time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_and_their_memory_end_with_a_parent_that_is_killed(number: signal.Signals) -> None:
+def test_workers_and_their_memory_end_with_a_parent_that_is_killed(number: signal.Signals, tmp_path: Path) -> None:
     """Also those that wait to write what nobody reads: the pipe's other end is held open by their siblings."""
     before = shared_files()
-    parent = subprocess.Popen(
-        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert parent.stdout is not None
-    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    parent = Forked(tmp_path, STUCK, module=CODE)
+    workers = [psutil.Process(int(pid)) for pid in parent.first_line().split()]
     assert len(workers) == 4
     parent.send_signal(number)
-    _, left = psutil.wait_procs(workers, timeout=20)
+    _, left = psutil.wait_procs(workers, timeout=60)
     for process in left:
         process.kill()
     assert not left and not leaked(before)

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from ca2cl.detection.coco.metrics import coco_scores
 from ca2cl.detection.engines.base import CocoSplit
 from ca2cl.detection.engines.predictions import coco_results
 from ca2cl.detection.engines.torchvision import TorchvisionEngine
+from tests.support.forked import CODE, Forked
 from tests.support.gland_images import write_glands
 from tests.support.jobs import LAUNCH, start
 from tests.support.ports import free_port
@@ -126,8 +126,9 @@ def test_a_second_job_keeps_out_of_the_folder(glas: Path, done: Path) -> None:
     )
     verb = ("detect", *SMALL, "--data", str(glas), "--output_dir", str(done / "job"))
     with JobDir(done / "job").locked():
-        second = start([sys.executable, "-c", code, *verb, "--tracking.root", str(done / "store")], done)
-    assert second.returncode == 2 and "another job is writing here; wait for it, or end it" in second.stderr
+        second = Forked(done, code, *verb, "--tracking.root", str(done / "store"), module=CODE)
+        assert second.wait(timeout=300) == 2
+    assert "another job is writing here; wait for it, or end it" in second.stderr()
 
 
 def test_a_job_that_is_signalled_goes_on_to_the_same_scores(glas: Path, tmp_path: Path) -> None:

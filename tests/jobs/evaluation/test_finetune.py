@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -35,8 +34,8 @@ from ca2cl.training.checkpoint import Checkpointer
 from ca2cl.training.engine import AccelerateEngine
 from ca2cl.training.optim import build_optimizer
 from ca2cl.training.schedule import learning_rate
-from tests.support.forked import Forked, ca2cl
-from tests.support.jobs import make_shards, start
+from tests.support.forked import CODE, Forked, ca2cl
+from tests.support.jobs import make_shards
 from tests.support.shards import encode, random_tiles, write_shards
 
 SMALL = (
@@ -309,5 +308,6 @@ def test_a_second_job_keeps_out_of_the_folder(whole: Path, pair: tuple[str, str]
         "from ca2cl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     with JobDir(whole / "job").locked():
-        done = start([sys.executable, "-c", code, *verb(pair, "--seeds", "2")], whole)
-    assert done.returncode == 2 and "job: another job is writing here; wait for it, or end it" in done.stderr
+        second = Forked(whole, code, *verb(pair, "--seeds", "2"), module=CODE)
+        assert second.wait(timeout=300) == 2
+    assert "job: another job is writing here; wait for it, or end it" in second.stderr()

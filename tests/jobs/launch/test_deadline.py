@@ -80,14 +80,14 @@ def test_a_process_that_c_holds_up_ends_with_the_code_of_its_signal(received: st
     trains = f"with stop.training(): {received}time.sleep(0.1); stop.launcher_gone(); {HELD}"
     process = start(SHORT + trains)
     try:
-        assert process.wait(timeout=20) == code
+        assert process.wait(timeout=60) == code
     finally:
         process.kill()
 
 
 def test_what_is_unhurried_is_waited_for() -> None:
     process = start(SHORT + "stop.launcher_gone()\nwith stop.training(), stop.unhurried(): time.sleep(3)\nsys.exit(9)")
-    assert process.wait(timeout=20) == 9
+    assert process.wait(timeout=60) == 9
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ class Started:
         """SIGTERM to the launcher alone, SIGINT to its group, as a terminal does."""
         os.killpg(self.process.pid, number) if number == CTRL_C else self.process.send_signal(number)
 
-    def until_none_is_left(self, seconds: float = 60) -> None:
+    def until_none_is_left(self, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while (left := self.left()) or self.process.poll() is None:
             assert time.monotonic() < deadline, (left, self.told())

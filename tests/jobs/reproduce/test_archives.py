@@ -22,7 +22,7 @@ from ca2cl.reproduce.unpack import unpack
 from tests.support.archives import Zenodo, serving, zipped
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
-POLICY = FetchPolicy(attempts=3, timeout=5, pause=0.01)
+POLICY = FetchPolicy(attempts=3, timeout=30, pause=0.01)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from tests.support.jobs import ROOT, make_shards
 from tests.support.servers import Server
 from tests.support.shards import encode, random_tiles, write_shards
 
-QUICK = FetchPolicy(attempts=2, timeout=2, pause=0.01)
+QUICK = FetchPolicy(attempts=2, timeout=30, pause=0.01)
 SECRET = "hunter2"
 LOGIN = f"me-too:{SECRET}"
 

@@ -193,7 +193,7 @@ except Stopped as stopped:
         study = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
         until(lambda: (tmp_path / "on").exists(), study)
         study.send_signal(number)
-        assert study.wait(30) == wanted and (tmp_path / "kept").exists()
+        assert study.wait(120) == wanted and (tmp_path / "kept").exists()
         for name in ("on", "kept"):
             (tmp_path / name).unlink()
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from ca2cl.tracking.run import NullTracker, RunTracker, open_run
 from ca2cl.tracking.run_record import read_run
 from ca2cl.tracking.sync import SyncConfig, sync
 from ca2cl.tracking.sync import run as run_sync
+from tests.support.forked import CODE, Forked
 
 MANIFEST = {"schema_version": 1, "classes": ["A"], "digest": "d" * 64}
 
@@ -214,8 +216,8 @@ for step in range(1, 501):
     tracker.log_step({"step": step, "loss": 1 / step})
 os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run"), str(store.root)], check=False)
-    assert done.returncode == -9
+    killed = Forked(tmp_path, code, str(tmp_path / "run"), str(store.root), module=CODE)
+    assert killed.wait(timeout=300) == -9
     assert sync(tmp_path / "run") > 0
     record = read_run(tmp_path / "run")
     history = store.client.get_metric_history(record.run_id, "loss")
@@ -230,14 +232,16 @@ def test_a_folder_that_another_job_works_in_is_refused(config: PretrainConfig, t
         "logging.basicConfig(level='INFO')\njob_dir.LOCK_S = float(sys.argv[3])\n"
         "run.open_run(sys.argv[1], PretrainConfig(tracking=TrackingConfig(root=sys.argv[2])), resume=True)\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "run"), str(config.tracking.root)]
-    refused = subprocess.run([*command, "0"], capture_output=True, text=True, check=False)
-    assert "another job is writing here; wait" in refused.stderr.splitlines()[-1]
-    waits = subprocess.Popen([*command, "300"], stderr=subprocess.PIPE, text=True)
-    assert waits.stderr is not None
-    assert any("another job is writing here; waiting for it" in line for line in waits.stderr)
+    arguments = (script, str(tmp_path / "run"), str(config.tracking.root))
+    refused = Forked(tmp_path, *arguments, "0", module=CODE)
+    assert refused.wait(timeout=300) == 1
+    assert "another job is writing here; wait for it, or end it" in refused.stderr().splitlines()[-1]
+    waits = Forked(tmp_path, *arguments, "300", module=CODE)
+    while "another job is writing here; waiting for it" not in waits.stderr():
+        assert waits.poll() is None, waits.stderr()
+        time.sleep(0.02)
     tracker.finish("FINISHED")
-    assert waits.communicate(timeout=300) and waits.returncode == 0
+    assert waits.wait(timeout=300) == 0, waits.stderr()
 
 
 def test_no_secret_is_written_anywhere(config: PretrainConfig, tmp_path: Path) -> None:

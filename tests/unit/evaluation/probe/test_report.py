@@ -60,11 +60,11 @@ def test_signal_is_told_from_noise(rows: list[Row]) -> None:
         assert mean > 0.8 if row.features == "encoder" else mean < 0.6
 
 
-def test_rows_are_a_function_of_their_input(rows: list[Row]) -> None:
+def test_rows_are_a_function_of_their_input() -> None:
     train, test = made_up(90, 0), made_up(60, 1)
-    subsets = draw_subsets(train.labels_N, [1.0, 0.1, 8.0], seeds=3)
-    again = score(train, {"test": test}, subsets, Scoring(strength="auto"))
-    assert json.dumps([row_as_dict(row) for row in again]) == json.dumps([row_as_dict(row) for row in rows])
+    subsets = draw_subsets(train.labels_N, [0.1, 8.0], seeds=2)
+    first, again = (score(train, {"test": test}, subsets, Scoring(strength="auto")) for _ in range(2))
+    assert json.dumps([row_as_dict(row) for row in again]) == json.dumps([row_as_dict(row) for row in first])
 
 
 def test_all_labels_leave_no_spread_to_the_neighbours_and_few_labels_do(rows: list[Row]) -> None:
