@@ -24,7 +24,7 @@ from ca2cl.data.fingerprints.thumbnails import COARSE, OFFSETS, ORIENTATIONS, de
 
 CANDIDATE = 0.85
 """Least cosine of the descriptors of a candidate."""
-COPY = 0.75
+COPY = 0.7
 """Least correlation of the thumbnails of a copy."""
 _NEAREST = 3
 """Candidates of each view of a query."""
@@ -60,7 +60,7 @@ class Known:
     def __init__(self, thumbnails_MSS: Tensor, device: torch.device) -> None:
         self.thumbnails, self.device = thumbnails_MSS, device
         rows_M = torch.nonzero(~is_flat(thumbnails_MSS)).flatten()
-        vectors_MD = torch.cat([descriptors(part, COARSE) for part in torch.split(thumbnails_MSS[rows_M], 8192)] or [])
+        vectors_MD = torch.cat([descriptors(thumbnails_MSS[part], COARSE) for part in torch.split(rows_M, 8192)])
         self.cells_CD = _centroids(vectors_MD, _cells(len(vectors_MD))).to(device)
         cell_M = torch.cat(
             [(part.to(device) @ self.cells_CD.T).argmax(1).cpu() for part in torch.split(vectors_MD, 16384)] or []

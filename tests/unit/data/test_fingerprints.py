@@ -13,8 +13,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from ca2cl.data.fingerprints import nearest
-from ca2cl.data.fingerprints.alignment import REACH, _blur, correlations
-from ca2cl.data.fingerprints.nearest import Known, find_copies
+from ca2cl.data.fingerprints.alignment import _FLOOR, REACH, _blur, correlations
+from ca2cl.data.fingerprints.nearest import COPY, Known, find_copies
 from ca2cl.data.fingerprints.seen import (
     SEEN_NAME,
     Seen,
@@ -97,11 +97,24 @@ def test_descriptors_are_cosine_sums() -> None:
     np.testing.assert_allclose(descriptors(small, COARSE)[0].numpy(), expected, atol=1e-5)
 
 
+def evened(picture: np.ndarray) -> np.ndarray:
+    """A picture less its blur, each pixel divided by the deviation around it."""
+    weight = _blur()
+    levels = picture.astype(np.float64) - 128
+    fine, even = np.zeros_like(levels), np.zeros_like(levels)
+    for place in np.ndindex(levels.shape):
+        around = weight[place[0]][:, None] * weight[place[1]]
+        fine[place] = levels[place] - (around * levels).sum()
+    for place in np.ndindex(levels.shape):
+        around = weight[place[0]][:, None] * weight[place[1]]
+        even[place] = fine[place] / ((around * fine**2).sum() ** 0.5 + _FLOOR)
+    return even
+
+
 def test_correlations_are_pearsons_at_the_best_shift() -> None:
     tiles = tissue(2, SIDE, 1)
     first, second = thumbs(tiles[:1]), thumbs(np.concatenate([tiles[1:, 3:], tiles[1:, :3]], axis=1))
-    blur = _blur()
-    a, b = ((x[0].numpy() - 128.0) - blur @ (x[0].numpy() - 128.0) @ blur.T for x in (first, second))
+    a, b = (evened(x[0].numpy()) for x in (first, second))
     best = -1.0
     for down in range(-REACH, REACH + 1):
         for right in range(-REACH, REACH + 1):
@@ -130,6 +143,15 @@ def test_altered_copies_are_found_and_other_tiles_are_not() -> None:
     marked = [int(o) for o in find_copies(thumbs(changed["turned"]), known).orientation_P]
     back = [turned(thumbs(changed["turned"])[k : k + 1], o)[0] for k, o in enumerate(marked)]
     assert all(int((b.int() - a.int()).abs().max()) <= 1 for a, b in zip(known.thumbnails, back, strict=False))
+
+
+def test_a_common_edge_does_not_make_copies() -> None:
+    """Different tissue on both sides of a lumen at the same place, of which the lumen is most of the contrast."""
+    tiles = tissue(2, 224, 8) // 3
+    tiles[:, :, 100:120] = 235
+    first, second = thumbs(tiles)
+    assert correlations(first[None], second[None])[0] < COPY - 0.1
+    assert correlations(first[None], thumbs(re_encoded(tiles[:1], 50)))[0] > 0.9
 
 
 def test_tiles_without_structure_are_copies_of_none() -> None:
