@@ -1,8 +1,8 @@
-"""A million different tiles of real tissue, with planted copies.
+"""Nearly a million different tiles of real tissue, with planted copies.
 
     CUTS=benchmarks.leak_cuts:Cuts
     ca2cl shard $CUTS:a,500000,IMAGES+IMAGES shards/a --encode jpeg
-    ca2cl shard $CUTS:b,500000,IMAGES+IMAGES shards/b --encode jpeg
+    ca2cl shard $CUTS:b,480000,IMAGES+IMAGES shards/b --encode jpeg
     ca2cl doctor --leaks shards/a shards/b --leaks_output leaks
     python -m benchmarks.leak_cuts leaks/pairs.csv
 
