@@ -1,12 +1,12 @@
-"""Nearly a million different tiles of real tissue, with planted copies.
+"""A million different tiles of real tissue, with planted copies.
 
     CUTS=benchmarks.leak_cuts:Cuts
-    ca2cl shard $CUTS:a,500000,IMAGES+IMAGES shards/a --encode jpeg
-    ca2cl shard $CUTS:b,480000,IMAGES+IMAGES shards/b --encode jpeg
+    ca2cl shard $CUTS:a,950000,IMAGES+IMAGES shards/a --encode jpeg
+    ca2cl shard $CUTS:b,50000,IMAGES+IMAGES shards/b --encode jpeg
     ca2cl doctor --leaks shards/a shards/b --leaks_output leaks
     python -m benchmarks.leak_cuts leaks/pairs.csv
 
-The tiles have 64 pixels. They are cut from images at two scales and three angles, a third of their side apart, which is
+The tiles have 64 pixels. They are cut from images at two scales and six angles, a third of their side apart, which is
 further than copies may be shifted. Set a has every second image. Set b has the others, and 200 copies of tiles of a for
 each change.
 """
@@ -35,7 +35,7 @@ SIDE = 64
 _COPIES = 200
 _APART = 0.34
 _MARGIN = 3
-_ANGLES, _WINDOWS = (0, 30, 60), (64, 96)
+_ANGLES, _WINDOWS = (0, 15, 30, 45, 60, 75), (64, 96)
 _TURNED_60 = after(CHANGES["turned by 90°"], encoded("JPEG", 60))
 KINDS: dict[str, tuple[Change, tuple[int, int]]] = {
     **{name: (change, (0, 0)) for name, change in CHANGES.items()},

@@ -7,9 +7,10 @@
 
 ``cost`` trains ``crc5_small``'s step (ResNet-18, 96 px, 64 tiles, no adversary) for a few steps, and prints the CPU
 seconds of a step and of a watch of 2,000 tiles. ``correlation`` takes the checkpoints of a run: the watch's numbers on
-the held-out tiles, and a linear probe that is fitted on the labels of ``--train``; watched and probed tiles are the
-same ones first, and then different halves. ``collapse`` trains without negatives at a hundred times the rate,
-``healthy`` as it should be, with other seeds and settings each time.
+the held-out tiles, and a linear probe that is fitted on all labels of ``--train``; watched and probed tiles are the
+same ones first, and then different halves. The labelled tiles of the watch are drawn from ``--train``. ``collapse``
+trains without negatives at a hundred times the rate, ``healthy`` as it should be, with other seeds and settings each
+time.
 """
 
 from __future__ import annotations
@@ -61,9 +62,8 @@ SHORT = (
     "--recipe", "smoke", "--run.batch_size", "16", "--objective.clusters", "5", "--run.figures_every", "0",
     "--tracking.register_as", "null", "--watch.tiles", "100",
 )  # fmt: skip
-STRENGTH = 10.0
-"""C of the probe, the same for all checkpoints."""
-NAMES = ("knn of labelled", "linear of labelled", "knn", "linear", "rank", "uniformity")
+VOTED = ("knn of labelled", "linear of labelled")
+NAMES = (*VOTED, "knn", "linear", "rank", "uniformity")
 
 
 def say(*words: object) -> None:
@@ -109,17 +109,16 @@ def cost(options: argparse.Namespace) -> None:
     say(f"share of the time at one in {EVERY} steps: {costs[-1] / (EVERY * step + costs[-1]):.2%}")
 
 
-def features(path: Path, root: str, cache: Path, per_class: int) -> tuple[Tensor, np.ndarray[Any, Any]]:
-    """Features (N, D) and labels (N,) of tiles of each class, by the ResNet-18 of a checkpoint at 96 px."""
+def features(path: Path, root: str, cache: Path) -> tuple[Tensor, np.ndarray[Any, Any]]:
+    """Features (N, D) and labels (N,) of all tiles, by the ResNet-18 of a checkpoint at 96 px."""
     index = ShardIndex(root)
-    kept = cache / f"{path.name}-{index.manifest.digest[:8]}-{per_class}.npz"
+    kept = cache / f"{path.name}-{index.manifest.digest[:8]}.npz"
     if not kept.exists():
         with reading_tensors(path / "model.safetensors") as parts:
             state = {k.removeprefix("encoder."): v.read() for k, v in parts.items() if k.startswith("encoder.")}
         encoder, rows, labels = make_encoder(state, "resnet18", str(path), 96), [], []
-        samples = labelled_subset(index.labels(), per_class, 0)
         with torch.inference_mode():
-            for tiles, own, _ in iterate_tiles(index, ShardReader(root), samples, batch_size=64):
+            for tiles, own, _ in iterate_tiles(index, ShardReader(root), np.arange(len(index)), batch_size=64):
                 rows.append(encoder(preprocess(tiles, 96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
                 labels.append(own)
         np.savez(kept, x=torch.cat(rows).numpy(), y=torch.cat(labels).numpy())
@@ -135,30 +134,38 @@ def correlation(options: argparse.Namespace) -> None:
     found = [path for path in found if not options.steps or int(path.name.removeprefix("step-")) in options.steps]
     table = {path.name: _row(path, options, tiles) for path in found}
     for name, row in table.items():
-        say(name, json.dumps({key: round(value, 4) for key, value in row.items()}))
+        say(name, json.dumps({key: round(statistics.mean(values), 4) for key, values in row.items()}))
     for one in NAMES:
         for watched, probed in (("all", "all"), ("a", "b"), ("b", "a")):
-            pairs = [(row[f"{one} {watched}"], row[f"probe {probed}"]) for row in table.values()]
-            said = f"Spearman, {one} of {watched} with the probe of {probed}, {len(pairs)} checkpoints:"
-            say(said, f"{spearmanr(*zip(*pairs, strict=True)).statistic:.3f}")
+            probes = [row[f"probe {probed}"][0] for row in table.values()]
+            draws = zip(*(row[f"{one} {watched}"] for row in table.values()), strict=True)
+            values = [float(spearmanr(values, probes).statistic) for values in draws]
+            said = f"Spearman, {one} of {watched} with the probe of {probed}, {len(table)} checkpoints:"
+            spread = f" ± {statistics.stdev(values):.3f} over {len(values)} draws" if len(values) > 1 else ""
+            say(said, f"{statistics.mean(values):.3f}{spread}")
 
 
-def _row(path: Path, options: argparse.Namespace, tiles: WatchedTiles) -> dict[str, float]:
-    train_x, train_y = features(path, options.train, options.cache, options.labelled)
-    test_x, test_y = features(path, options.held_out, options.cache, 10**6)
-    prediction = logistic_regression(train_x.numpy(), train_y, test_x.numpy(), seed=0, strength=STRENGTH)
+def _row(path: Path, options: argparse.Namespace, tiles: WatchedTiles) -> dict[str, list[float]]:
+    """Numbers of a checkpoint, one for each draw of the tiles that vote; those that no draw changes once."""
+    train_x, train_y = features(path, options.train, options.cache)
+    test_x, test_y = features(path, options.held_out, options.cache)
+    prediction = logistic_regression(train_x.numpy(), train_y, test_x.numpy(), seed=0, strength=options.strength)
     right = prediction.probabilities.argmax(1)[tiles.samples_N] == test_y[tiles.samples_N]
     half = np.arange(len(tiles)) < len(tiles) // 2  # the order of the watch is random
-    row = {}
+    row: dict[str, list[float]] = {}
     for name, places in {"all": np.arange(len(tiles)), "a": np.flatnonzero(half), "b": np.flatnonzero(~half)}.items():
         some = tiles.only(places)
         values = test_x[torch.from_numpy(some.samples_N)]
         numbers, _ = measure(_share(values), some, Centroids(10, 10))
+        row |= {f"{one} {name}": [numbers[one]] for one in NAMES if one in numbers}
+        row[f"probe {name}"] = [float(right[places].mean())]
         assert some.labels_N is not None
         own = torch.from_numpy(some.labels_N)
-        found = accuracies_from(train_x.double(), torch.from_numpy(train_y), values.double(), own)
-        numbers |= dict(zip(("knn of labelled", "linear of labelled"), found, strict=True))
-        row |= {f"{one} {name}": numbers[one] for one in NAMES} | {f"probe {name}": float(right[places].mean())}
+        for draw in range(options.draws):
+            voting = labelled_subset(train_y, options.labelled, draw)
+            x, y = train_x[torch.from_numpy(voting)].double(), torch.from_numpy(train_y[voting])
+            for one, value in zip(VOTED, accuracies_from(x, y, values.double(), own), strict=True):
+                row.setdefault(f"{one} {name}", []).append(value)
     return row
 
 
@@ -237,7 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first of healthy's")
     parser.add_argument("--run", help="of correlation")
     parser.add_argument("--steps", type=int, nargs="*", help="of the checkpoints that are taken; default: all")
-    parser.add_argument("--labelled", type=int, default=200, help="tiles of each class that the probe is fitted on")
+    parser.add_argument("--labelled", type=int, default=200, help="labelled tiles of each class that the watch has")
+    parser.add_argument("--draws", type=int, default=1, help="of these tiles")
+    parser.add_argument("--strength", type=float, default=1.0, help="C of the linear probe; ca2cl probe has 1 here")
     parser.add_argument("--cache", type=Path, default=Path("watch-features"), help="folder for features")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from annotated_types import Ge, Interval
 
 from ca2cl.common.ranges import check_ranges
 
-Metric = Literal["auto", "knn", "linear", "rank"]
+Metric = Literal["auto", "knn", "linear", "rank", "uniformity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,8 @@ class WatchConfig:
     them are labelled tiles of other shards, where those vote."""
     metric: Metric = "auto"
     """The number whose best encoder is kept in the run's folder best and registered under the alias best. knn, linear:
-    accuracies, which need labels; rank: the effective rank; auto: knn where there are labels, and else rank."""
+    accuracies, which need labels; rank: the effective rank; uniformity: the lowest; auto: linear where there are
+    labels, and else uniformity."""
     stop: bool = False
     """Whether to end the run if the features have collapsed at two watches in a row. false: only warn, once."""
     seed: int = 0

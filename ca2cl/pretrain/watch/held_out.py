@@ -114,7 +114,7 @@ def find_tiles(
     if found.labels_N is None and config.metric in ("knn", "linear"):
         raise InputError(
             f"watch.metric is {config.metric}: {config.shards} has not labels of two classes or more; use "
-            "--watch.metric rank, or labelled shards"
+            "--watch.metric uniformity, or labelled shards"
         )
     return found
 

@@ -145,7 +145,7 @@ class Watch:
         numbers["seconds"] = time.perf_counter() - started
         parts.report.log_watch(step, numbers, collapse)
         state = self.state.after(collapse)
-        value = numbers[self._metric]
+        value = worth(self._metric, numbers)
         if not collapse and (state.best_step == 0 or value > state.best_value):
             encoder = parts.method.encoder(engine.bare)
             card = parts.best.write(engine.weights(encoder), parts.card(encoder, step))
@@ -171,10 +171,15 @@ class Watch:
 
 
 def metric_of(config: WatchConfig, tiles: WatchedTiles) -> str:
-    """Name of the number that the best encoder has most of."""
+    """Name of the number that the best encoder is chosen by."""
     if config.metric != "auto":
         return config.metric
-    return "knn" if tiles.labels_N is not None else "rank"
+    return "linear" if tiles.labels_N is not None else "uniformity"
+
+
+def worth(metric: str, numbers: Mapping[str, float]) -> float:
+    """What the best encoder has most of."""
+    return -numbers[metric] if metric == "uniformity" else numbers[metric]
 
 
 def measure(

@@ -106,13 +106,13 @@ def test_a_signal_during_a_watch_changes_neither_numbers_nor_the_best(home: Path
 
 def test_the_best_encoder_is_registered_beside_the_last(home: Path, watched: Path) -> None:
     found = looks(watched)
-    values = [line["watch/knn"] for line in found]
+    values = [line["watch/linear"] for line in found]
     step = found[values.index(max(values))]["step"]
     assert read_card(watched / "best" / "card.json").step == step
     root = home / "ca2cl-runs"
     best, last = (resolve_encoder(f"models:/ca2cl-encoder@{alias}", root=root) for alias in ("best", "latest"))
     assert best.card.step == step and last.card.step == STEPS
-    assert best.card.metrics["watch/knn"] == max(values) and last.card.metrics["watch/knn"] == values[-1]
+    assert best.card.metrics["watch/linear"] == max(values) and last.card.metrics["watch/linear"] == values[-1]
     assert resolve_encoder(str(watched / "best")).digest() == best.digest()
     state = json.loads((watched / f"checkpoints/step-{STEPS:09d}/state.json").read_text())["watch"]
     assert state["best_step"] == step and state["collapsed"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from ca2cl.pretrain.watch.config import WatchConfig
 from ca2cl.pretrain.watch.held_out import OwnTiles, _equal_share, choose, find_tiles
 from ca2cl.pretrain.watch.passes import Passes, gather, untouched
 from ca2cl.pretrain.watch.state import WatchState
+from ca2cl.pretrain.watch.watch import metric_of, worth
 from ca2cl.runtime.tensor_files import Whole
 from ca2cl.training.checkpoint import BEST_NAME
 from ca2cl.views.build import build_views
@@ -190,6 +192,15 @@ def test_training_tiles_vote_where_watched_ones_name_no_slides_and_have_their_cl
     for watched, trained_on in ((named, training), (shards, ShardIndex(fewer))):
         alone = find_tiles(WatchConfig(shards=str(watched), tiles=64), None, 60, trained_on)
         assert alone is not None and alone.reference is None
+
+
+def test_the_best_is_chosen_by_labels_where_there_are_some_and_else_by_the_lowest_uniformity(shards: Path) -> None:
+    tiles = choose(ShardIndex(shards), 64, seed=0)
+    assert metric_of(WatchConfig(), tiles) == "linear" and metric_of(WatchConfig(metric="knn"), tiles) == "knn"
+    assert metric_of(WatchConfig(), replace(tiles, labels_N=None)) == "uniformity"
+    for metric in ("linear", "rank"):
+        assert worth(metric, {metric: 0.6}) > worth(metric, {metric: 0.5})
+    assert worth("uniformity", {"uniformity": -1.4}) > worth("uniformity", {"uniformity": -1.3})
 
 
 def test_a_rare_class_gives_all_it_has() -> None:
