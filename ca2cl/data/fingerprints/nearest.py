@@ -24,7 +24,7 @@ from ca2cl.data.fingerprints.thumbnails import COARSE, OFFSETS, ORIENTATIONS, de
 
 CANDIDATE = 0.85
 """Least cosine of the descriptors of a candidate."""
-COPY = 0.7
+COPY = 0.8
 """Least correlation of the thumbnails of a copy."""
 _NEAREST = 3
 """Candidates of each view of a query."""
