@@ -41,6 +41,8 @@ def as_part() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ[PART]
+        else:
+            os.environ[PART] = before
 
 
 def _steps(then: Sequence[Sequence[object] | str]) -> str:
